@@ -1,0 +1,70 @@
+"""Waiting for something that happens elsewhere: poll under a deadline, never sleep and hope."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar, cast
+
+T = TypeVar("T")
+
+# Longest pause between two looks, in seconds. The first looks come much faster.
+LONGEST_PAUSE = 0.1
+FIRST_PAUSE = 0.005
+
+
+class NotInTime(AssertionError):
+    """The awaited thing did not happen before the deadline."""
+
+
+def _message(what: str, timeout: float, last: object) -> str:
+    seen = f"raised {last!r}" if isinstance(last, BaseException) else f"was {last!r}"
+    return f"{what} not within {timeout:g} s; the last look {seen}"
+
+
+async def eventually(
+    look: Callable[[], Awaitable[T] | T], *, timeout: float = 10.0, what: str = "the awaited condition"
+) -> T:
+    """Call `look` until it returns something true and return that.
+
+    `look` may be plain or asynchronous. An `AssertionError` or `LookupError` that it raises counts as "not yet"; any
+    other exception is passed on at once. Raises `NotInTime` after `timeout` seconds with the last thing seen.
+    """
+    deadline = time.monotonic() + timeout
+    pause = FIRST_PAUSE
+    while True:
+        last: object
+        try:
+            value = look()
+            if inspect.isawaitable(value):
+                value = await value
+            last = value
+            if value:
+                return cast(T, value)
+        except (AssertionError, LookupError) as exc:
+            last = exc
+        if time.monotonic() >= deadline:
+            raise NotInTime(_message(what, timeout, last)) from (last if isinstance(last, BaseException) else None)
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, LONGEST_PAUSE)
+
+
+def eventually_sync(look: Callable[[], T], *, timeout: float = 10.0, what: str = "the awaited condition") -> T:
+    """The same for tests without an event loop."""
+    deadline = time.monotonic() + timeout
+    pause = FIRST_PAUSE
+    while True:
+        last: object
+        try:
+            value = look()
+            last = value
+            if value:
+                return value
+        except (AssertionError, LookupError) as exc:
+            last = exc
+        if time.monotonic() >= deadline:
+            raise NotInTime(_message(what, timeout, last)) from (last if isinstance(last, BaseException) else None)
+        time.sleep(pause)
+        pause = min(pause * 2, LONGEST_PAUSE)
