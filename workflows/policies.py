@@ -1,0 +1,62 @@
+"""Named time limits and retries. Call sites choose a name, never a number."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TypedDict
+
+from temporalio.common import RetryPolicy
+
+
+class Policy(TypedDict, total=False):
+    start_to_close_timeout: timedelta
+    schedule_to_close_timeout: timedelta
+    heartbeat_timeout: timedelta
+    retry_policy: RetryPolicy
+
+
+DATABASE = Policy(
+    start_to_close_timeout=timedelta(seconds=10),
+    retry_policy=RetryPolicy(initial_interval=timedelta(milliseconds=200), maximum_interval=timedelta(seconds=10)),
+)
+"""One transaction. Retried for ever: the order is durable, so the database only has to come back."""
+
+DATABASE_LOCAL = Policy(
+    start_to_close_timeout=timedelta(seconds=10),
+    retry_policy=RetryPolicy(initial_interval=timedelta(milliseconds=200), maximum_interval=timedelta(seconds=10)),
+)
+"""The same as a local activity, for steps that are not worth a round trip of their own."""
+
+GATEWAY = Policy(
+    start_to_close_timeout=timedelta(seconds=20),
+    schedule_to_close_timeout=timedelta(minutes=30),
+    retry_policy=RetryPolicy(
+        initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=1), maximum_attempts=8
+    ),
+)
+"""A call to a payment gateway, always with the same idempotency key; afterwards its outcome is unknown, not failed."""
+
+CLUSTER = Policy(
+    start_to_close_timeout=timedelta(minutes=2),
+    heartbeat_timeout=timedelta(seconds=15),
+    retry_policy=RetryPolicy(
+        initial_interval=timedelta(milliseconds=500), maximum_interval=timedelta(seconds=15), maximum_attempts=12
+    ),
+)
+"""Applying or deleting objects. Bounded: an order gives up and undoes rather than waiting for ever."""
+
+CLUSTER_CLEANUP = Policy(
+    start_to_close_timeout=timedelta(minutes=5),
+    heartbeat_timeout=timedelta(seconds=15),
+    retry_policy=RetryPolicy(
+        initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=1), maximum_attempts=6
+    ),
+)
+"""Undoing. When it fails too, the instance is ``cleanup_pending`` and the next round goes on."""
+
+MAIL = Policy(
+    start_to_close_timeout=timedelta(minutes=2),
+    heartbeat_timeout=timedelta(seconds=20),
+    retry_policy=RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=30)),
+)
+"""Draining the outbox; each delivery keeps its own backoff in its row."""

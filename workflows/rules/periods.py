@@ -1,0 +1,54 @@
+"""When billing periods begin and end.
+
+Every boundary is computed from the original anchor, never from the previous boundary, so that Jan 31 gives Feb 28 and
+then Mar 31. The anchor's day and time of day are those of the account's time zone; a local time that a DST change
+skips moves forward by the gap, one that occurs twice means the first occurrence.
+"""
+
+from __future__ import annotations
+
+import calendar
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from zoneinfo import ZoneInfo
+
+
+class Interval(StrEnum):
+    MONTH = "month"
+    YEAR = "year"
+
+
+MONTHS = {Interval.MONTH: 1, Interval.YEAR: 12}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Period:
+    """A half-open billing period ``[start, end)``, both aware and in UTC."""
+
+    start: datetime
+    end: datetime
+
+    @property
+    def seconds(self) -> int:
+        return int((self.end - self.start).total_seconds())
+
+
+def boundary(anchor: datetime, n: int, interval: Interval, timezone: str) -> datetime:
+    """Return the instant at which period ``n`` (from zero) since ``anchor`` begins, in UTC."""
+    if n == 0:
+        return anchor.astimezone(UTC)
+    local = anchor.astimezone(ZoneInfo(timezone))
+    years, month0 = divmod(local.month - 1 + n * MONTHS[interval], 12)
+    year, month = local.year + years, month0 + 1
+    day = min(local.day, calendar.monthrange(year, month)[1])
+    # fold=0 picks the first of two equal local times, and carries a skipped one forward when converted to UTC.
+    return local.replace(year=year, month=month, day=day, fold=0).astimezone(UTC)
+
+
+def nth_period(anchor: datetime, n: int, interval: Interval = Interval.MONTH, timezone: str = "UTC") -> Period:
+    """Return the ``n``-th period since ``anchor``, counted from zero."""
+    return Period(
+        start=boundary(anchor, n, interval, timezone),
+        end=boundary(anchor, n + 1, interval, timezone),
+    )

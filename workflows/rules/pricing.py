@@ -1,0 +1,81 @@
+"""From a price and a coupon to the lines of an invoice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from fractions import Fraction
+
+from workflows.rules.money import Money, zero
+from workflows.rules.periods import Period
+
+
+class CouponKind(StrEnum):
+    PERCENT = "percent"
+    FIXED = "fixed"
+
+
+class CouponDuration(StrEnum):
+    ONCE = "once"
+    PERIODS = "periods"
+    FOREVER = "forever"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Discount:
+    """A coupon as it stands for one subscription.
+
+    Attributes:
+        percent: 1 to 100 for ``percent`` coupons, else 0.
+        amount: The reduction of ``fixed`` coupons, in their own currency.
+        periods_left: How many more periods it reduces; None is for ever.
+    """
+
+    code: str
+    kind: CouponKind
+    percent: int = 0
+    amount: Money | None = None
+    periods_left: int | None = None
+
+
+def reduction(price: Money, discount: Discount | None) -> Money:
+    """Return what ``discount`` takes off ``price``: never more than the price, nothing in another currency."""
+    if discount is None or discount.periods_left == 0:
+        return zero(price.currency)
+    if discount.kind is CouponKind.PERCENT:
+        return price.times(Fraction(discount.percent, 100))
+    if discount.amount is None or discount.amount.currency != price.currency:
+        return zero(price.currency)
+    return min(price, discount.amount)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One line of an invoice. ``amount`` is ``unit_price * quantity - discount``, before tax."""
+
+    description: str
+    unit_price: Money
+    quantity: int
+    discount: Money
+    tax: Money
+    period: Period
+
+    @property
+    def amount(self) -> Money:
+        return self.unit_price.times(self.quantity) - self.discount
+
+
+def plan_line(description: str, price: Money, period: Period, discount: Discount | None = None) -> Line:
+    return Line(
+        description=description,
+        unit_price=price,
+        quantity=1,
+        discount=reduction(price, discount),
+        tax=zero(price.currency),
+        period=period,
+    )
+
+
+def in_force(effective_from: datetime, now: datetime) -> bool:
+    return effective_from <= now
