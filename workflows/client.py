@@ -294,7 +294,7 @@ def refusal(error: FailureError | WorkflowUpdateFailedError | WorkflowFailureErr
     """Return the ``RuleBroken`` inside a failed update or workflow, or the error itself when it is another."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, ApplicationError) and cause.type in Refusal.__members__:
+        if isinstance(cause, ApplicationError) and cause.type is not None and cause.type in Refusal.__members__:
             details = cause.details[0] if cause.details and isinstance(cause.details[0], dict) else {}
             return RuleBroken(Refusal(cause.type), cause.message, details)
         cause = cause.__cause__

@@ -15,7 +15,7 @@ from db.base import Base
 class Subscription(Base):
     """One subscription. Written by its ``Subscription`` workflow alone.
 
-    ``terms`` is the JSON of ``workflows.ports.subscription.Terms`` in force; ``price_minor`` repeats its price for lists.
+    ``price_id`` and ``price_minor`` are what was agreed; a price rise moves them on its declared date only.
     """
 
     __tablename__ = "subscriptions"
