@@ -27,6 +27,13 @@ class Subscription(Base):
             "first_failure_at",
             postgresql_where=text("status IN ('past_due', 'suspended')"),
         ),
+        Index(
+            "uq_subscriptions_one_trial_per_service",
+            "organization_id",
+            "service_id",
+            unique=True,
+            postgresql_where=text("trial AND status NOT IN ('failed', 'expired')"),
+        ),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -38,6 +45,7 @@ class Subscription(Base):
     name: Mapped[str | None]
     status: Mapped[str] = mapped_column(index=True)
     collection: Mapped[str | None]
+    trial: Mapped[bool] = mapped_column(default=False, server_default=text("false"))
     currency: Mapped[str]
     price_minor: Mapped[int]
     coupon_code: Mapped[str | None]
