@@ -2,8 +2,8 @@
 
 SETTINGS is JSON: `parent` (pid; when it is already gone the program is not started), `death` (signal to receive when
 the parent dies; Linux), `uid` and `gid` (run as that user), `reach` (keep the right to pass through folders that this
-user could not enter, for data below a private home). A program of its own rather than a `preexec_fn`, which is unsafe in
-a process with threads. Standard library only, without site-packages, so that it costs some ten milliseconds.
+user could not enter, for data below a private home). A program of its own rather than a `preexec_fn`, which is not safe
+in a process with threads. Standard library only, without site-packages, so that it costs some ten milliseconds.
 """
 
 from __future__ import annotations

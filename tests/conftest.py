@@ -1,0 +1,44 @@
+"""What every test may ask for. Nothing starts before a test asks for it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.scenarios import ScenarioRecorder
+
+pytest_plugins = [
+    "tests.support.databases",
+    "tests.support.temporal",
+    "tests.support.sandboxes",
+]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(ScenarioRecorder(config), "berth-scenarios")
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
+    yield
+    # Read again in `pytest_unconfigure`: plugins may still change it after this hook.
+    session.config.stash[SESSION] = session
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Leave without the interpreter's own teardown once the SDK was in use: it can crash there (rc 134/139,
+    temporalio/sdk-python#300). Reports, coverage and results are written by now; xdist's workers have sent theirs."""
+    session = config.stash.get(SESSION, None)
+    if session is None or "temporalio.bridge" not in sys.modules:
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(int(session.exitstatus))
+
+
+SESSION: pytest.StashKey[pytest.Session] = pytest.StashKey()
