@@ -1,0 +1,52 @@
+"""`python -m deploy.local.stripe`: serve until SIGTERM or SIGINT."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import signal
+import sys
+from pathlib import Path
+
+from deploy.local.stripe.sandbox import DELIVERED, StripeSandbox
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m deploy.local.stripe", description="A Stripe sandbox on loopback.")
+    parser.add_argument("--port", type=int, default=0, help="port to listen on; 0 chooses a free one")
+    parser.add_argument("--state", type=Path, required=True, help="folder that keeps the sandbox's state")
+    parser.add_argument("--webhook-url", help="where events are delivered")
+    parser.add_argument("--webhook-secret", default="whsec_sandbox", help="secret that signs them")
+    parser.add_argument("--webhook-event", action="append", help="type or glob to deliver; may be repeated")
+    parser.add_argument("--api-key", help="the one sk_test_ key to accept; by default every one")
+    parser.add_argument("--no-localstripe", action="store_true", help="leave out the process behind")
+    return parser.parse_args()
+
+
+async def _serve(arguments: argparse.Namespace) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with StripeSandbox(
+        webhook_url=arguments.webhook_url,
+        webhook_secret=arguments.webhook_secret,
+        state_dir=arguments.state,
+        port=arguments.port,
+        api_key=arguments.api_key,
+        localstripe=not arguments.no_localstripe,
+        events=tuple(arguments.webhook_event or DELIVERED),
+    ) as sandbox:
+        sys.stdout.write(f"stripe sandbox on {sandbox.url}\n")
+        sys.stdout.flush()
+        await stop.wait()
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    asyncio.run(_serve(_arguments()))
+
+
+if __name__ == "__main__":
+    main()

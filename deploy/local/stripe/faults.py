@@ -1,0 +1,87 @@
+"""The faults that a test can order: what, how many times, for how long."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+BEFORE_DEED = ("server_error", "reset")
+AFTER_DEED = ("stall", "lost_reply")
+WEBHOOK = ("hold_webhook", "reorder_webhook", "duplicate_webhook")
+KINDS = (*BEFORE_DEED, *AFTER_DEED, *WEBHOOK)
+_MONEY = ("/v1/payment_intents*", "/v1/refunds*")
+_STALL_SECONDS = 30.0
+
+
+@dataclass(slots=True, kw_only=True)
+class Fault:
+    """`count` is what is left of it (None: until cleared), `until` a monotonic instant, `seconds` as ordered."""
+
+    kind: str
+    count: int | None
+    seconds: float | None
+    until: float | None
+    paths: tuple[str, ...]
+
+    def shown(self) -> dict[str, Any]:
+        return {"fault": self.kind, "count": self.count, "seconds": self.seconds, "path": list(self.paths)}
+
+
+class Faults:
+    """Ordered faults, oldest first. They live in memory: a restart of the sandbox clears them."""
+
+    def __init__(self) -> None:
+        self._ordered: list[Fault] = []
+
+    def order(self, wish: Mapping[str, Any]) -> Fault:
+        """Add a fault from a request body; ValueError says what is wrong with it.
+
+        Without `path` the faults of requests aim at what moves money (payment intents and refunds), so that a
+        fault meant for a charge is not used up by the customer that is created just before it.
+        """
+        kind = wish.get("fault")
+        if kind not in KINDS:
+            raise ValueError(f"fault must be one of {', '.join(KINDS)}")
+        count, seconds, path = wish.get("count"), wish.get("seconds"), wish.get("path")
+        if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
+            raise ValueError("count must be a positive integer")
+        if seconds is not None and (not isinstance(seconds, int | float) or isinstance(seconds, bool) or seconds < 0):
+            raise ValueError("seconds must be a number, zero or more")
+        if path is not None and not isinstance(path, str):
+            raise ValueError("path must be a glob over request paths")
+        # For a stall `seconds` is how long an answer is held; for the others, how long the fault stays.
+        timed = seconds is not None and kind != "stall"
+        fault = Fault(
+            kind=str(kind),
+            count=count,
+            seconds=(_STALL_SECONDS if seconds is None else seconds) if kind == "stall" else seconds,
+            until=time.monotonic() + seconds if timed and seconds is not None else None,
+            paths=_MONEY if path is None else (path,),
+        )
+        self._ordered.append(fault)
+        return fault
+
+    def clear(self, kind: str | None = None) -> None:
+        self._ordered = [fault for fault in self._ordered if kind is not None and fault.kind != kind]
+
+    def live(self) -> list[Fault]:
+        now = time.monotonic()
+        self._ordered = [
+            fault
+            for fault in self._ordered
+            if (fault.until is None or fault.until > now) and (fault.count is None or fault.count > 0)
+        ]
+        return list(self._ordered)
+
+    def take(self, kinds: Iterable[str], path: str | None = None) -> Fault | None:
+        """Use up one occurrence of the oldest fault that applies."""
+        wanted = tuple(kinds)
+        for fault in self.live():
+            if fault.kind in wanted and (path is None or any(fnmatchcase(path, glob) for glob in fault.paths)):
+                if fault.count is not None:
+                    fault.count -= 1
+                return fault
+        return None
