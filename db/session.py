@@ -5,6 +5,8 @@ from __future__ import annotations
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
+from db.sealing import INFO, Sealer
+
 Sessions = async_sessionmaker[AsyncSession]
 """``async with sessions.begin() as session`` is one unit of work: it commits at its end or not at all."""
 
@@ -24,8 +26,9 @@ def create_engine(url: str, *, pool_size: int = 10, timeout_seconds: float = 5) 
     )
 
 
-def session_factory(engine: AsyncEngine) -> Sessions:
-    return async_sessionmaker(engine, expire_on_commit=False)
+def session_factory(engine: AsyncEngine, *, sealer: Sealer | None = None) -> Sessions:
+    """``sealer`` encrypts what must not rest readable (secrets of queued mails)."""
+    return async_sessionmaker(engine, expire_on_commit=False, info={INFO: sealer})
 
 
 async def act_as(session: AsyncSession, *, organization_id: str | None, user_id: str | None, role: str | None) -> None:
