@@ -1,0 +1,98 @@
+"""Instances and the operations on them."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects import postgresql
+
+from db.rls import protect
+
+revision = "0005_instances"
+down_revision = "0004_payments"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.create_table(
+        "instances",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("organization_id", sa.Text(), nullable=False),
+        sa.Column("subscription_id", sa.Text(), nullable=False),
+        sa.Column("service_slug", sa.Text(), nullable=False),
+        sa.Column("version", sa.Text(), nullable=False),
+        sa.Column("hostname", sa.Text(), nullable=False),
+        sa.Column("namespace", sa.Text(), nullable=False),
+        sa.Column("status", sa.Text(), server_default=sa.text("'requested'"), nullable=False),
+        sa.Column("cpu_millicores", sa.BigInteger(), nullable=False),
+        sa.Column("memory_mib", sa.BigInteger(), nullable=False),
+        sa.Column("storage_gib", sa.BigInteger(), nullable=False),
+        sa.Column("replicas", sa.BigInteger(), server_default=sa.text("1"), nullable=False),
+        sa.Column("parameters", postgresql.JSONB(), server_default=sa.text("'{}'::jsonb"), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=True),
+        sa.Column("conditions", postgresql.JSONB(), server_default=sa.text("'[]'::jsonb"), nullable=False),
+        sa.Column("url", sa.Text(), nullable=True),
+        sa.Column("restore_replicas", postgresql.JSONB(), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("ready_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("deleted_at", sa.DateTime(timezone=True), nullable=True),
+        sa.CheckConstraint(
+            "status IN ('requested', 'provisioning', 'ready', 'stopped', 'suspended', 'degraded', 'failed', 'deleting',"
+            " 'deleted', 'cleanup_pending')",
+            name=op.f("ck_instances_status"),
+        ),
+        sa.CheckConstraint(
+            "cpu_millicores > 0 AND memory_mib > 0 AND storage_gib > 0 AND replicas > 0",
+            name=op.f("ck_instances_positive_envelope"),
+        ),
+        sa.ForeignKeyConstraint(
+            ["organization_id"], ["organizations.id"], name=op.f("fk_instances_organization_id_organizations")
+        ),
+        sa.ForeignKeyConstraint(
+            ["subscription_id"], ["subscriptions.id"], name=op.f("fk_instances_subscription_id_subscriptions")
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_instances")),
+        sa.UniqueConstraint("hostname", name=op.f("uq_instances_hostname")),
+        sa.UniqueConstraint("namespace", name=op.f("uq_instances_namespace")),
+        sa.UniqueConstraint("subscription_id", name=op.f("uq_instances_subscription_id")),
+    )
+    op.create_index(op.f("ix_instances_status"), "instances", ["status"])
+    op.create_index("ix_instances_organization_id_created_at_id", "instances", ["organization_id", "created_at", "id"])
+    op.create_table(
+        "instance_operations",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("organization_id", sa.Text(), nullable=False),
+        sa.Column("instance_id", sa.Text(), nullable=False),
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("status", sa.Text(), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=True),
+        sa.Column("actor", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("started_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
+        sa.CheckConstraint(
+            "status IN ('pending', 'running', 'succeeded', 'failed', 'cancelled')",
+            name=op.f("ck_instance_operations_status"),
+        ),
+        sa.ForeignKeyConstraint(
+            ["organization_id"], ["organizations.id"], name=op.f("fk_instance_operations_organization_id_organizations")
+        ),
+        sa.ForeignKeyConstraint(
+            ["instance_id"], ["instances.id"], name=op.f("fk_instance_operations_instance_id_instances")
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_instance_operations")),
+    )
+    op.create_index(
+        "ix_instance_operations_instance_id_created_at_id",
+        "instance_operations",
+        ["instance_id", "created_at", "id"],
+    )
+    for table in ("instances", "instance_operations"):
+        for statement in protect(table):
+            op.execute(statement)
+
+
+def downgrade() -> None:
+    op.drop_table("instance_operations")
+    op.drop_table("instances")

@@ -1,0 +1,84 @@
+"""What an instance may become, and when one may be removed as nobody's."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from workflows.rules.errors import Refusal, RuleBroken
+
+
+class InstanceStatus(StrEnum):
+    REQUESTED = "requested"
+    PROVISIONING = "provisioning"
+    READY = "ready"
+    STOPPED = "stopped"
+    SUSPENDED = "suspended"
+    DEGRADED = "degraded"
+    FAILED = "failed"
+    DELETING = "deleting"
+    DELETED = "deleted"
+    CLEANUP_PENDING = "cleanup_pending"
+
+
+S = InstanceStatus
+
+_RUNNING = frozenset({S.READY, S.STOPPED, S.SUSPENDED, S.DEGRADED, S.DELETING})
+
+MOVES: dict[InstanceStatus, frozenset[InstanceStatus]] = {
+    S.REQUESTED: frozenset({S.PROVISIONING, S.FAILED, S.DELETING, S.CLEANUP_PENDING}),
+    S.PROVISIONING: frozenset({S.READY, S.FAILED, S.DELETING, S.CLEANUP_PENDING}),
+    S.READY: _RUNNING - {S.READY},
+    S.STOPPED: _RUNNING - {S.STOPPED},
+    S.SUSPENDED: _RUNNING - {S.SUSPENDED},
+    S.DEGRADED: _RUNNING - {S.DEGRADED},
+    # A failed provisioning has been undone; deleting it again must be harmless.
+    S.FAILED: frozenset({S.DELETING}),
+    S.DELETING: frozenset({S.DELETED, S.CLEANUP_PENDING}),
+    S.CLEANUP_PENDING: frozenset({S.DELETING, S.DELETED, S.FAILED}),
+    S.DELETED: frozenset(),
+}
+
+EXISTING = frozenset({S.READY, S.STOPPED, S.SUSPENDED, S.DEGRADED})
+"""Statuses in which the customer's objects and data are in the cluster and stay there."""
+
+GONE = frozenset({S.DELETED, S.FAILED})
+"""Statuses in which nothing of the instance may be in the cluster any more."""
+
+UNSERVED = frozenset({S.STOPPED, S.SUSPENDED})
+"""Scaled to zero on purpose, data kept."""
+
+
+def move(current: InstanceStatus, target: InstanceStatus) -> InstanceStatus:
+    """Return ``target`` if it is a legal move.
+
+    Raises:
+        RuleBroken: ``ILLEGAL_MOVE`` if the table does not list it.
+    """
+    if target not in MOVES[current]:
+        raise RuleBroken(
+            Refusal.ILLEGAL_MOVE,
+            f"An instance that is {current} cannot become {target}.",
+            {"from": current, "to": target},
+        )
+    return target
+
+
+def settle(current: InstanceStatus, target: InstanceStatus) -> InstanceStatus:
+    """Return ``target``, also when the instance is there already: activities are repeated.
+
+    Raises:
+        RuleBroken: ``ILLEGAL_MOVE`` if the table does not list it.
+    """
+    return target if current is target else move(current, target)
+
+
+def collectable(status: InstanceStatus | None, created_at: datetime, now: datetime, grace: timedelta) -> bool:
+    """Whether a namespace that bears our labels is an orphan.
+
+    Args:
+        status: Of the instance that the namespace names, or None when the database knows none.
+        created_at: When the namespace was created.
+        grace: How long a namespace may exist before anybody judges it; a transaction may still be on its way.
+    """
+    return (status is None or status in GONE) and now - created_at >= grace
