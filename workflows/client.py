@@ -17,15 +17,15 @@ from temporalio.client import (
     WithStartWorkflowOperation,
     WorkflowFailureError,
     WorkflowUpdateFailedError,
+    WorkflowUpdateHandle,
     WorkflowUpdateRPCTimeoutOrCancelledError,
+    WorkflowUpdateStage,
 )
 from temporalio.common import (
-    SearchAttributePair,
-    TypedSearchAttributes,
     WorkflowIDConflictPolicy,
     WorkflowIDReusePolicy,
 )
-from temporalio.exceptions import ApplicationError, FailureError
+from temporalio.exceptions import ApplicationError, FailureError, WorkflowAlreadyStartedError
 from temporalio.service import RetryConfig, RPCError, RPCStatusCode
 
 from workflows import names
@@ -122,7 +122,7 @@ class Orchestrator:
             task_queue=names.PLATFORM,
             id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
             id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
-            search_attributes=_attributes(
+            search_attributes=names.attributes(
                 order.organization_id, "subscription", subscription=order.subscription_id, instance=order.instance_id
             ),
             memo={"request_id": order.request_id},
@@ -159,7 +159,7 @@ class Orchestrator:
             task_queue=names.PLATFORM,
             id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
             id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
-            search_attributes=_attributes(order.organization_id, "payment"),
+            search_attributes=names.attributes(order.organization_id, "payment"),
             memo={"request_id": order.request_id},
         )
         update_id = f"answered/{order.payment_id}"
@@ -200,7 +200,7 @@ class Orchestrator:
                 start_signal="gateway_event",
                 start_signal_args=[event],
                 id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
-                search_attributes=_attributes(resume.organization_id, "payment"),
+                search_attributes=names.attributes(resume.organization_id, "payment"),
                 rpc_timeout=ANSWER_WITHIN,
             )
         )
@@ -224,12 +224,23 @@ class Orchestrator:
     async def _order(self, subscription_id: str, name: str, order: object, order_id: str) -> Accepted[View]:
         workflow_id = names.subscription_workflow(subscription_id)
         handle = self._client.get_workflow_handle(workflow_id)
-        try:
-            view: View = await _bounded(
-                handle.execute_update(name, order, id=order_id, result_type=View, rpc_timeout=ANSWER_WITHIN)
+        update: WorkflowUpdateHandle[View] = await _bounded(
+            handle.start_update(
+                name,
+                order,
+                id=order_id,
+                wait_for_stage=WorkflowUpdateStage.ACCEPTED,
+                result_type=View,
+                rpc_timeout=ANSWER_WITHIN,
             )
+        )
+        try:
+            view: View = await update.result(rpc_timeout=ANSWER_WITHIN)
         except WorkflowUpdateFailedError as error:
             raise refusal(error) from error
+        except (WorkflowUpdateRPCTimeoutOrCancelledError, RPCError):
+            # It was accepted, so it will be carried out; only its outcome is not known yet.
+            return Accepted(workflow_id=workflow_id, outcome=None)
         return Accepted(workflow_id=workflow_id, outcome=view)
 
     async def _update_with_start(
@@ -250,7 +261,7 @@ class Orchestrator:
             )
         except WorkflowUpdateFailedError as error:
             raise refusal(error) from error
-        except WorkflowUpdateRPCTimeoutOrCancelledError:
+        except (WorkflowUpdateRPCTimeoutOrCancelledError, WorkflowAlreadyStartedError):
             return await self._started(workflow_id)
         except RPCError as error:
             if error.status in (RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED):
@@ -278,7 +289,7 @@ class Orchestrator:
                 task_queue=names.PLATFORM,
                 id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
                 id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
-                search_attributes=_attributes(organization_id, workflow.lower()),
+                search_attributes=names.attributes(organization_id, workflow.lower()),
                 result_type=result_type,
                 rpc_timeout=ANSWER_WITHIN,
             )
@@ -304,6 +315,8 @@ def refusal(error: FailureError | WorkflowUpdateFailedError | WorkflowFailureErr
 async def _bounded(call: Awaitable[T]) -> T:
     try:
         return await call
+    except WorkflowUpdateFailedError as error:
+        raise refusal(error) from error
     except WorkflowUpdateRPCTimeoutOrCancelledError as error:
         raise Unavailable from error
     except RPCError as error:
@@ -324,17 +337,3 @@ _AWAY = (
     RPCStatusCode.CANCELLED,
     RPCStatusCode.RESOURCE_EXHAUSTED,
 )
-
-
-def _attributes(
-    account: str, kind: str, *, subscription: str | None = None, instance: str | None = None
-) -> TypedSearchAttributes:
-    pairs: list[SearchAttributePair[Any]] = [
-        SearchAttributePair(names.ACCOUNT_KEY, account),
-        SearchAttributePair(names.KIND_KEY, kind),
-    ]
-    if subscription is not None:
-        pairs.append(SearchAttributePair(names.SUBSCRIPTION_KEY, subscription))
-    if instance is not None:
-        pairs.append(SearchAttributePair(names.INSTANCE_KEY, instance))
-    return TypedSearchAttributes(pairs)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from temporalio.common import SearchAttributeKey
+from typing import Any
+
+from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes
 
 PLATFORM = "platform"
 INFRASTRUCTURE = "infrastructure"
@@ -58,3 +60,18 @@ def payment_method_workflow(payment_method_id: str) -> str:
 
 def dispatch_workflow(channel: str) -> str:
     return f"notification-dispatch/{channel}"
+
+
+def attributes(
+    account: str, kind: str, *, subscription: str | None = None, instance: str | None = None
+) -> TypedSearchAttributes:
+    """Return what operators find a workflow by. Plaintext on the server: ids and states only."""
+    pairs: list[SearchAttributePair[Any]] = [
+        SearchAttributePair(ACCOUNT_KEY, account),
+        SearchAttributePair(KIND_KEY, kind),
+    ]
+    if subscription is not None:
+        pairs.append(SearchAttributePair(SUBSCRIPTION_KEY, subscription))
+    if instance is not None:
+        pairs.append(SearchAttributePair(INSTANCE_KEY, instance))
+    return TypedSearchAttributes(pairs)

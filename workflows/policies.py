@@ -15,13 +15,18 @@ class Policy(TypedDict, total=False):
     retry_policy: RetryPolicy
 
 
+class LocalPolicy(TypedDict):
+    start_to_close_timeout: timedelta
+    retry_policy: RetryPolicy
+
+
 DATABASE = Policy(
     start_to_close_timeout=timedelta(seconds=10),
     retry_policy=RetryPolicy(initial_interval=timedelta(milliseconds=200), maximum_interval=timedelta(seconds=10)),
 )
 """One transaction. Retried for ever: the order is durable, so the database only has to come back."""
 
-DATABASE_LOCAL = Policy(
+DATABASE_LOCAL = LocalPolicy(
     start_to_close_timeout=timedelta(seconds=10),
     retry_policy=RetryPolicy(initial_interval=timedelta(milliseconds=200), maximum_interval=timedelta(seconds=10)),
 )

@@ -16,6 +16,7 @@ from temporalio import activity
 from workflows.ports.subscription import (
     CardDue,
     CloseOrder,
+    Fallback,
     Opened,
     OpenSubscription,
     RecordIntent,
@@ -61,14 +62,16 @@ class Renew:
 class Bill:
     """What became of an invoice.
 
-    ``state`` is the subscription's state after it. ``card`` says what a card has to pay now; until it has, the
-    part that credit covers is held. Neither paid nor card: nothing could be collected, and that is recorded.
+    ``state`` is the subscription's state after it, as recorded. ``card`` says what a card has to pay now; until it
+    has, the part that credit covers is held. Neither paid nor card: nothing could be collected, and that is recorded.
+    ``first_failure`` is when the subscription fell into debt, if it is in debt.
     """
 
     invoice_id: str | None
     paid: bool
     card: CardDue | None
     state: State
+    first_failure: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +88,7 @@ class Collect:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settle:
-    """A card paid. ``restart`` as in ``Renew``: then the period's dates are set as well."""
+    """A card paid an invoice of a period. A draft is finalised by it, and its period begins."""
 
     subscription_id: str
     invoice_id: str
@@ -146,17 +149,15 @@ class CompleteChange:
     actor: str
     terms: Terms
     restarts: bool
-    period_start: datetime | None
-    period_end: datetime | None
     now: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RevertChange:
-    """The resize failed: the old terms come back and what the change took is returned as credit."""
+    """The resize failed: the old terms and periods come back and what the change took is returned to the wallet."""
 
     subscription_id: str
-    terms: Terms
+    fallback: Fallback
     order_id: str
     reason: str
     now: datetime
@@ -250,8 +251,8 @@ class Billing(Protocol):
         ...
 
     @activity.defn(name="billing.complete_change")
-    async def complete_change(self, command: CompleteChange) -> None:
-        """A card paid for the change: apply it."""
+    async def complete_change(self, command: CompleteChange) -> Bill:
+        """A card paid for the change: apply it, or keep the money in the wallet if the subscription has ended."""
         ...
 
     @activity.defn(name="billing.revert_change")

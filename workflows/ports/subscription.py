@@ -61,6 +61,18 @@ class Terms:
     calendar: dunning.Calendar = field(default_factory=dunning.Calendar)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fallback:
+    """What a plan change replaced; it comes back when the instance cannot be resized."""
+
+    order_id: str
+    terms: Terms
+    anchor: datetime
+    periods_billed: int
+    period_start: datetime
+    period_end: datetime
+
+
 @dataclass(slots=True, kw_only=True)
 class Life:
     """Everything that the next run of the entity needs; carried through continue-as-new.
@@ -74,7 +86,7 @@ class Life:
         applied_plan_id: The plan whose resources the instance has.
         instance_running: What the cluster was last told.
         stopped_by_customer: The customer stopped it and nobody else may start it.
-        resizing_from: Terms to fall back to while a resize runs.
+        fallback: What a plan change replaced, until the instance has been resized to it.
         handled: Update ids that were answered, newest last, bounded; they survive continue-as-new.
     """
 
@@ -97,6 +109,7 @@ class Life:
     applied_plan_id: str = ""
     instance_running: bool = False
     stopped_by_customer: bool = False
+    fallback: Fallback | None = None
     handled: list[str] = field(default_factory=list)
 
 

@@ -36,6 +36,17 @@ class Calendar:
         return self.retry_days[-1] if self.retry_days else 0
 
 
+LATE = timedelta(hours=1)
+
+
+def first_failure(due_at: datetime, now: datetime) -> datetime:
+    """Return the instant that grace is counted from: when the money was due.
+
+    When the platform itself was late to ask, the customer is not the one who loses days: then it is now.
+    """
+    return due_at if now - due_at <= LATE else now
+
+
 def next_retry(calendar: Calendar, first_failure: datetime, attempts_made: int) -> datetime | None:
     """Return when scheduled attempt number ``attempts_made`` (from zero) is due; None when all are used up."""
     if attempts_made >= len(calendar.retry_days):

@@ -1,0 +1,30 @@
+"""Between ``RuleBroken``, which rules raise, and ``ApplicationError``, which travels through Temporal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from temporalio.exceptions import ActivityError, ApplicationError
+
+from workflows.rules.errors import Refusal, RuleBroken
+
+
+def refuse(code: Refusal, message: str, details: Mapping[str, str] | None = None) -> ApplicationError:
+    """Return the error that ends an order with ``code`` and is never retried."""
+    return ApplicationError(message, dict(details or {}), type=code, non_retryable=True)
+
+
+def refusal_of(error: RuleBroken) -> ApplicationError:
+    return refuse(error.code, error.message, error.details)
+
+
+def refused_by(error: ActivityError) -> ApplicationError:
+    """Return the refusal inside a failed activity.
+
+    Raises:
+        ActivityError: ``error`` itself when it is no refusal.
+    """
+    cause = error.cause
+    if isinstance(cause, ApplicationError) and cause.type in Refusal.__members__:
+        return ApplicationError(cause.message, *cause.details, type=cause.type, non_retryable=True)
+    raise error
