@@ -6,6 +6,7 @@ Every method is one call to the Temporal server with a bounded wait. Orders deri
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -31,6 +32,7 @@ from temporalio.service import RetryConfig, RPCError, RPCStatusCode
 from workflows import names
 from workflows.codec import EncryptionCodec
 from workflows.ports.billing import AccountAdjustment
+from workflows.ports.notifications import RenderedInvoice, RenderInvoice
 from workflows.ports.payments import (
     AddPaymentMethod,
     GatewayEvent,
@@ -187,6 +189,29 @@ class Orchestrator:
         result: RefundOutcome = await self._run(
             names.REFUND, order, names.refund_workflow(order.refund_id), RefundOutcome, order.organization_id
         )
+        return result
+
+    async def render_invoice(self, invoice_id: str, organization_id: str) -> RenderedInvoice:
+        """Render an invoice's PDF (again, if it was lost) and wait until it is kept, 3 s at most."""
+        handle: Any = await _bounded(
+            self._client.start_workflow(
+                names.INVOICE_DOCUMENT,
+                RenderInvoice(invoice_id=invoice_id, organization_id=organization_id),
+                id=names.document_workflow(invoice_id),
+                task_queue=names.PLATFORM,
+                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                search_attributes=names.attributes(organization_id, "document"),
+                result_type=RenderedInvoice,
+                rpc_timeout=ANSWER_WITHIN,
+            )
+        )
+        try:
+            async with asyncio.timeout(ANSWER_WITHIN.total_seconds()):
+                result: RenderedInvoice = await _bounded(handle.result())
+        except TimeoutError as error:
+            raise Unavailable from error
+        except WorkflowFailureError as error:
+            raise refusal(error) from error
         return result
 
     async def payment_event(self, event: GatewayEvent, resume: Pay) -> None:

@@ -18,6 +18,7 @@ PAYMENT_METHOD_SETUP = "PaymentMethodSetup"
 PROVISIONING = "Provisioning"
 INSTANCE_OPERATION = "InstanceOperation"
 NOTIFICATION_DISPATCH = "NotificationDispatch"
+INVOICE_DOCUMENT = "InvoiceDocument"
 
 ACCOUNT_KEY = SearchAttributeKey.for_keyword("BerthAccount")
 SUBSCRIPTION_KEY = SearchAttributeKey.for_keyword("BerthSubscription")
@@ -56,6 +57,10 @@ def adjustment_workflow(adjustment_id: str) -> str:
 
 def payment_method_workflow(payment_method_id: str) -> str:
     return f"payment-method/{payment_method_id}"
+
+
+def document_workflow(invoice_id: str) -> str:
+    return f"document/{invoice_id}"
 
 
 def dispatch_workflow(channel: str) -> str:

@@ -61,7 +61,26 @@ CLUSTER_CLEANUP = Policy(
 
 MAIL = Policy(
     start_to_close_timeout=timedelta(minutes=2),
-    heartbeat_timeout=timedelta(seconds=20),
-    retry_policy=RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=30)),
+    heartbeat_timeout=timedelta(seconds=5),
+    retry_policy=RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=10)),
 )
-"""Draining the outbox; each delivery keeps its own backoff in its row."""
+"""Draining the outbox; each delivery keeps its own backoff in its row.
+
+The heartbeat's limit is how long mails wait after a worker was killed. Two drains at once do no harm.
+"""
+
+DRAIN_FOR = timedelta(seconds=55)
+"""How long one drain keeps polling."""
+
+
+def away_pause(times: int) -> timedelta:
+    """How long the dispatcher waits after the mail server was away ``times`` times in a row: 0.5 s doubling to 10 s."""
+    return min(timedelta(milliseconds=250) * (1 << min(times, 10)), timedelta(seconds=10))
+
+
+RENDER = Policy(
+    start_to_close_timeout=timedelta(seconds=15),
+    schedule_to_close_timeout=timedelta(minutes=10),
+    retry_policy=RetryPolicy(initial_interval=timedelta(milliseconds=200), maximum_interval=timedelta(seconds=10)),
+)
+"""Composing a document from the database."""
