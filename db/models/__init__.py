@@ -1,0 +1,7 @@
+"""Every table. Importing this package makes ``Base.metadata`` complete; each area adds one line."""
+
+from __future__ import annotations
+
+from db.models import billing as billing
+from db.models import identity as identity
+from db.models import notifications as notifications

@@ -1,0 +1,173 @@
+"""People, the organisations they act for, their sessions, and what they did."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, func, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import Mapped, mapped_column
+
+from db.base import Base
+
+
+class Organization(Base):
+    """The account: what is ordered, owned and billed belongs to one. ``currency`` never changes."""
+
+    __tablename__ = "organizations"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    currency: Mapped[str]
+    country: Mapped[str | None]
+    timezone: Mapped[str]
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+
+
+class User(Base):
+    """A person. ``email`` is unique whatever its case; ``role`` is the platform's, an organisation's is a membership's.
+
+    ``role`` is one of ``USER ADMINISTRATOR NODE_OPERATOR DASHBOARD_OPERATOR``; the API's database role cannot write it.
+    """
+
+    __tablename__ = "users"
+    __table_args__ = (
+        CheckConstraint(
+            "role IN ('USER', 'ADMINISTRATOR', 'NODE_OPERATOR', 'DASHBOARD_OPERATOR')",
+            name="role",
+        ),
+        Index("uq_users_email_lower", func.lower(text("email")), unique=True),
+        Index("ix_users_created_at_id", "created_at", "id"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    email: Mapped[str]
+    name: Mapped[str]
+    password_hash: Mapped[str]
+    role: Mapped[str] = mapped_column(server_default=text("'USER'"))
+    email_verified_at: Mapped[datetime | None]
+    password_changed_at: Mapped[datetime]
+    disabled_at: Mapped[datetime | None]
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+
+
+class Membership(Base):
+    """What a user may do in an organisation: ``owner admin billing member``."""
+
+    __tablename__ = "memberships"
+    __table_args__ = (CheckConstraint("role IN ('owner', 'admin', 'billing', 'member')", name="role"),)
+
+    organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"), primary_key=True)
+    user_id: Mapped[str] = mapped_column(ForeignKey("users.id"), primary_key=True, index=True)
+    role: Mapped[str]
+    created_at: Mapped[datetime]
+
+
+class LoginSession(Base):
+    """One sign-in and the family of refresh tokens that grew from it. A revoked one takes its tokens with it."""
+
+    __tablename__ = "sessions"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    user_id: Mapped[str] = mapped_column(ForeignKey("users.id"), index=True)
+    organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"))
+    created_at: Mapped[datetime]
+    last_used_at: Mapped[datetime]
+    expires_at: Mapped[datetime]
+    revoked_at: Mapped[datetime | None]
+    revoked_because: Mapped[str | None]
+    ip: Mapped[str | None]
+    user_agent: Mapped[str | None]
+
+
+class RefreshToken(Base):
+    """One link of a session's chain, as its SHA-256. A link that was used stays, so that its reuse is noticed."""
+
+    __tablename__ = "refresh_tokens"
+
+    token_hash: Mapped[str] = mapped_column(primary_key=True)
+    session_id: Mapped[str] = mapped_column(ForeignKey("sessions.id", ondelete="CASCADE"), index=True)
+    user_id: Mapped[str] = mapped_column(ForeignKey("users.id"))
+    issued_at: Mapped[datetime]
+    expires_at: Mapped[datetime]
+    used_at: Mapped[datetime | None]
+
+
+class OneTimeToken(Base):
+    """A mailed link, as the SHA-256 of its token. ``purpose`` is ``verify_email`` or ``reset_password``."""
+
+    __tablename__ = "one_time_tokens"
+
+    token_hash: Mapped[str] = mapped_column(primary_key=True)
+    user_id: Mapped[str] = mapped_column(ForeignKey("users.id"), index=True)
+    purpose: Mapped[str]
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime]
+    used_at: Mapped[datetime | None]
+
+
+class RevokedToken(Base):
+    """A session whose access tokens are refused although they have not expired. Short-lived, read by every process."""
+
+    __tablename__ = "revoked_tokens"
+
+    session_id: Mapped[str] = mapped_column(primary_key=True)
+    revoked_at: Mapped[datetime]
+    expires_at: Mapped[datetime] = mapped_column(index=True)
+
+
+class IdempotencyRecord(Base):
+    """What an order was answered, kept a day. ``status`` is null while the first request is at work.
+
+    ``route`` is method and path, ``body_hash`` the SHA-256 of the canonical body.
+    """
+
+    __tablename__ = "idempotency_records"
+
+    organization_id: Mapped[str] = mapped_column(primary_key=True)
+    route: Mapped[str] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    body_hash: Mapped[str]
+    claim: Mapped[str]
+    claimed_until: Mapped[datetime]
+    status: Mapped[int | None]
+    body: Mapped[str | None]
+    expires_at: Mapped[datetime] = mapped_column(index=True)
+
+
+class AuditEntry(Base):
+    """Who did what, when, from where; append-only and chained by hash, one chain per organisation.
+
+    ``sequence``, ``previous_hash`` and ``hash`` are written by the database itself. ``organization_id`` is null for what
+    concerns the platform as a whole.
+    """
+
+    __tablename__ = "audit_log"
+    __table_args__ = (Index("ix_audit_log_organization_id_id", "organization_id", "id"),)
+
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    organization_id: Mapped[str | None]
+    actor: Mapped[str]
+    action: Mapped[str]
+    object: Mapped[str | None]
+    before: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    after: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    ip: Mapped[str | None]
+    request_id: Mapped[str | None]
+    at: Mapped[datetime]
+    sequence: Mapped[int | None]
+    previous_hash: Mapped[str | None]
+    hash: Mapped[str | None]
+
+
+class AuditHead(Base):
+    """Where each chain of the audit log stands; a chain that was cut short no longer ends here."""
+
+    __tablename__ = "audit_heads"
+
+    chain: Mapped[str] = mapped_column(primary_key=True)
+    sequence: Mapped[int]
+    hash: Mapped[str]
