@@ -1,0 +1,237 @@
+"""What is sold: reads for the API and for the activities, and the writes that administrators and the seed make.
+
+Functions take a session and never commit. ``at`` decides which price of a plan is in force.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import joinedload, selectinload
+
+from db.models.catalogue import Coupon, Plan, Price, Service
+from workflows.rules.ids import derived
+from workflows.rules.money import Money
+from workflows.rules.pricing import CouponDuration, CouponKind, Discount, in_force
+
+
+def service_id(slug: str) -> str:
+    return derived("svc", slug)
+
+
+def plan_id(code: str) -> str:
+    return derived("pln", code)
+
+
+def price_id(plan: str, currency: str, effective_from: datetime) -> str:
+    return derived("prc", plan, currency, effective_from.isoformat())
+
+
+def current_prices(plan: Plan, at: datetime) -> list[Price]:
+    """Return the price in force at ``at`` of each currency, by currency. ``plan.prices`` is loaded."""
+    current: dict[str, Price] = {}
+    for price in plan.prices:
+        known = current.get(price.currency)
+        if in_force(price.effective_from, at) and (known is None or known.effective_from < price.effective_from):
+            current[price.currency] = price
+    return [current[currency] for currency in sorted(current)]
+
+
+def price_in(plan: Plan, currency: str, at: datetime) -> Price | None:
+    """Return what one interval of ``plan`` costs in ``currency`` at ``at``; None when it is not sold in it."""
+    return next((price for price in current_prices(plan, at) if price.currency == currency), None)
+
+
+def on_sale(plan: Plan) -> bool:
+    """Whether new subscribers may order it. ``plan.service`` is loaded."""
+    return plan.public and not plan.retired and plan.service.published
+
+
+async def services(
+    session: AsyncSession, *, limit: int, after: str | None = None, category: str | None = None, every: bool = False
+) -> Sequence[Service]:
+    """Services by slug, with plans and prices. ``every`` includes unpublished ones."""
+    query = (
+        select(Service)
+        .options(selectinload(Service.plans).selectinload(Plan.prices))
+        .order_by(Service.slug)
+        .limit(limit)
+    )
+    if not every:
+        query = query.where(Service.published)
+    if category is not None:
+        query = query.where(Service.category == category)
+    if after is not None:
+        query = query.where(Service.slug > after)
+    return (await session.scalars(query)).all()
+
+
+async def service(session: AsyncSession, slug: str) -> Service | None:
+    """The published service called ``slug``, with plans and prices."""
+    return await session.scalar(
+        select(Service)
+        .options(selectinload(Service.plans).selectinload(Plan.prices))
+        .where(Service.slug == slug, Service.published)
+    )
+
+
+async def plans(
+    session: AsyncSession,
+    *,
+    limit: int,
+    after: str | None = None,
+    service_slug: str | None = None,
+    interval: str | None = None,
+    ids: Sequence[str] | None = None,
+    every: bool = False,
+) -> Sequence[Plan]:
+    """Plans on sale by code, with service and prices. ``every`` includes hidden and retired ones."""
+    query = (
+        select(Plan)
+        .join(Plan.service)
+        .options(joinedload(Plan.service), selectinload(Plan.prices))
+        .order_by(Plan.code)
+        .limit(limit)
+    )
+    if not every:
+        query = query.where(Plan.public, ~Plan.retired, Service.published)
+    if after is not None:
+        query = query.where(Plan.code > after)
+    if service_slug is not None:
+        query = query.where(Service.slug == service_slug)
+    if interval is not None:
+        query = query.where(Plan.interval == interval)
+    if ids is not None:
+        query = query.where(Plan.id.in_(ids) | Plan.code.in_(ids))
+    return (await session.scalars(query)).all()
+
+
+async def plan(session: AsyncSession, identifier: str) -> Plan | None:
+    """The plan of that id or code whatever its standing, with service and prices."""
+    return await session.scalar(
+        select(Plan)
+        .options(joinedload(Plan.service), selectinload(Plan.prices))
+        .where((Plan.id == identifier) | (Plan.code == identifier))
+        .limit(1)
+    )
+
+
+async def coupon(session: AsyncSession, code: str) -> Coupon | None:
+    return await session.get(Coupon, code.upper())
+
+
+def redeemable(coupon: Coupon, at: datetime) -> bool:
+    """Whether another subscription may use it at ``at``."""
+    return (
+        coupon.active
+        and (coupon.expires_at is None or at < coupon.expires_at)
+        and (coupon.max_redemptions is None or coupon.redeemed < coupon.max_redemptions)
+    )
+
+
+def discount(coupon: Coupon, periods_left: int | None) -> Discount:
+    """The coupon as one subscription has it; ``periods_left`` None is for ever."""
+    amount = None
+    if coupon.amount_minor is not None and coupon.currency is not None:
+        amount = Money(amount_minor=coupon.amount_minor, currency=coupon.currency)
+    return Discount(
+        code=coupon.code,
+        kind=CouponKind(coupon.kind),
+        percent=coupon.percent or 0,
+        amount=amount,
+        periods_left=periods_left,
+    )
+
+
+def periods_of(coupon: Coupon) -> int | None:
+    """How many periods a new redemption of it reduces; None is for ever."""
+    match CouponDuration(coupon.duration):
+        case CouponDuration.ONCE:
+            return 1
+        case CouponDuration.PERIODS:
+            return coupon.periods
+        case CouponDuration.FOREVER:
+            return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceFacts:
+    """A service as its template or an administrator describes it."""
+
+    slug: str
+    name: str
+    description: str
+    category: str
+    template: str
+    version: str
+    icon: str
+    published: bool
+    parameters_schema: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanFacts:
+    """A plan without its prices. CPU in millicores, memory in MiB, storage in GiB."""
+
+    code: str
+    name: str
+    interval: str
+    trial_days: int
+    cpu_millicores: int
+    memory_mib: int
+    storage_gib: int
+    replicas: int
+    entitlements: dict[str, Any]
+    dunning: dict[str, Any] | None
+    public: bool
+    retired: bool
+
+
+def _values(facts: ServiceFacts | PlanFacts) -> dict[str, Any]:
+    return {name: getattr(facts, name) for name in facts.__slots__}
+
+
+async def put_service(session: AsyncSession, facts: ServiceFacts) -> str:
+    """Write a service, whether or not it exists, and return its id."""
+    values = _values(facts)
+    row = insert(Service).values(id=service_id(facts.slug), **values)
+    await session.execute(row.on_conflict_do_update(index_elements=[Service.slug], set_=values))
+    return service_id(facts.slug)
+
+
+async def put_plan(session: AsyncSession, service: str, facts: PlanFacts) -> str:
+    """Write a plan of the service of id ``service``, whether or not it exists, and return its id."""
+    values = _values(facts) | {"service_id": service}
+    row = insert(Plan).values(id=plan_id(facts.code), **values)
+    await session.execute(row.on_conflict_do_update(index_elements=[Plan.code], set_=values))
+    return plan_id(facts.code)
+
+
+async def put_price(session: AsyncSession, plan: str, amount: Money, effective_from: datetime) -> str | None:
+    """Insert a price of the plan of id ``plan``; None when that plan has one in force from that instant already."""
+    identifier = price_id(plan, amount.currency, effective_from)
+    row = insert(Price).values(
+        id=identifier,
+        plan_id=plan,
+        currency=amount.currency,
+        amount_minor=amount.amount_minor,
+        effective_from=effective_from,
+    )
+    return await session.scalar(row.on_conflict_do_nothing().returning(Price.id))
+
+
+async def latest_prices(session: AsyncSession, plan: str) -> dict[str, Price]:
+    """The last declared price of each currency, also one that is not in force yet."""
+    rows = await session.scalars(
+        select(Price)
+        .where(Price.plan_id == plan)
+        .distinct(Price.currency)
+        .order_by(Price.currency, Price.effective_from.desc())
+    )
+    return {price.currency: price for price in rows}
