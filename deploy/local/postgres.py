@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from importlib import util
 from pathlib import Path
 from types import TracebackType
+from urllib.parse import quote
 
 import psutil
 import psycopg
@@ -105,11 +106,11 @@ class Postgres:
 
     def url(self, role: str = OWNER, database: str = DATABASE) -> str:
         """SQLAlchemy's form, for synchronous and asynchronous engines."""
-        return f"postgresql+psycopg://{role}@/{database}?host={self.sockets}"
+        return f"postgresql+psycopg://{role}@/{database}?host={quote(str(self.sockets))}"
 
     def dsn(self, role: str = SUPERUSER, database: str = "postgres") -> str:
         """The form of libpq."""
-        return f"postgresql://{role}@/{database}?host={self.sockets}"
+        return f"postgresql://{role}@/{database}?host={quote(str(self.sockets))}"
 
     # ------------------------------------------------------------ life
 

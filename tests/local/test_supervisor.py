@@ -1,0 +1,231 @@
+"""The supervisor: what dies comes back, a stop is clean and quick, homes do not meet, kill -9 leaves no obstacle."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import psycopg
+import pytest
+
+from deploy.local.ports import free_ports
+from deploy.local.process import Identity
+from tests.support.wait import eventually_sync
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = {"supervisor", "api", "worker", "temporal", "postgres", "cluster", "mailbox", "stripe"}
+
+
+@dataclass
+class Running:
+    """One supervisor on one home."""
+
+    home: Path
+    process: subprocess.Popen[str]
+
+    @property
+    def card(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.home / "card.json").read_text())
+        return found
+
+    @property
+    def pids(self) -> dict[str, int]:
+        found: dict[str, int] = self.card["processes"]
+        return found
+
+    def serves(self) -> Running:
+        def look() -> bool:
+            assert self.process.poll() is None, self.output()
+            # After a kill -9 the card of the killed stack lies there until the new one clears it.
+            return (self.home / "card.json").exists() and self.pids["supervisor"] == self.process.pid
+
+        eventually_sync(look, timeout=40, what="the card")
+        return self
+
+    def identities(self) -> list[Identity]:
+        found = [Identity.of(pid) for pid in self.pids.values()]
+        return [identity for identity in found if identity is not None]
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(20)
+
+    def output(self) -> str:
+        return (self.home.parent / f"{self.home.name}.out").read_text()
+
+
+Start = Callable[..., Running]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts stacks by the name of their home; a port belongs to a name."""
+    ports: dict[str, int] = {}
+    begun: list[Running] = []
+
+    def start(name: str = "home") -> Running:
+        home = tmp_path / name
+        if name not in ports:
+            (ports[name],) = free_ports(1)
+        environ = os.environ | {"BERTH_HOME": str(home), "BERTH_PORT": str(ports[name]), "BERTH_DEMO": "0"}
+        with (tmp_path / f"{name}.out").open("a") as out:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tests.local.small_stack"],
+                cwd=ROOT, env=environ, stdout=out, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+            )  # fmt: skip
+        begun.append(Running(home, process))
+        return begun[-1]
+
+    yield start
+    for running in begun:
+        if running.process.poll() is None:
+            running.process.send_signal(signal.SIGTERM)
+    for running in begun:
+        try:
+            running.process.wait(20)
+        except subprocess.TimeoutExpired:
+            running.process.kill()
+            running.process.wait()
+
+
+def all_gone(identities: list[Identity]) -> bool:
+    return all(identity.find() is None for identity in identities)
+
+
+def ask(running: Running, statement: str) -> Any:
+    with psycopg.connect(running.card["database"]["url"], connect_timeout=5) as connection:
+        cursor = connection.execute(statement)
+        return cursor.fetchone() if cursor.description else None
+
+
+@pytest.mark.stack
+def test_the_card_names_everything_and_is_private(start: Start) -> None:
+    running = start().serves()
+    card = running.card
+    assert card["ready"] is True
+    assert set(card["processes"]) == NAMES
+    assert {"api", "docs", "temporal_ui", "mailbox", "cluster", "stripe", "metrics"} <= set(card["urls"])
+    assert (running.home / "card.json").stat().st_mode & 0o777 == 0o600
+    assert (running.home / "secrets.json").stat().st_mode & 0o777 == 0o600
+    assert ask(running, "SELECT 1") == (1,)
+
+
+@pytest.mark.stack
+def test_every_process_that_is_killed_comes_back_within_five_seconds(start: Start) -> None:
+    running = start().serves()
+    ask(running, "CREATE TABLE kept (n int)")
+    ask(running, "INSERT INTO kept VALUES (42)")
+    for name in sorted(NAMES - {"supervisor"}):
+        before = running.pids[name]
+        begun = time.monotonic()
+        os.kill(before, signal.SIGKILL)
+
+        def back(name: str = name, before: int = before) -> bool:
+            return running.pids[name] != before and f"{name} serves again" in running.output()
+
+        eventually_sync(back, timeout=10, what=f"{name} back")
+        assert time.monotonic() - begun < 5
+    assert ask(running, "SELECT n FROM kept") == (42,)
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_every_process_and_the_exit_is_clean(start: Start, number: int) -> None:
+    running = start().serves()
+    identities = running.identities()
+    assert len(identities) == len(NAMES)
+    begun = time.monotonic()
+    assert running.stop(number) == 0
+    assert time.monotonic() - begun < 15
+    assert all_gone(identities)
+    assert not (running.home / "card.json").exists()
+
+
+@pytest.mark.stack
+def test_two_stacks_run_side_by_side(start: Start) -> None:
+    one, other = start("one"), start("other")
+    one.serves(), other.serves()
+    ask(one, "CREATE TABLE mine (n int)")
+    assert ask(other, "SELECT to_regclass('mine')") == (None,)
+    assert set(one.pids.values()).isdisjoint(other.pids.values())
+    assert set(one.card["urls"].values()).isdisjoint(other.card["urls"].values())
+    one.stop()
+    assert ask(other, "SELECT 1") == (1,)
+
+
+@pytest.mark.stack
+def test_a_second_supervisor_on_the_same_home_is_turned_away(start: Start) -> None:
+    running = start().serves()
+    second = start()
+    assert second.process.wait(20) == 1
+    assert str(running.process.pid) in second.output()
+    assert running.process.poll() is None
+    assert ask(running, "SELECT 1") == (1,)
+
+
+@pytest.mark.stack
+def test_after_kill_9_of_everything_the_next_start_finds_it_as_it_was(start: Start) -> None:
+    running = start().serves()
+    urls, accounts = running.card["urls"], running.card["accounts"]
+    ask(running, "CREATE TABLE kept (n int)")
+    ask(running, "INSERT INTO kept VALUES (42)")
+    identities = running.identities()
+    for identity in identities:
+        os.kill(identity.pid, signal.SIGKILL)
+    running.process.wait(10)
+    again = start().serves()
+    assert ask(again, "SELECT n FROM kept") == (42,)
+    assert (again.card["urls"], again.card["accounts"]) == (urls, accounts)
+    assert all_gone(identities)
+
+
+@pytest.mark.stack
+def test_children_die_with_a_killed_supervisor_and_the_next_start_is_quick(start: Start) -> None:
+    running = start().serves()
+    identities = running.identities()
+    running.process.kill()
+    running.process.wait(10)
+    begun = time.monotonic()
+    again = start().serves()
+    assert time.monotonic() - begun < 10
+    assert all_gone(identities)
+    assert ask(again, "SELECT 1") == (1,)
+
+
+@pytest.mark.stack
+def test_a_hung_process_of_a_killed_supervisor_is_removed(start: Start) -> None:
+    running = start().serves()
+    hung = Identity.of(running.pids["temporal"])
+    assert hung is not None
+    # A stopped process takes no signal but SIGKILL: it outlives its parent and holds its port.
+    os.kill(hung.pid, signal.SIGSTOP)
+    running.process.kill()
+    running.process.wait(10)
+    assert psutil.pid_exists(hung.pid)
+    again = start().serves()
+    assert hung.find() is None
+    assert again.card["temporal"]["address"]
+
+
+@pytest.mark.stack
+def test_a_taken_port_is_said_plainly(start: Start, tmp_path: Path) -> None:
+    first = start("one").serves()
+    environ = os.environ | {
+        "BERTH_HOME": str(tmp_path / "other"),
+        "BERTH_PORT": first.card["urls"]["api"].rsplit(":", 1)[1],
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.local.small_stack"],
+        cwd=ROOT, env=environ, capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "is taken; choose another with BERTH_PORT" in done.stdout
