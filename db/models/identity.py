@@ -141,8 +141,8 @@ class IdempotencyRecord(Base):
 class AuditEntry(Base):
     """Who did what, when, from where; append-only and chained by hash, one chain per organisation.
 
-    ``sequence``, ``previous_hash`` and ``hash`` are written by the database itself. ``organization_id`` is null for what
-    concerns the platform as a whole.
+    ``sequence``, ``previous_hash`` and ``hash`` are written by the database itself. ``organization_id`` is null for
+    what concerns the platform as a whole.
     """
 
     __tablename__ = "audit_log"
