@@ -1,0 +1,54 @@
+"""``berth``: the command line. Each subcommand is a module with ``arguments(parser)`` and ``run(arguments) -> int``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+
+from worker.exit import leave
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subcommand:
+    """``module`` is imported only when the subcommand is the one that was asked for."""
+
+    module: str
+    help: str
+
+
+SUBCOMMANDS = {
+    "migrate": Subcommand(module="worker.migrate", help="bring the database to the newest schema"),
+    "seed": Subcommand(module="worker.seed", help="write the catalogue and the demonstration accounts"),
+}
+
+
+def parse(argv: Sequence[str]) -> tuple[str, argparse.Namespace]:
+    """Return the subcommand's name and its arguments; ends the process with 2 and a usage line when they are wrong."""
+    parser = argparse.ArgumentParser(prog="berth", description="Runs a managed open-source software business.")
+    choices = parser.add_subparsers(dest="subcommand", required=True, metavar="SUBCOMMAND")
+    for name, subcommand in SUBCOMMANDS.items():
+        chosen = choices.add_parser(name, help=subcommand.help, description=subcommand.help)
+        if name == next((word for word in argv if not word.startswith("-")), None):
+            import_module(subcommand.module).arguments(chosen)
+    arguments = parser.parse_args(argv)
+    return arguments.subcommand, arguments
+
+
+def main() -> None:
+    try:
+        name, arguments = parse(sys.argv[1:])
+        code: int = import_module(SUBCOMMANDS[name].module).run(arguments)
+    except SystemExit as left:
+        if left.code is not None and not isinstance(left.code, int):
+            print(left.code, file=sys.stderr)
+        leave(left.code if isinstance(left.code, int) else 0 if left.code is None else 1)
+    except KeyboardInterrupt:
+        leave(130)
+    leave(code)
+
+
+if __name__ == "__main__":
+    main()

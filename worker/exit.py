@@ -1,0 +1,24 @@
+"""How every process of Berth ends."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import NoReturn
+
+
+def leave(code: int) -> NoReturn:
+    """Flush what was written and leave at once with ``code``.
+
+    The interpreter's own teardown can crash a process that used the Temporal SDK (return code 134 or 139,
+    temporalio/sdk-python#300), and then the code that was meant is lost.
+    """
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            # Nobody reads any more (a closed pipe); that is no reason to change the code.
+            continue
+    os._exit(code)
