@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from db.models import billing as billing
+from db.models import catalogue as catalogue
 from db.models import identity as identity
 from db.models import notifications as notifications
 from db.models import payments as payments

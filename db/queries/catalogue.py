@@ -5,13 +5,13 @@ Functions take a session and never commit. ``at`` decides which price of a plan 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import select
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import distinct_on, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import joinedload, selectinload
 
@@ -197,20 +197,24 @@ def _values(facts: ServiceFacts | PlanFacts) -> dict[str, Any]:
     return {name: getattr(facts, name) for name in facts.__slots__}
 
 
-async def put_service(session: AsyncSession, facts: ServiceFacts) -> str:
-    """Write a service, whether or not it exists, and return its id."""
+async def put_service(session: AsyncSession, facts: ServiceFacts, *, keep: Collection[str] = ()) -> str:
+    """Write a service, whether or not it exists, and return its id. What ``keep`` names stays as it was."""
     values = _values(facts)
     row = insert(Service).values(id=service_id(facts.slug), **values)
-    await session.execute(row.on_conflict_do_update(index_elements=[Service.slug], set_=values))
+    await session.execute(row.on_conflict_do_update(index_elements=[Service.slug], set_=_without(values, keep)))
     return service_id(facts.slug)
 
 
-async def put_plan(session: AsyncSession, service: str, facts: PlanFacts) -> str:
+async def put_plan(session: AsyncSession, service: str, facts: PlanFacts, *, keep: Collection[str] = ()) -> str:
     """Write a plan of the service of id ``service``, whether or not it exists, and return its id."""
     values = _values(facts) | {"service_id": service}
     row = insert(Plan).values(id=plan_id(facts.code), **values)
-    await session.execute(row.on_conflict_do_update(index_elements=[Plan.code], set_=values))
+    await session.execute(row.on_conflict_do_update(index_elements=[Plan.code], set_=_without(values, keep)))
     return plan_id(facts.code)
+
+
+def _without(values: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in names}
 
 
 async def put_price(session: AsyncSession, plan: str, amount: Money, effective_from: datetime) -> str | None:
@@ -231,7 +235,37 @@ async def latest_prices(session: AsyncSession, plan: str) -> dict[str, Price]:
     rows = await session.scalars(
         select(Price)
         .where(Price.plan_id == plan)
-        .distinct(Price.currency)
+        .ext(distinct_on(Price.currency))
         .order_by(Price.currency, Price.effective_from.desc())
     )
     return {price.currency: price for price in rows}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CouponFacts:
+    """A coupon as an administrator describes it; ``code`` is upper-case."""
+
+    code: str
+    kind: CouponKind
+    percent: int | None = None
+    amount: Money | None = None
+    duration: CouponDuration
+    periods: int | None = None
+    max_redemptions: int | None = None
+    expires_at: datetime | None = None
+
+
+async def add_coupon(session: AsyncSession, facts: CouponFacts) -> bool:
+    """Insert a coupon; False when the code is taken (a coupon that somebody may have used never changes)."""
+    row = insert(Coupon).values(
+        code=facts.code,
+        kind=facts.kind.value,
+        percent=facts.percent,
+        amount_minor=facts.amount.amount_minor if facts.amount else None,
+        currency=facts.amount.currency if facts.amount else None,
+        duration=facts.duration.value,
+        periods=facts.periods,
+        max_redemptions=facts.max_redemptions,
+        expires_at=facts.expires_at,
+    )
+    return await session.scalar(row.on_conflict_do_nothing().returning(Coupon.code)) is not None
