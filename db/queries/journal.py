@@ -1,0 +1,176 @@
+"""What one fact writes beside its own rows, collected and written by one statement.
+
+A fact moves money, tells the timeline, leaves a change record and queues mails. Doing that row by row is eight round
+trips; here it is one, so that a renewal costs what its own rows cost.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from db.queries.outbox import Notice, enqueue_values
+from workflows.rules import ids
+from workflows.rules.errors import Refusal, RuleBroken
+from workflows.rules.ledger import OF_THE_CUSTOMER, OF_THE_ORGANIZATION, Posting
+
+_ORDER = {account: place for place, account in enumerate(OF_THE_ORGANIZATION)}
+
+_WRITE = text(
+    """
+WITH changes AS (
+    INSERT INTO subscription_changes (organization_id, subscription_id, at, actor, what, before, after, reason, run_id)
+    SELECT * FROM jsonb_to_recordset(CAST(:changes AS jsonb)) AS r(
+        organization_id text, subscription_id text, at timestamptz, actor text, what text, before text, after text,
+        reason text, run_id text)
+), events AS (
+    INSERT INTO timeline_events (organization_id, subscription_id, at, kind, message, ref, fact)
+    SELECT * FROM jsonb_to_recordset(CAST(:events AS jsonb)) AS r(
+        organization_id text, subscription_id text, at timestamptz, kind text, message text, ref text, fact text)
+    ON CONFLICT DO NOTHING
+), notices AS (
+    INSERT INTO notifications
+        (id, organization_id, user_id, kind, channel, fact, context, secret_context, request_id, business_at)
+    SELECT * FROM jsonb_to_recordset(CAST(:notices AS jsonb)) AS r(
+        id text, organization_id text, user_id text, kind text, channel text, fact text,
+        context jsonb, secret_context text, request_id text, business_at timestamptz)
+    ON CONFLICT DO NOTHING
+), invoice AS (
+    INSERT INTO invoices (id, organization_id, subscription_id, kind, number, status, currency, period_start,
+        period_end, subtotal_minor, tax_minor, total_minor, amount_due_minor, issued_at, paid_at, created_at,
+        order_id, explanation)
+    SELECT * FROM jsonb_to_recordset(CAST(:invoices AS jsonb)) AS r(
+        id text, organization_id text, subscription_id text, kind text, number text, status text, currency text,
+        period_start timestamptz, period_end timestamptz, subtotal_minor bigint, tax_minor bigint, total_minor bigint,
+        amount_due_minor bigint, issued_at timestamptz, paid_at timestamptz, created_at timestamptz, order_id text,
+        explanation jsonb)
+), lines AS (
+    INSERT INTO invoice_lines (invoice_id, position, organization_id, description, quantity, unit_price_minor,
+        discount_minor, tax_minor, amount_minor, price_id, period_start, period_end)
+    SELECT * FROM jsonb_to_recordset(CAST(:lines AS jsonb)) AS r(
+        invoice_id text, position bigint, organization_id text, description text, quantity bigint,
+        unit_price_minor bigint, discount_minor bigint, tax_minor bigint, amount_minor bigint, price_id text,
+        period_start timestamptz, period_end timestamptz)
+), transactions AS (
+    INSERT INTO ledger_transactions
+        (id, organization_id, kind, currency, effect_minor, at, ref, description, idempotency_key)
+    SELECT * FROM jsonb_to_recordset(CAST(:transactions AS jsonb)) AS r(
+        id text, organization_id text, kind text, currency text, effect_minor bigint, at timestamptz, ref text,
+        description text, idempotency_key text)
+)
+INSERT INTO ledger_entries (transaction_id, organization_id, account, currency, amount_minor)
+SELECT * FROM jsonb_to_recordset(CAST(:entries AS jsonb)) AS r(
+    transaction_id text, organization_id text, account text, currency text, amount_minor bigint)
+"""
+)
+
+
+@dataclass(slots=True, kw_only=True)
+class Journal:
+    """Everything that one fact of one subscription writes. ``at`` is the subscription's own clock."""
+
+    organization_id: str
+    subscription_id: str
+    at: datetime
+    actor: str
+    run_id: str
+    _rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+    def change(self, what: str, before: str | None, after: str | None, reason: str = "") -> None:
+        self._add(
+            "changes",
+            organization_id=self.organization_id,
+            subscription_id=self.subscription_id,
+            at=self.at.isoformat(),
+            actor=self.actor,
+            what=what,
+            before=before,
+            after=after,
+            reason=reason,
+            run_id=self.run_id,
+        )
+
+    def tell(self, kind: str, message: str, *, ref: str | None = None, fact: str | None = None) -> None:
+        """Add a line to the timeline, once per ``fact`` (default: the kind at this instant)."""
+        self._add(
+            "events",
+            organization_id=self.organization_id,
+            subscription_id=self.subscription_id,
+            at=self.at.isoformat(),
+            kind=kind,
+            message=message,
+            ref=ref,
+            fact=fact or f"{kind}/{self.at.isoformat()}",
+        )
+
+    def notify(self, kind: str, context: dict[str, Any], *, fact: str | None = None) -> None:
+        """Queue a mail, once per ``fact`` (default: the kind at this instant), and say so in the timeline."""
+        name = f"{self.subscription_id}/{fact or f'{kind}/{self.at.isoformat()}'}"
+        notice = Notice(
+            organization_id=self.organization_id, user_id=None, kind=kind, fact=name, context=context, at=self.at
+        )
+        self._rows.setdefault("notices", []).append(enqueue_values(notice))
+        self.tell("notification.sent", kind, ref=notice.id, fact=f"notice/{notice.id}")
+
+    def post(self, posting: Posting, *, key: str, description: str, ref: str | None = None) -> str:
+        """Add a ledger transaction; ``key`` is unique for ever, and its hash is the returned transaction's id."""
+        transaction_id = ids.derived("tx", key)
+        own = sum(entry.amount.amount_minor for entry in posting.entries if entry.account in OF_THE_CUSTOMER)
+        self._add(
+            "transactions",
+            id=transaction_id,
+            organization_id=self.organization_id,
+            kind=posting.kind.value,
+            currency=posting.entries[0].amount.currency,
+            effect_minor=own,
+            at=self.at.isoformat(),
+            ref=ref,
+            description=description,
+            idempotency_key=key,
+        )
+        for entry in sorted(posting.entries, key=lambda entry: _ORDER.get(entry.account, len(_ORDER))):  # type: ignore[call-overload]  # platform accounts are plain strings
+            self._add(
+                "entries",
+                transaction_id=transaction_id,
+                organization_id=self.organization_id if entry.account in OF_THE_ORGANIZATION else None,
+                account=str(entry.account),
+                currency=entry.amount.currency,
+                amount_minor=entry.amount.amount_minor,
+            )
+        return transaction_id
+
+    def invoice(self, invoice: dict[str, Any], lines: list[dict[str, Any]]) -> None:
+        """Add an invoice and its lines as JSON-ready rows."""
+        self._add("invoices", **invoice)
+        for line in lines:
+            self._add("lines", **line)
+
+    async def write(self, session: AsyncSession) -> None:
+        """Write everything.
+
+        Raises:
+            RuleBroken: ``INSUFFICIENT_FUNDS`` when a kept balance would fall below zero.
+        """
+        names = ("changes", "events", "notices", "invoices", "lines", "transactions", "entries")
+        try:
+            await session.execute(_WRITE, {name: json.dumps(self._rows.get(name, [])) for name in names})
+        except IntegrityError as error:
+            if "never_below_zero" in constraint_of(error):
+                raise RuleBroken(Refusal.INSUFFICIENT_FUNDS, "The wallet does not cover this.") from error
+            raise
+        self._rows.clear()
+
+    def _add(self, table: str, **row: Any) -> None:
+        self._rows.setdefault(table, []).append(row)
+
+
+def constraint_of(error: IntegrityError) -> str:
+    """Return the name of the constraint that was violated, or an empty string."""
+    diagnostics = getattr(error.orig, "diag", None)
+    return getattr(diagnostics, "constraint_name", None) or ""
