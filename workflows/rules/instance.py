@@ -49,6 +49,64 @@ UNSERVED = frozenset({S.STOPPED, S.SUSPENDED})
 """Scaled to zero on purpose, data kept."""
 
 
+class Trouble(StrEnum):
+    """Why an instance is not ready. Stable: part of conditions, outcomes and alerts."""
+
+    IMAGE_PULL = "ImagePull"
+    CRASH_LOOP = "CrashLoop"
+    CONFIGURATION = "Configuration"
+    UNSCHEDULABLE = "Unschedulable"
+    QUOTA_EXCEEDED = "QuotaExceeded"
+    PVC_PENDING = "PVCPending"
+    POD_SECURITY = "PodSecurity"
+    JOB_FAILED = "JobFailed"
+    NO_ANSWER = "NoAnswer"
+    DEADLINE_EXCEEDED = "DeadlineExceeded"
+    FOREIGN_OWNER = "ForeignOwner"
+    INVALID = "Invalid"
+    TERMINATING = "Terminating"
+    UNAVAILABLE = "Unavailable"
+
+
+PERMANENT = frozenset({Trouble.FOREIGN_OWNER, Trouble.INVALID, Trouble.QUOTA_EXCEEDED, Trouble.POD_SECURITY})
+"""Answers of the cluster that no retry changes."""
+
+CAPACITY = frozenset({Trouble.UNSCHEDULABLE, Trouble.QUOTA_EXCEEDED})
+"""What operators have to make room for; the customer only sees that it waits."""
+
+
+class Patience:
+    """How long one and the same trouble is borne.
+
+    Trouble that goes away and stays away for ``heals`` is forgotten; another trouble starts its own count. So a
+    registry that hiccups now and then never adds up, and a container that crashes, runs for a second and crashes
+    again does.
+    """
+
+    def __init__(self, bearable: timedelta, heals: timedelta = timedelta(seconds=15)) -> None:
+        self._bearable = bearable
+        self._heals = min(heals, bearable)
+        self._trouble: Trouble | None = None
+        self._since: datetime | None = None
+        self._well_since: datetime | None = None
+
+    @property
+    def trouble(self) -> Trouble | None:
+        return self._trouble
+
+    def observe(self, trouble: Trouble | None, now: datetime) -> bool:
+        """Take note of what is wrong at ``now`` (None: nothing). True means that it has lasted too long."""
+        if trouble is None:
+            self._well_since = self._well_since or now
+            if now - self._well_since >= self._heals:
+                self._trouble, self._since = None, None
+            return False
+        self._well_since = None
+        if trouble is not self._trouble or self._since is None:
+            self._trouble, self._since = trouble, now
+        return now - self._since >= self._bearable
+
+
 def move(current: InstanceStatus, target: InstanceStatus) -> InstanceStatus:
     """Return ``target`` if it is a legal move.
 
