@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint, text
+from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from db.base import Base
@@ -14,8 +14,10 @@ class Payment(Base):
     """One payment. Written by its ``Payment`` workflow alone.
 
     ``idempotency_key`` is the root of every key toward the gateway, stored before the first call. ``settled_run`` is
-    the workflow run that saw it succeed, so that this run alone tells subscriptions of the money. Per invoice at
-    most one payment is in flight.
+    the workflow run that saw it succeed, so that this run alone tells subscriptions of the money; ``to_wallet`` says
+    that the money went there although something else was to be paid. ``requested_at`` is the database's own clock,
+    because a gateway forgets keys by its own; the other instants are business time. Per invoice at most one payment
+    is in flight.
     """
 
     __tablename__ = "payments"
@@ -58,6 +60,7 @@ class Payment(Base):
     decline_code: Mapped[str | None]
     redirect_url: Mapped[str | None]
     idempotency_key: Mapped[str] = mapped_column(unique=True)
+    requested_at: Mapped[datetime] = mapped_column(server_default=func.now())
     workflow_id: Mapped[str]
     settled_run: Mapped[str | None]
     to_wallet: Mapped[bool] = mapped_column(default=False, server_default=text("false"))

@@ -77,6 +77,7 @@ def upgrade() -> None:
         sa.Column("decline_code", sa.Text(), nullable=True),
         sa.Column("redirect_url", sa.Text(), nullable=True),
         sa.Column("idempotency_key", sa.Text(), nullable=False),
+        sa.Column("requested_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("workflow_id", sa.Text(), nullable=False),
         sa.Column("settled_run", sa.Text(), nullable=True),
         sa.Column("to_wallet", sa.Boolean(), server_default=sa.text("false"), nullable=False),
