@@ -20,8 +20,9 @@ ol{list-style:none;margin:0;padding:0}li+li{border-top:1px solid var(--line)}
 li a{display:grid;grid-template-columns:14rem 1fr auto;gap:1rem;padding:.8rem 1.1rem}
 li a:hover{background:var(--ground)}
 li span{overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
-input{font:inherit;color:inherit;background:var(--paper);border:1px solid var(--line);border-radius:8px;padding:.4rem .7rem;
-width:16rem}button{font:inherit;border:1px solid var(--line);background:var(--paper);color:inherit;border-radius:8px;
+input{font:inherit;color:inherit;background:var(--paper);border:1px solid var(--line);border-radius:8px;
+padding:.4rem .7rem;width:16rem}
+button{font:inherit;border:1px solid var(--line);background:var(--paper);color:inherit;border-radius:8px;
 padding:.4rem .9rem;cursor:pointer}.empty{padding:3rem;text-align:center}h2{margin:0 0 .8rem;font-size:1.35rem}
 dl{display:grid;grid-template-columns:auto 1fr;gap:.2rem 1rem;margin:0}dt{color:var(--soft)}dd{margin:0;
 overflow-wrap:anywhere}.top{padding:1.25rem 1.4rem}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 import hashlib
 import hmac
 import json
@@ -49,6 +50,11 @@ class Front:
         self.base_url = ""
         self._api_key = api_key
         self._busy: dict[str, web.Request] = {}
+        self._closing = asyncio.Event()
+
+    def close(self) -> None:
+        """Let go of held answers."""
+        self._closing.set()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         request_id = new_id("req_")[:18]
@@ -79,7 +85,9 @@ class Front:
         if key is not None:
             self._busy.setdefault(key, request)
         try:
-            await asyncio.sleep(seconds)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._closing.wait()
         finally:
             if key is not None and self._busy.get(key) is request:
                 del self._busy[key]

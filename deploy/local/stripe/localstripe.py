@@ -54,7 +54,8 @@ class LocalStripe:
 
     async def url(self) -> str:
         """TimeoutError when it does not come up in time."""
-        await asyncio.wait_for(self._up.wait(), _START_SECONDS)
+        async with asyncio.timeout(_START_SECONDS):
+            await self._up.wait()
         return f"http://127.0.0.1:{self._port}"
 
     async def stop(self) -> None:
@@ -66,7 +67,8 @@ class LocalStripe:
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
             try:
-                await asyncio.wait_for(process.wait(), 1.0)
+                async with asyncio.timeout(1.0):
+                    await process.wait()
             except TimeoutError:
                 process.kill()
                 await process.wait()

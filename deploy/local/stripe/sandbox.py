@@ -58,6 +58,7 @@ class StripeSandbox:
         self._store: Store | None = None
         self._deliverer: Deliverer | None = None
         self._backend: LocalStripe | None = None
+        self._front: Front | None = None
         self.url = ""
 
     async def __aenter__(self) -> Self:
@@ -97,7 +98,7 @@ class StripeSandbox:
         if self._localstripe:
             self._backend = LocalStripe(self._state)
             await self._backend.start()
-        front = Front(
+        front = self._front = Front(
             store=self._store,
             faults=faults,
             deliverer=self._deliverer,
@@ -116,6 +117,8 @@ class StripeSandbox:
         await self._deliverer.start()
 
     async def _stop(self) -> None:
+        if self._front is not None:
+            self._front.close()
         if self._runner is not None:
             await self._runner.cleanup()
         if self._deliverer is not None:

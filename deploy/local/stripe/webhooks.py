@@ -7,6 +7,7 @@ retried later and does not hold up the rest), events of different payments side 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import json
@@ -90,10 +91,9 @@ class Deliverer:
         until = time.monotonic() + wait
         while self.endpoint is not None and time.monotonic() < until and self._count("attempts = 0 AND held = 0"):
             self._attempted.clear()
-            try:
-                await asyncio.wait_for(self._attempted.wait(), max(0.0, until - time.monotonic()))
-            except TimeoutError:
-                break
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, until - time.monotonic())):
+                    await self._attempted.wait()
         chosen = event or "*"
         return self._count("event GLOB ?", chosen), self._count("done = 1 AND event GLOB ?", chosen)
 
@@ -104,10 +104,10 @@ class Deliverer:
         while True:
             self._wake.clear()
             pause = self._dispatch()
-            try:
-                await asyncio.wait_for(self._wake.wait(), pause)
-            except TimeoutError:
-                continue
+            # Not wait_for: on Python 3.11 it can swallow a cancellation that meets the wake-up.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._wake.wait()
 
     def _dispatch(self) -> float:
         """Start what can start now; seconds until it is worth looking again."""
