@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -15,20 +14,22 @@ from activities.billing_steps import BillingSteps
 from activities.bookkeeping import NewInvoice
 from activities.collection import applied, applied_key, keep_in_wallet, received_by
 from activities.terms import terms_of
-from db.queries import invoices, records
+from db.models.billing import Subscription
+from db.queries import catalogue, invoices, records
 from db.queries.journal import Journal
+from db.queries.plan_changes import quote_change
 from db.queries.records import PlanRecord, Record
 from workflows.ports.billing import Bill, Changed, ChangeOutcome, ChangePlan, CompleteChange, RevertChange
 from workflows.ports.subscription import CardDue, Terms
-from workflows.refusals import refuse
+from workflows.refusals import refusal_of, refuse
 from workflows.rules import ids, ledger
-from workflows.rules.errors import Refusal
+from workflows.rules.errors import Refusal, RuleBroken
 from workflows.rules.invoice import InvoiceStatus
 from workflows.rules.money import Money, zero
-from workflows.rules.periods import Interval, Period
-from workflows.rules.plan_change import Quote, Side, quote
+from workflows.rules.periods import Period
+from workflows.rules.plan_change import Quote
 from workflows.rules.proration import Mode
-from workflows.rules.subscription import LIVE, State
+from workflows.rules.subscription import LIVE
 
 
 class PlanChangeActivities(BillingSteps):
@@ -36,12 +37,14 @@ class PlanChangeActivities(BillingSteps):
     async def change_plan(self, command: ChangePlan) -> Changed:
         async with self._sessions.begin() as session:
             record = await books.require(session, command.subscription_id)
-            plan = await self._target(session, record, command)
+            plan = await records.load_plan(session, command.plan_id, record.currency, command.now)
+            if plan is None:
+                raise refuse(Refusal.PLAN_UNAVAILABLE, "This plan is not offered.")
             terms = terms_of(plan, record.timezone)
             before = await invoices.find_order(session, command.order_id)
             if before is not None:
                 return await self._changed_before(session, record, terms, before)
-            priced = await price_change(session, record, plan, command.now, command.mode)
+            priced = await self._price(session, command)
             journal = books.journal_of(record, command.now, command.actor)
             if priced.mode is Mode.PERIOD_END:
                 return await self._schedule(session, journal, record, plan, terms)
@@ -150,17 +153,17 @@ class PlanChangeActivities(BillingSteps):
             "pending_plan_id": None,
         }
 
-    async def _target(self, session: AsyncSession, record: Record, command: ChangePlan) -> PlanRecord:
-        plan = await records.load_plan(session, command.plan_id, record.currency, command.now)
-        if plan is None or not plan.available:
+    @staticmethod
+    async def _price(session: AsyncSession, command: ChangePlan) -> Quote:
+        """Price the change exactly as the preview does."""
+        subscription = await session.get_one(Subscription, command.subscription_id)
+        plan = await catalogue.plan(session, command.plan_id)
+        if plan is None:
             raise refuse(Refusal.PLAN_UNAVAILABLE, "This plan is not offered.")
-        if plan.service_id != record.service_id:
-            raise refuse(Refusal.CONFLICT, "The plan belongs to another service.")
-        if record.state not in (State.ACTIVE, State.TRIALING):
-            raise refuse(Refusal.ILLEGAL_MOVE, f"A subscription that is {record.state} cannot change its plan.")
-        if plan.plan_id == record.plan_id and await invoices.find_order(session, command.order_id) is None:
-            raise refuse(Refusal.CONFLICT, "This is the plan that the subscription has.")
-        return plan
+        try:
+            return await quote_change(session, subscription, plan, at=command.now, mode=command.mode)
+        except RuleBroken as broken:
+            raise refusal_of(broken) from broken
 
     async def _changed_before(
         self, session: AsyncSession, record: Record, terms: Terms, invoice: invoices.InvoiceRecord
@@ -275,27 +278,6 @@ class PlanChangeActivities(BillingSteps):
     def _give_credit(journal: Journal, record: Record, amount: Money, order_id: str) -> None:
         if amount:
             journal.post(ledger.credit(amount), key=f"credit/{order_id}", description="Unused time", ref=record.id)
-
-
-async def price_change(
-    session: AsyncSession, record: Record, plan: PlanRecord, at: datetime, mode: Mode | None
-) -> Quote:
-    """Price a change with the rule that the preview uses."""
-    if record.period_start is None or record.period_end is None:
-        raise refuse(Refusal.ILLEGAL_MOVE, "The subscription has no period yet.")
-    period = Period(start=record.period_start, end=record.period_end)
-    paid = await invoices.paid_in_period(session, record.id, period.start, period.end)
-    return quote(
-        old=Side(name=record.plan_name, price=record.price, interval=Interval(record.interval)),
-        new=Side(name=plan.name, price=plan.price, interval=Interval(plan.interval)),
-        period=period,
-        at=at,
-        paid_in_period=Money(amount_minor=max(paid, 0), currency=record.currency),
-        timezone=record.timezone,
-        mode=mode,
-        next_discount=record.discount,
-        trialing=record.state is State.TRIALING,
-    )
 
 
 def _tell_change(journal: Journal, record: Record, plan_id: str, name: str) -> None:

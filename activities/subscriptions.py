@@ -365,7 +365,9 @@ async def _reserve_coupon(session: AsyncSession, order: Subscribe, command: Open
             currency AS coupon_currency, duration, periods
         """
     )
-    row = (await session.execute(statement, {"code": order.coupon, "now": command.now})).mappings().one_or_none()
+    row = (
+        (await session.execute(statement, {"code": order.coupon.upper(), "now": command.now})).mappings().one_or_none()
+    )
     if row is None:
         raise refuse(Refusal.COUPON_INVALID, "This coupon is not valid.")
     await session.execute(
@@ -373,10 +375,10 @@ async def _reserve_coupon(session: AsyncSession, order: Subscribe, command: Open
             "INSERT INTO coupon_redemptions (subscription_id, coupon_code, organization_id, status)"
             " VALUES (:id, :code, :organization, 'reserved')"
         ),
-        {"id": order.subscription_id, "code": order.coupon, "organization": order.organization_id},
+        {"id": order.subscription_id, "code": order.coupon.upper(), "organization": order.organization_id},
     )
     left = records.periods_of(CouponDuration(row["duration"]), row["periods"])
-    return records.discount_of(row, code=order.coupon, periods_left=left)
+    return records.discount_of(row, code=order.coupon.upper(), periods_left=left)
 
 
 async def _release_coupon(session: AsyncSession, subscription_id: str) -> None:
