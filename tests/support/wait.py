@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import Awaitable, Callable
-from typing import TypeVar, cast
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar, cast, overload
 
 T = TypeVar("T")
 
@@ -22,6 +22,14 @@ class NotInTime(AssertionError):
 def _message(what: str, timeout: float, last: object) -> str:
     seen = f"raised {last!r}" if isinstance(last, BaseException) else f"was {last!r}"
     return f"{what} not within {timeout:g} s; the last look {seen}"
+
+
+@overload
+async def eventually(look: Callable[[], Coroutine[Any, Any, T]], *, timeout: float = ..., what: str = ...) -> T: ...
+
+
+@overload
+async def eventually(look: Callable[[], T], *, timeout: float = ..., what: str = ...) -> T: ...
 
 
 async def eventually(

@@ -63,5 +63,5 @@ async def close_clients() -> None:
     """Close the connections of every client of the test."""
     while _transports:
         transport = _transports.pop()
-        transport.close()
-        await transport.close_async()
+        transport.close()  # type: ignore[no-untyped-call]  # the library leaves it untyped
+        await transport.close_async()  # type: ignore[no-untyped-call]  # as above

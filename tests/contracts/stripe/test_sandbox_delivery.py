@@ -82,7 +82,7 @@ async def test_a_key_in_use_is_a_conflict_and_free_once_its_caller_hung_up(calle
 
     async def replayed() -> bool:
         answer = await caller.post("/v1/payment_intents", data=CHARGE, headers=headers)
-        return answer.headers.get("Idempotent-Replayed") == "true"
+        return "Idempotent-Replayed" in answer.headers
 
     await eventually(replayed)
     assert len(await charges(caller)) == 1
