@@ -1,0 +1,50 @@
+"""One refund: reserved of its payment first, so that two of them can never give back more than was received."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from temporalio import workflow
+from temporalio.exceptions import ActivityError, is_cancelled_exception
+
+with workflow.unsafe.imports_passed_through():
+    from workflows import names, policies
+    from workflows.ports.payments import GiveBack, RefundOrder, RefundOutcome, Refunds, Reserve
+    from workflows.refusals import refused_by
+    from workflows.rules.payment import next_poll
+
+PENDING = "pending"
+
+
+@workflow.defn(name=names.REFUND)
+class Refund:
+    @workflow.run
+    async def run(self, order: RefundOrder) -> RefundOutcome:
+        """Reserve, have the gateway give back, and follow until it says that it did or did not.
+
+        Raises:
+            ApplicationError: the order was refused; nothing was written.
+        """
+        try:
+            outcome = await workflow.execute_activity_method(
+                Refunds.reserve, Reserve(order=order, now=workflow.now()), **policies.DATABASE
+            )
+        except ActivityError as error:
+            raise refused_by(error) from error
+        since, polls = workflow.now(), 0
+        while outcome.status == PENDING:
+            try:
+                outcome = await workflow.execute_activity_method(
+                    Refunds.give_back, GiveBack(refund_id=order.refund_id, now=workflow.now()), **policies.GATEWAY
+                )
+            except ActivityError as error:
+                if is_cancelled_exception(error):
+                    raise
+                workflow.logger.warning("the gateway does not say whether it gave back: %s", error.cause)
+            if outcome.status == PENDING:
+                await self._pause_until(next_poll(since, polls))
+                polls += 1
+        return outcome
+
+    async def _pause_until(self, due: datetime) -> None:
+        await workflow.sleep(max(due - workflow.now(), timedelta()))
