@@ -46,7 +46,7 @@ END $$
 BALANCED = """
 CREATE FUNCTION ledger_must_balance() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
-    transaction text := CASE TG_TABLE_NAME WHEN 'ledger_entries' THEN NEW.transaction_id ELSE NEW.id END;
+    transaction text := COALESCE(to_jsonb(NEW) ->> 'transaction_id', to_jsonb(NEW) ->> 'id');
 BEGIN
     IF NOT EXISTS (SELECT FROM ledger_entries WHERE transaction_id = transaction) OR EXISTS (
         SELECT FROM ledger_entries WHERE transaction_id = transaction GROUP BY currency HAVING sum(amount_minor) <> 0
