@@ -1,0 +1,7 @@
+"""A simulated Kubernetes cluster: the part of the API that Berth uses, over HTTP, with faults that can be switched on."""
+
+from __future__ import annotations
+
+from deploy.local.cluster.cluster import SimulatedCluster
+
+__all__ = ["SimulatedCluster"]

@@ -1,0 +1,381 @@
+"""What the API refuses with 422: the rules that our kinds can break, in Kubernetes' words."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Callable
+from typing import Any
+
+from deploy.local.cluster import selectors
+from deploy.local.cluster.errors import Cause, not_allowed, required, unsupported, wrong
+from deploy.local.cluster.naming import SUBDOMAIN, check_key, check_name
+from deploy.local.cluster.quantities import milli
+from deploy.local.cluster.resources import Obj
+from deploy.local.cluster.validation_pods import check_pod_spec, check_template
+
+_MODES = ("ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod")
+_DATA_KEY = re.compile(r"^[-._a-zA-Z0-9]+$")
+_HOST = re.compile(r"^(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
+IMMUTABLE = "field is immutable"
+
+
+def _selector(spec: Obj) -> list[Cause]:
+    selector = spec.get("selector")
+    if selector is None:
+        return [required("spec.selector")]
+    if not selector.get("matchLabels") and not selector.get("matchExpressions"):
+        return [wrong("spec.selector", selector, "empty selector is invalid for deployment")]
+    labels = spec.get("template", {}).get("metadata", {}).get("labels") or {}
+    if not selectors.matches(selector, labels):
+        return [wrong("spec.template.metadata.labels", labels, "`selector` does not match template `labels`")]
+    return []
+
+
+def _count(spec: Obj, *names: str) -> list[Cause]:
+    return [
+        wrong(f"spec.{name}", spec[name], "must be greater than or equal to 0")
+        for name in names
+        if isinstance(spec.get(name), int) and spec[name] < 0
+    ]
+
+
+def _workload(obj: Obj) -> list[Cause]:
+    spec = obj["spec"]
+    problems = _count(spec, "replicas", "minReadySeconds", "revisionHistoryLimit", "progressDeadlineSeconds")
+    problems += _selector(spec)
+    claims = tuple((c.get("metadata") or {}).get("name", "") for c in spec.get("volumeClaimTemplates") or ())
+    problems += check_template(spec.get("template"), "spec.template", ("Always",), claims)
+    return problems
+
+
+def _deployment(obj: Obj) -> list[Cause]:
+    problems = _workload(obj)
+    spec = obj["spec"]
+    strategy = spec.get("strategy", {})
+    if strategy.get("type") not in ("Recreate", "RollingUpdate"):
+        problems.append(unsupported("spec.strategy.type", strategy.get("type"), ("Recreate", "RollingUpdate")))
+    elif strategy["type"] == "Recreate" and strategy.get("rollingUpdate"):
+        problems.append(
+            not_allowed("spec.strategy.rollingUpdate", "may not be specified when strategy `type` is 'Recreate'")
+        )
+    if spec.get("progressDeadlineSeconds", 600) <= spec.get("minReadySeconds", 0):
+        problems.append(
+            wrong(
+                "spec.progressDeadlineSeconds", spec["progressDeadlineSeconds"], "must be greater than minReadySeconds"
+            )
+        )
+    return problems
+
+
+def _stateful_set(obj: Obj) -> list[Cause]:
+    problems = _workload(obj)
+    spec = obj["spec"]
+    if spec.get("podManagementPolicy") not in ("OrderedReady", "Parallel"):
+        problems.append(
+            wrong("spec.podManagementPolicy", spec.get("podManagementPolicy"), "must be 'OrderedReady' or 'Parallel'")
+        )
+    return problems
+
+
+def _job(obj: Obj) -> list[Cause]:
+    spec = obj["spec"]
+    return _count(spec, "parallelism", "completions", "backoffLimit", "ttlSecondsAfterFinished") + check_template(
+        spec.get("template"), "spec.template", ("OnFailure", "Never")
+    )
+
+
+def _cron_job(obj: Obj) -> list[Cause]:
+    from deploy.local.cluster.cron import BadSchedule, Schedule
+
+    spec = obj["spec"]
+    problems: list[Cause] = []
+    if len(obj["metadata"]["name"]) > 52:
+        problems.append(wrong("metadata.name", obj["metadata"]["name"], "must be no more than 52 characters"))
+    if not spec.get("schedule"):
+        problems.append(required("spec.schedule"))
+    else:
+        try:
+            Schedule(spec["schedule"])
+        except BadSchedule as exc:
+            problems.append(wrong("spec.schedule", spec["schedule"], str(exc)))
+    if spec.get("concurrencyPolicy") not in ("Allow", "Forbid", "Replace"):
+        problems.append(
+            unsupported("spec.concurrencyPolicy", spec.get("concurrencyPolicy"), ("Allow", "Forbid", "Replace"))
+        )
+    template = (spec.get("jobTemplate") or {}).get("spec", {}).get("template")
+    return problems + check_template(template, "spec.jobTemplate.spec.template", ("OnFailure", "Never"))
+
+
+def _pod(obj: Obj) -> list[Cause]:
+    return check_pod_spec(obj["spec"], "spec", ("Always", "OnFailure", "Never"))
+
+
+def _service(obj: Obj) -> list[Cause]:
+    spec = obj["spec"]
+    problems: list[Cause] = []
+    kinds = ("ClusterIP", "ExternalName", "LoadBalancer", "NodePort")
+    if spec["type"] not in kinds:
+        problems.append(unsupported("spec.type", spec["type"], kinds))
+    ports = spec.get("ports") or []
+    if not ports and spec["type"] != "ExternalName" and spec.get("clusterIP") != "None":
+        problems.append(required("spec.ports"))
+    if spec["type"] == "ExternalName" and not spec.get("externalName"):
+        problems.append(required("spec.externalName"))
+    seen: set[Any] = set()
+    for index, port in enumerate(ports):
+        where = f"spec.ports[{index}]"
+        if len(ports) > 1 and not port.get("name"):
+            problems.append(required(f"{where}.name"))
+        if port.get("name"):
+            problems += check_name(port["name"], "label", f"{where}.name")
+        if not 1 <= port.get("port", 0) <= 65535:
+            problems.append(wrong(f"{where}.port", port.get("port", 0), "must be between 1 and 65535, inclusive"))
+        key = (port.get("port"), port.get("protocol"))
+        if key in seen:
+            problems.append(
+                {"reason": "FieldValueDuplicate", "message": f"Duplicate value: {port}", "field": f"{where}"}
+            )
+        seen.add(key)
+    return problems
+
+
+def _data(obj: Obj) -> list[Cause]:
+    problems = []
+    for name in ("data", "binaryData"):
+        for key in obj.get(name) or {}:
+            if not _DATA_KEY.match(key) or len(key) > 253:
+                problems.append(
+                    wrong(
+                        f"{name}[{key}]",
+                        key,
+                        "a valid config key must consist of alphanumeric characters, '-', '_' or '.' (e.g. 'key.name', "
+                        " or 'KEY_NAME',  or 'key-name', regex used for validation is '[-._a-zA-Z0-9]+')",
+                    )
+                )
+    return problems
+
+
+def _secret(obj: Obj) -> list[Cause]:
+    problems = _data(obj)
+    for key, value in (obj.get("data") or {}).items():
+        try:
+            base64.b64decode(value, validate=True)
+        except (binascii.Error, ValueError):
+            problems.append(wrong(f"data[{key}]", value, "illegal base64 data"))
+    wanted = {"kubernetes.io/tls": ("tls.crt", "tls.key"), "kubernetes.io/dockerconfigjson": (".dockerconfigjson",)}
+    for key in wanted.get(obj.get("type", ""), ()):
+        if key not in (obj.get("data") or {}):
+            problems.append(required(f"data[{key}]"))
+    return problems
+
+
+def _claim(obj: Obj) -> list[Cause]:
+    spec = obj["spec"]
+    problems: list[Cause] = []
+    if not spec.get("accessModes"):
+        problems.append(required("spec.accessModes", "at least 1 access mode is required"))
+    for mode in spec.get("accessModes") or ():
+        if mode not in _MODES:
+            problems.append(unsupported("spec.accessModes", mode, _MODES))
+    size = (spec.get("resources") or {}).get("requests", {}).get("storage")
+    if size is None:
+        problems.append(required("spec.resources[storage]"))
+    elif milli(size) <= 0:
+        problems.append(wrong("spec.resources[storage]", size, "must be greater than zero"))
+    return problems
+
+
+def _ingress(obj: Obj) -> list[Cause]:
+    spec = obj["spec"]
+    problems: list[Cause] = []
+    if not spec.get("rules") and not spec.get("defaultBackend"):
+        problems.append(wrong("spec", {}, "either `defaultBackend` or `rules` must be specified"))
+    for index, rule in enumerate(spec.get("rules") or ()):
+        where = f"spec.rules[{index}]"
+        host = rule.get("host", "")
+        if host and not _HOST.match(host):
+            problems.append(
+                wrong(
+                    f"{where}.host",
+                    host,
+                    "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and "
+                    "must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is "
+                    "'[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')",
+                )
+            )
+        http = rule.get("http")
+        if http is not None and not http.get("paths"):
+            problems.append(required(f"{where}.http.paths"))
+        for at, path in enumerate((http or {}).get("paths") or ()):
+            here = f"{where}.http.paths[{at}]"
+            if not path.get("pathType"):
+                problems.append(required(f"{here}.pathType", "pathType must be specified"))
+            elif path["pathType"] not in ("Exact", "Prefix", "ImplementationSpecific"):
+                problems.append(
+                    unsupported(f"{here}.pathType", path["pathType"], ("Exact", "ImplementationSpecific", "Prefix"))
+                )
+            elif path["pathType"] != "ImplementationSpecific" and not str(path.get("path", "")).startswith("/"):
+                problems.append(wrong(f"{here}.path", path.get("path", ""), "must be an absolute path"))
+            service = (path.get("backend") or {}).get("service")
+            if service is None and "resource" not in (path.get("backend") or {}):
+                problems.append(required(f"{here}.backend", "cannot be empty"))
+            elif service is not None and not (service.get("port") or {}):
+                problems.append(required(f"{here}.backend", "port name or number is required"))
+    return problems
+
+
+def _quota(obj: Obj) -> list[Cause]:
+    problems = []
+    for name in obj["spec"].get("hard") or {}:
+        if name in ("cpu", "memory", "pods", "services", "secrets", "configmaps") or name.startswith("count/"):
+            continue
+        problems += check_key(name, f"spec.hard[{name}]")
+    return problems
+
+
+def _certificate(obj: Obj) -> list[Cause]:
+    spec = obj.get("spec") or {}
+    problems = []
+    if not spec.get("secretName"):
+        problems.append(required("spec.secretName"))
+    if not (spec.get("issuerRef") or {}).get("name"):
+        problems.append(required("spec.issuerRef.name"))
+    if not spec.get("dnsNames") and not spec.get("commonName"):
+        problems.append(
+            wrong("spec", "", "at least one of commonName (from the commonName field or from a literalSubject), dnsNames, "
+                  "uriSANs, ipAddresses, emailSANs or otherNames must be set")
+        )  # fmt: skip
+    for index, name in enumerate(spec.get("dnsNames") or ()):
+        if not isinstance(name, str) or not SUBDOMAIN.match(name.removeprefix("*.")):
+            problems.append(wrong(f"spec.dnsNames[{index}]", name, "must be a DNS name"))
+    return problems
+
+
+_CHECKS: dict[str, Callable[[Obj], list[Cause]]] = {
+    "/pods": _pod,
+    "/services": _service,
+    "/configmaps": _data,
+    "/secrets": _secret,
+    "/persistentvolumeclaims": _claim,
+    "/resourcequotas": _quota,
+    "apps/deployments": _deployment,
+    "apps/replicasets": _workload,
+    "apps/statefulsets": _stateful_set,
+    "apps/daemonsets": _workload,
+    "batch/jobs": _job,
+    "batch/cronjobs": _cron_job,
+    "networking.k8s.io/ingresses": _ingress,
+    "cert-manager.io/certificates": _certificate,
+}
+
+# Fields of the spec that may change on an update, for kinds where only some may.
+_MUTABLE: dict[str, tuple[str, ...]] = {
+    "apps/statefulsets": (
+        "replicas", "ordinals", "template", "updateStrategy", "revisionHistoryLimit",
+        "persistentVolumeClaimRetentionPolicy", "minReadySeconds",
+    ),
+}  # fmt: skip
+
+
+def check(key: str, obj: Obj) -> list[Cause]:
+    """Problems of an object of the kind `key`, metadata aside."""
+    found = _CHECKS.get(key)
+    return found(obj) if found else []
+
+
+def _frozen(spec: Obj, old: Obj, *names: str) -> list[Cause]:
+    return [wrong(f"spec.{name}", spec.get(name), IMMUTABLE) for name in names if spec.get(name) != old.get(name)]
+
+
+def check_update(key: str, obj: Obj, old: Obj) -> list[Cause]:
+    """Problems of changing `old` into `obj`."""
+    spec, was = obj.get("spec") or {}, old.get("spec") or {}
+    if key in ("apps/deployments", "apps/replicasets", "apps/daemonsets"):
+        return _frozen(spec, was, "selector")
+    if key == "apps/statefulsets":
+        kept = _MUTABLE[key]
+        if {k: v for k, v in spec.items() if k not in kept} != {k: v for k, v in was.items() if k not in kept}:
+            names = ", ".join(f"'{name}'" for name in kept[:-1])
+            return [
+                not_allowed(
+                    "spec",
+                    f"updates to statefulset spec for fields other than {names} and '{kept[-1]}' are forbidden",
+                )
+            ]
+        return []
+    if key == "batch/jobs":
+        return _frozen(spec, was, "selector", "template", "completionMode")
+    if key == "/services":
+        if was.get("clusterIP") and spec.get("type") != "ExternalName" and spec.get("clusterIP") != was["clusterIP"]:
+            return [wrong("spec.clusterIPs[0]", spec.get("clusterIP"), "may not change once set")]
+        return []
+    if key in ("/secrets", "/configmaps"):
+        problems = []
+        if obj.get("type") != old.get("type"):
+            problems.append(wrong("type", obj.get("type"), IMMUTABLE))
+        if old.get("immutable"):
+            if obj.get("data") != old.get("data"):
+                problems.append(not_allowed("data", "field is immutable when `immutable` is set"))
+            if not obj.get("immutable"):
+                problems.append(not_allowed("immutable", "field is immutable when `immutable` is set"))
+        return problems
+    if key == "/persistentvolumeclaims":
+        return _claim_update(spec, was)
+    if key == "/pods":
+        return _pod_update(spec, was)
+    if key == "storage.k8s.io/storageclasses":
+        return [
+            not_allowed(
+                name, "updates to provisioner are forbidden." if name == "provisioner" else "updates are forbidden"
+            )
+            for name in ("provisioner", "parameters", "reclaimPolicy", "volumeBindingMode")
+            if obj.get(name) != old.get(name)
+        ]
+    return []
+
+
+def _claim_update(spec: Obj, was: Obj) -> list[Cause]:
+    free = ("resources", "volumeName", "volumeAttributesClassName")
+    if {k: v for k, v in spec.items() if k not in free} != {k: v for k, v in was.items() if k not in free}:
+        return [
+            not_allowed(
+                "spec",
+                "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims",
+            )
+        ]
+    size, before = ((s.get("resources") or {}).get("requests", {}).get("storage", "0") for s in (spec, was))
+    if milli(size) < milli(before):
+        return [not_allowed("spec.resources.requests.storage", "field can not be less than status.capacity")]
+    return []
+
+
+def _pod_update(spec: Obj, was: Obj) -> list[Cause]:
+    def bare(value: Obj) -> Obj:
+        out = {
+            k: v
+            for k, v in value.items()
+            if k
+            not in (
+                "activeDeadlineSeconds",
+                "terminationGracePeriodSeconds",
+                "tolerations",
+                "nodeName",
+                "schedulingGates",
+            )
+        }
+        for name in ("containers", "initContainers"):
+            out[name] = [{k: v for k, v in c.items() if k != "image"} for c in value.get(name) or ()]
+        return out
+
+    if bare(spec) != bare(was):
+        return [
+            not_allowed(
+                "spec",
+                "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,"
+                "`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),"
+                "`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)",
+            )
+        ]
+    return []
