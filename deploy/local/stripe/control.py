@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 import time
 from collections.abc import Callable
@@ -10,9 +9,8 @@ from typing import Any
 
 from aiohttp import web
 
-from deploy.local.stripe import disputes, intents
+from deploy.local.stripe import disputes, intents, pages, setups
 from deploy.local.stripe.context import Context, Json, public
-from deploy.local.stripe.customers import settle_setup
 from deploy.local.stripe.errors import StripeError, invalid_parameter
 from deploy.local.stripe.front import Front
 from deploy.local.stripe.params import Params
@@ -29,6 +27,7 @@ class Control:
 
     def routes(self) -> list[web.RouteDef]:
         return [
+            web.get("/", self.overview),
             web.get("/health", self.health),
             web.get("/sandbox/faults", self.list_faults),
             web.post("/sandbox/faults", self.order_fault),
@@ -60,6 +59,17 @@ class Control:
     async def health(self, request: web.Request) -> web.Response:
         backend = self._front.backend
         return web.json_response({"status": "ok", "localstripe": backend.status if backend else "absent"})
+
+    async def overview(self, request: web.Request) -> web.Response:
+        front = self._front
+        rows = front.store.execute("SELECT COUNT(*), SUM(done) FROM deliveries")
+        page = pages.overview(
+            charges=[_charge(body) for body in front.store.find("charge", limit=100)],
+            events=front.store.find("event", limit=100),
+            delivered=(rows[0][1] or 0, rows[0][0]),
+            faults=[fault.shown() for fault in front.faults.live()],
+        )
+        return web.Response(text=page, content_type="text/html")
 
     # faults --------------------------------------------------------------------------------------------------------
 
@@ -171,7 +181,7 @@ class Control:
                 if body["status"] != "requires_action":
                     raise StripeError(400, "This SetupIntent does not require action.")
                 if succeeded:
-                    return settle_setup(ctx, body)
+                    return setups.settle(ctx, body)
                 body.update(status="requires_payment_method", payment_method=None, next_action=None)
                 ctx.emit("setup_intent.setup_failed", body)
                 return ctx.save(body)
@@ -184,9 +194,7 @@ class Control:
         body = self._front.store.get(kind, request.match_info["id"])
         if body is None:
             raise web.HTTPNotFound
-        sum_ = f"{body['amount']} minor units of {body['currency'].upper()}" if "amount" in body else "a saved card"
-        return_url = ((body.get("next_action") or {}).get("redirect_to_url") or {}).get("return_url") or ""
-        page = _PAGE.format(id=html.escape(body["id"]), sum=html.escape(sum_), url=html.escape(return_url, quote=True))
+        page = pages.authentication(body)
         return web.Response(text=page, content_type="text/html")
 
     async def authentication_form(self, request: web.Request) -> web.StreamResponse:
@@ -239,16 +247,3 @@ async def refusals(request: web.Request, handler: Callable[[web.Request], Any]) 
     except StripeError as refusal:
         return web.json_response(refusal.body(), status=refusal.status)
     return answer
-
-
-_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>3-D Secure sandbox</title>
-<meta name="viewport" content="width=device-width">
-<style>body{{font:16px/1.5 system-ui,sans-serif;background:#f4f5f7;color:#1a1f36;display:grid;place-items:center;
-min-height:90vh}}main{{background:#fff;border-radius:12px;padding:2rem 2.5rem;
-box-shadow:0 2px 20px #0001;max-width:26rem}}
-button{{font:inherit;padding:.6rem 1.2rem;border-radius:8px;border:1px solid #cfd7df;background:#fff;cursor:pointer}}
-button[value=succeed]{{background:#635bff;border-color:#635bff;color:#fff}}code{{color:#697386;font-size:.85em}}</style>
-<main><h1>Is it you?</h1><p>The sandbox bank asks you to confirm {sum}.</p><p><code>{id}</code></p>
-<form method="post"><input type="hidden" name="return_url" value="{url}">
-<button name="outcome" value="succeed">Complete</button> <button name="outcome" value="fail">Fail</button></form></main>
-"""

@@ -25,9 +25,19 @@ class Fault:
     seconds: float | None
     until: float | None
     paths: tuple[str, ...]
+    method: str
 
     def shown(self) -> dict[str, Any]:
-        return {"fault": self.kind, "count": self.count, "seconds": self.seconds, "path": list(self.paths)}
+        return {
+            "fault": self.kind,
+            "count": self.count,
+            "seconds": self.seconds,
+            "path": list(self.paths),
+            "method": self.method,
+        }
+
+    def strikes(self, method: str, path: str) -> bool:
+        return self.method in ("*", method) and any(fnmatchcase(path, glob) for glob in self.paths)
 
 
 class Faults:
@@ -39,19 +49,22 @@ class Faults:
     def order(self, wish: Mapping[str, Any]) -> Fault:
         """Add a fault from a request body; ValueError says what is wrong with it.
 
-        Without `path` the faults of requests aim at what moves money (payment intents and refunds), so that a
-        fault meant for a charge is not used up by the customer that is created just before it.
+        Without `path` and `method` the faults of requests aim at what moves money (POSTs to payment intents and
+        refunds), so that one meant for a charge is not used up by the customer that is created just before it.
         """
         kind = wish.get("fault")
         if kind not in KINDS:
             raise ValueError(f"fault must be one of {', '.join(KINDS)}")
         count, seconds, path = wish.get("count"), wish.get("seconds"), wish.get("path")
+        method = wish.get("method", "POST")
         if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
             raise ValueError("count must be a positive integer")
         if seconds is not None and (not isinstance(seconds, int | float) or isinstance(seconds, bool) or seconds < 0):
             raise ValueError("seconds must be a number, zero or more")
         if path is not None and not isinstance(path, str):
             raise ValueError("path must be a glob over request paths")
+        if method not in ("POST", "GET", "DELETE", "*"):
+            raise ValueError("method must be POST, GET, DELETE or *")
         # For a stall `seconds` is how long an answer is held; for the others, how long the fault stays.
         timed = seconds is not None and kind != "stall"
         fault = Fault(
@@ -60,6 +73,7 @@ class Faults:
             seconds=(_STALL_SECONDS if seconds is None else seconds) if kind == "stall" else seconds,
             until=time.monotonic() + seconds if timed and seconds is not None else None,
             paths=_MONEY if path is None else (path,),
+            method=method,
         )
         self._ordered.append(fault)
         return fault
@@ -76,11 +90,11 @@ class Faults:
         ]
         return list(self._ordered)
 
-    def take(self, kinds: Iterable[str], path: str | None = None) -> Fault | None:
-        """Use up one occurrence of the oldest fault that applies."""
+    def take(self, kinds: Iterable[str], method: str | None = None, path: str = "") -> Fault | None:
+        """Use up one occurrence of the oldest fault that applies; for a request with its method and path."""
         wanted = tuple(kinds)
         for fault in self.live():
-            if fault.kind in wanted and (path is None or any(fnmatchcase(path, glob) for glob in fault.paths)):
+            if fault.kind in wanted and (method is None or fault.strikes(method, path)):
                 if fault.count is not None:
                     fault.count -= 1
                 return fault

@@ -58,7 +58,7 @@ class Front:
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         request_id = new_id("req_")[:18]
-        if request.method == "POST" and (fault := self.faults.take(BEFORE_DEED, request.path)) is not None:
+        if (fault := self.faults.take(BEFORE_DEED, request.method, request.path)) is not None:
             if fault.kind == "reset":
                 return _reset(request)
             # Like a failure at Stripe's edge: nothing happened, and nothing is remembered for the key.
@@ -73,7 +73,7 @@ class Front:
             status, body, replayed, first_id = 400, json.dumps(StripeError(400, "Invalid encoding").body()), False, None
         except StripeError as refusal:
             status, body, replayed, first_id = refusal.status, json.dumps(refusal.body()), False, None
-        if request.method == "POST" and (fault := self.faults.take(AFTER_DEED, request.path)) is not None:
+        if (fault := self.faults.take(AFTER_DEED, request.method, request.path)) is not None:
             if fault.kind == "lost_reply":
                 return _drop(request)
             await self._stall(request, key, fault.seconds or 0.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from fnmatch import fnmatchcase
 
-from deploy.local.stripe import charges, customers, disputes, intents
+from deploy.local.stripe import charges, customers, disputes, intents, setups
 from deploy.local.stripe.context import Context, Handler, Json
 from deploy.local.stripe.listing import listing, search
 
@@ -53,10 +53,10 @@ _TABLE: tuple[tuple[str, str, Handler], ...] = (
     ("POST", "payment_methods/{}", customers.update_method),
     ("POST", "payment_methods/{}/attach", customers.attach_method),
     ("POST", "payment_methods/{}/detach", customers.detach_method),
-    ("POST", "setup_intents", customers.create_setup),
-    ("GET", "setup_intents/{}", customers.retrieve_setup),
-    ("POST", "setup_intents/{}/confirm", customers.confirm_setup),
-    ("POST", "setup_intents/{}/cancel", customers.cancel_setup),
+    ("POST", "setup_intents", setups.create),
+    ("GET", "setup_intents/{}", setups.retrieve),
+    ("POST", "setup_intents/{}/confirm", setups.confirm),
+    ("POST", "setup_intents/{}/cancel", setups.cancel),
     ("POST", "payment_intents", intents.create),
     ("GET", "payment_intents", intents.list_all),
     ("GET", "payment_intents/search", search_intents),

@@ -46,7 +46,7 @@ CREATE TABLE IF NOT EXISTS deliveries (
     due REAL NOT NULL,
     outcome TEXT
 );
-CREATE INDEX IF NOT EXISTS deliveries_open ON deliveries (done, held, due);
+CREATE INDEX IF NOT EXISTS deliveries_open ON deliveries (due) WHERE done = 0 AND held = 0;
 """
 
 

@@ -113,7 +113,7 @@ class Deliverer:
         """Start what can start now; seconds until it is worth looking again."""
         now = time.time()
         self._release_held()
-        if self.endpoint is None:
+        if self.endpoint is None or len(self._senders) >= _SIDE_BY_SIDE:
             return 5.0
         rows = self._store.execute(
             "SELECT event, lane, round, judged FROM deliveries WHERE done = 0 AND held = 0 AND due <= ? "
@@ -130,7 +130,6 @@ class Deliverer:
             self._lanes.add(row["lane"])
             sender = asyncio.create_task(self._deliver(row["event"], row["lane"], row["round"], twice))
             self._senders.add(sender)
-            sender.add_done_callback(self._senders.discard)
         soonest = self._store.execute("SELECT MIN(due) FROM deliveries WHERE done = 0 AND held = 0 AND due > ?", (now,))
         pauses = [5.0, *(held.fault.until - time.monotonic() for held in self._held if held.fault.until is not None)]
         if soonest[0][0] is not None:
@@ -187,6 +186,8 @@ class Deliverer:
             self._note(event, turn, accepted, outcomes[0])
         finally:
             self._lanes.discard(lane)
+            if (sender := asyncio.current_task()) is not None:
+                self._senders.discard(sender)
             self._attempted.set()
             self.notify()
 

@@ -277,3 +277,21 @@ async def test_what_waits_is_sent_once_there_is_an_endpoint(endpoint: Endpoint) 
         sandbox.deliver_to(endpoint.url)
         await endpoint.until("payment_intent.succeeded", subject=intent.id)
     assert endpoint.refused == 0
+
+
+async def test_a_fault_can_aim_at_other_requests(gateway: stripe.StripeClient, control: httpx.AsyncClient) -> None:
+    intent = await pay(gateway)
+    await control.post(
+        "/sandbox/faults", json={"fault": "server_error", "count": 1, "path": "/v1/payment_intents/*", "method": "GET"}
+    )
+    with pytest.raises(stripe.APIError):
+        await gateway.v1.payment_intents.retrieve_async(intent.id)
+    assert (await gateway.v1.payment_intents.retrieve_async(intent.id)).status == "succeeded"
+
+
+async def test_the_overview_shows_what_happened(gateway: stripe.StripeClient, control: httpx.AsyncClient) -> None:
+    intent = await pay(gateway)
+    page = await control.get("/")
+    assert page.status_code == 200
+    assert str(intent.latest_charge) in page.text
+    assert "payment_intent.succeeded" in page.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -81,6 +82,37 @@ async def test_kill_9_loses_no_charge_no_key_and_no_event(tmp_path: Path, endpoi
         assert (again.content, again.headers["Idempotent-Replayed"]) == (first.content, "true")
         assert len((await caller.get(f"{served.url}/sandbox/charges")).json()) == 1
     await endpoint.until("payment_intent.created", "payment_intent.succeeded", subject=first.json()["id"])
+    assert served.end(signal.SIGTERM) == 0
+
+
+@pytest.mark.scenario("B23")
+async def test_kill_9_amid_a_busy_run_charges_every_key_once(tmp_path: Path, endpoint: Endpoint) -> None:
+    served = Served(tmp_path / "state", endpoint.url)
+    wish = {"amount": "1200", "currency": "usd", "payment_method": "pm_card_visa", "confirm": "true"}
+    keys = [f"order-{number}" for number in range(60)]
+
+    async def order(caller: httpx.AsyncClient, key: str) -> str:
+        """The intent's id; empty when the connection broke."""
+        headers = {"Authorization": f"Bearer {KEY}", "Idempotency-Key": key}
+        try:
+            answer = await caller.post(f"{served.url}/v1/payment_intents", data=wish, headers=headers)
+        except httpx.TransportError:
+            return ""
+        return str(answer.json()["id"])
+
+    async with httpx.AsyncClient(timeout=20) as caller:
+        running = [asyncio.create_task(order(caller, key)) for key in keys]
+        await eventually(lambda: sum(task.done() for task in running) >= 10)
+        served.end(signal.SIGKILL)
+        told = dict(zip(keys, await asyncio.gather(*running), strict=True))
+        served = Served(tmp_path / "state", endpoint.url)
+        intents = {key: await order(caller, key) for key in keys}
+        assert all(intents[key] == known for key, known in told.items() if known)
+        charges = (await caller.get(f"{served.url}/sandbox/charges")).json()
+        assert sorted(charge["idempotency_key"] for charge in charges) == sorted(keys)
+        assert {charge["payment_intent"] for charge in charges} == set(intents.values())
+    for intent in intents.values():
+        await endpoint.until("payment_intent.succeeded", subject=intent)
     assert served.end(signal.SIGTERM) == 0
 
 
