@@ -1,0 +1,64 @@
+"""Which sessions' access tokens are refused although they have not expired, known without asking the database.
+
+Every process keeps the set in memory. What is revoked here is refused here at once; other processes hear of it when
+they next read the table, within ``every`` seconds (one second by default). Entries live as long as an access token can.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from db.queries import identity
+from db.session import Sessions
+
+log = structlog.get_logger("api.revocations")
+
+PURGE_EVERY = timedelta(minutes=10)
+
+
+class Revocations:
+    def __init__(self, sessions: Sessions, *, every: float) -> None:
+        self._sessions = sessions
+        self._every = every
+        self._until: dict[str, datetime] = {}
+        self._purge_at = datetime.now(UTC)
+
+    def __contains__(self, session_id: str) -> bool:
+        return session_id in self._until
+
+    def add(self, session_id: str, until: datetime) -> None:
+        """Refuse from now on. The caller has written, or is about to commit, the same to the table."""
+        self._until[session_id] = until
+
+    async def refresh(self) -> None:
+        """Read the table, keep what was revoked here meanwhile, forget what has expired."""
+        async with self._sessions.begin() as session:
+            found = await identity.revocations(session)
+        moment = datetime.now(UTC)
+        self._until = {name: until for name, until in (self._until | found).items() if until > moment}
+
+    async def purge(self) -> None:
+        moment = datetime.now(UTC)
+        if moment < self._purge_at:
+            return
+        async with self._sessions.begin() as session:
+            await identity.purge(session, moment)
+        self._purge_at = moment + PURGE_EVERY
+
+    async def run(self) -> None:
+        """Until cancelled. While the database is away, what is known stays in force."""
+        away = False
+        while True:
+            try:
+                await self.refresh()
+                await self.purge()
+                away = False
+            except (SQLAlchemyError, OSError) as error:
+                if not away:
+                    log.warning("revocations not read", error=type(error).__name__)
+                away = True
+            await asyncio.sleep(self._every)

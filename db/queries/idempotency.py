@@ -1,0 +1,71 @@
+"""Answers that are given once per key: claimed before the work, settled after it. One statement each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+KEEP = timedelta(hours=24)
+HOLD = timedelta(seconds=30)
+"""After which a claim whose request never came back is given to the next one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """What stands under a key. ``mine`` is leave to do the work; ``status`` None is somebody else at work."""
+
+    mine: bool
+    same_body: bool
+    status: int | None
+    body: str | None
+
+
+async def claim(
+    session: AsyncSession, *, organization_id: str, route: str, key: str, body_hash: str, claim_id: str, at: datetime
+) -> Claim:
+    """Claim the key for this request, unless it is claimed or answered; its transaction speaks for the organisation."""
+    found = await session.execute(
+        text(
+            "SELECT mine, same_body, status, body"
+            " FROM idempotency_claim(:account, :route, :key, :hashed, :claim, :at, :hold, :keep)"
+        ),
+        {
+            "account": organization_id,
+            "route": route,
+            "key": key,
+            "hashed": body_hash,
+            "claim": claim_id,
+            "at": at,
+            "hold": HOLD,
+            "keep": KEEP,
+        },
+    )
+    row = found.one()
+    return Claim(mine=row.mine, same_body=row.same_body, status=row.status, body=row.body)
+
+
+async def settle(
+    session: AsyncSession,
+    *,
+    organization_id: str,
+    route: str,
+    key: str,
+    claim_id: str,
+    status: int | None,
+    body: str | None,
+) -> None:
+    """Keep the answer, or (``status`` None) give the claim back."""
+    await session.execute(
+        text("SELECT idempotency_settle(:account, :route, :key, :claim, :status, :body)"),
+        {
+            "account": organization_id,
+            "route": route,
+            "key": key,
+            "claim": claim_id,
+            "status": status,
+            "body": body,
+        },
+    )
