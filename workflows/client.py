@@ -7,6 +7,7 @@ Every method is one call to the Temporal server with a bounded wait. Orders deri
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -16,6 +17,7 @@ import temporalio.converter
 from temporalio.client import (
     Client,
     WithStartWorkflowOperation,
+    WorkflowExecutionStatus,
     WorkflowFailureError,
     WorkflowUpdateFailedError,
     WorkflowUpdateHandle,
@@ -41,6 +43,7 @@ from workflows.ports.payments import (
     PaymentOutcome,
     RefundOrder,
     RefundOutcome,
+    RemovePaymentMethod,
 )
 from workflows.ports.subscription import (
     Cancel,
@@ -60,6 +63,9 @@ T = TypeVar("T")
 
 ANSWER_WITHIN = timedelta(seconds=3)
 """How long an order waits for its outcome before the caller is told that it is on its way."""
+
+DONE_WITHIN = timedelta(seconds=6)
+"""How long a short process (a card is saved, a refund is sent) is waited for."""
 
 
 class Unavailable(Exception):
@@ -178,6 +184,16 @@ class Orchestrator:
         )
         return result
 
+    async def remove_payment_method(self, order: RemovePaymentMethod) -> None:
+        """Take a card off file and wait until it is."""
+        await self._run(
+            names.PAYMENT_METHOD_REMOVAL,
+            order,
+            names.payment_method_removal_workflow(order.payment_method_id),
+            type(None),
+            order.organization_id,
+        )
+
     async def adjust(self, order: AccountAdjustment) -> str:
         """Post an administrator's correction; returns the transaction's id."""
         result: str = await self._run(
@@ -237,6 +253,14 @@ class Orchestrator:
             await _bounded(handle.signal("funds_arrived", fact, rpc_timeout=ANSWER_WITHIN))
         except NotRunning:
             return
+
+    async def is_running(self, workflow_id: str) -> bool:
+        """Whether a process is under way; False when it has ended or never was."""
+        try:
+            found = await _bounded(self._client.get_workflow_handle(workflow_id).describe(rpc_timeout=ANSWER_WITHIN))
+        except NotRunning:
+            return False
+        return found.status is WorkflowExecutionStatus.RUNNING
 
     async def clock(self, subscription_id: str) -> ClockView:
         """Where the subscription stands on its own calendar."""
@@ -306,21 +330,28 @@ class Orchestrator:
     async def _run(
         self, workflow: str, order: object, workflow_id: str, result_type: type[T], organization_id: str
     ) -> T:
-        handle: Any = await _bounded(
-            self._client.start_workflow(
-                workflow,
-                order,
-                id=workflow_id,
-                task_queue=names.PLATFORM,
-                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-                id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
-                search_attributes=names.attributes(organization_id, workflow.lower()),
-                result_type=result_type,
-                rpc_timeout=ANSWER_WITHIN,
+        handle: Any = self._client.get_workflow_handle(workflow_id, result_type=result_type)
+        # It ran and ended before: the handle has its outcome.
+        with contextlib.suppress(WorkflowAlreadyStartedError):
+            handle = await _bounded(
+                self._client.start_workflow(
+                    workflow,
+                    order,
+                    id=workflow_id,
+                    task_queue=names.PLATFORM,
+                    id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                    id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
+                    search_attributes=names.attributes(organization_id, workflow.lower()),
+                    result_type=result_type,
+                    rpc_timeout=ANSWER_WITHIN,
+                )
             )
-        )
         try:
-            result: T = await _bounded(handle.result(rpc_timeout=timedelta(seconds=4)))
+            # Asking for the result looks again until it is there: only a bound around it ends that.
+            async with asyncio.timeout(DONE_WITHIN.total_seconds()):
+                result: T = await _bounded(handle.result())
+        except TimeoutError as error:
+            raise Unavailable from error
         except WorkflowFailureError as error:
             raise refusal(error) from error
         return result

@@ -60,6 +60,10 @@ def payment_method_workflow(payment_method_id: str) -> str:
     return f"payment-method/{payment_method_id}"
 
 
+def payment_method_removal_workflow(payment_method_id: str) -> str:
+    return f"payment-method/{payment_method_id}/removal"
+
+
 def document_workflow(invoice_id: str) -> str:
     return f"document/{invoice_id}"
 
