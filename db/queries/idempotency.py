@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -69,3 +70,19 @@ async def settle(
             "body": body,
         },
     )
+
+
+async def accepted_order(
+    session: AsyncSession, organization_id: str, route: str, identifier: str
+) -> dict[str, Any] | None:
+    """Return ``data`` of the 202 that ``route`` answered about the object of this id, as long as answers are kept."""
+    found = await session.scalars(
+        text(
+            "SELECT CAST(body AS jsonb) -> 'data' FROM idempotency_records"
+            " WHERE organization_id = :account AND route = :route AND status = 202"
+            " AND CAST(body AS jsonb) -> 'data' ->> 'id' = :id LIMIT 1"
+        ),
+        {"account": organization_id, "route": route, "id": identifier},
+    )
+    kept: dict[str, Any] | None = found.first()
+    return kept

@@ -19,12 +19,12 @@ from db.models.instances import Instance
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubscriptionRow:
-    """``instance`` is None for an order that was never opened far enough to have one."""
+    """A subscription with what is shown beside it; its instance's row is written in the same statement."""
 
     subscription: Subscription
     plan: Plan
     service: Service
-    instance: Instance | None
+    instance: Instance
 
 
 def _rows(organization_id: str | None) -> Select[Subscription, Plan, Service, Instance]:
@@ -32,7 +32,7 @@ def _rows(organization_id: str | None) -> Select[Subscription, Plan, Service, In
         select(Subscription, Plan, Service, Instance)
         .join(Plan, Plan.id == Subscription.plan_id)
         .join(Service, Service.id == Plan.service_id)
-        .outerjoin(Instance, Instance.subscription_id == Subscription.id)
+        .join(Instance, Instance.subscription_id == Subscription.id)
     )
     return query if organization_id is None else query.where(Subscription.organization_id == organization_id)
 
