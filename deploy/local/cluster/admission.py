@@ -55,7 +55,7 @@ class Admission:
         elif key == "/services":
             self._service(obj)
         elif key == "/persistentvolumeclaims" and old is None and "storageClassName" not in obj["spec"]:
-            for record in self.store.list(BY_KEY["storage.k8s.io/storageclasses"]):
+            for record in self.store.every(BY_KEY["storage.k8s.io/storageclasses"]):
                 notes = record.obj["metadata"].get("annotations") or {}
                 if notes.get("storageclass.kubernetes.io/is-default-class") == "true":
                     obj["spec"]["storageClassName"] = record.name
@@ -78,7 +78,7 @@ class Admission:
                 tolerations.append({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300})
         spec.setdefault("priority", 0)
         spec.setdefault("preemptionPolicy", "PreemptLowerPriority")
-        for record in self.store.list(BY_KEY["/limitranges"], obj["metadata"]["namespace"]):
+        for record in self.store.every(BY_KEY["/limitranges"], obj["metadata"]["namespace"]):
             for limit in record.obj.get("spec", {}).get("limits") or ():
                 if limit.get("type") != "Container":
                     continue
@@ -101,7 +101,7 @@ class Admission:
 
     def _address(self) -> str:
         if self._addresses is None:
-            self._addresses = {r.obj["spec"].get("clusterIP", "") for r in self.store.list(SERVICES)}
+            self._addresses = {r.obj["spec"].get("clusterIP", "") for r in self.store.every(SERVICES)}
         while True:
             number = self._next_address
             self._next_address += 1
@@ -119,9 +119,10 @@ class Admission:
             account = obj["spec"]["serviceAccountName"]
             if self.store.get(BY_KEY["/serviceaccounts"], namespace, account) is None:
                 raise errors.forbidden(
-                    resource, meta["name"],
+                    resource,
+                    meta["name"],
                     f'error looking up service account {namespace}/{account}: serviceaccount "{account}" not found',
-                )  # fmt: skip
+                )
             self._limits(resource, obj)
         if key == "/pods" and (old is None or old["spec"] != obj["spec"]):
             self._security(resource, obj, warnings)
@@ -162,7 +163,7 @@ class Admission:
     def _limits(self, resource: Resource, obj: Obj) -> None:
         meta = obj["metadata"]
         problems: list[str] = []
-        for record in self.store.list(BY_KEY["/limitranges"], meta["namespace"]):
+        for record in self.store.every(BY_KEY["/limitranges"], meta["namespace"]):
             for limit in record.obj.get("spec", {}).get("limits") or ():
                 if limit.get("type") == "Container":
                     for container in obj["spec"].get("containers", ()):

@@ -33,9 +33,25 @@ log = logging.getLogger(__name__)
 TLS_HELLO = 0x16
 STANDARD = "standard"
 _CONTROLLERS: tuple[type[Controller], ...] = (
-    Pods, ReplicaSets, Deployments, StatefulSets, DaemonSets, Jobs, CronJobs, Endpoints, Ingresses, Issuers,
-    Certificates, Claims, Quotas, Budgets, Nodes, Garbage, Namespaces, Unstick,
-)  # fmt: skip
+    Pods,
+    ReplicaSets,
+    Deployments,
+    StatefulSets,
+    DaemonSets,
+    Jobs,
+    CronJobs,
+    Endpoints,
+    Ingresses,
+    Issuers,
+    Certificates,
+    Claims,
+    Quotas,
+    Budgets,
+    Nodes,
+    Garbage,
+    Namespaces,
+    Unstick,
+)
 
 
 class SimulatedCluster:
@@ -239,7 +255,7 @@ class SimulatedCluster:
         )
 
     def _faults_changed(self) -> None:
-        """A fault began or ended: nodes, pods and stuck objects look again, and once more when the next one runs out."""
+        """A fault began or ended: nodes, pods and stuck objects look again; and once more when the next runs out."""
         self.faults.sweep()
         self._node_controller.choose_victims()
         self._pods.wake()

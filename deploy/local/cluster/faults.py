@@ -98,10 +98,9 @@ class Faults:
     def strike(self, kind: str, namespace: str) -> bool:
         """Whether a request in `namespace` (empty: none) is hit; counts the hit."""
         for fault in self._active:
-            if fault.kind == kind and fault.alive() and not self._spent(fault):
-                if fault.covers(namespace):
-                    fault.requests += 1
-                    return True
+            if fault.kind == kind and fault.alive() and not self._spent(fault) and fault.covers(namespace):
+                fault.requests += 1
+                return True
         return False
 
     def any(self, kind: str) -> bool:

@@ -42,7 +42,7 @@ def owned_part(obj: Obj, subresource: str) -> Obj:
 
 
 def _same(entry: Entry, manager: str, operation: str, api_version: str, subresource: str) -> bool:
-    return (
+    return bool(
         entry["manager"] == manager
         and entry["operation"] == operation
         and entry["apiVersion"] == api_version

@@ -20,7 +20,7 @@ _LABEL_TEXT = (
     "an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is "
     "'[a-z0-9]([-a-z0-9]*[a-z0-9])?')"
 )
-_SUBDOMAIN_TEXT = (
+SUBDOMAIN_TEXT = (
     "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and "
     "end with an alphanumeric character (e.g. 'example.com', regex used for validation is "
     "'[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')"
@@ -55,7 +55,7 @@ def check_name(name: Any, rule: str, field: str) -> list[Cause]:
     elif rule == "label1035":
         pattern, limit, text = LABEL_1035, 63, _LABEL_1035_TEXT
     else:
-        pattern, limit, text = SUBDOMAIN, 253, _SUBDOMAIN_TEXT
+        pattern, limit, text = SUBDOMAIN, 253, SUBDOMAIN_TEXT
     if not isinstance(name, str) or not pattern.match(name):
         return [wrong(field, name, text)]
     if len(name) > limit:
@@ -68,7 +68,7 @@ def check_key(key: str, field: str) -> list[Cause]:
     prefix, slash, name = key.rpartition("/")
     problems = []
     if slash and (not prefix or len(prefix) > 253 or not SUBDOMAIN.match(prefix)):
-        problems.append(wrong(field, key, "prefix part " + _SUBDOMAIN_TEXT))
+        problems.append(wrong(field, key, "prefix part " + SUBDOMAIN_TEXT))
     if not name or not QUALIFIED.match(name):
         problems.append(wrong(field, key, _KEY_TEXT))
     elif len(name) > 63:

@@ -8,7 +8,21 @@ from deploy.local.cluster.resources import Obj
 
 MODES = ("enforce", "warn", "audit")
 _CAPABILITIES = frozenset(
-    ["AUDIT_WRITE", "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "MKNOD", "NET_BIND_SERVICE", "SETFCAP", "SETGID", "SETPCAP", "SETUID", "SYS_CHROOT"]
+    [
+        "AUDIT_WRITE",
+        "CHOWN",
+        "DAC_OVERRIDE",
+        "FOWNER",
+        "FSETID",
+        "KILL",
+        "MKNOD",
+        "NET_BIND_SERVICE",
+        "SETFCAP",
+        "SETGID",
+        "SETPCAP",
+        "SETUID",
+        "SYS_CHROOT",
+    ]
 )
 _SYSCTLS = frozenset(
     (
@@ -25,7 +39,18 @@ _SYSCTLS = frozenset(
     )
 )
 _VOLUMES = frozenset(
-    ["configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "image", "persistentVolumeClaim", "projected", "secret", "name"]
+    [
+        "configMap",
+        "csi",
+        "downwardAPI",
+        "emptyDir",
+        "ephemeral",
+        "image",
+        "persistentVolumeClaim",
+        "projected",
+        "secret",
+        "name",
+    ]
 )
 
 
@@ -97,7 +122,8 @@ def _baseline(spec: Obj) -> list[str]:
     if ports:
         numbers = sorted({p for used in ports.values() for p in used})
         found.append(
-            f"hostPort ({_named(list(ports))} use{'s' if len(ports) == 1 else ''} hostPort{'s' if len(numbers) > 1 else ''} {', '.join(numbers)})"
+            f"hostPort ({_named(list(ports))} use{'s' if len(ports) == 1 else ''} "
+            f"hostPort{'s' if len(numbers) > 1 else ''} {', '.join(numbers)})"
         )
     if (pod.get("seccompProfile") or {}).get("type") == "Unconfined":
         found.append('seccompProfile (pod must not set securityContext.seccompProfile.type to "Unconfined")')
@@ -124,7 +150,8 @@ def _restricted(spec: Obj) -> list[str]:
     rising = [c["name"] for c in containers if _context(c).get("allowPrivilegeEscalation") is not False]
     if rising:
         found.append(
-            f"allowPrivilegeEscalation != false ({_named(rising)} must set securityContext.allowPrivilegeEscalation=false)"
+            f"allowPrivilegeEscalation != false ({_named(rising)} must set "
+            "securityContext.allowPrivilegeEscalation=false)"
         )
     keeping, adding = [], []
     for container in containers:
@@ -154,8 +181,8 @@ def _restricted(spec: Obj) -> list[str]:
         kinds = sorted({key for v in spec["volumes"] for key in v if key not in _VOLUMES})
         listed = ", ".join(f'"{kind}"' for kind in kinds)
         found.append(
-            f"restricted volume types ({_named(volumes, 'volume')} use{'s' if len(volumes) == 1 else ''} restricted volume "
-            f"type{'s' if len(kinds) > 1 else ''} {listed})"
+            f"restricted volume types ({_named(volumes, 'volume')} use{'s' if len(volumes) == 1 else ''} restricted "
+            f"volume type{'s' if len(kinds) > 1 else ''} {listed})"
         )
     loud = [c["name"] for c in containers if _context(c).get("runAsNonRoot") is False]
     if loud:
@@ -178,7 +205,7 @@ def _restricted(spec: Obj) -> list[str]:
         ]
         if silent:
             found.append(
-                f'seccompProfile (pod or {_named(silent)} must set securityContext.seccompProfile.type to "RuntimeDefault" '
-                'or "Localhost")'
+                f"seccompProfile (pod or {_named(silent)} must set securityContext.seccompProfile.type to "
+                '"RuntimeDefault" or "Localhost")'
             )
     return found

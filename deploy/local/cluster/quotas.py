@@ -78,7 +78,7 @@ def used_in(store: Store, namespace: str, names: list[str]) -> dict[str, int]:
     keys |= {key for key, r in BY_KEY.items() if f"count/{r.qualified}" in total and "delete" in r.verbs}
     for key in keys:
         resource = BY_KEY[key]
-        for record in store.list(resource, namespace):
+        for record in store.every(resource, namespace):
             for name, value in usage(resource, record.obj).items():
                 if name in total:
                     total[name] += value
@@ -90,7 +90,7 @@ def judge(store: Store, resource: Resource, obj: Obj, old: Obj | None) -> None:
     namespace, name = obj["metadata"]["namespace"], obj["metadata"]["name"]
     if resource is QUOTAS:
         return
-    for record in store.list(QUOTAS, namespace):
+    for record in store.every(QUOTAS, namespace):
         hard: dict[str, str] = record.obj["spec"].get("hard") or {}
         if not hard or record.obj["metadata"].get("deletionTimestamp"):
             continue

@@ -74,7 +74,7 @@ def selector(request: Request) -> Match | None:
 
 def _select(api: Api, request: Request) -> list[Record]:
     match = selector(request)
-    found = [r for r in api.store.list(request.resource, request.namespace) if match is None or match(r.obj)]
+    found = [r for r in api.store.every(request.resource, request.namespace) if match is None or match(r.obj)]
     found.sort(key=lambda r: (r.namespace, r.name))
     return found
 
@@ -95,9 +95,12 @@ def listed(api: Api, request: Request) -> web.Response:
     asked = _version(request)
     if asked > api.store.version:
         raise errors.ApiError(
-            504, "Timeout", f"Timeout: Too large resource version: {asked}, current: {api.store.version}",
-            causes=[{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}], retry_after=1,
-        )  # fmt: skip
+            504,
+            "Timeout",
+            f"Timeout: Too large resource version: {asked}, current: {api.store.version}",
+            causes=[{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}],
+            retry_after=1,
+        )
     if request.query.get("resourceVersionMatch") == "Exact" and asked < api.store.version:
         raise errors.ApiError(410, "Expired", "The resourceVersion for the provided list is too old.")
     found = _select(api, request)

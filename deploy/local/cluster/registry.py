@@ -172,9 +172,10 @@ class Registry:
                 raise errors.not_found(resource, name)
             if meta.get("uid"):
                 raise errors.conflict(
-                    resource, name,
+                    resource,
+                    name,
                     f"uid mismatch: the provided object specified uid {meta['uid']}, and no existing object was found",
-                )  # fmt: skip
+                )
             config = managers.apply(resource, None, config, call.manager, force=call.force)
             return self._insert(resource, config, call, lambda new: None), True
         obj = managers.apply(resource, live.obj, config, call.manager, force=call.force, subresource=subresource)
@@ -275,15 +276,17 @@ class Registry:
         for key, said in (("uid", "UID"), ("resourceVersion", "ResourceVersion")):
             if wanted.get(key) and wanted[key] != meta[key]:
                 raise errors.conflict(
-                    resource, name,
+                    resource,
+                    name,
                     f"Precondition failed: {said} in precondition: {wanted[key]}, {said} in object meta: {meta[key]}",
-                )  # fmt: skip
+                )
         policy = options.get("propagationPolicy")
         if policy not in (None, "Background", "Foreground", "Orphan"):
             raise errors.invalid(
-                BY_KEY[resource.key], name,
+                BY_KEY[resource.key],
+                name,
                 [errors.unsupported("propagationPolicy", policy, ("Foreground", "Background", "Orphan"))],
-            )  # fmt: skip
+            )
         if policy is None and options.get("orphanDependents"):
             policy = "Orphan"
         if policy is None and resource.key == "batch/jobs":
@@ -369,9 +372,11 @@ class Registry:
                     f"{(obj.get('metadata') or {}).get('namespace', '')}/{(obj.get('metadata') or {}).get('name', '')}"
                 )
                 raise errors.ApiError(
-                    400, "BadRequest",
-                    f"failed to create typed patch object ({name}; {resource.api_version}, Kind={resource.kind}): .{path}: {message}",
-                )  # fmt: skip
+                    400,
+                    "BadRequest",
+                    f"failed to create typed patch object ({name}; {resource.api_version}, Kind={resource.kind}): "
+                    f".{path}: {message}",
+                )
             raise errors.bad_request(
                 f'{resource.kind} in version "{resource.version}" cannot be handled as a {resource.kind}: {message}'
             )
@@ -381,10 +386,11 @@ class Registry:
                     f"{(obj.get('metadata') or {}).get('namespace', '')}/{(obj.get('metadata') or {}).get('name', '')}"
                 )
                 raise errors.ApiError(
-                    500, "",
+                    500,
+                    "",
                     f"failed to create typed patch object ({name}; {resource.api_version}, Kind={resource.kind}): "
                     + "; ".join(f".{path}: field not declared in schema" for path in found.unknown),
-                )  # fmt: skip
+                )
             texts = [f'unknown field "{path}"' for path in found.unknown]
             if call.validation == "Strict":
                 raise errors.bad_request(
@@ -402,11 +408,12 @@ class Registry:
         if (version, kind) in BY_KIND or kind == resource.kind:
             if kind == resource.kind:
                 return errors.bad_request(
-                    f"the API version in the data ({version}) does not match the expected API version ({resource.api_version})"
+                    f"the API version in the data ({version}) does not match the expected API version "
+                    f"({resource.api_version})"
                 )
             return errors.bad_request(
-                f'{kind} in version "{str(version).rpartition("/")[2]}" cannot be handled as a {resource.kind}: converting '
-                f"({version}.{kind}) to ({resource.group}.{resource.kind}): unknown conversion"
+                f'{kind} in version "{str(version).rpartition("/")[2]}" cannot be handled as a {resource.kind}: '
+                f"converting ({version}.{kind}) to ({resource.group}.{resource.kind}): unknown conversion"
             )
         return errors.bad_request(
             f'no kind "{kind}" is registered for version "{version}" in scheme "pkg/api/legacyscheme/scheme.go:30"'

@@ -202,7 +202,8 @@ def _quantity(value: Any, path: str, owner: str, found: Findings) -> Any:
         found.wrong.append(
             (
                 path,
-                f"json: cannot unmarshal {_json_type(value)} into Go struct field {owner}.{path} of type resource.Quantity",
+                f"json: cannot unmarshal {_json_type(value)} into Go struct field {owner}.{path} of type "
+                "resource.Quantity",
             )
         )
     elif not QUANTITY.match(value):

@@ -60,13 +60,27 @@ def labels(text: str) -> Match | None:
 
 _FIELDS: dict[str, tuple[str, ...]] = {
     "/pods": (
-        "spec.nodeName", "spec.restartPolicy", "spec.schedulerName", "spec.serviceAccountName", "spec.hostNetwork",
-        "status.phase", "status.podIP", "status.nominatedNodeName",
+        "spec.nodeName",
+        "spec.restartPolicy",
+        "spec.schedulerName",
+        "spec.serviceAccountName",
+        "spec.hostNetwork",
+        "status.phase",
+        "status.podIP",
+        "status.nominatedNodeName",
     ),
     "/events": (
-        "involvedObject.kind", "involvedObject.namespace", "involvedObject.name", "involvedObject.uid",
-        "involvedObject.apiVersion", "involvedObject.resourceVersion", "involvedObject.fieldPath", "reason",
-        "reportingComponent", "source", "type",
+        "involvedObject.kind",
+        "involvedObject.namespace",
+        "involvedObject.name",
+        "involvedObject.uid",
+        "involvedObject.apiVersion",
+        "involvedObject.resourceVersion",
+        "involvedObject.fieldPath",
+        "reason",
+        "reportingComponent",
+        "source",
+        "type",
     ),
     "/secrets": ("type",),
     "/namespaces": ("status.phase",),
@@ -74,7 +88,7 @@ _FIELDS: dict[str, tuple[str, ...]] = {
     "/services": ("spec.clusterIP", "spec.type"),
     "batch/jobs": ("status.successful",),
     "apps/replicasets": ("status.replicas",),
-}  # fmt: skip
+}
 
 
 def value_at(obj: Any, path: str) -> str:

@@ -262,8 +262,8 @@ class Api:
         obj, gone = self.registry.delete(resource, request.where, request.name, options, dry_run=dry_run)
         if resource.key == "batch/jobs" and "propagationPolicy" not in options:
             request.warnings.append(
-                "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them "
-                "or set propagationPolicy=Orphan to suppress this warning"
+                "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to "
+                "remove them or set propagationPolicy=Orphan to suppress this warning"
             )
         if resource.returns_deleted or not gone:
             return reading.rendered(request, obj)

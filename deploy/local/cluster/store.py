@@ -92,7 +92,7 @@ class Store:
         space = self._kinds[resource.key].get(namespace)
         return space.get(name) if space else None
 
-    def list(self, resource: Resource, namespace: str | None = None) -> Iterator[Record]:
+    def every(self, resource: Resource, namespace: str | None = None) -> Iterator[Record]:
         """Every object of a kind, in one namespace or in all, in no order."""
         spaces = self._kinds[resource.key]
         if namespace is not None:

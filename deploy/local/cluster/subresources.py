@@ -134,7 +134,7 @@ def _container_of(pod: Record, asked: str) -> str:
         raise errors.bad_request(
             f"a container name must be specified for pod {pod.name}, choose one of: [{' '.join(plain)}]"
         )
-    return plain[0]
+    return str(plain[0])
 
 
 async def _log(api: Api, request: Request) -> web.StreamResponse:
@@ -158,9 +158,10 @@ async def _log(api: Api, request: Request) -> web.StreamResponse:
     ended = asyncio.Event()
 
     def look(change: Change) -> None:
-        if change.resource is PODS and change.new.name == pod.name and change.new.namespace == pod.namespace:
-            if change.type == "DELETED" or change.new.obj.get("status", {}).get("phase") in ("Succeeded", "Failed"):
-                ended.set()
+        mine = change.resource is PODS and (change.new.namespace, change.new.name) == (pod.namespace, pod.name)
+        over = change.type == "DELETED" or change.new.obj.get("status", {}).get("phase") in ("Succeeded", "Failed")
+        if mine and over:
+            ended.set()
 
     stop = api.store.listen(look)
     try:
@@ -180,7 +181,7 @@ async def _evict(api: Api, request: Request) -> web.StreamResponse:
     pod = api.registry.get(PODS, request.where, request.name)
     labels = pod.obj["metadata"].get("labels") or {}
     budgets = [
-        b for b in api.store.list(BUDGETS, request.where) if matches(b.obj.get("spec", {}).get("selector"), labels)
+        b for b in api.store.every(BUDGETS, request.where) if matches(b.obj.get("spec", {}).get("selector"), labels)
     ]
     if len(budgets) > 1:
         raise errors.internal(
@@ -197,9 +198,12 @@ async def _evict(api: Api, request: Request) -> web.StreamResponse:
                 f"{status.get('currentHealthy', 0)} currently"
             )
             raise errors.ApiError(
-                429, "TooManyRequests", "Cannot evict pod as it would violate the pod's disruption budget.",
-                causes=[{"reason": "DisruptionBudget", "message": message}], retry_after=None,
-            )  # fmt: skip
+                429,
+                "TooManyRequests",
+                "Cannot evict pod as it would violate the pod's disruption budget.",
+                causes=[{"reason": "DisruptionBudget", "message": message}],
+                retry_after=None,
+            )
         if ready:
 
             def less(obj: Obj) -> None:
@@ -320,20 +324,24 @@ def metrics(api: Api, request: Request) -> web.Response:
     match = reading.selector(request)
     items: list[Obj] = []
     if request.resource.plural == "pods":
-        for record in api.store.list(PODS, request.namespace):
+        for record in api.store.every(PODS, request.namespace):
             running = record.obj.get("status", {}).get("phase") == "Running"
             if running and (not request.name or record.name == request.name) and (match is None or match(record.obj)):
                 items.append(_sample(record.namespace, record.obj))
     else:
-        for record in api.store.list(BY_KEY["/nodes"]):
+        for record in api.store.every(BY_KEY["/nodes"]):
             if not request.name or record.name == request.name:
                 usage = {"cpu": "850m", "memory": "4096Mi"}
                 items.append(
                     {
-                        "kind": "NodeMetrics", "apiVersion": "metrics.k8s.io/v1beta1", "metadata": {"name": record.name},
-                        "timestamp": now(), "window": "15s", "usage": usage,
+                        "kind": "NodeMetrics",
+                        "apiVersion": "metrics.k8s.io/v1beta1",
+                        "metadata": {"name": record.name},
+                        "timestamp": now(),
+                        "window": "15s",
+                        "usage": usage,
                     }
-                )  # fmt: skip
+                )
     if request.name:
         if not items:
             raise errors.not_found(request.resource, request.name)

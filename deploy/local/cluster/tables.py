@@ -124,35 +124,65 @@ def _job_status(obj: Obj) -> str:
     return "Terminating" if obj["metadata"].get("deletionTimestamp") else "Running"
 
 
+_MODES = {"ReadWriteOnce": "RWO", "ReadWriteMany": "RWX", "ReadOnlyMany": "ROX", "ReadWriteOncePod": "RWOP"}
+
+
+def _modes(obj: Obj) -> str:
+    return ",".join(_MODES.get(mode, mode) for mode in obj["spec"].get("accessModes", ()))
+
+
+def _claim_status(obj: Obj) -> Any:
+    return "Terminating" if obj["metadata"].get("deletionTimestamp") else _at(obj, "status.phase")
+
+
+def _last(obj: Obj) -> str:
+    stamp = _at(obj, "status.lastScheduleTime", None)
+    return _span(stamp) if stamp else "<none>"
+
+
 _AGE: Column = ("Age", "string", _age)
 _COLUMNS: dict[str, tuple[Column, ...]] = {
     "/pods": (
-        ("Ready", "string", _pod_ready), ("Status", "string", pod_status), ("Restarts", "string", _restarts), _AGE,
-        ("IP", "string", _field("status.podIP")), ("Node", "string", _field("spec.nodeName")),
-        ("Nominated Node", "string", _field("status.nominatedNodeName")), ("Readiness Gates", "string", lambda o: "<none>"),
+        ("Ready", "string", _pod_ready),
+        ("Status", "string", pod_status),
+        ("Restarts", "string", _restarts),
+        _AGE,
+        ("IP", "string", _field("status.podIP")),
+        ("Node", "string", _field("spec.nodeName")),
+        ("Nominated Node", "string", _field("status.nominatedNodeName")),
+        ("Readiness Gates", "string", lambda o: "<none>"),
     ),
     "/namespaces": (("Status", "string", _field("status.phase")), _AGE),
     "/nodes": (
-        ("Status", "string", _node_status), ("Roles", "string", lambda o: "<none>"), _AGE,
+        ("Status", "string", _node_status),
+        ("Roles", "string", lambda o: "<none>"),
+        _AGE,
         ("Version", "string", _field("status.nodeInfo.kubeletVersion")),
     ),
     "/services": (
-        ("Type", "string", _field("spec.type")), ("Cluster-IP", "string", _field("spec.clusterIP")),
-        ("External-IP", "string", _field("spec.externalName")), ("Port(s)", "string", _ports), _AGE,
+        ("Type", "string", _field("spec.type")),
+        ("Cluster-IP", "string", _field("spec.clusterIP")),
+        ("External-IP", "string", _field("spec.externalName")),
+        ("Port(s)", "string", _ports),
+        _AGE,
     ),
     "/secrets": (
-        ("Type", "string", _field("type")), ("Data", "integer", lambda o: len(o.get("data") or {})), _AGE,
+        ("Type", "string", _field("type")),
+        ("Data", "integer", lambda o: len(o.get("data") or {})),
+        _AGE,
     ),
     "/configmaps": (("Data", "integer", lambda o: len(o.get("data") or {})), _AGE),
     "/persistentvolumeclaims": (
-        ("Status", "string", lambda o: "Terminating" if o["metadata"].get("deletionTimestamp") else _at(o, "status.phase")),
-        ("Volume", "string", _field("spec.volumeName", "")), ("Capacity", "string", _field("status.capacity.storage", "")),
-        ("Access Modes", "string", lambda o: ",".join({"ReadWriteOnce": "RWO", "ReadWriteMany": "RWX", "ReadOnlyMany": "ROX",
-                                                       "ReadWriteOncePod": "RWOP"}.get(m, m) for m in o["spec"].get("accessModes", ()))),
-        ("StorageClass", "string", _field("spec.storageClassName", "")), _AGE,
+        ("Status", "string", _claim_status),
+        ("Volume", "string", _field("spec.volumeName", "")),
+        ("Capacity", "string", _field("status.capacity.storage", "")),
+        ("Access Modes", "string", _modes),
+        ("StorageClass", "string", _field("spec.storageClassName", "")),
+        _AGE,
     ),
     "/events": (
-        ("Last Seen", "string", lambda o: _span(o.get("lastTimestamp"))), ("Type", "string", _field("type")),
+        ("Last Seen", "string", lambda o: _span(o.get("lastTimestamp"))),
+        ("Type", "string", _field("type")),
         ("Reason", "string", _field("reason")),
         ("Object", "string", lambda o: f"{_at(o, 'involvedObject.kind').lower()}/{_at(o, 'involvedObject.name')}"),
         ("Message", "string", _field("message")),
@@ -160,40 +190,49 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
     "apps/deployments": (
         ("Ready", "string", lambda o: f"{_at(o, 'status.readyReplicas', 0)}/{o['spec']['replicas']}"),
         ("Up-to-date", "integer", _field("status.updatedReplicas", 0)),
-        ("Available", "integer", _field("status.availableReplicas", 0)), _AGE,
+        ("Available", "integer", _field("status.availableReplicas", 0)),
+        _AGE,
         ("Images", "string", _images("spec.template.spec.containers")),
     ),
     "apps/statefulsets": (
-        ("Ready", "string", lambda o: f"{_at(o, 'status.readyReplicas', 0)}/{o['spec']['replicas']}"), _AGE,
+        ("Ready", "string", lambda o: f"{_at(o, 'status.readyReplicas', 0)}/{o['spec']['replicas']}"),
+        _AGE,
         ("Images", "string", _images("spec.template.spec.containers")),
     ),
     "apps/replicasets": (
-        ("Desired", "integer", _field("spec.replicas", 0)), ("Current", "integer", _field("status.replicas", 0)),
-        ("Ready", "integer", _field("status.readyReplicas", 0)), _AGE,
+        ("Desired", "integer", _field("spec.replicas", 0)),
+        ("Current", "integer", _field("status.replicas", 0)),
+        ("Ready", "integer", _field("status.readyReplicas", 0)),
+        _AGE,
     ),
     "batch/jobs": (
         ("Status", "string", _job_status),
         ("Completions", "string", lambda o: f"{_at(o, 'status.succeeded', 0)}/{_at(o, 'spec.completions', 1)}"),
-        ("Duration", "string", _job_span), _AGE,
+        ("Duration", "string", _job_span),
+        _AGE,
     ),
     "batch/cronjobs": (
-        ("Schedule", "string", _field("spec.schedule")), ("Timezone", "string", _field("spec.timeZone")),
+        ("Schedule", "string", _field("spec.schedule")),
+        ("Timezone", "string", _field("spec.timeZone")),
         ("Suspend", "boolean", _field("spec.suspend", False)),
         ("Active", "integer", lambda o: len(_at(o, "status.active", []))),
-        ("Last Schedule", "string", lambda o: _span(o["status"]["lastScheduleTime"]) if _at(o, "status.lastScheduleTime", None) else "<none>"),
+        ("Last Schedule", "string", _last),
         _AGE,
     ),
     "networking.k8s.io/ingresses": (
         ("Class", "string", _field("spec.ingressClassName")),
         ("Hosts", "string", lambda o: ",".join(r.get("host", "*") for r in o["spec"].get("rules") or ()) or "*"),
         ("Address", "string", lambda o: ",".join(i.get("ip", "") for i in _at(o, "status.loadBalancer.ingress", []))),
-        ("Ports", "string", lambda o: "80, 443" if o["spec"].get("tls") else "80"), _AGE,
+        ("Ports", "string", lambda o: "80, 443" if o["spec"].get("tls") else "80"),
+        _AGE,
     ),
     "storage.k8s.io/storageclasses": (
-        ("Provisioner", "string", _field("provisioner")), ("ReclaimPolicy", "string", _field("reclaimPolicy")),
-        ("VolumeBindingMode", "string", _field("volumeBindingMode")), _AGE,
+        ("Provisioner", "string", _field("provisioner")),
+        ("ReclaimPolicy", "string", _field("reclaimPolicy")),
+        ("VolumeBindingMode", "string", _field("volumeBindingMode")),
+        _AGE,
     ),
-}  # fmt: skip
+}
 
 
 def partial(obj: Obj) -> Obj:

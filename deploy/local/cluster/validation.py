@@ -10,7 +10,7 @@ from typing import Any
 
 from deploy.local.cluster import selectors
 from deploy.local.cluster.errors import Cause, not_allowed, required, unsupported, wrong
-from deploy.local.cluster.naming import SUBDOMAIN, check_key, check_name
+from deploy.local.cluster.naming import SUBDOMAIN, SUBDOMAIN_TEXT, check_key, check_name
 from deploy.local.cluster.quantities import milli
 from deploy.local.cluster.resources import Obj
 from deploy.local.cluster.validation_pods import check_pod_spec, check_template
@@ -200,9 +200,7 @@ def _ingress(obj: Obj) -> list[Cause]:
                 wrong(
                     f"{where}.host",
                     host,
-                    "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and "
-                    "must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is "
-                    "'[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')",
+                    SUBDOMAIN_TEXT,
                 )
             )
         http = rule.get("http")
@@ -244,9 +242,13 @@ def _certificate(obj: Obj) -> list[Cause]:
         problems.append(required("spec.issuerRef.name"))
     if not spec.get("dnsNames") and not spec.get("commonName"):
         problems.append(
-            wrong("spec", "", "at least one of commonName (from the commonName field or from a literalSubject), dnsNames, "
-                  "uriSANs, ipAddresses, emailSANs or otherNames must be set")
-        )  # fmt: skip
+            wrong(
+                "spec",
+                "",
+                "at least one of commonName (from the commonName field or from a literalSubject), dnsNames, "
+                "uriSANs, ipAddresses, emailSANs or otherNames must be set",
+            )
+        )
     for index, name in enumerate(spec.get("dnsNames") or ()):
         if not isinstance(name, str) or not SUBDOMAIN.match(name.removeprefix("*.")):
             problems.append(wrong(f"spec.dnsNames[{index}]", name, "must be a DNS name"))
@@ -273,10 +275,15 @@ _CHECKS: dict[str, Callable[[Obj], list[Cause]]] = {
 # Fields of the spec that may change on an update, for kinds where only some may.
 _MUTABLE: dict[str, tuple[str, ...]] = {
     "apps/statefulsets": (
-        "replicas", "ordinals", "template", "updateStrategy", "revisionHistoryLimit",
-        "persistentVolumeClaimRetentionPolicy", "minReadySeconds",
+        "replicas",
+        "ordinals",
+        "template",
+        "updateStrategy",
+        "revisionHistoryLimit",
+        "persistentVolumeClaimRetentionPolicy",
+        "minReadySeconds",
     ),
-}  # fmt: skip
+}
 
 
 def check(key: str, obj: Obj) -> list[Cause]:
@@ -342,7 +349,8 @@ def _claim_update(spec: Obj, was: Obj) -> list[Cause]:
         return [
             not_allowed(
                 "spec",
-                "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims",
+                "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound "
+                "claims",
             )
         ]
     size, before = ((s.get("resources") or {}).get("requests", {}).get("storage", "0") for s in (spec, was))
@@ -373,8 +381,9 @@ def _pod_update(spec: Obj, was: Obj) -> list[Cause]:
         return [
             not_allowed(
                 "spec",
-                "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,"
-                "`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),"
+                "pod updates may not change fields other than `spec.containers[*].image`,"
+                "`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,"
+                "`spec.tolerations` (only additions to existing tolerations),"
                 "`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)",
             )
         ]

@@ -18,7 +18,7 @@ _PULL = ("Always", "IfNotPresent", "Never")
 def check_template(
     template: Obj | None, path: str, restarts: tuple[str, ...], claims: tuple[str, ...] = ()
 ) -> list[Cause]:
-    """Problems of a pod template whose restart policy must be one of `restarts`; `claims` are volumes from elsewhere."""
+    """Problems of a pod template; its restart policy must be one of `restarts`, `claims` are volumes from elsewhere."""
     if not template:
         return [required(path)]
     problems = check_labels((template.get("metadata") or {}).get("labels") or {}, f"{path}.labels")

@@ -140,7 +140,7 @@ class World:
                 self._by_kind.setdefault(kind, []).append((controller.name, keys))
         self._stop = self.store.listen(self._changed)
         for kind in self._by_kind:
-            for record in self.store.list(BY_KEY[kind]):
+            for record in self.store.every(BY_KEY[kind]):
                 self._changed(Change("ADDED", BY_KEY[kind], record, None, record.version))
 
     def stop(self) -> None:
@@ -209,7 +209,7 @@ class World:
 
     def _backoff(self, key: tuple[str, str, str]) -> float:
         count = self._failures[key] = self._failures.get(key, 0) + 1
-        return min(0.1 * 2 ** min(count, 8), 10.0)
+        return float(min(0.1 * 2 ** min(count, 8), 10.0))
 
     # ------------------------------------------------------------ helpers
 
@@ -268,7 +268,7 @@ class World:
 
     def _trim(self) -> None:
         """Forget the older half of the events."""
-        records = sorted(self.store.list(EVENTS), key=lambda r: r.version)
+        records = sorted(self.store.every(EVENTS), key=lambda r: r.version)
         for record in records[: len(records) // 2]:
             self.store.remove(EVENTS, record.namespace, record.name)
         self._events = len(records) - len(records) // 2

@@ -144,10 +144,10 @@ class Namespaces(Controller):
             return None
         left: dict[Resource, list[Record]] = {}
         for resource in NAMESPACED:
-            for found in self.store.list(resource, name):
+            for found in self.store.every(resource, name):
                 if not found.obj["metadata"].get("deletionTimestamp"):
                     self.world.delete(resource, found)
-            still = list(self.store.list(resource, name))
+            still = list(self.store.every(resource, name))
             if still:
                 left[resource] = still
         if not left and "kubernetes" not in (record.obj["spec"].get("finalizers") or ()):
@@ -192,9 +192,12 @@ class Namespaces(Controller):
             "All legacy kube types successfully parsed",
         )
         condition(
-            status, "NamespaceDeletionContentFailure", "False", "ContentDeleted",
+            status,
+            "NamespaceDeletionContentFailure",
+            "False",
+            "ContentDeleted",
             "All content successfully deleted, may be waiting on finalization",
-        )  # fmt: skip
+        )
         if left:
             listed = ", ".join(f"{r.plural}.{r.group} has {len(found)} resource instances" for r, found in left.items())
             condition(
@@ -216,9 +219,12 @@ class Namespaces(Controller):
         if held:
             listed = ", ".join(f"{name} in {count} resource instances" for name, count in sorted(held.items()))
             condition(
-                status, "NamespaceFinalizersRemaining", "True", "SomeFinalizersRemain",
+                status,
+                "NamespaceFinalizersRemaining",
+                "True",
+                "SomeFinalizersRemain",
                 f"Some content in the namespace has finalizers remaining: {listed}",
-            )  # fmt: skip
+            )
         else:
             condition(
                 status,
@@ -260,7 +266,7 @@ class Unstick(Controller):
         for key, resource in BY_KEY.items():
             if key.startswith("metrics"):
                 continue
-            for record in self.store.list(resource):
+            for record in self.store.every(resource):
                 meta = record.obj["metadata"]
                 if STUCK in (meta.get("finalizers") or ()) and not self.faults.suffers("undeletable", meta["uid"]):
 

@@ -7,8 +7,17 @@ from datetime import UTC, datetime
 
 import orjson
 
-from deploy.local.cluster.controllers.base import Controller, Keys, condition, has_condition, own, owner_of, reference
-from deploy.local.cluster.controllers.workloads import PODS, is_ready, pod_from
+from deploy.local.cluster.controllers.base import (
+    Controller,
+    Keys,
+    World,
+    condition,
+    has_condition,
+    own,
+    owner_of,
+    reference,
+)
+from deploy.local.cluster.controllers.workloads import PODS, active, is_ready, pod_from
 from deploy.local.cluster.cron import Schedule
 from deploy.local.cluster.resources import BY_KEY, Obj
 from deploy.local.cluster.store import Record
@@ -19,6 +28,11 @@ JOBS, CRONS = BY_KEY["batch/jobs"], BY_KEY["batch/cronjobs"]
 
 class Jobs(Controller):
     name = "jobs"
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
+        # When the next pod may follow a failed one, by (newest pod's version, failures).
+        self._paused: dict[tuple[int, int], float] = {}
 
     def watches(self) -> dict[str, Keys]:
         return {"batch/jobs": own, "/pods": owner_of("Job")}
@@ -35,10 +49,7 @@ class Jobs(Controller):
         done = sum(1 for p in pods if p.obj["status"].get("phase") == "Succeeded")
         failed = sum(1 for p in pods if p.obj["status"].get("phase") == "Failed")
         restarts = sum(s.get("restartCount", 0) for p in pods for s in p.obj["status"].get("containerStatuses") or ())
-        running = [
-            p for p in pods
-            if p.obj["status"].get("phase") not in ("Succeeded", "Failed") and not p.obj["metadata"].get("deletionTimestamp")
-        ]  # fmt: skip
+        running = active(pods)
         wanted = spec.get("completions") or 1
         verdict: tuple[str, str, str] | None = None
         limit = spec.get("activeDeadlineSeconds")
@@ -66,8 +77,8 @@ class Jobs(Controller):
                 again = wait
             for _ in range(missing if wait <= 0 else 0):
                 template = orjson.loads(orjson.dumps(spec["template"]))
-                pod = pod_from(template, namespace, reference(JOBS, obj), generateName=f"{name}-")
-                made = self.world.create(PODS, pod)
+                wanted_pod = pod_from(template, namespace, reference(JOBS, obj), generateName=f"{name}-")
+                made = self.world.create(PODS, wanted_pod)
                 self.world.event(
                     obj, "SuccessfulCreate", f"Created pod: {made['metadata']['name']}", source="job-controller"
                 )
@@ -79,18 +90,13 @@ class Jobs(Controller):
         if not failed:
             return 0.0
         last = max(p.version for p in pods)
-        key = (str(last), str(failed))
-        if getattr(self, "_paused", None) is None:
-            self._paused: dict[tuple[str, str], float] = {}
+        key = (last, failed)
         due = self._paused.setdefault(key, time.monotonic() + self.world.seconds(0.1 * 2 ** min(failed - 1, 4)))
         return due - time.monotonic()
 
     def _status(self, record: Record, done: int, failed: int, verdict: tuple[str, str, str] | None) -> None:
         pods = self.store.owned(record.obj["metadata"]["uid"], PODS)
-        alive = [
-            p for p in pods
-            if p.obj["status"].get("phase") not in ("Succeeded", "Failed") and not p.obj["metadata"].get("deletionTimestamp")
-        ]  # fmt: skip
+        alive = active(pods)
 
         def write(new: Obj) -> None:
             status = new.setdefault("status", {})

@@ -40,7 +40,7 @@ class Endpoints(Controller):
         labels = change.new.obj["metadata"].get("labels") or {}
         return [
             (s.namespace, s.name)
-            for s in self.store.list(SERVICES, change.new.namespace)
+            for s in self.store.every(SERVICES, change.new.namespace)
             if s.obj["spec"].get("selector") and s.obj["spec"]["selector"].items() <= labels.items()
         ]
 
@@ -54,8 +54,9 @@ class Endpoints(Controller):
         spec = service.obj["spec"]
         if not spec.get("selector") or service.obj["metadata"].get("deletionTimestamp"):
             return None
-        ready, unready = [], []
-        for pod in self.store.list(PODS, namespace):
+        ready: list[Obj] = []
+        unready: list[Obj] = []
+        for pod in self.store.every(PODS, namespace):
             obj = pod.obj
             labels = obj["metadata"].get("labels") or {}
             if not spec["selector"].items() <= labels.items() or not obj["status"].get("podIP"):
@@ -69,10 +70,13 @@ class Endpoints(Controller):
             }
             (ready if is_ready(obj) or spec.get("publishNotReadyAddresses") else unready).append(address)
         ports = [
-            {k: v for k, v in {"name": p.get("name"), "port": p["targetPort"] if isinstance(p["targetPort"], int) else p["port"],
-                               "protocol": p["protocol"]}.items() if v is not None}
+            {
+                **({"name": p["name"]} if p.get("name") else {}),
+                "port": p["targetPort"] if isinstance(p["targetPort"], int) else p["port"],
+                "protocol": p["protocol"],
+            }
             for p in spec.get("ports") or ()
-        ]  # fmt: skip
+        ]
         subset: Obj = {}
         if ready:
             subset["addresses"] = sorted(ready, key=lambda a: str(a["ip"]))
@@ -237,14 +241,14 @@ class Certificates(Controller):
         }
 
     def _all(self, change: Change) -> Iterable[tuple[str, str]]:
-        return [(r.namespace, r.name) for r in self.store.list(CERTIFICATES) if not has_condition(r.obj, "Ready")]
+        return [(r.namespace, r.name) for r in self.store.every(CERTIFICATES) if not has_condition(r.obj, "Ready")]
 
     def _by_secret(self, change: Change) -> Iterable[tuple[str, str]]:
         if change.type != "DELETED" or change.new.obj.get("type") != "kubernetes.io/tls":
             return ()
         return [
             (r.namespace, r.name)
-            for r in self.store.list(CERTIFICATES, change.new.namespace)
+            for r in self.store.every(CERTIFICATES, change.new.namespace)
             if r.obj["spec"].get("secretName") == change.new.name
         ]
 

@@ -86,12 +86,12 @@ class Nodes(Controller):
         """Let each `node_lost` fault strike its nodes: the named one, or as many as its count says."""
         for fault in self.faults.of_kind("node_lost"):
             wanted = 1 if fault.node else fault.count or 1
-            for record in sorted(self.store.list(NODES), key=lambda r: r.name):
+            for record in sorted(self.store.every(NODES), key=lambda r: r.name):
                 if len(fault.victims) >= wanted:
                     break
                 if fault.node in (None, record.name) and has_condition(record.obj, "Ready"):
                     fault.victims.add(record.obj["metadata"]["uid"])
-        for record in self.store.list(NODES):
+        for record in self.store.every(NODES):
             self.world.enqueue(self.name, "", record.name)
 
     def reconcile(self, namespace: str, name: str) -> float | None:
@@ -110,7 +110,7 @@ class Nodes(Controller):
         return None
 
     def _orphans(self, name: str) -> None:
-        for pod in self.store.list(PODS):
+        for pod in self.store.every(PODS):
             if pod.obj["spec"].get("nodeName") == name:
                 self.registry.delete(PODS, pod.namespace, pod.name, {"gracePeriodSeconds": 0})
 
@@ -136,7 +136,7 @@ class Nodes(Controller):
             self.registry.modify(PODS, pod, unready)
 
     def _pods(self, node: str) -> list[Record]:
-        return [p for p in self.store.list(PODS) if p.obj["spec"].get("nodeName") == node]
+        return [p for p in self.store.every(PODS) if p.obj["spec"].get("nodeName") == node]
 
     def _evict(self, record: Record) -> float | None:
         """Pods are marked for deletion when they no longer tolerate the loss, at once on a node out of service."""

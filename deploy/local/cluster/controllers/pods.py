@@ -62,7 +62,7 @@ class Pods(Controller):
 
     def wake(self) -> None:
         """Faults changed: look at every pod that is not simply running."""
-        for record in self.store.list(PODS):
+        for record in self.store.every(PODS):
             self.world.enqueue(self.name, record.namespace, record.name)
 
     def _left(self, pod: Record, step: str, pretended: float) -> float:
@@ -107,11 +107,11 @@ class Pods(Controller):
         if pod.obj["metadata"].get("deletionGracePeriodSeconds") == 0 and pod.obj["metadata"].get("finalizers"):
             return None
         record = self.store.get(NODES, "", node) if node else None
-        if record is not None and self._lost(node):
+        fenced = record is not None and any(t["key"] == OUT_OF_SERVICE for t in record.obj["spec"].get("taints") or ())
+        if record is not None and not fenced and self._lost(node):
             # Nobody answers there: the pod stays until it is forced or the node is declared out of service.
-            if not any(t["key"] == OUT_OF_SERVICE for t in record.obj["spec"].get("taints") or ()):
-                self._waiting.add((pod.namespace, pod.name))
-                return None
+            self._waiting.add((pod.namespace, pod.name))
+            return None
         left = self._left(pod, "stop", STOP)
         if left > 0:
             return left
@@ -123,15 +123,18 @@ class Pods(Controller):
         if obj["spec"].get("schedulingGates"):
             return None
         if self.faults.holds("unschedulable", pod.namespace, obj["metadata"]["uid"]):
-            total = sum(1 for _ in self.store.list(NODES))
-            why = f"0/{total} nodes are available: {total} Insufficient cpu. preemption: 0/{total} nodes are available: {total} No preemption victims found for incoming pod."
-            return self._unschedulable(pod, key, why)
+            total = sum(1 for _ in self.store.every(NODES))
+            why = (
+                f"0/{total} nodes are available: {total} Insufficient cpu. preemption: 0/{total} nodes are available: "
+                f"{total} No preemption victims found for incoming pod."
+            )
+            self._unschedulable(pod, key, why)
+            return None
         node, why = self.scheduler.place(obj)
         held = self.scheduler.volumes(pod, node)
-        if held:
-            return self._unschedulable(pod, key, held)
-        if not node:
-            return self._unschedulable(pod, key, why)
+        if held or not node:
+            self._unschedulable(pod, key, held or why)
+            return None
         if held == "":
             self._waiting.add(key)
             return None

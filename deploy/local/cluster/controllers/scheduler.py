@@ -65,7 +65,7 @@ class Scheduler:
         self.world = world
         self.store = world.store
         self._used: dict[str, Needs] = {}
-        for record in self.store.list(PODS):
+        for record in self.store.every(PODS):
             self._count(record, 1)
 
     def changed(self, change: Change) -> None:
@@ -101,7 +101,7 @@ class Scheduler:
         tolerations = spec.get("tolerations") or []
         reasons: dict[str, int] = {}
         best, best_share = "", 2.0
-        nodes = sorted(self.store.list(NODES), key=lambda r: r.name)
+        nodes = sorted(self.store.every(NODES), key=lambda r: r.name)
         for record in nodes:
             node = record.obj
             why = self._refuses(node, spec, tolerations, needs)
@@ -151,16 +151,16 @@ class Scheduler:
             if not claim_name:
                 continue
             claim = self.store.get(CLAIMS, pod.namespace, claim_name)
-            total = sum(1 for _ in self.store.list(NODES))
+            total = sum(1 for _ in self.store.every(NODES))
             if claim is None:
-                return f'0/{total} nodes are available: persistentvolumeclaim "{claim_name}" not found. preemption: not eligible due to preemptionPolicy=Never.'
+                return f'0/{total} nodes are available: persistentvolumeclaim "{claim_name}" not found.'
             if claim.obj["metadata"].get("deletionTimestamp"):
                 return f'0/{total} nodes are available: persistentvolumeclaim "{claim_name}" is being deleted.'
             if claim.obj["status"].get("phase") == "Bound":
                 continue
             storage = self.store.get(CLASSES, "", claim.obj["spec"].get("storageClassName") or "")
             if storage is None or storage.obj["volumeBindingMode"] == "Immediate":
-                return f"0/{total} nodes are available: pod has unbound immediate PersistentVolumeClaims. preemption: not eligible."
+                return f"0/{total} nodes are available: pod has unbound immediate PersistentVolumeClaims."
             if node and (claim.obj["metadata"].get("annotations") or {}).get(SELECTED) != node:
 
                 def choose(obj: Obj) -> None:

@@ -43,9 +43,12 @@ class StatefulSets(Controller):
         except ApiError as exc:
             problem = exc
             self.world.event(
-                obj, "FailedCreate", f"create Pod in StatefulSet {name} failed error: {exc.message}",
-                source="statefulset-controller", type_="Warning",
-            )  # fmt: skip
+                obj,
+                "FailedCreate",
+                f"create Pod in StatefulSet {name} failed error: {exc.message}",
+                source="statefulset-controller",
+                type_="Warning",
+            )
         again = self._status(record)
         if problem is not None:
             raise problem
@@ -86,9 +89,11 @@ class StatefulSets(Controller):
             if not pod.obj["metadata"].get("deletionTimestamp"):
                 self.world.delete(PODS, pod)
                 self.world.event(
-                    obj, "SuccessfulDelete", f"delete Pod {pod.name} in StatefulSet {obj['metadata']['name']} successful",
+                    obj,
+                    "SuccessfulDelete",
+                    f"delete Pod {pod.name} in StatefulSet {obj['metadata']['name']} successful",
                     source="statefulset-controller",
-                )  # fmt: skip
+                )
             if ordered:
                 return
         if (spec.get("updateStrategy") or {}).get("type") == "OnDelete" or (current == update and not pods):
@@ -145,9 +150,11 @@ class StatefulSets(Controller):
         }
         self.world.create(PODS, pod)
         self.world.event(
-            obj, "SuccessfulCreate", f"create Pod {name} in StatefulSet {meta['name']} successful",
+            obj,
+            "SuccessfulCreate",
+            f"create Pod {name} in StatefulSet {meta['name']} successful",
             source="statefulset-controller",
-        )  # fmt: skip
+        )
 
     def _status(self, record: Record) -> float | None:
         live = self.store.get(SETS, record.namespace, record.name)
@@ -194,7 +201,7 @@ class DaemonSets(Controller):
     def _all(self, change: Any) -> Iterable[tuple[str, str]]:
         if change.type == "MODIFIED":
             return ()
-        return [(r.namespace, r.name) for r in self.store.list(DAEMONS)]
+        return [(r.namespace, r.name) for r in self.store.every(DAEMONS)]
 
     def reconcile(self, namespace: str, name: str) -> float | None:
         record = self.store.get(DAEMONS, namespace, name)
@@ -205,7 +212,7 @@ class DaemonSets(Controller):
         selector = obj["spec"]["template"]["spec"].get("nodeSelector") or {}
         nodes = {
             n.name
-            for n in self.store.list(NODES)
+            for n in self.store.every(NODES)
             if all((n.obj["metadata"].get("labels") or {}).get(k) == v for k, v in selector.items())
         }
         held: dict[str, Record] = {}

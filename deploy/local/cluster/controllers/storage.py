@@ -41,7 +41,7 @@ class Claims(Controller):
         return [(change.new.namespace, name) for name in names if name]
 
     def _pending(self, change: Change) -> Iterable[tuple[str, str]]:
-        return [(r.namespace, r.name) for r in self.store.list(CLAIMS) if r.obj["status"].get("phase") == "Pending"]
+        return [(r.namespace, r.name) for r in self.store.every(CLAIMS) if r.obj["status"].get("phase") == "Pending"]
 
     def reconcile(self, namespace: str, name: str) -> float | None:
         claim = self.store.get(CLAIMS, namespace, name)
@@ -64,16 +64,21 @@ class Claims(Controller):
                 else "no persistent volumes available for this claim and no storage class is set"
             )
             self.world.event(
-                obj, "ProvisioningFailed" if wanted else "FailedBinding", text_, source="persistentvolume-controller",
+                obj,
+                "ProvisioningFailed" if wanted else "FailedBinding",
+                text_,
+                source="persistentvolume-controller",
                 type_="Warning" if wanted else "Normal",
-            )  # fmt: skip
+            )
             return None
         node = (obj["metadata"].get("annotations") or {}).get(SELECTED)
         if storage.obj["volumeBindingMode"] == "WaitForFirstConsumer" and not node:
             self.world.event(
-                obj, "WaitForFirstConsumer", "waiting for first consumer to be created before binding",
+                obj,
+                "WaitForFirstConsumer",
+                "waiting for first consumer to be created before binding",
                 source="persistentvolume-controller",
-            )  # fmt: skip
+            )
             return None
         modes = obj["spec"].get("accessModes") or []
         allowed = (storage.obj.get("parameters") or {}).get("accessModes")
@@ -104,13 +109,16 @@ class Claims(Controller):
                         "storageClassName": storage.name,
                         "volumeMode": "Filesystem",
                         "claimRef": {
-                            "kind": "PersistentVolumeClaim", "apiVersion": "v1", "namespace": claim.namespace, "name": claim.name,
+                            "kind": "PersistentVolumeClaim",
+                            "apiVersion": "v1",
+                            "namespace": claim.namespace,
+                            "name": claim.name,
                             "uid": obj["metadata"]["uid"],
                         },
                         "hostPath": {"path": f"/var/simulated/{volume}"},
                     },
                 },
-            )  # fmt: skip
+            )
             made = self.store.get(VOLUMES, "", volume)
             if made is not None:
                 self.registry.modify(VOLUMES, made, lambda new: new.update(status={"phase": "Bound"}))
@@ -133,7 +141,7 @@ class Claims(Controller):
         self.registry.modify(CLAIMS, claim, write)
 
     def _unprotect(self, claim: Record) -> None:
-        for pod in self.store.list(PODS, claim.namespace):
+        for pod in self.store.every(PODS, claim.namespace):
             uses = any(
                 (v.get("persistentVolumeClaim") or {}).get("claimName") == claim.name
                 for v in pod.obj["spec"].get("volumes") or ()
@@ -151,7 +159,7 @@ class Claims(Controller):
         self.registry.modify(CLAIMS, claim, free)
 
     def _release(self, namespace: str, name: str) -> None:
-        for volume in list(self.store.list(VOLUMES)):
+        for volume in list(self.store.every(VOLUMES)):
             ref = volume.obj["spec"].get("claimRef") or {}
             if ref.get("namespace") == namespace and ref.get("name") == name:
                 if volume.obj["spec"].get("persistentVolumeReclaimPolicy") == "Delete":
@@ -183,10 +191,10 @@ class Quotas(Controller):
     def _within(self, change: Change) -> Iterable[tuple[str, str]]:
         if change.type == "MODIFIED" and change.resource.key not in ("/persistentvolumeclaims", "/pods"):
             return ()
-        if change.type == "MODIFIED" and change.resource is PODS:
-            if change.new.obj["status"].get("phase") not in ("Succeeded", "Failed"):
-                return ()
-        return [(r.namespace, r.name) for r in self.store.list(QUOTAS, change.new.namespace)]
+        running = change.resource is PODS and change.new.obj["status"].get("phase") not in ("Succeeded", "Failed")
+        if change.type == "MODIFIED" and running:
+            return ()
+        return [(r.namespace, r.name) for r in self.store.every(QUOTAS, change.new.namespace)]
 
     def reconcile(self, namespace: str, name: str) -> float | None:
         record = self.store.get(QUOTAS, namespace, name)
@@ -225,7 +233,7 @@ class Budgets(Controller):
         labels = change.new.obj["metadata"].get("labels") or {}
         return [
             (r.namespace, r.name)
-            for r in self.store.list(BUDGETS, change.new.namespace)
+            for r in self.store.every(BUDGETS, change.new.namespace)
             if matches(r.obj["spec"].get("selector"), labels)
         ]
 
@@ -236,7 +244,7 @@ class Budgets(Controller):
         spec = record.obj["spec"]
         pods = active(
             p
-            for p in self.store.list(PODS, namespace)
+            for p in self.store.every(PODS, namespace)
             if matches(spec.get("selector"), p.obj["metadata"].get("labels") or {})
         )
         healthy = sum(1 for p in pods if is_ready(p.obj))

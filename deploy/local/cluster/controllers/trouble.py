@@ -79,18 +79,25 @@ class Trouble:
         text = message if event == "FailedMount" else f"Error: {message}"
         self.world.event(pod.obj, event, text, source="kubelet", type_="Warning")
 
+    @staticmethod
+    def _not_found(image: str) -> str:
+        return (
+            f'rpc error: code = NotFound desc = failed to pull and unpack image "{image}": failed to resolve reference '
+            f'"{image}": {image}: not found'
+        )
+
     def pull_fails(self, pod: Record) -> None:
         """ErrImagePull and ImagePullBackOff in turn, as the kubelet shows them."""
         image = pod.obj["spec"]["containers"][0]["image"]
         states = pod.obj["status"].get("initContainerStatuses") or pod.obj["status"]["containerStatuses"]
         reason = (states[0].get("state", {}).get("waiting") or {}).get("reason")
         if reason == "ErrImagePull":
-            message = f'Back-off pulling image "{image}": ErrImagePull: rpc error: code = NotFound desc = failed to pull and unpack image "{image}": not found'
+            message = f'Back-off pulling image "{image}": ErrImagePull: {self._not_found(image)}'
             self._wait(pod, "ImagePullBackOff", message)
             self.world.event(pod.obj, "BackOff", f'Back-off pulling image "{image}"', source="kubelet")
             self.world.event(pod.obj, "Failed", "Error: ImagePullBackOff", source="kubelet", type_="Warning")
             return
-        message = f'rpc error: code = NotFound desc = failed to pull and unpack image "{image}": failed to resolve reference "{image}": not found'
+        message = self._not_found(image)
         self._wait(pod, "ErrImagePull", message)
         self.world.event(pod.obj, "Pulling", f'Pulling image "{image}"', source="kubelet")
         self.world.event(
@@ -135,9 +142,12 @@ class Trouble:
         live = self.registry.modify(PODS, pod, write)
         state = live.obj["status"]["containerStatuses"][0]
         self.world.event(
-            live.obj, "BackOff", f"Back-off restarting failed container {state['name']} in pod {pod.name}_{pod.namespace}",
-            source="kubelet", type_="Warning",
-        )  # fmt: skip
+            live.obj,
+            "BackOff",
+            f"Back-off restarting failed container {state['name']} in pod {pod.name}_{pod.namespace}",
+            source="kubelet",
+            type_="Warning",
+        )
 
     def fails(self, pod: Record, kind: str) -> None:
         """The container of a pod that is never restarted ends badly."""

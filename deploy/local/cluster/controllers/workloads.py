@@ -241,9 +241,13 @@ class Deployments(Controller):
 
         def started(new: Obj) -> None:
             condition(
-                new.setdefault("status", {}), "Progressing", "True", "NewReplicaSetCreated",
-                f'Created new replica set "{name}"', lastUpdateTime=now(),
-            )  # fmt: skip
+                new.setdefault("status", {}),
+                "Progressing",
+                "True",
+                "NewReplicaSetCreated",
+                f'Created new replica set "{name}"',
+                lastUpdateTime=now(),
+            )
 
         self.registry.modify(DEPLOYMENTS, record, started)
         return found
@@ -364,8 +368,13 @@ class Deployments(Controller):
             old = new.get("status") or {}
             out: Obj = {"observedGeneration": new["metadata"]["generation"]}
             new["status"] = out
-            counts = (("replicas", replicas), ("updatedReplicas", updated), ("readyReplicas", ready),
-                      ("availableReplicas", available), ("unavailableReplicas", max(0, wanted - available)))  # fmt: skip
+            counts = (
+                ("replicas", replicas),
+                ("updatedReplicas", updated),
+                ("readyReplicas", ready),
+                ("availableReplicas", available),
+                ("unavailableReplicas", max(0, wanted - available)),
+            )
             for key, value in counts:
                 if value:
                     out[key] = value
@@ -385,9 +394,13 @@ class Deployments(Controller):
                 )
             else:
                 condition(
-                    out, "Available", "False", "MinimumReplicasUnavailable", "Deployment does not have minimum availability.",
+                    out,
+                    "Available",
+                    "False",
+                    "MinimumReplicasUnavailable",
+                    "Deployment does not have minimum availability.",
                     lastUpdateTime=now(),
-                )  # fmt: skip
+                )
             done = updated == wanted and replicas == wanted and available == wanted and current is not None
             again.extend(self._progress(new, old, current, done=done))
 
@@ -402,9 +415,13 @@ class Deployments(Controller):
         before: Obj = next((c for c in status["conditions"] if c["type"] == "Progressing"), {})
         if done:
             condition(
-                status, "Progressing", "True", "NewReplicaSetAvailable", f'ReplicaSet "{name}" has successfully progressed.',
+                status,
+                "Progressing",
+                "True",
+                "NewReplicaSetAvailable",
+                f'ReplicaSet "{name}" has successfully progressed.',
                 lastUpdateTime=now(),
-            )  # fmt: skip
+            )
             return []
         if obj["spec"].get("paused"):
             condition(
@@ -439,7 +456,11 @@ class Deployments(Controller):
         if before.get("reason") == "NewReplicaSetAvailable" or waited < deadline:
             return [deadline - waited + 0.5] if before.get("reason") != "NewReplicaSetAvailable" else []
         condition(
-            status, "Progressing", "False", "ProgressDeadlineExceeded",
-            f'ReplicaSet "{name}" has timed out progressing.', lastUpdateTime=now(),
-        )  # fmt: skip
+            status,
+            "Progressing",
+            "False",
+            "ProgressDeadlineExceeded",
+            f'ReplicaSet "{name}" has timed out progressing.',
+            lastUpdateTime=now(),
+        )
         return []
