@@ -152,7 +152,7 @@ class Payment:
     async def _inquire(self) -> None:
         self._polls += 1
         self._patient = False
-        command = Inquire(payment_id=self._pay.payment_id, abandoned=self._abandoned, now=self._now())
+        command = Inquire(pay=self._pay, abandoned=self._abandoned, now=self._now())
         try:
             progress = await workflow.execute_activity_method(Payments.inquire, command, **policies.GATEWAY)
         except ActivityError as error:

@@ -179,7 +179,7 @@ class Charge:
 class Inquire:
     """``abandoned``: nobody waits for this payment any more, so it must not be charged and late money is credit."""
 
-    payment_id: str
+    pay: Pay
     abandoned: bool
     now: datetime
 
