@@ -132,8 +132,10 @@ async def indebted(session: AsyncSession, organization_id: str) -> list[str]:
     return list(rows)
 
 
-async def tell(session: AsyncSession, payment: Payment, *, kind: str, message: str, at: datetime) -> None:
-    """Add a line to the story of the payment's subscription, once per payment and kind."""
+async def tell(
+    session: AsyncSession, payment: Payment, *, kind: str, message: str, at: datetime, ref: str | None = None
+) -> None:
+    """Add a line to the story of the payment's subscription, once per kind and ``ref`` (default: the payment)."""
     if payment.subscription_id is None:
         return
     await session.execute(
@@ -144,8 +146,8 @@ async def tell(session: AsyncSession, payment: Payment, *, kind: str, message: s
             at=at,
             kind=kind,
             message=message,
-            ref=payment.id,
-            fact=f"{kind}/{payment.id}",
+            ref=ref or payment.id,
+            fact=f"{kind}/{ref or payment.id}",
         )
         .on_conflict_do_nothing()
     )
