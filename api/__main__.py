@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+from types import FrameType
 from typing import NoReturn
 
 import uvicorn
@@ -24,6 +26,10 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
+def _end(_: int, __: FrameType | None) -> None:
+    raise SystemExit(0)
+
+
 def main() -> int:
     settings = load()
     logs.configure(level=settings.log_level, form=settings.log_format)
@@ -41,6 +47,8 @@ def main() -> int:
             backlog=2048,
         )
     )
+    # The server raises the signal again once it has shut down; its default action would be a death by signal.
+    signal.signal(signal.SIGTERM, _end)
     server.run()
     return 0 if server.started else 1
 

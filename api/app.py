@@ -111,6 +111,7 @@ def _lifespan(settings: Settings, metrics: Metrics) -> Callable[[FastAPI], Abstr
             reading.cancel()
             with suppress(asyncio.CancelledError):
                 await reading
+            await app.state.context.forget_abandoned()
             await engine.dispose()
 
     return lifespan

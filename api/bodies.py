@@ -140,7 +140,7 @@ class Bodies:
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
-                return bytes(body)
+                raise ApiError(400, "MALFORMED_REQUEST", "The body was cut short.")
             body += message.get("body", b"")
             if len(body) > self._limit:
                 await _drain(receive, DRAIN_BYTES if message.get("more_body") else 0)

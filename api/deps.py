@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -25,6 +25,7 @@ from workflows.client import Orchestrator
 _bearer = HTTPBearer(auto_error=False, description="The access token of `POST /api/v1/auth/login`.")
 
 Ctx = Annotated[Context, Depends(context)]
+T = TypeVar("T")
 
 
 def request_id(request: Request) -> str:
@@ -63,9 +64,14 @@ async def caller(
     request: Request, ctx: Ctx, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 ) -> Caller:
     """Whoever is signed in. No database: the token says it, the set of revocations may contradict it."""
-    if credentials is None:
-        raise unauthenticated()
-    found = signed_in(ctx, credentials.credentials)
+    try:
+        if credentials is None:
+            raise unauthenticated()
+        found = signed_in(ctx, credentials.credentials)
+    except ApiError:
+        # Guessing is limited as well.
+        await ctx.rate_limits.take(ratelimit.API, "address", address(request))
+        raise
     request.state.caller = found
     limit = ratelimit.ADMIN if found.is_administrator else ratelimit.API
     left = await ctx.rate_limits.take(limit, found.user_id)
@@ -135,6 +141,35 @@ async def limit_sign_in(request: Request, ctx: Ctx, host: Address) -> None:
 
 
 @asynccontextmanager
+async def opened_by(
+    ctx: Context, first: Callable[[AsyncSession], Awaitable[T]]
+) -> AsyncIterator[tuple[AsyncSession, T]]:
+    """One transaction that begins with ``first``; it commits at its end or not at all.
+
+    Raises:
+        ApiError: 503 ``UNAVAILABLE`` when ``first`` has no answer within ``database_seconds``, whatever hangs.
+    """
+    session = ctx.sessions()
+    opening = asyncio.ensure_future(first(session))
+    try:
+        await asyncio.wait({opening}, timeout=ctx.settings.database_seconds)
+    finally:
+        if not opening.done():
+            ctx.abandon(opening, session)
+    if not opening.done():
+        raise unavailable("The database")
+    try:
+        found = opening.result()
+        yield session, found
+        await session.commit()
+    except BaseException:
+        await session.rollback()
+        raise
+    finally:
+        await session.close()
+
+
+@asynccontextmanager
 async def unit_of_work(
     ctx: Context, speaks_for: Caller | None, *, as_administrator: bool = False
 ) -> AsyncIterator[AsyncSession]:
@@ -145,37 +180,17 @@ async def unit_of_work(
     Raises:
         ApiError: 503 ``UNAVAILABLE`` when the database gives no connection within ``database_seconds``.
     """
-    session = ctx.sessions()
-    opening = asyncio.ensure_future(
-        act_as(
+
+    async def speak(session: AsyncSession) -> None:
+        await act_as(
             session,
             organization_id=speaks_for.organization_id if speaks_for else None,
             user_id=speaks_for.user_id if speaks_for else None,
             role=(speaks_for.role if as_administrator else "USER") if speaks_for else None,
         )
-    )
-    try:
-        await asyncio.wait({opening}, timeout=ctx.settings.database_seconds)
-    finally:
-        if not opening.done():
-            # A connection that hangs cannot be closed in time either; it is left to whoever ends it.
-            opening.cancel()
-            opening.add_done_callback(lambda done: None if done.cancelled() else _seen(done))
-    if not opening.done():
-        raise unavailable("The database")
-    try:
-        opening.result()
+
+    async with opened_by(ctx, speak) as (session, _):
         yield session
-        await session.commit()
-    except BaseException:
-        await session.rollback()
-        raise
-    finally:
-        await session.close()
-
-
-def _seen(done: asyncio.Future[None]) -> None:
-    done.exception()
 
 
 async def session(ctx: Ctx, found: SignedIn) -> AsyncIterator[AsyncSession]:

@@ -9,19 +9,22 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from fastapi import Depends, Header, Request
+from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.responses import Response
 
 from api.context import Context
-from api.deps import Ctx, RequestId, SignedIn, unit_of_work
+from api.deps import Ctx, RequestId, SignedIn, opened_by, unit_of_work
 from api.envelope import Json
 from api.errors import ApiError, conflict, response, translated
 from api.ids import new_id
 from api.tokens import Caller
 from db.queries import idempotency
 from db.queries.idempotency import Claim
+
+P = TypeVar("P")
 
 LONGEST_KEY = 255
 WAIT_SECONDS = 4.0
@@ -54,45 +57,78 @@ class Once:
         Raises:
             ApiError: 422 ``IDEMPOTENCY_KEY_REUSED`` for another body; 409 while the first is still at work.
         """
-        if self.key is None:
+
+        async def nothing(_: AsyncSession) -> None:
+            return None
+
+        async def alone(_: None) -> Json:
             return await work()
+
+        return await self.after(nothing, alone)
+
+    async def after(
+        self, prepare: Callable[[AsyncSession], Awaitable[P]], work: Callable[[P], Awaitable[Json]]
+    ) -> Response:
+        """The same where the work needs to read first: ``prepare`` reads in the transaction that claims the key.
+
+        That transaction speaks for the caller and is over before ``work`` begins; if ``prepare`` refuses, the key stays
+        free.
+        """
+        if self.key is None:
+            async with unit_of_work(self.ctx, self.caller) as session:
+                prepared = await prepare(session)
+            return await work(prepared)
         claim_id = new_id("clm")
-        claim = await self._claim(self.key, claim_id)
-        if not claim.mine:
+        claim, found = await self._claim(self.key, claim_id, prepare)
+        if found is None:
             return self._again(claim)
+        return await self._do(self.key, claim_id, work, found[0])
+
+    async def _do(self, key: str, claim_id: str, work: Callable[[P], Awaitable[Json]], prepared: P) -> Response:
         try:
-            made = await work()
+            made = await work(prepared)
         except Exception as error:
             told = translated(error)
             if told is None or told.status not in FINAL:
-                await asyncio.shield(self._settle(self.key, claim_id, None, None))
+                await asyncio.shield(self._settle(key, claim_id, None, None))
                 raise
             made = response(told, self.request_id)
         except asyncio.CancelledError:
-            await asyncio.shield(self._settle(self.key, claim_id, None, None))
+            await asyncio.shield(self._settle(key, claim_id, None, None))
             raise
-        await asyncio.shield(self._settle(self.key, claim_id, made.status_code, bytes(made.body).decode()))
+        keep = made.status_code < 500
+        await asyncio.shield(
+            self._settle(key, claim_id, made.status_code if keep else None, bytes(made.body).decode() if keep else None)
+        )
         return made
 
-    async def _claim(self, key: str, claim_id: str) -> Claim:
+    async def _claim(
+        self, key: str, claim_id: str, prepare: Callable[[AsyncSession], Awaitable[P]]
+    ) -> tuple[Claim, tuple[P] | None]:
         deadline = time.monotonic() + WAIT_SECONDS
+
+        async def claim(session: AsyncSession) -> Claim:
+            return await idempotency.claim(
+                session,
+                organization_id=self.caller.organization_id,
+                user_id=self.caller.user_id,
+                route=self.route,
+                key=key,
+                body_hash=self.body_hash,
+                claim_id=claim_id,
+                at=datetime.now(UTC),
+            )
+
         while True:
-            async with unit_of_work(self.ctx, self.caller) as session:
-                found = await idempotency.claim(
-                    session,
-                    organization_id=self.caller.organization_id,
-                    route=self.route,
-                    key=key,
-                    body_hash=self.body_hash,
-                    claim_id=claim_id,
-                    at=datetime.now(UTC),
-                )
+            async with opened_by(self.ctx, claim) as (session, found):
+                if found.mine:
+                    return found, (await prepare(session),)
             if not found.same_body:
                 raise ApiError(
                     422, "IDEMPOTENCY_KEY_REUSED", "This key was used for another request; take a fresh one."
                 )
-            if found.mine or found.status is not None:
-                return found
+            if found.status is not None:
+                return found, None
             if time.monotonic() >= deadline:
                 raise conflict("The first request under this key is still at work.")
             await asyncio.sleep(LOOK_EVERY_SECONDS)
@@ -106,7 +142,7 @@ class Once:
         )
 
     async def _settle(self, key: str, claim_id: str, status: int | None, body: str | None) -> None:
-        async with unit_of_work(self.ctx, self.caller) as session:
+        async def settle(session: AsyncSession) -> None:
             await idempotency.settle(
                 session,
                 organization_id=self.caller.organization_id,
@@ -116,6 +152,9 @@ class Once:
                 status=status,
                 body=body,
             )
+
+        async with opened_by(self.ctx, settle):
+            pass
 
 
 def checked_key(key: str | None) -> str | None:

@@ -25,16 +25,29 @@ class Claim:
 
 
 async def claim(
-    session: AsyncSession, *, organization_id: str, route: str, key: str, body_hash: str, claim_id: str, at: datetime
+    session: AsyncSession,
+    *,
+    organization_id: str,
+    user_id: str,
+    route: str,
+    key: str,
+    body_hash: str,
+    claim_id: str,
+    at: datetime,
 ) -> Claim:
-    """Claim the key for this request, unless it is claimed or answered; its transaction speaks for the organisation."""
+    """Claim the key for this request, unless it is claimed or answered.
+
+    From here on the transaction speaks for the organisation and user, as after ``act_as``: it is the first statement.
+    """
     found = await session.execute(
         text(
-            "SELECT mine, same_body, status, body"
+            "SELECT mine, same_body, status, body, set_config('berth.user', :user, true),"
+            " set_config('berth.role', 'USER', true)"
             " FROM idempotency_claim(:account, :route, :key, :hashed, :claim, :at, :hold, :keep)"
         ),
         {
             "account": organization_id,
+            "user": user_id,
             "route": route,
             "key": key,
             "hashed": body_hash,
