@@ -72,14 +72,16 @@ def start(tmp_path: Path) -> Iterator[Start]:
     ports: dict[str, int] = {}
     begun: list[Running] = []
 
-    def start(name: str = "home") -> Running:
+    def start(
+        name: str = "home", command: tuple[str, ...] = (sys.executable, "-m", "tests.local.small_stack")
+    ) -> Running:
         home = tmp_path / name
         if name not in ports:
             (ports[name],) = free_ports(1)
         environ = os.environ | {"BERTH_HOME": str(home), "BERTH_PORT": str(ports[name]), "BERTH_DEMO": "0"}
         with (tmp_path / f"{name}.out").open("a") as out:
             process = subprocess.Popen(
-                [sys.executable, "-m", "tests.local.small_stack"],
+                command,
                 cwd=ROOT, env=environ, stdout=out, stderr=subprocess.STDOUT, text=True, start_new_session=True,
             )  # fmt: skip
         begun.append(Running(home, process))
@@ -148,6 +150,23 @@ def test_a_signal_stops_every_process_and_the_exit_is_clean(start: Start, number
     assert time.monotonic() - begun < 15
     assert all_gone(identities)
     assert not (running.home / "card.json").exists()
+
+
+MAKE = ("make", "-o", "env", "run", f"PYTHON={sys.executable}", "STACK=tests.local.small_stack")
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("whole_group", [False, True], ids=["make alone", "whole group"])
+def test_make_run_ends_with_zero_when_it_is_signalled(start: Start, number: int, whole_group: bool) -> None:
+    running = start(command=MAKE).serves()
+    identities = running.identities()
+    if whole_group:
+        os.killpg(running.process.pid, number)
+        assert running.process.wait(20) == 0
+    else:
+        assert running.stop(number) == 0
+    assert all_gone(identities)
 
 
 @pytest.mark.stack
