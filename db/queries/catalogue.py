@@ -54,7 +54,13 @@ def on_sale(plan: Plan) -> bool:
 
 
 async def services(
-    session: AsyncSession, *, limit: int, after: str | None = None, category: str | None = None, every: bool = False
+    session: AsyncSession,
+    *,
+    limit: int,
+    after: str | None = None,
+    category: str | None = None,
+    slug: str | None = None,
+    every: bool = False,
 ) -> Sequence[Service]:
     """Services by slug, with plans and prices. ``every`` includes unpublished ones."""
     query = (
@@ -62,11 +68,14 @@ async def services(
         .options(selectinload(Service.plans).selectinload(Plan.prices))
         .order_by(Service.slug)
         .limit(limit)
+        .execution_options(populate_existing=True)
     )
     if not every:
         query = query.where(Service.published)
     if category is not None:
         query = query.where(Service.category == category)
+    if slug is not None:
+        query = query.where(Service.slug == slug)
     if after is not None:
         query = query.where(Service.slug > after)
     return (await session.scalars(query)).all()

@@ -1,0 +1,52 @@
+"""Lists across all accounts, for administrators. Row-level security shows them to nobody else.
+
+Each is newest first; ``after`` is the ``(created_at, id)`` of the last one seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import select, tuple_
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from db.models.identity import AuditEntry, Organization, User
+
+After = tuple[datetime, str] | None
+
+
+async def users(session: AsyncSession, *, limit: int, after: After = None, email: str | None = None) -> Sequence[User]:
+    """``email`` is a part of the address, in any case."""
+    query = select(User).order_by(User.created_at.desc(), User.id.desc()).limit(limit)
+    if after is not None:
+        query = query.where(tuple_(User.created_at, User.id) < after)
+    if email is not None:
+        query = query.where(User.email.icontains(email, autoescape=True))
+    return (await session.scalars(query)).all()
+
+
+async def organizations(session: AsyncSession, *, limit: int, after: After = None) -> Sequence[Organization]:
+    query = select(Organization).order_by(Organization.created_at.desc(), Organization.id.desc()).limit(limit)
+    if after is not None:
+        query = query.where(tuple_(Organization.created_at, Organization.id) < after)
+    return (await session.scalars(query)).all()
+
+
+async def audit_log(
+    session: AsyncSession,
+    *,
+    limit: int,
+    after: int | None = None,
+    organization_id: str | None = None,
+    actor: str | None = None,
+) -> Sequence[AuditEntry]:
+    """Newest first; ``after`` is the id of the last one seen."""
+    query = select(AuditEntry).order_by(AuditEntry.id.desc()).limit(limit)
+    if after is not None:
+        query = query.where(AuditEntry.id < after)
+    if organization_id is not None:
+        query = query.where(AuditEntry.organization_id == organization_id)
+    if actor is not None:
+        query = query.where(AuditEntry.actor == actor)
+    return (await session.scalars(query)).all()
