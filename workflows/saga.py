@@ -20,11 +20,13 @@ class Saga:
     from further cancellation, each one even when another has failed; then the original exception goes on.
 
     Attributes:
+        cause: Why the undos run; an undo may ask.
         failed: What the undos themselves raised; empty means that everything was undone.
     """
 
     def __init__(self) -> None:
         self._undos: list[Undo] = []
+        self.cause: BaseException | None = None
         self.failed: list[Exception] = []
 
     def on_failure(self, undo: Undo) -> None:
@@ -39,6 +41,7 @@ class Saga:
         # Eviction from the worker's cache ends coroutines with GeneratorExit and the like: that is no failure.
         if not isinstance(error, Exception | asyncio.CancelledError):
             return
+        self.cause = error
         undoing = asyncio.create_task(self._undo())
         while not undoing.done():
             try:

@@ -106,10 +106,10 @@ class Condition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AwaitReady:
-    """``provisioning`` asks that the instance still is what is being provisioned: a deletion in between wins."""
+    """``started``: the instance was just started. Otherwise one that is stopped or suspended has nothing to await."""
 
     instance_id: str
-    provisioning: bool = False
+    started: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +148,7 @@ class RecordReady:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordUndone:
-    """A provisioning gave up, or was cancelled (``cancelled``), and what it made was undone as far as ``clean`` says."""
+    """A provisioning gave up, or was cancelled (``cancelled``), and was undone as far as ``clean`` says."""
 
     instance_id: str
     clean: bool
@@ -199,6 +199,11 @@ class Instances(Protocol):
     @activity.defn(name="instances.record_undone")
     async def record_undone(self, command: RecordUndone) -> None:
         """The instance is ``failed`` (or ``deleted`` when cancelled), or ``cleanup_pending`` while not clean."""
+        ...
+
+    @activity.defn(name="instances.begin_removal")
+    async def begin_removal(self, command: Operate) -> None:
+        """Mark the operation ``running`` and the instance ``deleting``: from here on nobody provisions or starts it."""
         ...
 
     @activity.defn(name="instances.record_blocked")
@@ -263,11 +268,6 @@ class Cluster(Protocol):
     @activity.defn(name="cluster.backup")
     async def backup(self, command: Operate) -> None:
         """Make a backup now and wait for it. Refuses: ``JobFailed`` with the last log lines."""
-        ...
-
-    @activity.defn(name="cluster.begin_removal")
-    async def begin_removal(self, command: Operate) -> None:
-        """Mark operation and instance as ``deleting``: from here on nobody provisions or starts it."""
         ...
 
     @activity.defn(name="cluster.collect_orphans")

@@ -49,6 +49,29 @@ UNSERVED = frozenset({S.STOPPED, S.SUSPENDED})
 """Scaled to zero on purpose, data kept."""
 
 
+OPERABLE: dict[str, frozenset[InstanceStatus]] = {
+    "restart": frozenset({S.READY, S.DEGRADED}),
+    "stop": frozenset({S.READY, S.DEGRADED, S.STOPPED}),
+    "start": frozenset({S.STOPPED, S.READY, S.DEGRADED}),
+    "suspend": EXISTING,
+    "resume": EXISTING,
+    "resize": EXISTING,
+    "backup": frozenset({S.READY, S.DEGRADED}),
+    "delete": frozenset(S),
+}
+"""In which statuses an operation may begin, by its kind. A customer cannot start what the platform suspended."""
+
+
+def require_operable(kind: str, status: InstanceStatus) -> None:
+    """Raises: ``RuleBroken`` ``ILLEGAL_MOVE`` when the operation makes no sense for an instance in ``status``."""
+    if status not in OPERABLE[kind]:
+        raise RuleBroken(
+            Refusal.ILLEGAL_MOVE,
+            f"An instance that is {status} does not take the operation {kind}.",
+            {"status": status, "operation": kind},
+        )
+
+
 class Trouble(StrEnum):
     """Why an instance is not ready. Stable: part of conditions, outcomes and alerts."""
 
