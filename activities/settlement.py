@@ -8,6 +8,7 @@ from datetime import datetime
 from sqlalchemy.ext.asyncio import AsyncSession
 from temporalio import activity
 
+from activities import formatting
 from db.models.payments import Payment
 from db.queries import ledger, outbox, payments
 from db.queries.outbox import Notice
@@ -138,7 +139,7 @@ async def _receive(session: AsyncSession, payment: Payment, *, to_wallet: bool, 
 
 async def _tell(session: AsyncSession, payment: Payment, at: datetime) -> None:
     """Tell what no other process tells: a success is told by whoever applies the money."""
-    amount = f"{payment.amount_minor} {payment.currency} (minor units)"
+    amount = formatting.money(payment.amount_minor, payment.currency)
     if payment.status == PaymentStatus.AUTHORIZED:
         message = f"The card was authorised for {amount}."
         await payments.tell(session, payment, kind="payment.authorized", message=message, at=at)

@@ -127,7 +127,7 @@ async def balances(session: AsyncSession, organization_id: str, currency: str, *
         .order_by(case({account: rank for rank, account in enumerate(LOCK_ORDER)}, value=LedgerAccount.account))
     )
     rows = await session.execute(query.with_for_update() if lock else query)
-    kept = dict(rows.tuples().all())
+    kept = {row.account: row.balance_minor for row in rows}
 
     def held_in(account: str) -> Money:
         return Money(amount_minor=kept.get(account, 0), currency=currency)
