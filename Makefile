@@ -62,7 +62,7 @@ format: env-dev ## put the code into the house's form
 	@$(VENV)/bin/ruff format .
 
 openapi: env-dev ## write openapi.json from the application
-	@exec $(PYTHON) -m tests.checks.openapi --write
+	@$(PYTHON) -m api.openapi > .openapi.tmp && mv .openapi.tmp openapi.json
 
 requirements: env ## compile pyproject.toml into the pinned and hashed files, keeping what is pinned
 	@deploy/build/requirements.sh $(VENV)/bin/uv

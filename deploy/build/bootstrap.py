@@ -1,9 +1,11 @@
 """Makes the virtual environment: `python3 bootstrap.py FOLDER run|dev`. Quick when there is nothing to do.
 
-Installs exactly what the requirement files pin, checked by hash, and the project itself as an editable install. Uses uv,
-which is itself pinned and hashed, and pip where uv does not come through. Standard library of any Python 3.8; the
+Installs exactly what the requirement files pin, checked by hash, and the project itself as an editable install. Uses
+uv, which is itself pinned and hashed, and pip where uv does not come through. Standard library of any Python 3.8; the
 environment gets the newest suitable interpreter.
 """
+
+from __future__ import annotations
 
 import fcntl
 import hashlib
@@ -12,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 OLDEST = (3, 11)
@@ -22,7 +25,7 @@ INSTALLER = "requirements-bootstrap.txt"
 MIRRORS = {"PIP_INDEX_URL": "UV_DEFAULT_INDEX", "PIP_EXTRA_INDEX_URL": "UV_INDEX", "PIP_CERT": "SSL_CERT_FILE"}
 
 
-def version_of(python):
+def version_of(python: str) -> tuple[int, ...] | None:
     """(major, minor) of an interpreter, or None when there is none of that name."""
     ask = "import sys; print(*sys.version_info[:2])"
     try:
@@ -32,7 +35,7 @@ def version_of(python):
         return None
 
 
-def find_python():
+def find_python() -> str:
     names = [sys.executable, "python3"] + [f"python3.{minor}" for minor in range(NEWEST[1], OLDEST[1] - 1, -1)]
     for name in names:
         version = version_of(name)
@@ -41,7 +44,7 @@ def find_python():
     sys.exit(f"Berth needs Python {OLDEST[0]}.{OLDEST[1]} to {NEWEST[0]}.{NEWEST[1]}; none was found on PATH")
 
 
-def fingerprint(kind):
+def fingerprint(kind: str) -> str:
     """Changes when anything changes that the environment is made from."""
     sum_ = hashlib.sha256()
     for name in (INSTALLER, FILES[kind], "pyproject.toml", "deploy/build/bootstrap.py"):
@@ -51,7 +54,7 @@ def fingerprint(kind):
     return sum_.hexdigest()
 
 
-def up_to_date(venv, kind):
+def up_to_date(venv: Path, kind: str) -> bool:
     """A `dev` environment has everything that `run` needs."""
     for stamped in ("run", "dev") if kind == "run" else ("dev",):
         stamp = venv / f".berth-{stamped}"
@@ -60,11 +63,11 @@ def up_to_date(venv, kind):
     return False
 
 
-def run(*argv, **options):
-    return subprocess.run([str(arg) for arg in argv], cwd=ROOT, check=True, **options)
+def run(*argv: Path | str, **options: Any) -> None:
+    subprocess.run([str(arg) for arg in argv], cwd=ROOT, check=True, **options)
 
 
-def make_venv(venv):
+def make_venv(venv: Path) -> None:
     if version_of(str(venv / "bin" / "python")) is None:
         for name in ("bin", "lib", "lib64", "include", "pyvenv.cfg"):
             path = venv / name
@@ -75,18 +78,18 @@ def make_venv(venv):
         run(find_python(), "-m", "venv", venv)
 
 
-def install(venv, kind):
+def install(venv: Path, kind: str) -> None:
     python = venv / "bin" / "python"
     environ = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
     for theirs, ours in MIRRORS.items():
         if theirs in environ:
             environ.setdefault(ours, environ[theirs])
-    pip = [python, "-m", "pip", "--quiet"]
+    pip: list[Path | str] = [python, "-m", "pip", "--quiet"]
     requirements = ["--require-hashes", "-r", FILES[kind]]
     project = ["--no-deps", "--no-build-isolation", "-e", "."]
     try:
         run(*pip, "install", "--require-hashes", "-r", INSTALLER, env=environ)
-        uv = [venv / "bin" / "uv", "pip", "install", "--quiet", "--python", python]
+        uv: list[Path | str] = [venv / "bin" / "uv", "pip", "install", "--quiet", "--python", python]
         run(*uv, *requirements, env=environ)
         run(*uv, *project, env=environ)
     except (OSError, subprocess.CalledProcessError):
@@ -95,7 +98,7 @@ def install(venv, kind):
         run(*pip, "install", *project, env=environ)
 
 
-def main():
+def main() -> None:
     venv, kind = Path(sys.argv[1]).absolute(), sys.argv[2]
     if up_to_date(venv, kind):
         return

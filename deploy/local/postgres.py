@@ -99,7 +99,7 @@ class Postgres:
             run_as=self.run_as,
             # Fast shutdown: open transactions are rolled back, the state on disk is clean.
             stop_signal=signal.SIGINT,
-            patience=6.0,
+            patience=4.0,
         )
 
     # ------------------------------------------------------------ addresses

@@ -210,7 +210,7 @@ class Stack:
             *self._clusters(),
             Component(
                 name="api",
-                process=self.program("api", [python, "-m", "api"]),
+                process=self.program("api", [python, "-m", "api"], patience=4.0),
                 ready=lambda: answers(f"{self.api_url}/health"),
                 needs=("schema",),
                 stage=0,

@@ -81,7 +81,7 @@ class TemporalServer:
             argv += ["--db-filename", str(database)]
             for pragma in PRAGMAS:
                 argv += ["--sqlite-pragma", pragma]
-        self.process = Process("temporal", argv, log=log, patience=5.0)
+        self.process = Process("temporal", argv, log=log, patience=4.0)
 
     @property
     def address(self) -> str:

@@ -1,0 +1,41 @@
+"""The simulated world is there for any test that asks: each fixture's server answers and starts clean."""
+
+from __future__ import annotations
+
+import smtplib
+
+import httpx
+
+from tests.support.sandboxes import Cluster, Mailbox, Stripe
+from tests.support.wait import eventually_sync
+
+
+def test_a_mail_that_is_sent_is_shown_to_whom_it_was_for(mailbox: Mailbox) -> None:
+    with smtplib.SMTP(mailbox.smtp_host, mailbox.smtp_port) as smtp:
+        smtp.sendmail("berth@berth.example", "ada@customer.example", "Subject: Hello\r\n\r\nThere you are.\r\n")
+    found = eventually_sync(lambda: mailbox.messages(to="ada@customer.example"), timeout=5)
+    assert [mail["subject"] for mail in found] == ["Hello"]
+    assert mailbox.messages(to="somebody.else@customer.example") == []
+
+
+def test_the_mailbox_is_empty_for_the_next_test(mailbox: Mailbox) -> None:
+    assert mailbox.messages() == []
+
+
+def test_the_cluster_speaks_kubernetes_and_has_no_faults(cluster: Cluster) -> None:
+    version = httpx.get(f"{cluster.url}/version").json()
+    assert version["major"] == "1"
+    assert cluster.kubeconfig.exists()
+
+
+def test_the_gateway_takes_a_charge_and_tells_of_it(stripe: Stripe) -> None:
+    answer = httpx.post(
+        f"{stripe.url}/v1/payment_intents",
+        auth=(stripe.api_key, ""),
+        data={
+            "amount": "1500", "currency": "usd", "payment_method": "pm_card_visa", "confirm": "true",
+            "automatic_payment_methods[enabled]": "true", "automatic_payment_methods[allow_redirects]": "never",
+        },
+    )  # fmt: skip
+    assert answer.json()["status"] == "succeeded", answer.text
+    eventually_sync(lambda: stripe.deliveries, timeout=5, what="a webhook")
