@@ -69,7 +69,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             max_age=600,
         )
     app.add_middleware(
-        Around, metrics=metrics, seconds=told.request_seconds, https=told.public_url.startswith("https://")
+        Around,
+        metrics=metrics,
+        seconds=told.request_seconds,
+        https=told.public_url.startswith("https://"),
+        patient=areas.patient(sandbox=told.sandbox),
     )
     return app
 

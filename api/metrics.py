@@ -24,6 +24,12 @@ class Metrics:
             buckets=BUCKETS,
             registry=self.registry,
         )
+        self._webhooks = Counter(
+            "berth_webhooks",
+            "Webhooks of gateways: delivered, known, ignored, refused (bad signature), malformed",
+            ["gateway", "outcome"],
+            registry=self.registry,
+        )
         self.in_flight = Gauge("berth_http_requests_in_flight", "Requests at work", registry=self.registry)
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
@@ -31,6 +37,9 @@ class Metrics:
         named = method if method in METHODS else "OTHER"
         self._requests.labels(named, route, str(status)).inc()
         self._seconds.labels(named, route).observe(seconds)
+
+    def webhook(self, gateway: str, outcome: str) -> None:
+        self._webhooks.labels(gateway, outcome).inc()
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

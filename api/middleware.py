@@ -40,14 +40,20 @@ DOCS_CSP = (
     " worker-src blob:; frame-ancestors 'none'"
 )
 
+_NOBODY: Mapping[str, float] = {}
+
 
 class Around:
     """The outermost of our layers. Nothing that goes wrong inside leaves it as anything but the envelope."""
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, seconds: float, https: bool) -> None:
+    def __init__(
+        self, app: ASGIApp, *, metrics: Metrics, seconds: float, https: bool, patient: Mapping[str, float] = _NOBODY
+    ) -> None:
+        """``patient``: paths that may take longer than ``seconds``, and how long."""
         self._app = app
         self._metrics = metrics
         self._seconds = seconds
+        self._patient = patient
         self._https = https
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -68,9 +74,10 @@ class Around:
 
     async def _bounded(self, scope: Scope, receive: Receive, answer: _Answer, request_id: str) -> None:
         """Answer in time even where the work cannot be interrupted: it is then left to end by itself."""
+        seconds = self._patient.get(scope["path"], self._seconds)
         work = asyncio.ensure_future(self._app(scope, receive, answer.send))
         try:
-            await asyncio.wait({work}, timeout=self._seconds)
+            await asyncio.wait({work}, timeout=seconds)
             while not work.done() and answer.status is not None:
                 # It is answering; a stream may take its time.
                 await asyncio.wait({work})
@@ -81,7 +88,7 @@ class Around:
             answer.close()
             work.cancel()
             work.add_done_callback(_forget)
-            log.error("request timed out", seconds=self._seconds)
+            log.error("request timed out", seconds=seconds)
             await response(unavailable("What this takes"), request_id)(scope, receive, answer.final)
             return
         error = None if work.cancelled() else work.exception()

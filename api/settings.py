@@ -49,6 +49,8 @@ class Settings(BaseSettings):
     encryption_key: SecretStr | None = None
     """32 bytes of base64, or a ring ``id:key,id:key``: the first encrypts, every one decrypts."""
     stripe_webhook_secret: SecretStr | None = None
+    midtrans_server_key: SecretStr | None = None
+    razorpay_webhook_secret: SecretStr | None = None
     mailbox_url: str | None = None
 
     access_token_seconds: int = 15 * 60
