@@ -7,8 +7,9 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
-from tests.support.scenarios import ScenarioRecorder
+from tests.support.scenarios import ScenarioRecorder, note_numbers
 
 pytest_plugins = [
     "tests.support.databases",
@@ -18,8 +19,16 @@ pytest_plugins = [
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # The same examples in every run; how long one takes depends on what else the machine does.
+    settings.register_profile("berth", derandomize=True, deadline=None)
+    settings.load_profile("berth")
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(ScenarioRecorder(config), "berth-scenarios")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # In xdist's workers as well: there the tests are, and the numbers travel with their reports.
+    note_numbers(items)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

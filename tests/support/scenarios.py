@@ -30,10 +30,6 @@ class ScenarioRecorder:
         self._whole = not config.getoption("keyword") and not config.getoption("markexpr") and not _chosen(config)
         self._results: dict[str, dict[str, Any]] = {}
 
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        note_numbers(items)
-
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         numbers = [str(value) for name, value in report.user_properties if name == PROPERTY]
         if not numbers:
