@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-from db.rls import protect
+from db.rls import API, protect
 
 revision = "0004_payments"
 down_revision = "0003_billing"
@@ -185,6 +185,8 @@ def upgrade() -> None:
     for table in TENANT_TABLES:
         for statement in protect(table):
             op.execute(statement)
+    # Which card is charged first is its owner's preference; everything else about a card is its workflows'.
+    op.execute(f"GRANT UPDATE (is_default) ON payment_methods TO {API}")
     # A webhook belongs to a gateway, not to an account: whoever received it writes it, and it names nobody.
     for statement in protect("webhook_events", api_may="SELECT, INSERT, UPDATE", rows="true"):
         op.execute(statement)
