@@ -14,6 +14,7 @@ from temporalio import workflow
 from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
+    import workflows.ports.instances  # noqa: F401 - the sandbox decodes only types of modules that it saw imported
     from workflows import names, policies
     from workflows.billing_cycle import BillingCycle
     from workflows.convergence import Convergence

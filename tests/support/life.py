@@ -16,7 +16,6 @@ from typing import Any
 from sqlalchemy import text
 from temporalio import activity
 from temporalio.client import WorkflowHandle
-from temporalio.testing import TimeSkipper, TimeSkippingConfig
 from temporalio.worker import Worker
 
 from activities.billing import BillingActivities
@@ -29,6 +28,7 @@ from tests.support.temporal import Temporal
 from tests.support.wait import eventually
 from workflows import names
 from workflows.client import Orchestrator
+from workflows.clock import SubscriptionClock
 from workflows.ports.instances import Operate, OperationOutcome, OperationStatus, Provision, Provisioned
 from workflows.ports.payments import Pay, PaymentOutcome
 from workflows.ports.subscription import (
@@ -209,28 +209,18 @@ class World:
         return self.temporal.client.get_workflow_handle(names.subscription_workflow(subscription_id))
 
     async def now(self, subscription_id: str) -> datetime:
-        return await self._skipper.get_current_time(self.handle(subscription_id))
+        return await self._clock.now(subscription_id)
 
     async def advance(self, subscription_id: str, by: timedelta) -> None:
-        await self.advance_to(subscription_id, await self.now(subscription_id) + by)
+        """Move the clock; returns when all that fell due is done."""
+        await self._clock.advance(subscription_id, by=by)
 
     async def advance_to(self, subscription_id: str, target: datetime) -> None:
-        """Move the clock in steps no longer than the next due moment; returns when all that fell due is done."""
-        while True:
-            await self.settled(subscription_id)
-            now = await self.now(subscription_id)
-            if now >= target:
-                return
-            view = await self.orchestrator.clock(subscription_id)
-            due = view.next_due or target
-            step = min(target, max(due, now)) - now + timedelta(milliseconds=5)
-            if not await self._skipper.fast_forward(self.handle(subscription_id), step):
-                return
+        await self._clock.advance(subscription_id, until=target)
 
     @property
-    def _skipper(self) -> TimeSkipper:
-        config = TimeSkippingConfig(enabled=False, disable_propagation=True)
-        return TimeSkipper(self.temporal.client, config=config)
+    def _clock(self) -> SubscriptionClock:
+        return SubscriptionClock(self.orchestrator, timedelta(seconds=30))
 
     # Orders
 
@@ -278,6 +268,14 @@ class World:
     async def rows(self, statement: str, **parameters: Any) -> list[Mapping[str, Any]]:
         async with self.sessions() as session:
             return [dict(row) for row in (await session.execute(text(statement), parameters)).mappings()]
+
+    async def rows_written(self, statement: str, **parameters: Any) -> None:
+        async with self.sessions.begin() as session:
+            await session.execute(text(statement), parameters)
+
+    async def charging(self, times: int) -> None:
+        """Wait until a card has been asked so many times."""
+        await eventually(lambda: [verb for verb, _ in self.outside.asked].count("charge") >= times, timeout=10)
 
     async def subscription(self, subscription_id: str) -> Mapping[str, Any]:
         rows = await self.rows("SELECT * FROM subscriptions WHERE id = :id", id=subscription_id)
