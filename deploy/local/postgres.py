@@ -154,6 +154,8 @@ class Postgres:
         self._make_private(self.sockets)
         if not (self.data / "PG_VERSION").exists():
             self._initialise()
+        elif self.run_as and self.data.stat().st_uid != self.run_as.uid:
+            self._hand_over()
         self._clear_leftovers()
 
     def ensure_roles(self, database: str | None = DATABASE) -> None:
@@ -226,6 +228,13 @@ class Postgres:
         folder.chmod(0o700)
         if self.run_as:
             os.chown(folder, uid, gid)
+
+    def _hand_over(self) -> None:
+        """A folder that was copied or restored by root becomes that of the user the server runs as."""
+        assert self.run_as is not None
+        for folder, _, files in os.walk(self.data):
+            for path in (folder, *(os.path.join(folder, name) for name in files)):
+                os.chown(path, self.run_as.uid, self.run_as.gid, follow_symlinks=False)
 
     def _initialise(self) -> None:
         """initdb into the folder; an interrupted one is thrown away and done again."""

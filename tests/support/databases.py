@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from filelock import FileLock
 from psycopg import sql
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
@@ -21,6 +23,7 @@ from deploy.local.postgres import API, OWNER, WORKER, Postgres
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATE = "berth_template"
+KEPT_TEMPLATES = 2
 
 
 @dataclass(slots=True)
@@ -86,41 +89,64 @@ def migrate(owner_url: str) -> None:
         raise RuntimeError(f"the migrations failed\n{done.stdout}\n{done.stderr}")
 
 
+def fingerprint() -> str:
+    """Changes when the migrated template would."""
+    sum_ = hashlib.sha256()
+    files = [ROOT / "alembic.ini", *(ROOT / "db").rglob("*.py"), *(ROOT / "deploy" / "local").glob("postgres*.py")]
+    for path in sorted(path for path in files if path.exists()):
+        sum_.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
+    return sum_.hexdigest()[:24]
+
+
+def make_template(data: Path) -> None:
+    """A stopped server's folder with the roles and one migrated database that nobody can connect to."""
+    with Postgres(data, durable=False) as server:
+        server.ensure_roles(database=None)
+        with server.superuser() as connection:
+            server.ensure_database(TEMPLATE, connection)
+            migrate(server.url(OWNER, TEMPLATE))
+            connection.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(sql.Identifier(TEMPLATE)))
+
+
+def copy_of_template(data: Path, cache: Path) -> None:
+    """Migrating takes seconds, copying the result a fraction of one: it is kept until the schema changes."""
+    with FileLock(cache / "lock"):
+        kept = cache / fingerprint()
+        if not kept.exists():
+            for old in sorted(cache.glob("[0-9a-f]*"), key=lambda path: path.stat().st_mtime)[:-KEPT_TEMPLATES]:
+                shutil.rmtree(old, ignore_errors=True)
+            partial = Path(tempfile.mkdtemp(prefix=".making-", dir=cache))
+            try:
+                make_template(partial / "postgres")
+                (partial / "postgres").rename(kept)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(kept, data)
+
+
 @pytest.fixture(scope="session")
-def postgres_server() -> Iterator[Postgres]:
+def postgres_server(request: pytest.FixtureRequest) -> Iterator[Postgres]:
     """A server without crash safety; it and its data end with the session."""
     folder = Path(tempfile.mkdtemp(prefix="berth-test-"))
     try:
+        copy_of_template(folder / "postgres", request.config.cache.mkdir("postgres"))
         with Postgres(folder / "postgres", durable=False) as server:
-            server.ensure_roles(database=None)
             yield server
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture(scope="session")
-def database_template(postgres_server: Postgres) -> str:
-    """Name of a migrated database that nobody is connected to, to clone from."""
-    with postgres_server.superuser() as connection:
-        postgres_server.ensure_database(TEMPLATE, connection)
-    if (ROOT / "alembic.ini").exists():
-        migrate(postgres_server.url(OWNER, TEMPLATE))
-    with postgres_server.superuser() as connection:
-        connection.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(sql.Identifier(TEMPLATE)))
-    return TEMPLATE
 
 
 _numbers = count(1)
 
 
 @pytest_asyncio.fixture
-async def database(postgres_server: Postgres, database_template: str) -> AsyncIterator[Database]:
+async def database(postgres_server: Postgres) -> AsyncIterator[Database]:
     """A fresh migrated database of this test alone, dropped afterwards."""
     name = f"test_{next(_numbers)}"
     with postgres_server.superuser() as connection:
         connection.execute(
             sql.SQL("CREATE DATABASE {} TEMPLATE {} OWNER {}").format(
-                sql.Identifier(name), sql.Identifier(database_template), sql.Identifier(OWNER)
+                sql.Identifier(name), sql.Identifier(TEMPLATE), sql.Identifier(OWNER)
             )
         )
     made = Database(postgres_server, name)
