@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from datetime import UTC, datetime, timedelta
 from itertools import count
 
@@ -21,7 +22,8 @@ def sessions_of(engine: AsyncEngine) -> Sessions:
 
 async def account(engine: AsyncEngine, *, currency: str = "USD") -> str:
     """Insert an organisation and return its id."""
-    organization_id = f"org_{next(_numbers)}"
+    # Gateways outlive a test's database, so ids do not repeat.
+    organization_id = f"org_{uuid.uuid4().hex[:12]}"
     async with engine.begin() as connection:
         await connection.execute(text("SELECT set_config('berth.role', 'ADMINISTRATOR', true)"))
         await connection.execute(
