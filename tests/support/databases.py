@@ -12,14 +12,17 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
 from filelock import FileLock
 from psycopg import sql
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from deploy.local.postgres import API, OWNER, WORKER, Postgres
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATE = "berth_template"
@@ -64,6 +67,8 @@ class Database:
         return self.server.dsn(database=self.name)
 
     def _engine(self, role: str, url: str) -> AsyncEngine:
+        from sqlalchemy.ext.asyncio import create_async_engine
+
         if role not in self._engines:
             self._engines[role] = create_async_engine(url, pool_size=5, max_overflow=15)
         return self._engines[role]

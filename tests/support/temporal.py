@@ -1,4 +1,7 @@
-"""Temporal for tests: the development server, one per worker process, with a clock for each workflow."""
+"""Temporal for tests: the development server, one per worker process, with a clock for each workflow.
+
+Every run of the tests loads this module: the SDK, which takes a second, is imported by those who use it.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,15 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
-from temporalio.client import Client, WorkflowHandle
-from temporalio.testing import TimeSkipper, TimeSkippingConfig
 
 from deploy.local.temporal import NAMESPACE, TemporalServer
+
+if TYPE_CHECKING:
+    from temporalio.client import Client, WorkflowHandle
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +30,8 @@ class Temporal:
 
     async def connect(self, **options: Any) -> Client:
         """Another client, e.g. with a payload codec (`data_converter=…`) or interceptors."""
+        from temporalio.client import Client
+
         return await Client.connect(self.address, namespace=self.namespace, **options)
 
     async def fast_forward(self, handle: WorkflowHandle[Any, Any], by: timedelta) -> bool:
@@ -34,6 +40,8 @@ class Temporal:
         False when the workflow ended before. Other workflows do not move. Never further than the next due moment plus
         what the workflow awaits there, if activities run on the way: their retries burn virtual time as well.
         """
+        from temporalio.testing import TimeSkipper, TimeSkippingConfig
+
         skipper = TimeSkipper(self.client, config=TimeSkippingConfig(enabled=False))
         return await skipper.fast_forward(handle, by)
 
@@ -53,5 +61,7 @@ def temporal_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tempor
 @pytest_asyncio.fixture
 async def temporal(temporal_server: TemporalServer) -> AsyncIterator[Temporal]:
     """A connected client and the fast-forward."""
+    from temporalio.client import Client
+
     client = await Client.connect(temporal_server.address, namespace=NAMESPACE)
     yield Temporal(client=client, address=temporal_server.address, namespace=NAMESPACE)
