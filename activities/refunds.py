@@ -125,10 +125,10 @@ def _refundable(payment: Payment, order: RefundOrder) -> Money:
     if payment.status not in REFUNDABLE:
         raise RuleBroken(Refusal.CONFLICT, f"A payment that is {payment.status} has nothing to refund.")
     left = Money(amount_minor=payment.captured_minor - payment.refunded_minor, currency=payment.currency)
-    wanted = order.amount or left
+    wanted = left if order.amount is None else order.amount
     if wanted.currency != payment.currency:
         raise RuleBroken(Refusal.CURRENCY_MISMATCH, f"The payment is in {payment.currency}.")
-    if wanted.amount_minor < 0:
+    if order.amount is not None and wanted.amount_minor <= 0:
         raise RuleBroken(Refusal.VALIDATION_ERROR, "A refund is positive.")
     if not left or wanted > left:
         raise RuleBroken(
