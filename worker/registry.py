@@ -1,0 +1,106 @@
+"""What runs on which task queue. Everything is named here; nothing registers itself."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from activities.adapters.kubernetes.gateway import KubernetesGateway
+from activities.billing import BillingActivities
+from activities.cluster import ClusterActivities
+from activities.documents import DocumentActivities
+from activities.gateways.base import Gateway
+from activities.gateways.stripe import StripeGateway
+from activities.instances import InstanceActivities
+from activities.payment_methods import PaymentMethodActivities
+from activities.payments import PaymentActivities
+from activities.refunds import RefundActivities
+from activities.subscriptions import SubscriptionActivities
+from activities.templates import ServiceTemplates
+from db.session import Sessions, create_engine, session_factory
+from worker.settings import WorkerSettings
+from workflows import names
+from workflows.adjustment import Adjustment
+from workflows.document import InvoiceDocument
+from workflows.instance_operation import InstanceOperation
+from workflows.payment import Payment
+from workflows.payment_method import PaymentMethodRemoval, PaymentMethodSetup
+from workflows.provisioning import Provisioning
+from workflows.refund import Refund
+from workflows.subscription import Subscription
+
+Activity = Callable[..., Any]
+
+WORKFLOWS: tuple[type, ...] = (
+    Subscription,
+    Payment,
+    Refund,
+    Adjustment,
+    PaymentMethodSetup,
+    PaymentMethodRemoval,
+    Provisioning,
+    InstanceOperation,
+    InvoiceDocument,
+)
+"""All workflows run on ``platform``; only activities have queues of their own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dependencies:
+    """What activities are given: made once per process, by ``dependencies`` or by a test."""
+
+    settings: WorkerSettings
+    sessions: Sessions
+    gateways: Mapping[str, Gateway]
+    cluster: KubernetesGateway
+    templates: ServiceTemplates
+
+
+@asynccontextmanager
+async def dependencies(settings: WorkerSettings) -> AsyncIterator[Dependencies]:
+    """Make what activities need and dispose of it afterwards. Connects to nothing by itself."""
+    engine = create_engine(settings.worker_database_url, pool_size=settings.database_pool)
+    stripe = StripeGateway(
+        api_key=settings.stripe_api_key.get_secret_value(),
+        base_url=settings.stripe_url,
+        return_url=f"{settings.public_url}/billing/return",
+    )
+    cluster = KubernetesGateway.from_kubeconfig(settings.kubeconfig, threads=settings.cluster_activities)
+    try:
+        yield Dependencies(
+            settings=settings,
+            sessions=session_factory(engine),
+            gateways={stripe.name: stripe},
+            cluster=cluster,
+            templates=ServiceTemplates(settings.template_directory / "services"),
+        )
+    finally:
+        cluster.close()
+        await engine.dispose()
+
+
+def activities(given: Dependencies) -> dict[str, Sequence[Activity]]:
+    """Return the activities of each task queue."""
+    sessions, settings = given.sessions, given.settings
+    patience = timedelta(seconds=settings.provisioning_patience_seconds)
+    return {
+        names.PLATFORM: [
+            *bound(SubscriptionActivities(sessions, settings.base_domain)),
+            *bound(BillingActivities(sessions)),
+            *bound(PaymentActivities(sessions, given.gateways)),
+            *bound(PaymentMethodActivities(sessions, given.gateways)),
+            *bound(RefundActivities(sessions, given.gateways)),
+            *bound(InstanceActivities(sessions)),
+        ],
+        names.INFRASTRUCTURE: bound(ClusterActivities(given.cluster, given.templates, sessions, patience=patience)),
+        names.NOTICES: bound(DocumentActivities(sessions)),
+    }
+
+
+def bound(implementation: object) -> list[Activity]:
+    """Return the methods of ``implementation`` that are activities."""
+    found = (getattr(implementation, name) for name in dir(implementation) if not name.startswith("_"))
+    return [method for method in found if hasattr(method, "__temporal_activity_definition")]

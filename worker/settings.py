@@ -1,0 +1,65 @@
+"""What the worker is told by its environment: names begin with ``BERTH_``; secrets may come as ``…_FILE``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from api.settings import FromFiles
+from workflows.settings import TemporalSettings, parse_encryption_keys
+
+
+class WorkerSettings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="BERTH_", extra="ignore")
+
+    environment: str = "production"
+    worker_database_url: str
+    database_pool: int = Field(default=16, ge=1)
+    temporal_address: str
+    temporal_namespace: str = "default"
+    encryption_key: SecretStr = SecretStr("")
+    stripe_url: str | None = None
+    stripe_api_key: SecretStr = SecretStr("")
+    smtp_host: str = "127.0.0.1"
+    smtp_port: int = 25
+    mail_from: str = "Berth <no-reply@berth.localhost>"
+    cluster: str = "simulated"
+    kubeconfig: Path | None = None
+    base_domain: str = "apps.berth.localhost"
+    public_url: str = "http://127.0.0.1:8000"
+    metrics_port: int = 0
+    metrics_host: str = "127.0.0.1"
+    log_format: str = "json"
+    provisioning_patience_seconds: float = Field(default=600, gt=0)
+    template_directory: Path = Path(__file__).resolve().parents[1] / "templates"
+    cached_workflows: int = 6_000
+    concurrent_activities: int = 60
+    cluster_activities: int = 24
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, FromFiles(settings_cls)
+
+    @model_validator(mode="after")
+    def _sandbox_gives_up_sooner(self) -> Self:
+        """As the sandbox's contract says: 60 s of one and the same failing reason."""
+        if self.environment == "sandbox" and "provisioning_patience_seconds" not in self.model_fields_set:
+            self.provisioning_patience_seconds = 60
+        return self
+
+    def temporal(self) -> TemporalSettings:
+        return TemporalSettings(
+            address=self.temporal_address,
+            namespace=self.temporal_namespace,
+            encryption_keys=parse_encryption_keys(self.encryption_key.get_secret_value()),
+        )
