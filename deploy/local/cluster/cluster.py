@@ -18,9 +18,10 @@ from deploy.local.cluster.controllers.jobs import CronJobs, Jobs
 from deploy.local.cluster.controllers.network import Certificates, Endpoints, Ingresses, Issuers
 from deploy.local.cluster.controllers.nodes import Nodes, default_node, node_status
 from deploy.local.cluster.controllers.pods import Pods
+from deploy.local.cluster.controllers.replicasets import ReplicaSets
 from deploy.local.cluster.controllers.statefulsets import DaemonSets, StatefulSets
 from deploy.local.cluster.controllers.storage import Budgets, Claims, Quotas
-from deploy.local.cluster.controllers.workloads import Deployments, ReplicaSets
+from deploy.local.cluster.controllers.workloads import Deployments
 from deploy.local.cluster.faults import Faults
 from deploy.local.cluster.identity import Identity, write_private
 from deploy.local.cluster.registry import CONTROLLER, Registry

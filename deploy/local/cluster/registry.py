@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
 from deploy.local.cluster import defaults, errors, managers, naming, patches, validation
 from deploy.local.cluster.admission import Admission
+from deploy.local.cluster.decoding import Call, decoded, in_namespace
 from deploy.local.cluster.faults import Faults
-from deploy.local.cluster.resources import BY_KEY, BY_KIND, Obj, Resource
-from deploy.local.cluster.schema import Findings, fit
+from deploy.local.cluster.resources import BY_KEY, Obj, Resource
 from deploy.local.cluster.store import Record, Store, thaw
 from deploy.local.cluster.times import now
 
@@ -34,17 +33,6 @@ _KEPT = (
     "namespace",
     "name",
 )
-
-
-@dataclass(slots=True, kw_only=True)
-class Call:
-    """How a write was asked for. `warnings` collects what goes into Warning headers."""
-
-    manager: str = "unknown"
-    dry_run: bool = False
-    force: bool = False
-    validation: str = "Warn"
-    warnings: list[str] = field(default_factory=list)
 
 
 CONTROLLER = Call(manager="kube-controller-manager", validation="Ignore")
@@ -70,9 +58,9 @@ class Registry:
 
     def create(self, resource: Resource, namespace: str, obj: Obj, call: Call) -> Obj:
         """Create and answer the object as stored. 400, 403, 404 (namespace), 409, 422."""
-        obj = self._decoded(resource, obj, call)
+        obj = decoded(resource, obj, call)
         meta = obj["metadata"]
-        self._in_namespace(resource, namespace, meta)
+        in_namespace(resource, namespace, meta)
         if not meta.get("name") and meta.get("generateName"):
             meta["name"] = meta["generateName"] + naming.suffix()
         return self._insert(
@@ -111,9 +99,9 @@ class Registry:
         self, resource: Resource, namespace: str, name: str, obj: Obj, call: Call, subresource: str = ""
     ) -> Obj:
         """PUT. 409 where the object's resourceVersion or uid is not the live one."""
-        obj = self._decoded(resource, obj, call)
+        obj = decoded(resource, obj, call)
         meta = obj["metadata"]
-        self._in_namespace(resource, namespace, meta)
+        in_namespace(resource, namespace, meta)
         if meta.get("name", name) != name:
             raise errors.bad_request(
                 f"the name of the object ({meta['name']}) does not match the name on the URL ({name})"
@@ -146,7 +134,7 @@ class Registry:
             raise errors.unsupported_media(media, ", ".join((JSON, MERGE, APPLY)))
         if not isinstance(obj, dict):
             raise errors.bad_request("error decoding patch: the result is no object")
-        obj = self._decoded(resource, obj, call)
+        obj = decoded(resource, obj, call)
         meta = obj["metadata"]
         if meta.get("name") != name or meta.get("namespace", "") != namespace:
             raise errors.bad_request("the name or namespace of the object may not be changed by a patch")
@@ -159,9 +147,9 @@ class Registry:
             raise errors.bad_request("error decoding YAML: a mapping is wanted")
         if (config.get("metadata") or {}).get("managedFields"):
             raise errors.bad_request("metadata.managedFields must be nil")
-        config = self._decoded(resource, config, call, applied=True)
+        config = decoded(resource, config, call, applied=True)
         meta = config["metadata"]
-        self._in_namespace(resource, namespace, meta)
+        in_namespace(resource, namespace, meta)
         if meta.setdefault("name", name) != name:
             raise errors.bad_request(
                 f"the name of the object ({meta['name']}) does not match the name on the URL ({name})"
@@ -354,80 +342,6 @@ class Registry:
         return not obj["metadata"].get("deletionGracePeriodSeconds")
 
     # ------------------------------------------------------------ checking
-
-    def _decoded(self, resource: Resource, obj: Any, call: Call, *, applied: bool = False) -> Obj:
-        if not isinstance(obj, dict):
-            raise errors.bad_request("the object provided is unrecognized (must be of type " + resource.kind + ")")
-        version, kind = obj.get("apiVersion"), obj.get("kind")
-        if applied and (not version or not kind):
-            raise errors.bad_request("error decoding patch: apiVersion and kind must be set")
-        if (kind and kind != resource.kind) or (version and version != resource.api_version):
-            raise self._mismatch(resource, version, kind)
-        found = Findings()
-        out: Obj = fit(resource.schema, obj, "", resource.kind, found)
-        if found.wrong:
-            path, message = found.wrong[0]
-            if applied:
-                name = (
-                    f"{(obj.get('metadata') or {}).get('namespace', '')}/{(obj.get('metadata') or {}).get('name', '')}"
-                )
-                raise errors.ApiError(
-                    400,
-                    "BadRequest",
-                    f"failed to create typed patch object ({name}; {resource.api_version}, Kind={resource.kind}): "
-                    f".{path}: {message}",
-                )
-            raise errors.bad_request(
-                f'{resource.kind} in version "{resource.version}" cannot be handled as a {resource.kind}: {message}'
-            )
-        if found.unknown:
-            if applied:
-                name = (
-                    f"{(obj.get('metadata') or {}).get('namespace', '')}/{(obj.get('metadata') or {}).get('name', '')}"
-                )
-                raise errors.ApiError(
-                    500,
-                    "",
-                    f"failed to create typed patch object ({name}; {resource.api_version}, Kind={resource.kind}): "
-                    + "; ".join(f".{path}: field not declared in schema" for path in found.unknown),
-                )
-            texts = [f'unknown field "{path}"' for path in found.unknown]
-            if call.validation == "Strict":
-                raise errors.bad_request(
-                    f'{resource.kind} in version "{resource.version}" cannot be handled as a {resource.kind}: '
-                    f"strict decoding error: {', '.join(texts)}"
-                )
-            if call.validation == "Warn":
-                call.warnings += texts
-        out["apiVersion"], out["kind"] = resource.api_version, resource.kind
-        out.setdefault("metadata", {})
-        return out
-
-    @staticmethod
-    def _mismatch(resource: Resource, version: Any, kind: Any) -> errors.ApiError:
-        if (version, kind) in BY_KIND or kind == resource.kind:
-            if kind == resource.kind:
-                return errors.bad_request(
-                    f"the API version in the data ({version}) does not match the expected API version "
-                    f"({resource.api_version})"
-                )
-            return errors.bad_request(
-                f'{kind} in version "{str(version).rpartition("/")[2]}" cannot be handled as a {resource.kind}: '
-                f"converting ({version}.{kind}) to ({resource.group}.{resource.kind}): unknown conversion"
-            )
-        return errors.bad_request(
-            f'no kind "{kind}" is registered for version "{version}" in scheme "pkg/api/legacyscheme/scheme.go:30"'
-        )
-
-    @staticmethod
-    def _in_namespace(resource: Resource, namespace: str, meta: Obj) -> None:
-        if not resource.namespaced:
-            meta.pop("namespace", None)
-            return
-        if meta.setdefault("namespace", namespace) != namespace:
-            raise errors.bad_request(
-                "the namespace of the provided object does not match the namespace sent on the request"
-            )
 
     @staticmethod
     def _check(resource: Resource, obj: Obj, old: Obj | None) -> None:

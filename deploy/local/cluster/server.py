@@ -14,9 +14,10 @@ from aiohttp import web
 from aiohttp.web_request import BaseRequest
 
 from deploy.local.cluster import discovery, errors, reading, subresources
+from deploy.local.cluster.decoding import Call
 from deploy.local.cluster.errors import ApiError
 from deploy.local.cluster.faults import BadFault, Faults
-from deploy.local.cluster.registry import APPLY, JSON, MERGE, STRATEGIC, Call, Registry
+from deploy.local.cluster.registry import APPLY, JSON, MERGE, STRATEGIC, Registry
 from deploy.local.cluster.resources import BY_PATH, Obj, Resource
 from deploy.local.cluster.store import Store
 from deploy.local.cluster.watching import Watch

@@ -16,7 +16,7 @@ from deploy.local.cluster.journal import SLACK, Journal, head
 from deploy.local.cluster.resources import BY_KEY, Obj, Resource
 
 # Writes per kind that a watch can still be started from; older versions are answered with 410.
-HISTORY = 10_000
+HISTORY = 2_000
 
 
 class Record:
