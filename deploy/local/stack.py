@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import sys
 import urllib.error
@@ -74,6 +76,7 @@ class Stack:
         self.secrets: dict[str, Any] = home.secrets()
         self.ports = settle(PORTS, home.state.get("ports", {}))
         home.remember(ports=self.ports)
+        self.had_database = (home.path / "postgres" / "PG_VERSION").exists()
         self.postgres = Postgres(home.path / "postgres", log=home.logs / "postgres.log")
         self.temporal = TemporalServer(
             log=home.logs / "temporal.log", database=home.path / "temporal" / "temporal.db", ports=self.ports, ui=True
@@ -167,8 +170,25 @@ class Stack:
         return Process(name, argv, log=log, env=self.environment, cwd=ROOT, patience=patience)
 
     def schema_steps(self) -> list[Process]:
-        """What brings the database up to date, one after the other. Each is idempotent."""
+        """What brings the database up to date, one after the other. Each is idempotent.
+
+        None when the last run on this very database did the same: that saves seconds of every start.
+        """
+        if self.had_database and self.home.state.get("schema") == self._schema_sources():
+            return []
         return [self.program(step, [sys.executable, "-m", "worker.cli", step]) for step in ("migrate", "seed")]
+
+    def schema_done(self) -> None:
+        self.home.remember(schema=self._schema_sources())
+
+    def _schema_sources(self) -> str:
+        """Changes with everything that migrations and seed are made from."""
+        sum_ = hashlib.sha256(json.dumps(self.secrets, sort_keys=True).encode())
+        folders = ("db", "worker", "templates/services", "workflows/rules")
+        for path in sorted(path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()):
+            if path.suffix != ".pyc":
+                sum_.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
+        return sum_.hexdigest()
 
     def _components(self) -> dict[str, Component]:
         python = sys.executable

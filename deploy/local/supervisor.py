@@ -159,6 +159,7 @@ class Supervisor:
             if step.exit_code != 0:
                 raise StartFailed(f"{step.name} failed\n{step.last_words(40)}")
             self.screen.good(step.name, f"{time.monotonic() - self.began:.1f} s")
+        self.stack.schema_done()
         self._serves["schema"].set()
 
     async def _end_of(self, process: Process) -> None:
