@@ -47,7 +47,7 @@ async def test_only_our_own_living_tokens_are_accepted(api: Api) -> None:
     assert (await api.http.get("/users/me", headers={"Authorization": f"Bearer {forged(claims)}"})).status_code == 200
 
     past = int((datetime.now(UTC) - timedelta(minutes=1)).timestamp())
-    changed = [
+    changed: list[dict[str, Any]] = [
         {"exp": past}, {"aud": "somebody-else"}, {"aud": [AUDIENCE, "other"]}, {"iss": "mallory"},
         {"iat": int(time.time()) + 3600}, {"sub": 7}, {"role": None},
     ]  # fmt: skip
@@ -72,7 +72,7 @@ async def test_only_our_own_living_tokens_are_accepted(api: Api) -> None:
         "é.ü.ö",
         "x" * 10_000,
     ):
-        answer = await api.http.get("/users/me", headers={"Authorization": f"Bearer {token}".encode()})
+        answer = await api.http.get("/users/me", headers={b"Authorization": f"Bearer {token}".encode()})
         assert (answer.status_code, error_of(answer)["code"]) == (401, "UNAUTHENTICATED"), token[:40]
 
     await refused(api, forged(claims, secret="another secret that is also long enough for this"))
