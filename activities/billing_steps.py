@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from activities import bookkeeping as books
 from activities.bookkeeping import NewInvoice
+from activities.formatting import money
 from db.queries import invoices
 from db.queries.invoices import InvoiceRecord
 from db.queries.journal import Journal
@@ -188,8 +189,8 @@ def what(record: Record) -> str:
 
 
 def plain(amount: Money) -> str:
-    """Return an amount for journals: minor units and currency, exact in every currency."""
-    return f"{amount.amount_minor} {amount.currency} (minor units)"
+    """Return an amount as the timeline tells it, with the currency's own number of decimals."""
+    return money(amount.amount_minor, amount.currency)
 
 
 def unpaid_bill(record: Record) -> Bill:
