@@ -38,7 +38,7 @@ async def balances(session: AsyncSession, organization_id: str) -> Sequence[Bala
         )
     )
     sums: dict[str, dict[str, int]] = {}
-    for currency, account, minor in rows.tuples():
+    for currency, account, minor in rows:
         sums.setdefault(currency, {})[account] = minor
     return [
         Balance(
@@ -97,7 +97,7 @@ async def transactions(
         TransactionRow(
             transaction=transaction, balance_after=Money(amount_minor=int(balance), currency=transaction.currency)
         )
-        for transaction, balance in (await session.execute(query)).tuples()
+        for transaction, balance in await session.execute(query)
     ]
 
 
