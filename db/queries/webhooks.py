@@ -15,17 +15,19 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.models.payments import Payment, WebhookEvent
-from db.queries.payments import facts_of
+from db.queries.payments import amount_of, facts_of
 from db.session import act_as
 from workflows.rules.gateway_events import GatewayMessage, PaymentFact
-from workflows.rules.payment import Facts
+from workflows.rules.payment import CLOSED, Facts, PaymentStatus, Seen, contradiction, observe
+from workflows.rules.payment import RECEIVED as MONEY_CAME
 
+ENDED = CLOSED | MONEY_CAME
 RECEIVED, DELIVERED, IGNORED, MISMATCH = "received", "delivered", "ignored", "mismatch"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Received:
-    """``payment`` is None when no payment of ours is meant. ``settled``: this event was dealt with before."""
+    """``payment`` is None when no payment of ours is meant. ``settled``: nobody has to be told (any more)."""
 
     payment: Facts | None
     settled: bool
@@ -35,7 +37,8 @@ async def receive(session: AsyncSession, message: GatewayMessage, payload: bytes
     """Record a verified event under its unique id and find the payment that it is about.
 
     Speaks for the account that the gateway's metadata names, so row-level security holds here as well; a gateway
-    without metadata is looked up by our own payment id with an administrator's view.
+    without metadata is looked up by our own payment id with an administrator's view. What a payment that has ended
+    knows already is settled at once: most webhooks repeat what the gateway's answer has said.
     """
     payment = await _payment(session, message) if isinstance(message, PaymentFact) else None
     fact = message if isinstance(message, PaymentFact) else None
@@ -62,7 +65,22 @@ async def receive(session: AsyncSession, message: GatewayMessage, payload: bytes
             WebhookEvent.gateway == message.gateway, WebhookEvent.event_id == message.event_id
         )
     )
-    return Received(payment=facts_of(payment) if payment is not None else None, settled=status in (DELIVERED, MISMATCH))
+    if payment is None or fact is None:
+        return Received(payment=None, settled=False)
+    if status == RECEIVED and _known_already(payment, fact):
+        await delivered(session, message.gateway, message.event_id, at=at)
+        status = DELIVERED
+    return Received(payment=facts_of(payment), settled=status in (DELIVERED, MISMATCH))
+
+
+def _known_already(payment: Payment, fact: PaymentFact) -> bool:
+    """Tell whether the fact can never move this payment: it has ended, and later facts only get later still."""
+    status = PaymentStatus(payment.status)
+    if status not in ENDED or (status in CLOSED and fact.status is PaymentStatus.AUTHORIZED):
+        return False
+    seen = Seen(reference=fact.reference, status=fact.status, amount=fact.amount)
+    contradicts = contradiction(seen, amount=amount_of(payment), reference=payment.gateway_reference)
+    return contradicts is None and observe(status, fact.status) is status
 
 
 async def delivered(session: AsyncSession, gateway: str, event_id: str, *, at: datetime) -> None:

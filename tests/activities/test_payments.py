@@ -431,3 +431,21 @@ async def test_a_webhook_is_recorded_once_and_finds_its_payment_as_its_own_accou
         await act_as(session, organization_id=None, user_id=None, role=None)
         assert (await session.execute(text("SELECT count(*) FROM payments"))).scalar_one() == 0
     assert len(await till.rows("SELECT event_id FROM webhook_events")) == 1
+
+
+@pytest.mark.scenario("B19", "B28")
+async def test_what_an_ended_payment_knows_needs_no_telling(till: Till) -> None:
+    pay = till.pay()
+    await run(till.payments.charge, Charge(pay=pay, now=NOW))
+    api = sessions_of(till.database.api)
+
+    async def settled(number: int, status: PaymentStatus, amount: Money | None = None) -> bool:
+        hear = await said(till, pay, status, number=number, amount=amount)
+        async with api.begin() as session:
+            return (await webhooks.receive(session, _fact(hear.event, pay), b"{}", at=LATER)).settled
+
+    assert await settled(1, S.SUCCEEDED)
+    assert await settled(2, S.FAILED)
+    assert not await settled(3, S.SUCCEEDED, money(1)), "a contradiction is for the payment to refuse"
+    recorded = await till.rows("SELECT status FROM webhook_events ORDER BY event_id")
+    assert [row["status"] for row in recorded] == ["delivered", "delivered", "received"]
