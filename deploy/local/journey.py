@@ -93,7 +93,10 @@ class Journey:
 
     def outside(self, method: str, which: str, path: str, body: Json | None = None, **query: str) -> Any:
         """A call to one of the sandbox's own services: `mailbox`, `stripe`, `cluster`."""
-        answer = self._outside.request(method, f"{self.card['urls'][which]}{path}", json=body, params=query)
+        try:
+            answer = self._outside.request(method, f"{self.card['urls'][which]}{path}", json=body, params=query)
+        except httpx.TransportError as error:
+            raise Unexpected(f"{which} {method} {path}: {error!r}") from error
         if not answer.is_success:
             raise Unexpected(f"{which} {method} {path} → {answer.status_code} {answer.text[:300]}")
         return answer.json() if answer.content else None

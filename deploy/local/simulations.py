@@ -15,16 +15,22 @@ def mailbox_command(*, http_port: int, smtp_port: int, state: Path) -> list[str]
     ]  # fmt: skip
 
 
-def stripe_command(*, port: int, state: Path, webhook_url: str, webhook_secret: str, api_key: str) -> list[str]:
-    return [
+def stripe_command(
+    *, port: int, state: Path, webhook_url: str | None, webhook_secret: str, api_key: str, localstripe: bool = True
+) -> list[str]:
+    """Without `webhook_url` events are kept and nobody is told; `localstripe` False leaves out the process behind."""
+    command = [
         sys.executable, "-m", "deploy.local.stripe",
-        "--port", str(port), "--state", str(state),
-        "--webhook-url", webhook_url, "--webhook-secret", webhook_secret, "--api-key", api_key,
+        "--port", str(port), "--state", str(state), "--webhook-secret", webhook_secret, "--api-key", api_key,
     ]  # fmt: skip
+    command += [] if webhook_url is None else ["--webhook-url", webhook_url]
+    return command + ([] if localstripe else ["--no-localstripe"])
 
 
-def cluster_command(*, port: int, state: Path, kubeconfig: Path) -> list[str]:
-    return [
+def cluster_command(*, port: int, state: Path | None, kubeconfig: Path, speed: float = 1.0) -> list[str]:
+    """`state` None forgets everything at the end; `speed` shortens the pretended waits."""
+    command = [
         sys.executable, "-m", "deploy.local.cluster",
-        "--host", LOOPBACK, "--port", str(port), "--state", str(state), "--kubeconfig", str(kubeconfig),
+        "--host", LOOPBACK, "--port", str(port), "--kubeconfig", str(kubeconfig), "--speed", str(speed),
     ]  # fmt: skip
+    return command + ([] if state is None else ["--state", str(state)])

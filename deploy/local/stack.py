@@ -49,7 +49,7 @@ class Component:
     settle: Callable[[], object] | None = None
     """Once it is ready, before anything that needs it starts."""
     stage: int = 0
-    """Stops with its stage; lower stages stop first."""
+    """Stops with its stage; lower stages stop first. The longest patience of each stage, summed, stays below 15 s."""
 
 
 def answers(url: str, timeout: float = 3.0) -> bool:
@@ -230,14 +230,14 @@ class Stack:
             *self._clusters(),
             Component(
                 name="api",
-                process=self.program("api", [python, "-m", "api"], patience=4.0),
+                process=self.program("api", [python, "-m", "api"], patience=3.0),
                 ready=lambda: answers(f"{self.api_url}/health"),
                 needs=("schema",),
                 stage=0,
             ),
             Component(
                 name="worker",
-                process=self.program("worker", [python, "-m", "worker"], patience=5.0),
+                process=self.program("worker", [python, "-m", "worker"], patience=7.0),
                 ready=lambda: answers(f"{self._at('worker_metrics')}/metrics"),
                 needs=("schema", "temporal", *(c.name for c in self._clusters())),
                 stage=1,

@@ -51,8 +51,9 @@ class Supervisor:
         self._card_shown = False
         self._steps: list[Process] = []
 
-    def stop(self) -> None:
+    def stop(self, why: str = "") -> None:
         """Ask for the end; asked again, everything is killed at once."""
+        self.screen.note(f"{why}: stopping")
         if self._stop.is_set():
             for process in self._processes():
                 process.signal(signal.SIGKILL)
@@ -198,7 +199,6 @@ class Supervisor:
     async def _shut_down(self) -> None:
         """The API first, so that nothing new comes in; then the worker; what they stand on last."""
         self.home.card_file.unlink(missing_ok=True)
-        self.screen.note("stopping")
         for step in self._steps:
             await asyncio.to_thread(step.stop)
         components = self.stack.components.values()
@@ -216,7 +216,7 @@ async def serve(home: Home, screen: Screen, make: Callable[[Home], Stack] = Stac
             supervisor = Supervisor(make(home), screen)
             loop = asyncio.get_running_loop()
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                loop.add_signal_handler(number, supervisor.stop)
+                loop.add_signal_handler(number, supervisor.stop, number.name)
             await supervisor.run()
     except HomeInUse as error:
         screen.bad("this home is in use", f"a stack runs on {home.path} already (pid {error}); see {home.card_file}")
