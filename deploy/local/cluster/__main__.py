@@ -46,7 +46,11 @@ def main() -> None:
     # Tens of thousands of long-lived objects: looking through them after every 700 new ones costs more than it frees.
     gc.set_threshold(50_000, 20, 50)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    asyncio.run(serve(_arguments()))
+    try:
+        asyncio.run(serve(_arguments()))
+    except OSError as exc:
+        # Most often the port: somebody listens there already.
+        raise SystemExit(f"simulated cluster: {exc}") from exc
 
 
 if __name__ == "__main__":

@@ -101,6 +101,8 @@ class SimulatedCluster:
     async def start(self) -> None:
         """Load the state, listen, run the controllers and write the kubeconfig."""
         self._directory.mkdir(parents=True, exist_ok=True)
+        self._socket = self._bound()
+        self.port = self._socket.getsockname()[1]
         self.store = Store(self._directory if self._keep else None)
         self.faults = Faults()
         self.registry = Registry(self.store, self.faults)
@@ -115,8 +117,6 @@ class SimulatedCluster:
         self.faults.changed = self._faults_changed
         self._server = web.Server(self.api.handle, access_log=None, keepalive_timeout=75.0)
         self._tls = self.identity.tls()
-        self._socket = self._bound()
-        self.port = self._socket.getsockname()[1]
         self._acceptor = asyncio.create_task(self._accept(), name="simulated-cluster")
         write_private(self.kubeconfig_path, self.identity.kubeconfig(f"https://{self._shown_host()}:{self.port}"))
 

@@ -80,6 +80,11 @@ class Faults:
         self._active.clear()
         self.changed()
 
+    @property
+    def active(self) -> bool:
+        """Whether any fault is in force."""
+        return bool(self._active)
+
     def listed(self) -> list[dict[str, Any]]:
         self.sweep()
         return [fault.shown() for fault in self._active]

@@ -25,7 +25,6 @@ from deploy.local.cluster.watching import Watch
 log = logging.getLogger(__name__)
 
 WRITES = ("POST", "PUT", "PATCH", "DELETE")
-BODY_LIMIT = 3 * 1024 * 1024
 
 
 @dataclass(slots=True, kw_only=True)
@@ -61,6 +60,8 @@ class Api:
     faults: Faults
     token: str
     watches: set[Watch] = field(default_factory=set)
+    # Answers that the fault `server_error` has spoilt: 503 and 500 in turn.
+    failures: int = 0
 
     # ------------------------------------------------------------ answering
 
@@ -72,6 +73,8 @@ class Api:
             return refusal(exc)
         except (ConnectionResetError, asyncio.CancelledError):
             raise
+        except web.HTTPRequestEntityTooLarge:
+            return refusal(errors.ApiError(413, "RequestEntityTooLarge", "Request entity too large: limit is 1048576"))
         except Exception:
             log.exception("while answering %s %s", http.method, http.path)
             return refusal(errors.internal("the simulated cluster failed; its log has the reason"))
@@ -177,12 +180,16 @@ class Api:
 
     def _faulted(self, request: Request) -> None:
         faults = self.faults
-        if not faults.sweep() and not faults.listed():
+        faults.sweep()
+        if not faults.active:
             return
         scope = request.scope
         if faults.strike("throttle", scope):
             raise errors.too_many()
         if faults.strike("server_error", scope):
+            self.failures += 1
+            if self.failures % 2 == 0:
+                raise errors.internal("etcdserver: request timed out")
             raise errors.ApiError(503, "ServiceUnavailable", "the server is currently unable to handle the request")
         if request.method in WRITES and faults.strike("conflict", scope):
             raise errors.conflict(request.resource, request.name or "unknown", errors.MODIFIED)
@@ -304,8 +311,6 @@ class Api:
             if empty:
                 return None
             raise errors.bad_request("the request has no body")
-        if len(raw) > BODY_LIMIT:
-            raise errors.ApiError(413, "RequestEntityTooLarge", f"Request entity too large: limit is {BODY_LIMIT}")
         try:
             return orjson.loads(raw)
         except orjson.JSONDecodeError as exc:

@@ -15,6 +15,8 @@ import pytest
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
+from deploy.controlplane.build import built
+from deploy.controlplane.plane import ControlPlane
 from tests.contracts.cluster import targets
 from tests.contracts.cluster.targets import Target, call
 from tests.support.wait import eventually_sync
@@ -26,13 +28,30 @@ _numbers = itertools.count(1)
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "target_name" in metafunc.fixturenames:
-        metafunc.parametrize("target_name", ["simulated"], scope="session")
+        names = [pytest.param("simulated")]
+        if built() is not None:
+            names.append(pytest.param("control_plane", marks=pytest.mark.controlplane))
+        metafunc.parametrize("target_name", names, scope="session")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if built() is None:
+        terminalreporter.write_line(
+            "no real control plane here (`make control-plane`): the cluster's contract was held to the simulation only"
+        )
 
 
 @pytest.fixture(scope="session")
 def simulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     with targets.simulated(tmp_path_factory.mktemp("cluster")) as target:
         yield target
+
+
+@pytest.fixture(scope="session")
+def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+    with ControlPlane(tmp_path_factory.mktemp("plane")) as plane:
+        # Ending a namespace alone takes it some ten seconds.
+        yield Target(name="control-plane", kubeconfig=plane.kubeconfig_path, sandbox=None, patience=40.0)
 
 
 @pytest.fixture(scope="session")
