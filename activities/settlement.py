@@ -138,12 +138,9 @@ async def _receive(session: AsyncSession, payment: Payment, *, to_wallet: bool, 
 
 
 async def _tell(session: AsyncSession, payment: Payment, at: datetime) -> None:
-    """Tell what no other process tells: a success is told by whoever applies the money."""
+    """Tell what no other process tells: an authorisation and a success are told by whoever waited for them."""
     amount = formatting.money(payment.amount_minor, payment.currency)
-    if payment.status == PaymentStatus.AUTHORIZED:
-        message = f"The card was authorised for {amount}."
-        await payments.tell(session, payment, kind="payment.authorized", message=message, at=at)
-    elif payment.status == PaymentStatus.FAILED:
+    if payment.status == PaymentStatus.FAILED:
         message = f"The card was not charged {amount}: {payment.decline_code or 'declined'}."
         await payments.tell(session, payment, kind="payment.failed", message=message, at=at)
     elif payment.status == PaymentStatus.SUCCEEDED and payment.to_wallet:
