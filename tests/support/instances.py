@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 from sqlalchemy import text
+from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
 from activities.adapters.kubernetes.gateway import KubernetesGateway
@@ -23,6 +24,7 @@ from tests.support import accounts
 from tests.support.databases import Database
 from tests.support.sandboxes import Cluster
 from tests.support.temporal import Temporal
+from tests.support.wait import eventually
 from workflows.ports.instances import AwaitReady, InstanceRef, Operate, OperationKind, Provision
 from workflows.ports.subscription import Resources
 
@@ -115,10 +117,24 @@ class Fleet:
         """Run an activity as a worker would, without a workflow."""
         return await ActivityEnvironment().run(step, command)
 
+    async def persist(self, step: Any, command: Any, *, timeout: float = 30) -> Any:
+        """Run an activity as its policy does: again after whatever may pass."""
+
+        async def attempt() -> tuple[Any]:
+            try:
+                return (await self.run(step, command),)
+            except ApplicationError as error:
+                if error.non_retryable:
+                    raise
+                raise LookupError(error.message) from error
+
+        (result,) = await eventually(attempt, timeout=timeout)
+        return result
+
     async def up(self, instance_id: str) -> None:
         """Apply and wait until ready, without recording it."""
-        await self.run(self.activities.apply, InstanceRef(instance_id=instance_id))
-        await self.run(self.activities.await_ready, AwaitReady(instance_id=instance_id, started=True))
+        await self.persist(self.activities.apply, InstanceRef(instance_id=instance_id))
+        await self.persist(self.activities.await_ready, AwaitReady(instance_id=instance_id, started=True))
 
     async def live(self, kind: str, instance_id: str, name: str) -> dict[str, Any] | None:
         return await self.gateway.get(kind, None if kind == "Namespace" else self.namespace(instance_id), name)

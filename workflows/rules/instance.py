@@ -88,10 +88,13 @@ class Trouble(StrEnum):
     FOREIGN_OWNER = "ForeignOwner"
     INVALID = "Invalid"
     TERMINATING = "Terminating"
+    GONE = "Gone"
     UNAVAILABLE = "Unavailable"
 
 
-PERMANENT = frozenset({Trouble.FOREIGN_OWNER, Trouble.INVALID, Trouble.QUOTA_EXCEEDED, Trouble.POD_SECURITY})
+PERMANENT = frozenset(
+    {Trouble.FOREIGN_OWNER, Trouble.INVALID, Trouble.QUOTA_EXCEEDED, Trouble.POD_SECURITY, Trouble.GONE}
+)
 """Answers of the cluster that no retry changes."""
 
 CAPACITY = frozenset({Trouble.UNSCHEDULABLE, Trouble.QUOTA_EXCEEDED})

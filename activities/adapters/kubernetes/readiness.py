@@ -101,6 +101,9 @@ class Waiter:
             *(self._gateway.get(kind, self._namespace, name) for kind, name in self._rendered.workloads)
         )
         pods = await listing
+        for (kind, name), one in zip(self._rendered.workloads, found, strict=True):
+            if one is None:
+                raise ClusterError(Trouble.GONE, f"{kind} {name} was deleted while it was waited for.")
         workloads = zip(self._rendered.workloads, found, strict=True)
         return Snapshot(workloads={workload: one for workload, one in workloads if one is not None}, pods=tuple(pods))
 
