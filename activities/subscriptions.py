@@ -175,8 +175,8 @@ class SubscriptionActivities(Subscriptions):
                 due_at=command.due_at,
                 amount=due,
                 cancel_at_period_end=record.cancel_at_period_end,
-                covered=funds.amount_minor >= due.amount_minor or record.funds.payment_method_id is not None,
-                trial=record.state is State.TRIALING,
+                balance_too_low=funds.amount_minor < due.amount_minor and record.funds.payment_method_id is None,
+                trial_end=record.trial_end if record.state is State.TRIALING else None,
             )
             fact = f"expiring/{command.due_at.isoformat()}/{command.days}"
             journal.notify("subscription_expiring", context, fact=fact)

@@ -10,6 +10,7 @@ from datetime import timedelta
 
 import structlog
 from temporalio.client import Client
+from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.worker import Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
@@ -17,6 +18,8 @@ from worker.registry import WORKFLOWS, Dependencies, activities, dependencies
 from worker.settings import WorkerSettings
 from workflows import names
 from workflows.client import connect
+from workflows.ports.notifications import Dispatch
+from workflows.rules.notices import CHANNEL_EMAIL
 
 log = structlog.get_logger(__name__)
 
@@ -56,7 +59,19 @@ async def running_workers(given: Dependencies, client: Client) -> AsyncIterator[
                     graceful_shutdown_timeout=GRACE,
                 )
             )
+        await _dispatch(client)
         yield
+
+
+async def _dispatch(client: Client) -> None:
+    """See to it that the one dispatcher of each channel runs; it outlives every worker."""
+    await client.start_workflow(
+        names.NOTIFICATION_DISPATCH,
+        Dispatch(channel=CHANNEL_EMAIL),
+        id=names.dispatch_workflow(CHANNEL_EMAIL),
+        task_queue=names.PLATFORM,
+        id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+    )
 
 
 async def connected(settings: WorkerSettings, stop: asyncio.Event) -> Client | None:

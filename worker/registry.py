@@ -9,23 +9,28 @@ from datetime import timedelta
 from typing import Any
 
 from activities.adapters.kubernetes.gateway import KubernetesGateway
+from activities.adapters.smtp import Smtp, SmtpSettings
 from activities.billing import BillingActivities
 from activities.cluster import ClusterActivities
 from activities.documents import DocumentActivities
 from activities.gateways.base import Gateway
 from activities.gateways.stripe import StripeGateway
 from activities.instances import InstanceActivities
+from activities.notifications import NotificationActivities
 from activities.payment_methods import PaymentMethodActivities
 from activities.payments import PaymentActivities
 from activities.refunds import RefundActivities
+from activities.rendering import Renderer
 from activities.subscriptions import SubscriptionActivities
 from activities.templates import ServiceTemplates
+from db.sealing import Sealer
 from db.session import Sessions, create_engine, session_factory
 from worker.settings import WorkerSettings
 from workflows import names
 from workflows.adjustment import Adjustment
 from workflows.document import InvoiceDocument
 from workflows.instance_operation import InstanceOperation
+from workflows.notification import NotificationDispatch
 from workflows.payment import Payment
 from workflows.payment_method import PaymentMethodRemoval, PaymentMethodSetup
 from workflows.provisioning import Provisioning
@@ -44,6 +49,7 @@ WORKFLOWS: tuple[type, ...] = (
     Provisioning,
     InstanceOperation,
     InvoiceDocument,
+    NotificationDispatch,
 )
 """All workflows run on ``platform``; only activities have queues of their own."""
 
@@ -57,6 +63,8 @@ class Dependencies:
     gateways: Mapping[str, Gateway]
     cluster: KubernetesGateway
     templates: ServiceTemplates
+    smtp: Smtp
+    sealer: Sealer | None
 
 
 @asynccontextmanager
@@ -69,13 +77,17 @@ async def dependencies(settings: WorkerSettings) -> AsyncIterator[Dependencies]:
         return_url=f"{settings.public_url}/billing/return",
     )
     cluster = KubernetesGateway.from_kubeconfig(settings.kubeconfig, threads=settings.cluster_activities)
+    keys = settings.temporal().encryption_keys
+    sealer = Sealer(keys) if keys else None
     try:
         yield Dependencies(
             settings=settings,
-            sessions=session_factory(engine),
+            sessions=session_factory(engine, sealer=sealer),
             gateways={stripe.name: stripe},
             cluster=cluster,
             templates=ServiceTemplates(settings.template_directory / "services"),
+            smtp=Smtp(SmtpSettings(host=settings.smtp_host, port=settings.smtp_port)),
+            sealer=sealer,
         )
     finally:
         cluster.close()
@@ -85,6 +97,15 @@ async def dependencies(settings: WorkerSettings) -> AsyncIterator[Dependencies]:
 def activities(given: Dependencies) -> dict[str, Sequence[Activity]]:
     """Return the activities of each task queue."""
     sessions, settings = given.sessions, given.settings
+    documents = DocumentActivities(sessions)
+    notifications = NotificationActivities(
+        sessions,
+        given.smtp,
+        Renderer(public_url=settings.public_url, templates=settings.template_directory / "email"),
+        documents,
+        sender=settings.mail_from,
+        sealer=given.sealer,
+    )
     patience = timedelta(seconds=settings.provisioning_patience_seconds)
     return {
         names.PLATFORM: [
@@ -96,7 +117,7 @@ def activities(given: Dependencies) -> dict[str, Sequence[Activity]]:
             *bound(InstanceActivities(sessions)),
         ],
         names.INFRASTRUCTURE: bound(ClusterActivities(given.cluster, given.templates, sessions, patience=patience)),
-        names.NOTICES: bound(DocumentActivities(sessions)),
+        names.NOTICES: [*bound(documents), *bound(notifications)],
     }
 
 

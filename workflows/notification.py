@@ -27,6 +27,7 @@ class NotificationDispatch:
             drained = await workflow.execute_activity_method(
                 Notifications.drain,
                 Drain(channel=given.channel, seconds=policies.DRAIN_FOR.total_seconds()),
+                task_queue=names.NOTICES,
                 **policies.MAIL,
             )
             self._away = self._away + 1 if drained.away else 0

@@ -50,6 +50,15 @@ CLUSTER = Policy(
 )
 """Applying or deleting objects. Bounded: an order gives up and undoes rather than waiting for ever."""
 
+CLUSTER_WAIT = Policy(
+    start_to_close_timeout=timedelta(minutes=40),
+    heartbeat_timeout=timedelta(seconds=15),
+    retry_policy=RetryPolicy(
+        initial_interval=timedelta(milliseconds=500), maximum_interval=timedelta(seconds=15), maximum_attempts=8
+    ),
+)
+"""Watching until something is ready. The activity has limits of its own (patience, the service's longest start)."""
+
 CLUSTER_CLEANUP = Policy(
     start_to_close_timeout=timedelta(minutes=5),
     heartbeat_timeout=timedelta(seconds=15),

@@ -61,18 +61,18 @@ class Notification(Base):
 
 
 class Document(Base):
-    """A rendered document, kept by what it shows. ``ref`` is an invoice's id for ``invoice_pdf``.
+    """A rendered document. ``ref`` is an invoice's id for ``invoice_pdf``, ``version`` the invoice's status it shows.
 
-    Rendering the same facts gives the same bytes; ``content_sha256`` (hexadecimal) is their hash.
+    ``id`` derives from ``kind`` and ``ref``. Rendering the same facts gives the same bytes; ``content_sha256`` (hexadecimal) is their hash.
     """
 
     __tablename__ = "documents"
-    __table_args__ = (UniqueConstraint("kind", "ref"),)
 
     id: Mapped[str] = mapped_column(primary_key=True)
     organization_id: Mapped[str]
     kind: Mapped[str]
     ref: Mapped[str]
+    version: Mapped[str]
     content_sha256: Mapped[str]
     content: Mapped[bytes] = mapped_column(LargeBinary)
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())

@@ -66,11 +66,11 @@ def upgrade() -> None:
         sa.Column("organization_id", sa.Text(), nullable=False),
         sa.Column("kind", sa.Text(), nullable=False),
         sa.Column("ref", sa.Text(), nullable=False),
+        sa.Column("version", sa.Text(), nullable=False),
         sa.Column("content_sha256", sa.Text(), nullable=False),
         sa.Column("content", sa.LargeBinary(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_documents")),
-        sa.UniqueConstraint("kind", "ref", name=op.f("uq_documents_kind_ref")),
     )
     # A notice is written by whoever records its fact, the API included; what became of it is the dispatcher's.
     for statement in protect("notifications", api_may="SELECT, INSERT"):
