@@ -11,7 +11,7 @@ from pydantic import AwareDatetime, Field, model_validator
 
 from api.deps import Orders, SignedIn, Units, UnitsOfWork
 from api.envelope import Body, Envelope, Instant, Schema, ok
-from api.errors import SIGNED_IN, not_found
+from api.errors import SIGNED_IN, invalid, not_found
 from api.serial import CLOCKS
 from db.models.billing import Subscription
 from db.queries import notice_reads, subscriptions
@@ -58,6 +58,8 @@ async def advance(body: AdvanceIn, caller: SignedIn, units: UnitsOfWork, orders:
         )
     clock = SubscriptionClock(orders)
     by = timedelta(days=body.days) if body.days is not None else None
+    if body.until is not None and body.until - await clock.now(row.id) > timedelta(days=FARTHEST_DAYS):
+        raise invalid("until", f"At most {FARTHEST_DAYS} days at once.")
     async with CLOCKS.of(row.id):
         reached = await clock.advance(row.id, by=by, until=body.until)
     await _mailed(units, row)
