@@ -101,6 +101,7 @@ class Customer:
 class RunningStack:
     home: Path
     process: subprocess.Popen[bytes]
+    _customers: list[Customer] = field(default_factory=list)
 
     @property
     def card(self) -> Json:
@@ -113,20 +114,27 @@ class RunningStack:
 
     def customer(self) -> Customer:
         """The demonstration customer, signed in."""
-        customer = Customer(self.api, self.card["accounts"]["customer"])
+        return self._signed_in(self.card["accounts"]["customer"])
+
+    def administrator(self) -> Customer:
+        return self._signed_in(self.card["accounts"]["administrator"])
+
+    def _signed_in(self, credentials: Json) -> Customer:
+        customer = self.visitor(credentials)
         customer.sign_in()
         return customer
 
-    def administrator(self) -> Customer:
-        administrator = Customer(self.api, self.card["accounts"]["administrator"])
-        administrator.sign_in()
-        return administrator
+    def visitor(self, credentials: Json | None = None) -> Customer:
+        """Somebody who has not signed in yet."""
+        customer = Customer(self.api, credentials or {})
+        self._customers.append(customer)
+        return customer
 
     def register(self, *, currency: str = "USD", timezone: str = "UTC") -> Customer:
         """A new customer, registered and verified by mail."""
         email = f"{uuid.uuid4().hex[:12]}@customer.example"
         credentials = {"email": email, "password": "correct horse battery staple"}
-        customer = Customer(self.api, credentials)
+        customer = self.visitor(credentials)
         body = {**credentials, "name": "Test Customer", "currency": currency, "timezone": timezone}
         status, answer = customer.call("POST", "/api/v1/auth/register", body)
         assert status == 201, answer
@@ -170,6 +178,8 @@ class RunningStack:
             return connection.execute(statement, parameters or None).fetchall()
 
     def stop(self) -> int:
+        for customer in self._customers:
+            customer.http.close()
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout=STOPPED_WITHIN)
