@@ -187,27 +187,28 @@ class RunningStack:
 
 def start(home: Path, port: int, **environment: str) -> RunningStack:
     """Start a stack and wait until its card says that it serves."""
-    log = (home.parent / f"{home.name}.log").open("ab")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "deploy.local.supervisor"],
-        cwd=ROOT,
-        stdout=log,
-        stderr=log,
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,
-        env={
-            **os.environ,
-            "BERTH_HOME": str(home),
-            "BERTH_PORT": str(port),
-            "BERTH_DEMO": "0",
-            "BERTH_RATE_LIMIT": "off",
-            **environment,
-        },
-    )
+    log = home.parent / f"{home.name}.log"
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "deploy.local.supervisor"],
+            cwd=ROOT,
+            stdout=output,
+            stderr=output,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            env={
+                **os.environ,
+                "BERTH_HOME": str(home),
+                "BERTH_PORT": str(port),
+                "BERTH_DEMO": "0",
+                "BERTH_RATE_LIMIT": "off",
+                **environment,
+            },
+        )
     stack = RunningStack(home, process)
 
     def serves() -> bool:
-        assert process.poll() is None, Path(log.name).read_text()[-4000:]
+        assert process.poll() is None, log.read_text()[-4000:]
         try:
             return bool(stack.card["ready"]) and stack.card["processes"]["supervisor"] == process.pid
         except (FileNotFoundError, KeyError):
