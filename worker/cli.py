@@ -21,6 +21,7 @@ class Subcommand:
 
 SUBCOMMANDS = {
     "migrate": Subcommand(module="worker.migrate", help="bring the database to the newest schema"),
+    "simulate": Subcommand(module="worker.simulate", help="live one subscription's life, months in seconds"),
     "seed": Subcommand(module="worker.seed", help="write the catalogue and the demonstration accounts"),
 }
 
