@@ -116,8 +116,17 @@ class Story:
         return f"{self._mail(0)}  user {me['id']}"
 
     def top_up(self) -> str:
-        self.plans = self.journey.plans_of(SERVICE)
-        hold(len(self.plans) >= 2, f"{SERVICE} has fewer than two plans")
+        offered = [plan for plan in self.journey.plans_of(SERVICE) if not plan.trial_days]
+        first = offered[0] if offered else None
+        hold(first, f"{SERVICE} has no plan without a trial")
+        assert first is not None
+        dearer = [
+            plan
+            for plan in offered
+            if plan.interval == first.interval and plan.price(self.currency) > first.price(self.currency)
+        ]
+        hold(dearer, f"{SERVICE} has no dearer plan than {first.code}")
+        self.plans = [first, dearer[0]]
         amount = 3 * self.plans[0].price(self.currency)
         made = self.journey.top_up(amount, self.currency)
         hold(self.journey.spendable(self.currency) == amount, "the wallet does not hold what was paid")
@@ -230,7 +239,7 @@ class Story:
         """What the wallet says equals what its transactions sum to, and the gateway charged nothing twice."""
         wallet = self.journey.call("GET", "/billing/wallet")
         shown = sum(int(b["amount_minor"]) for b in (*wallet["balances"], *wallet["held"]))
-        transactions = self._all_transactions()
+        transactions = self.journey.every("/billing/transactions")
         summed = sum(int(entry["amount"]["amount_minor"]) for entry in transactions)
         hold(shown == summed, f"the wallet shows {shown}, its transactions sum to {summed}")
         keys = [c["idempotency_key"] for c in self.journey.outside("GET", "stripe", "/sandbox/charges")]
@@ -240,10 +249,6 @@ class Story:
         periods = {(i["period_start"], i["period_end"]) for i in paid}
         counts = f"{len(transactions)} transactions, {len(paid)} paid invoices over {len(periods)} periods"
         return f"{counts}, wallet {self._money(shown)}"
-
-    def _all_transactions(self) -> list[Json]:
-        found: list[Json] = self.journey.call("GET", "/billing/transactions", limit="200")
-        return found
 
 
 def tell(card: Json, screen: Screen) -> bool:

@@ -34,6 +34,7 @@ class Plan:
     id: str
     code: str
     service: str
+    interval: str
     prices: tuple[Json, ...]
     trial_days: int
 
@@ -63,6 +64,21 @@ class Journey:
 
     def call(self, method: str, path: str, body: Json | None = None, *, key: str | None = None, **query: str) -> Any:
         """The `data` of a 2xx answer. Waits where the API asks to (429, 503). Raises `Unexpected` otherwise."""
+        return self.answer(method, path, body, key=key, **query).get("data")
+
+    def every(self, path: str, **query: str) -> list[Json]:
+        """All pages of a list."""
+        found: list[Json] = []
+        while True:
+            page = self.answer("GET", path, None, key=None, **query)
+            found += page["data"]
+            following = (page.get("meta") or {}).get("next_cursor")
+            if not following:
+                return found
+            query["cursor"] = following
+
+    def answer(self, method: str, path: str, body: Json | None = None, *, key: str | None = None, **query: str) -> Json:
+        """The whole envelope of a 2xx answer."""
         deadline, renewed = time.monotonic() + 60, False
         while True:
             headers = {"Authorization": f"Bearer {self._tokens['access_token']}"} if self._tokens else {}
@@ -77,7 +93,8 @@ class Journey:
                 time.sleep(0.5)
                 continue
             if answer.is_success:
-                return answer.json().get("data") if answer.content else None
+                whole: Json = answer.json() if answer.content else {}
+                return whole
             if answer.status_code == 401 and self.credentials and not renewed and not path.startswith("/auth/"):
                 self.login(**self.credentials)
                 renewed = True
@@ -138,7 +155,7 @@ class Journey:
         return str(self.until("the verification mail", look))
 
     def plans(self) -> Iterator[Plan]:
-        for service in self.call("GET", "/services"):
+        for service in self.every("/services"):
             # The list may be brief; the service itself is complete.
             complete = service if service.get("plans") else self.call("GET", f"/services/{service['slug']}")
             for plan in complete["plans"]:
@@ -146,6 +163,7 @@ class Journey:
                     id=plan["id"],
                     code=plan["code"],
                     service=service["slug"],
+                    interval=plan["interval"],
                     prices=tuple(plan["prices"]),
                     trial_days=plan["trial_days"],
                 )
@@ -177,12 +195,11 @@ class Journey:
         return found
 
     def timeline(self, subscription_id: str) -> list[Json]:
-        found: list[Json] = self.call("GET", f"/subscriptions/{subscription_id}/timeline")
-        return found
+        return self.every(f"/subscriptions/{subscription_id}/timeline")
 
     def invoices(self, subscription_id: str) -> list[Json]:
         """Oldest period first."""
-        found: list[Json] = self.call("GET", "/billing/invoices", subscription_id=subscription_id)
+        found = self.every("/billing/invoices", subscription_id=subscription_id)
         return sorted(found, key=lambda invoice: (invoice["period_start"] or "", invoice["issued_at"] or ""))
 
     def advance(self, subscription_id: str, **by: Any) -> str:

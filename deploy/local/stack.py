@@ -239,7 +239,8 @@ class Stack:
                 name="worker",
                 process=self.program("worker", [python, "-m", "worker"], patience=7.0),
                 ready=lambda: answers(f"{self._at('worker_metrics')}/metrics"),
-                needs=("schema", "temporal", *(c.name for c in self._clusters())),
+                # It meets the cluster at its first order; to load the kubeconfig it must exist.
+                needs=("schema", "temporal", *(() if self.kubeconfig.exists() else (c.name for c in self._clusters()))),
                 stage=1,
             ),
         ]

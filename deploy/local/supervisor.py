@@ -21,7 +21,7 @@ from deploy.local.stack import Component, Misconfigured, Stack
 # Seconds.
 LOOK = 0.1
 """Between two looks at a process."""
-SERVES_WITHIN = 60.0
+SERVES_WITHIN = 120.0
 """A process that does not serve by then is started anew."""
 CHECK_EVERY = 5.0
 SICK_AFTER = 60.0
