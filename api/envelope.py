@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Generic, Literal, TypeVar
@@ -60,7 +61,9 @@ class Meta(Schema):
     total: int | None = None
 
 
-class Page(Envelope[list[T]], Generic[T]):
+class Page(Envelope[list[T | dict[str, Any]]], Generic[T]):
+    """``data`` holds whole items, or with ``fields=`` objects that have these members only."""
+
     meta: Meta
 
 
@@ -81,12 +84,18 @@ class Json(JSONResponse):
     """Rendered by orjson; models are dumped first."""
 
     def render(self, content: Any) -> bytes:
-        return orjson.dumps(content, default=_plain)
+        try:
+            return orjson.dumps(content, default=_plain, option=orjson.OPT_PASSTHROUGH_DATETIME)
+        except orjson.JSONEncodeError:
+            # Whole numbers beyond 64 bits, which stored JSON documents may hold; slower, but it writes them.
+            return json.dumps(content, default=_plain, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
+    if isinstance(value, datetime):
+        return instant_text(value)
     raise TypeError(type(value).__name__)
 
 

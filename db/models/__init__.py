@@ -5,5 +5,6 @@ from __future__ import annotations
 from db.models import billing as billing
 from db.models import catalogue as catalogue
 from db.models import identity as identity
+from db.models import instances as instances
 from db.models import notifications as notifications
 from db.models import payments as payments

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import HealthCheck, given
@@ -10,6 +11,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from api.bodies import Malformed, parse
+from api.envelope import answer
 from api.pagination import decode_cursor, encode_cursor
 from tests.support.api import PASSWORD, Api, error_of
 
@@ -214,6 +216,18 @@ def test_whatever_arrives_is_read_or_refused(body: bytes) -> None:
     except Malformed:
         return
     assert json.loads(body) == value
+
+
+@pytest.mark.scenario("S10")
+@given(value=JSON)
+@hypothesis_settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_whatever_was_stored_can_be_answered(value: object) -> None:
+    assert json.loads(bytes(answer({"document": value, "at": datetime(2027, 1, 31, tzinfo=UTC)}).body)) | {
+        "timestamp": ""
+    } == {
+        "success": True, "message": "OK", "timestamp": "",
+        "data": {"document": value, "at": "2027-01-31T00:00:00Z"},
+    }  # fmt: skip
 
 
 @given(place=st.lists(st.integers() | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"))))
