@@ -19,7 +19,7 @@ class ScriptedProvisioning:
     @workflow.run
     async def run(self, command: Provision) -> Provisioned:
         try:
-            return await workflow.execute_activity(
+            provisioned: Provisioned = await workflow.execute_activity(
                 "outside.provision",
                 command,
                 result_type=Provisioned,
@@ -27,6 +27,7 @@ class ScriptedProvisioning:
                 heartbeat_timeout=timedelta(seconds=2),
                 cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
             )
+            return provisioned
         except BaseException:
             await asyncio.shield(
                 workflow.execute_activity(
@@ -40,9 +41,10 @@ class ScriptedProvisioning:
 class ScriptedOperation:
     @workflow.run
     async def run(self, command: Operate) -> OperationOutcome:
-        return await workflow.execute_activity(
+        outcome: OperationOutcome = await workflow.execute_activity(
             "outside.operate", command, result_type=OperationOutcome, start_to_close_timeout=timedelta(seconds=5)
         )
+        return outcome
 
 
 @workflow.defn(name=names.PAYMENT)
@@ -75,6 +77,7 @@ class ScriptedPayment:
 
     @staticmethod
     async def _ask(verb: str, command: Pay) -> PaymentOutcome:
-        return await workflow.execute_activity(
+        outcome: PaymentOutcome = await workflow.execute_activity(
             f"outside.{verb}", command, result_type=PaymentOutcome, start_to_close_timeout=timedelta(minutes=5)
         )
+        return outcome
