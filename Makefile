@@ -55,7 +55,7 @@ scenarios: env-dev ## which numbered scenarios have a passing test
 	@exec $(PYTHON) -m tests.support.scenarios
 
 control-plane: env ## build a real Kubernetes control plane into the user's cache
-	@exec $(PYTHON) -m deploy.controlplane build
+	@exec $(PYTHON) -m deploy.controlplane.build
 
 format: env-dev ## put the code into the house's form
 	@$(VENV)/bin/ruff check --fix-only --quiet .

@@ -1,4 +1,4 @@
-"""How the simulations are called: the one place that knows their command lines."""
+"""How the simulations and the control plane are called: the one place that knows their command lines."""
 
 from __future__ import annotations
 
@@ -25,6 +25,13 @@ def stripe_command(
     ]  # fmt: skip
     command += [] if webhook_url is None else ["--webhook-url", webhook_url]
     return command + ([] if localstripe else ["--no-localstripe"])
+
+
+def control_plane_command(*, port: int, state: Path, kubeconfig: Path) -> list[str]:
+    return [
+        sys.executable, "-m", "deploy.controlplane",
+        "--port", str(port), "--state", str(state), "--kubeconfig", str(kubeconfig),
+    ]  # fmt: skip
 
 
 def cluster_command(*, port: int, state: Path | None, kubeconfig: Path, speed: float = 1.0) -> list[str]:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import ssl
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from deploy.controlplane.build import built
 from deploy.local import simulations
 from deploy.local.home import Home
 from deploy.local.ports import LOOPBACK, settle
@@ -52,10 +55,11 @@ class Component:
     """Stops with its stage; lower stages stop first. The longest patience of each stage, summed, stays below 15 s."""
 
 
-def answers(url: str, timeout: float = 3.0) -> bool:
-    """Whether an HTTP server answers there, with anything but an error of its own."""
+def answers(url: str, timeout: float = 3.0, authority: Path | None = None) -> bool:
+    """Whether an HTTP server answers there, with anything but an error of its own. `authority` signs for TLS."""
     try:
-        with urllib.request.urlopen(url, timeout=timeout):
+        trust = ssl.create_default_context(cafile=authority) if authority else None
+        with urllib.request.urlopen(url, timeout=timeout, context=trust):
             return True
     except urllib.error.HTTPError as error:
         return error.code < 500
@@ -73,6 +77,8 @@ class Stack:
         self.cluster_kind = self.environ.get("BERTH_CLUSTER") or "simulated"
         if self.cluster_kind not in CLUSTERS:
             raise Misconfigured(f"BERTH_CLUSTER is one of {', '.join(CLUSTERS)}")
+        if self.cluster_kind == "control-plane" and built() is None:
+            raise Misconfigured("BERTH_CLUSTER=control-plane needs its binaries: `make control-plane` builds them")
         self.secrets: dict[str, Any] = home.secrets()
         self.ports = settle(PORTS, home.state.get("ports", {}))
         home.remember(ports=self.ports)
@@ -91,6 +97,11 @@ class Stack:
         return f"http://{LOOPBACK}:{self.ports[port]}"
 
     @property
+    def _cluster_url(self) -> str:
+        at = self._at("cluster")
+        return at.replace("http:", "https:") if self.cluster_kind == "control-plane" else at
+
+    @property
     def api_url(self) -> str:
         return f"http://{LOOPBACK}:{self.port}"
 
@@ -105,8 +116,8 @@ class Stack:
             "metrics": f"{self.api_url}/metrics",
             "worker_metrics": f"{self._at('worker_metrics')}/metrics",
         }
-        if self.cluster_kind == "simulated":
-            urls["cluster"] = self._at("cluster")
+        if self.cluster_kind != "kubeconfig":
+            urls["cluster"] = self._cluster_url
         return {
             "ready": True,
             "version": VERSION,
@@ -123,6 +134,7 @@ class Stack:
 
     def _kubeconfig(self) -> Path:
         if self.cluster_kind != "kubeconfig":
+            (self.home.path / "cluster").mkdir(exist_ok=True)
             return self.home.path / "cluster" / "kubeconfig"
         given = self.environ.get("KUBECONFIG", "")
         if not given or not Path(given).is_file():
@@ -252,8 +264,16 @@ class Stack:
         return Component(name=name, process=process, ready=lambda: answers(self._at(name) + path), stage=2)
 
     def _clusters(self) -> list[Component]:
-        if self.cluster_kind != "simulated":
+        if self.cluster_kind == "kubeconfig":
             return []
+        if self.cluster_kind == "control-plane":
+            state = self.home.path / "control-plane"
+            argv = simulations.control_plane_command(
+                port=self.ports["cluster"], state=state, kubeconfig=self.kubeconfig
+            )
+            process = Process("cluster", argv, log=self.home.logs / "cluster.log", cwd=ROOT, patience=4.0)
+            ready = partial(answers, f"{self._cluster_url}/readyz", authority=state / "server.crt")
+            return [Component(name="cluster", process=process, ready=ready, stage=2)]
         argv = simulations.cluster_command(
             port=self.ports["cluster"], state=self.home.path / "cluster", kubeconfig=self.kubeconfig
         )
