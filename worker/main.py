@@ -14,6 +14,7 @@ from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.worker import Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
+from worker import schedules
 from worker.registry import WORKFLOWS, Dependencies, activities, dependencies
 from worker.settings import WorkerSettings
 from workflows import names
@@ -98,6 +99,7 @@ async def run(settings: WorkerSettings) -> None:
         if client is None:
             return
         async with running_workers(given, client):
+            await schedules.ensure(client)
             log.info("worker.ready", queues=[names.PLATFORM, names.INFRASTRUCTURE, names.NOTICES])
             await stop.wait()
             log.info("worker.stopping")

@@ -19,6 +19,7 @@ from activities.instances import InstanceActivities
 from activities.notifications import NotificationActivities
 from activities.payment_methods import PaymentMethodActivities
 from activities.payments import PaymentActivities
+from activities.reconciliation import ReconciliationActivities
 from activities.refunds import RefundActivities
 from activities.rendering import Renderer
 from activities.subscriptions import SubscriptionActivities
@@ -34,6 +35,7 @@ from workflows.notification import NotificationDispatch
 from workflows.payment import Payment
 from workflows.payment_method import PaymentMethodRemoval, PaymentMethodSetup
 from workflows.provisioning import Provisioning
+from workflows.reconciliation import OrphanCollection, Reconciliation
 from workflows.refund import Refund
 from workflows.subscription import Subscription
 
@@ -50,6 +52,8 @@ WORKFLOWS: tuple[type, ...] = (
     InstanceOperation,
     InvoiceDocument,
     NotificationDispatch,
+    OrphanCollection,
+    Reconciliation,
 )
 """All workflows run on ``platform``; only activities have queues of their own."""
 
@@ -91,6 +95,7 @@ async def dependencies(settings: WorkerSettings) -> AsyncIterator[Dependencies]:
         )
     finally:
         cluster.close()
+        await stripe.close()
         await engine.dispose()
 
 
@@ -115,6 +120,7 @@ def activities(given: Dependencies) -> dict[str, Sequence[Activity]]:
             *bound(PaymentMethodActivities(sessions, given.gateways)),
             *bound(RefundActivities(sessions, given.gateways)),
             *bound(InstanceActivities(sessions)),
+            *bound(ReconciliationActivities(sessions)),
         ],
         names.INFRASTRUCTURE: bound(ClusterActivities(given.cluster, given.templates, sessions, patience=patience)),
         names.NOTICES: [*bound(documents), *bound(notifications)],

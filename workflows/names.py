@@ -20,6 +20,8 @@ PROVISIONING = "Provisioning"
 INSTANCE_OPERATION = "InstanceOperation"
 NOTIFICATION_DISPATCH = "NotificationDispatch"
 INVOICE_DOCUMENT = "InvoiceDocument"
+ORPHAN_COLLECTION = "OrphanCollection"
+RECONCILIATION = "Reconciliation"
 
 ACCOUNT_KEY = SearchAttributeKey.for_keyword("BerthAccount")
 SUBSCRIPTION_KEY = SearchAttributeKey.for_keyword("BerthSubscription")

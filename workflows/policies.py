@@ -93,3 +93,20 @@ RENDER = Policy(
     retry_policy=RetryPolicy(initial_interval=timedelta(milliseconds=200), maximum_interval=timedelta(seconds=10)),
 )
 """Composing a document from the database."""
+
+SWEEP = Policy(
+    start_to_close_timeout=timedelta(hours=1),
+    heartbeat_timeout=timedelta(seconds=15),
+    retry_policy=RetryPolicy(
+        initial_interval=timedelta(seconds=5), maximum_interval=timedelta(minutes=1), maximum_attempts=3
+    ),
+)
+"""Removing what nobody owns. The schedule comes again, so a sweep that fails is given up soon."""
+
+AUDIT = Policy(
+    start_to_close_timeout=timedelta(minutes=5),
+    retry_policy=RetryPolicy(
+        initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=30), maximum_attempts=10
+    ),
+)
+"""Reading across accounts. The schedule comes again here as well."""

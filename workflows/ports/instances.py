@@ -127,10 +127,14 @@ class Removed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CollectOrphans:
-    """``grace`` is how long a namespace may exist before anybody judges it."""
+    """Start input of ``OrphanCollection``. ``grace`` is how long a namespace may exist before anybody judges it."""
 
-    grace: timedelta
+    grace_seconds: float
     limit: int = 20
+
+    @property
+    def grace(self) -> timedelta:
+        return timedelta(seconds=self.grace_seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
