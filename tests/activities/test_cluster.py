@@ -247,11 +247,11 @@ async def test_only_what_is_ours_and_nobodys_is_collected(fleet: Fleet) -> None:
     async with fleet.database.worker.begin() as connection:
         await connection.exec_driver_sql("DELETE FROM instances WHERE id = %s", (unknown,))
 
-    young = await fleet.run(fleet.activities.collect_orphans, CollectOrphans(grace=timedelta(hours=1)))
+    young = await fleet.run(fleet.activities.collect_orphans, CollectOrphans(grace_seconds=3600))
     assert young == Collected(removed=(), pending=())
 
     mine = {fleet.namespace(one) for one in (stopped, running, failed, unknown)}
-    old = await fleet.run(fleet.activities.collect_orphans, CollectOrphans(grace=timedelta(), limit=100))
+    old = await fleet.run(fleet.activities.collect_orphans, CollectOrphans(grace_seconds=0, limit=100))
     assert set(old.removed) & mine == {fleet.namespace(failed), fleet.namespace(unknown)}
     assert await fleet.live("Namespace", stopped, fleet.namespace(stopped)) is not None
     assert await fleet.live("Namespace", running, fleet.namespace(running)) is not None
