@@ -32,28 +32,16 @@ def decoded(resource: Resource, obj: Any, call: Call, *, applied: bool = False) 
         raise _mismatch(resource, version, kind)
     found = Findings()
     out: Obj = fit(resource.schema, obj, "", resource.kind, found)
+    if applied and (found.wrong or found.unknown):
+        texts = [f".{path}: {message}" for path, _, message in found.wrong]
+        texts += [f".{path}: field not declared in schema" for path in found.unknown]
+        raise untyped(resource, obj, texts)
     if found.wrong:
-        path, message = found.wrong[0]
-        if applied:
-            name = f"{(obj.get('metadata') or {}).get('namespace', '')}/{(obj.get('metadata') or {}).get('name', '')}"
-            raise errors.ApiError(
-                400,
-                "BadRequest",
-                f"failed to create typed patch object ({name}; {resource.api_version}, Kind={resource.kind}): "
-                f".{path}: {message}",
-            )
+        message = found.wrong[0][1]
         raise errors.bad_request(
             f'{resource.kind} in version "{resource.version}" cannot be handled as a {resource.kind}: {message}'
         )
     if found.unknown:
-        if applied:
-            name = f"{(obj.get('metadata') or {}).get('namespace', '')}/{(obj.get('metadata') or {}).get('name', '')}"
-            raise errors.ApiError(
-                500,
-                "",
-                f"failed to create typed patch object ({name}; {resource.api_version}, Kind={resource.kind}): "
-                + "; ".join(f".{path}: field not declared in schema" for path in found.unknown),
-            )
         texts = [f'unknown field "{path}"' for path in found.unknown]
         if call.validation == "Strict":
             raise errors.bad_request(
@@ -65,6 +53,16 @@ def decoded(resource: Resource, obj: Any, call: Call, *, applied: bool = False) 
     out["apiVersion"], out["kind"] = resource.api_version, resource.kind
     out.setdefault("metadata", {})
     return out
+
+
+def untyped(resource: Resource, obj: Obj, problems: list[str]) -> errors.ApiError:
+    """An applied object that the schema does not fit: the real API gives it 500 and no reason."""
+    meta = obj.get("metadata") or {}
+    where = (
+        f"{meta.get('namespace', '')}/{meta.get('name', '')}; {resource.group}/{resource.version}, Kind={resource.kind}"
+    )
+    said = problems[0] if len(problems) == 1 else "errors:\n  " + "\n  ".join(problems)
+    return errors.ApiError(500, "", f"failed to create typed patch object ({where}): {said}")
 
 
 def _mismatch(resource: Resource, version: Any, kind: Any) -> errors.ApiError:

@@ -57,14 +57,29 @@ def children(node: Node, value: Any) -> Iterator[tuple[str, Node, Any]] | None:
 _LEAVES = ("string", "integer", "number", "boolean", "quantity", "intorstring", "time")
 
 
+class DuplicateItem(ValueError):
+    """Two items of a keyed list or set that are one and the same. `path` is the list's, `key` theirs."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+        self.path: Set = {}
+
+
 def of(node: Node, value: Any) -> Set:
-    """Every field that the value sets."""
+    """Every field that the value sets. Raises `DuplicateItem`."""
     parts = children(node, value)
     if parts is None:
         return {}
     out: Set = {}
     for key, child, item in parts:
-        inner = of(child, item)
+        if key in out:
+            raise DuplicateItem(key)
+        try:
+            inner = of(child, item)
+        except DuplicateItem as exc:
+            exc.path = {key: exc.path}
+            raise
         if key[0] == "k":
             inner = {".": {}, **inner}
         out[key] = inner

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from deploy.local.cluster import fieldsets
+from deploy.local.cluster.decoding import untyped
 from deploy.local.cluster.errors import ApiError, Cause
 from deploy.local.cluster.fieldsets import Set
 from deploy.local.cluster.resources import Obj, Resource
@@ -139,7 +140,12 @@ def apply(
     """
     node = resource.schema
     part = owned_part(config, subresource)
-    wanted = fieldsets.of(node, part) if part else None
+    try:
+        wanted = fieldsets.of(node, part) if part else None
+    except fieldsets.DuplicateItem as exc:
+        path = next(fieldsets.paths(exc.path))
+        key = next(fieldsets.paths({exc.key: {}}))
+        raise untyped(resource, config, [f"{path}: duplicate entries for key {key}"]) from exc
     if live is None:
         out = dict(config)
         out["metadata"] = {k: v for k, v in config["metadata"].items() if k != "managedFields"}

@@ -130,12 +130,12 @@ def _json_type(value: Any) -> str:
 
 
 class Findings:
-    """What `fit` found: fields of the wrong type (each a message) and fields that no schema declares (each a path)."""
+    """What `fit` found. `wrong`: path, the JSON decoder's words, server-side apply's words. `unknown`: paths."""
 
     __slots__ = ("unknown", "wrong")
 
     def __init__(self) -> None:
-        self.wrong: list[tuple[str, str]] = []
+        self.wrong: list[tuple[str, str, str]] = []
         self.unknown: list[str] = []
 
 
@@ -199,26 +199,31 @@ def _quantity(value: Any, path: str, owner: str, found: Findings) -> Any:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
-        found.wrong.append(
-            (
-                path,
-                f"json: cannot unmarshal {_json_type(value)} into Go struct field {owner}.{path} of type "
-                "resource.Quantity",
-            )
-        )
+        _report(value, path, owner, "resource.Quantity", "any scalar", found)
     elif not QUANTITY.match(value):
-        found.wrong.append(
-            (path, "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'")
-        )
+        text = "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'"
+        found.wrong.append((path, text, text))
     return value
 
 
+_EXPECTED = {"integer": "numeric (int or float)", "number": "numeric (int or float)", "struct": "map"}
+
+
 def _wrong(node: Node, value: Any, path: str, owner: str, found: Findings) -> None:
-    target = {
-        "struct": f"v1.{node.name}",
-        "map": "map[string]string",
-        "list": f"[]{node.item.name or node.item.kind}",
-    }.get(node.kind) or (node.format if node.format.startswith("int") else _GO_TYPES.get(node.kind, node.kind))
-    found.wrong.append(
-        (path, f"json: cannot unmarshal {_json_type(value)} into Go struct field {owner}.{path} of type {target}")
-    )
+    target = _GO_TYPES.get(node.kind, node.kind)
+    if node.format.startswith("int"):
+        target = node.format
+    elif node.kind == "struct":
+        target = f"v1.{node.name}"
+    elif node.kind == "map":
+        target = "map[string]string"
+    elif node.kind == "list":
+        target = f"[]{node.item.name or node.item.kind}"
+    _report(value, path, owner, target, _EXPECTED.get(node.kind, node.kind), found)
+
+
+def _report(value: Any, path: str, owner: str, target: str, expected: str, found: Findings) -> None:
+    kind = _json_type(value)
+    decoded = f"json: cannot unmarshal {kind} into Go struct field {owner}.{path} of type {target}"
+    got = kind if expected.startswith("numeric") else f"&value.valueUnstructured{{Value:{value!r}}}"
+    found.wrong.append((path, decoded, f"expected {expected}, got {got}"))
