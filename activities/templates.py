@@ -10,12 +10,12 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jsonschema
+import orjson
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
@@ -36,6 +36,9 @@ KINDS = frozenset(
     }
 )  # fmt: skip
 """What templates may make. Secrets are declared in ``service.yaml`` instead, so that no manifest holds one."""
+
+KEPT = 256
+"""How many instances' objects are remembered: the steps of one order follow each other within seconds."""
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff\ufffe\uffff]")
@@ -172,6 +175,7 @@ class ServiceTemplates:
         self.services: Mapping[str, Service] = {
             path.parent.name: _service(path) for path in sorted(root.glob("[!_]*/service.yaml"))
         }
+        self._kept: dict[str, Rendered] = {}
         base = self._compiled("_base")
         self._templates = {slug: base + self._compiled(slug) for slug in self.services}
 
@@ -183,12 +187,22 @@ class ServiceTemplates:
             raise RuleBroken(Refusal.NOT_FOUND, f"There is no service {slug!r}.") from None
 
     def render(self, spec: InstanceSpec) -> Rendered:
-        """Return the objects of ``spec``.
+        """Return the objects of ``spec``, to be read and not changed.
 
         Raises:
             RuleBroken: ``VALIDATION_ERROR`` for parameters, ``NOT_FOUND`` for a service or version.
             BadTemplate: the folder's manifests are wrong.
         """
+        kept = self._kept.get(spec.instance_id)
+        if kept is not None and kept.spec == spec:
+            return kept
+        rendered = self._render(spec)
+        if len(self._kept) >= KEPT:
+            self._kept.pop(next(iter(self._kept)), None)
+        self._kept[spec.instance_id] = rendered
+        return rendered
+
+    def _render(self, spec: InstanceSpec) -> Rendered:
         service = self.service(spec.service_slug)
         context = self._context(service, spec)
         objects = tuple(
@@ -311,8 +325,8 @@ def _finished(document: Any, spec: InstanceSpec) -> Object:
     """Check one document and add what every object bears."""
     if not isinstance(document, dict) or document.get("kind") not in KINDS or not document.get("apiVersion"):
         raise BadTemplate(f"not an object that a service may make: {str(document)[:80]}")
-    # Anchors make two fields one object; labels added to one would appear in the other.
-    made: Object = deepcopy(document)
+    # A copy, since anchors make two fields one object: labels added to one would appear in the other.
+    made: Object = orjson.loads(orjson.dumps(document))
     metadata = made.setdefault("metadata", {})
     name = metadata.get("name")
     if not isinstance(name, str) or not _NAME.fullmatch(name):

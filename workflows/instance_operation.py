@@ -118,10 +118,13 @@ class InstanceOperation:
                 operation=self._order, reason=reason, message=", ".join(rest or removed.blocking), now=workflow.now()
             )
             await self._record(Instances.record_blocked, blocked)
+            workflow.upsert_search_attributes([names.ATTENTION_KEY.value_set(True)])
             await workflow.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE)
             if workflow.info().is_continue_as_new_suggested():
                 workflow.continue_as_new(self._order)
+        if pause > FIRST_PAUSE:
+            workflow.upsert_search_attributes([names.ATTENTION_KEY.value_set(False)])
         return await self._finish(OperationStatus.SUCCEEDED, InstanceStatus.DELETED, None, None)
 
     async def _removed(self) -> Removed:

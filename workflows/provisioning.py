@@ -20,7 +20,7 @@ with workflow.unsafe.imports_passed_through():
         RecordUndone,
         Removed,
     )
-    from workflows.rules.instance import Trouble
+    from workflows.rules.instance import CAPACITY, Trouble
     from workflows.saga import Saga
     from workflows.troubles import trouble_of
 
@@ -93,6 +93,8 @@ class Provisioning:
             task_queue=names.PLATFORM,
             **policies.DATABASE,
         )
+        if not removed.clean or reason in (*CAPACITY, Trouble.POD_SECURITY):
+            workflow.upsert_search_attributes([names.ATTENTION_KEY.value_set(True)])
         if not removed.clean:
             await self._leave_to_cleanup()
 
@@ -123,4 +125,10 @@ class Provisioning:
             operation,
             id=names.operation_workflow(operation.instance_id, operation.operation_id),
             parent_close_policy=workflow.ParentClosePolicy.ABANDON,
+            search_attributes=names.attributes(
+                operation.organization_id,
+                "operation",
+                subscription=operation.subscription_id,
+                instance=operation.instance_id,
+            ),
         )

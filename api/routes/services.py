@@ -52,7 +52,7 @@ async def service(session: PublicWork, slug: Name) -> Envelope[ServiceOut]:
 async def plans(
     session: PublicWork,
     page: LongPageOf,
-    service: Annotated[str | None, Query(max_length=100, examples=["n8n"])] = None,
+    service: Annotated[str | None, Query(max_length=100, examples=["an-application"])] = None,
     interval: Literal["month", "year"] | None = None,
 ) -> Response:
     place = page.place(str)
@@ -72,7 +72,7 @@ async def plans(
 async def compare(
     session: PublicWork,
     plans: Annotated[
-        str, Query(max_length=600, description="Ids or codes, by comma", examples=["n8n-starter,n8n-pro"])
+        str, Query(max_length=600, description="Ids or codes, by comma", examples=["small-monthly,large-monthly"])
     ],
 ) -> Envelope[ComparisonOut]:
     """Resources, entitlements and prices of two to six plans, each against the first."""

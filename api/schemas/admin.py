@@ -16,7 +16,7 @@ from workflows.rules.periods import Interval
 from workflows.rules.pricing import CouponDuration, CouponKind
 
 Id = Annotated[str, Field(min_length=1, max_length=100)]
-Slug = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,48}[a-z0-9])?$", examples=["n8n-starter"])]
+Slug = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,48}[a-z0-9])?$", examples=["small-monthly"])]
 Reason = Annotated[str, Field(min_length=1, max_length=500)]
 
 

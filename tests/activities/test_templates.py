@@ -97,8 +97,12 @@ def test_every_instance_has_its_walls(slug: str) -> None:
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
     (account,) = rendered.of("ServiceAccount")
     assert account["automountServiceAccountToken"] is False
-    deny = next(made for made in rendered.of("NetworkPolicy") if made["metadata"]["name"] == "deny-all")
-    assert deny["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    deny = next(made for made in rendered.of("NetworkPolicy") if made["metadata"]["name"] == "default-deny")
+    assert (deny["spec"]["podSelector"], deny["spec"]["policyTypes"]) == ({}, ["Ingress", "Egress"])
+    assert deny["spec"]["ingress"] == [{"from": [{"podSelector": {}}]}]
+    reached = [rule["to"] for rule in deny["spec"]["egress"]]
+    dns = {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}}
+    assert reached == [[{"podSelector": {}}], [{"namespaceSelector": dns}]]
     (ingress,) = rendered.of("Ingress")
     assert ingress["spec"]["tls"] == [{"hosts": ["shop.example.com"], "secretName": "app-tls"}]
     assert ingress["metadata"]["annotations"]["cert-manager.io/cluster-issuer"] == "letsencrypt"
@@ -312,7 +316,7 @@ def test_the_platforms_settings_reach_the_manifests() -> None:
     rendered = ServiceTemplates(ROOT / "templates" / "services", platform).render(spec_of("n8n"))
     assert rendered.of("Ingress")[0]["spec"]["ingressClassName"] == "traefik"
     assert {made["spec"]["storageClassName"] for made in rendered.of("PersistentVolumeClaim")} == {"fast"}
-    visitors = next(made for made in rendered.of("NetworkPolicy") if made["metadata"]["name"] == "visitors")
+    visitors = next(made for made in rendered.of("NetworkPolicy") if made["metadata"]["name"] == "app")
     assert {"ipBlock": {"cidr": "10.1.0.0/24"}} in visitors["spec"]["ingress"][0]["from"]
 
 

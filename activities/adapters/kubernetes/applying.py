@@ -134,6 +134,10 @@ def _require_staying(found: Object) -> None:
 
 
 def _generate(how: Generated) -> str:
+    """Return a random value in base 64, every character equally likely: bytes that would favour some are left out."""
     alphabet = ALPHABETS[how.alphabet]
-    value = "".join(secrets.choice(alphabet) for _ in range(how.length))
-    return base64.b64encode(value.encode()).decode()
+    fair = 256 - 256 % len(alphabet)
+    value = ""
+    while len(value) < how.length:
+        value += "".join(alphabet[byte % len(alphabet)] for byte in secrets.token_bytes(2 * how.length) if byte < fair)
+    return base64.b64encode(value[: how.length].encode()).decode()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -34,6 +35,7 @@ STRATEGIC = "application/strategic-merge-patch+json"
 ATTEMPTS = 5
 FIRST_DELAY = 0.1
 LONGEST_DELAY = 10.0
+CREDENTIALS_SECONDS = 15.0
 
 
 def kubeconfig_client(kubeconfig: Path | None, *, context: str | None = None, connections: int = 24) -> ApiClient:
@@ -61,6 +63,15 @@ class KubernetesGateway:
         self._client = client
         self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="cluster")
         self._timeout = timeout_seconds
+        self._host: str = client.configuration.host
+        self._credentials: tuple[float, dict[str, str]] = (0.0, {})
+        manager: urllib3.PoolManager = client.rest_client.pool_manager
+        # Straight to the host's connections, unless a proxy has to be asked first.
+        self._open_url: Any = manager.urlopen
+        self._prefix = self._host
+        if type(manager) is urllib3.PoolManager:
+            self._open_url = manager.connection_from_url(self._host).urlopen
+            self._prefix = urllib3.util.parse_url(self._host).path or ""
 
     @classmethod
     def from_kubeconfig(
@@ -213,13 +224,32 @@ class KubernetesGateway:
         stream: bool,
     ) -> urllib3.response.BaseHTTPResponse:
         sent = {"Accept": "application/json", "User-Agent": "berth", **(headers or {})}
-        url = self._client.configuration.host + where
+        url = f"{self._prefix}{where}"
         if query:
             url += "?" + urlencode(query)
-        self._client.update_params_for_auth(sent, [], ["BearerToken"], where, method, body)
+        sent |= self._authorization()
         try:
-            return self._client.rest_client.pool_manager.request(
-                method, url, body=body, headers=sent, timeout=timeout, preload_content=not stream, redirect=False
+            answer: urllib3.response.BaseHTTPResponse = self._open_url(
+                method,
+                url,
+                body=body,
+                headers=sent,
+                timeout=timeout,
+                preload_content=not stream,
+                redirect=False,
+                retries=False,
             )
         except urllib3.exceptions.HTTPError as error:
             raise errors.Unavailable(f"{method} {where}: {type(error).__name__}") from error
+        if answer.status == 401:
+            self._credentials = (0.0, {})
+        return answer
+
+    def _authorization(self) -> dict[str, str]:
+        """The client looks for a fresher token at each call, and reads its whole configuration again to do so."""
+        until, found = self._credentials
+        if time.monotonic() >= until:
+            found = {}
+            self._client.update_params_for_auth(found, [], ["BearerToken"], "", "GET", None)
+            self._credentials = (time.monotonic() + CREDENTIALS_SECONDS, found)
+        return found

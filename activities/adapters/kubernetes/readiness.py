@@ -61,7 +61,7 @@ class Waiter:
         last: Trouble | None = None
         message = ""
         try:
-            snapshot = await self._look()
+            snapshot = await self._look(with_pods=False)
             self._generations = {w: f["metadata"].get("generation", 0) for w, f in snapshot.workloads.items()}
             looked = time.monotonic()
             while True:
@@ -94,18 +94,20 @@ class Waiter:
         finally:
             self._observer.unsubscribe(self._namespace, subscription)
 
-    async def _look(self) -> Snapshot:
-        """Read the namespace directly."""
-        listing = asyncio.create_task(self._gateway.list("Pod", self._namespace, labels=INSTANCE))
+    async def _look(self, *, with_pods: bool = True) -> Snapshot:
+        """Read the namespace directly; the pods only when something is not up."""
         found = await asyncio.gather(
             *(self._gateway.get(kind, self._namespace, name) for kind, name in self._rendered.workloads)
         )
-        pods = await listing
         for (kind, name), one in zip(self._rendered.workloads, found, strict=True):
             if one is None:
                 raise ClusterError(Trouble.GONE, f"{kind} {name} was deleted while it was waited for.")
         workloads = zip(self._rendered.workloads, found, strict=True)
-        return Snapshot(workloads={workload: one for workload, one in workloads if one is not None}, pods=tuple(pods))
+        up = Snapshot(workloads={workload: one for workload, one in workloads if one is not None}, pods=())
+        if judge(self._rendered.workloads, self._generations, up).ready or not with_pods:
+            return up
+        pods = await self._gateway.list("Pod", self._namespace, labels=INSTANCE)
+        return Snapshot(workloads=up.workloads, pods=tuple(pods))
 
     def _seen(self) -> Snapshot | None:
         """What the shared watches know, None when they do not know it all."""
