@@ -136,6 +136,10 @@ class Postgres:
 
     def stop(self) -> None:
         self.process.stop()
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Remove the socket's folder where it lies outside of the home. The server must have stopped."""
         with contextlib.suppress(OSError):
             if self.sockets.parent != self.data.parent:
                 self.sockets.rmdir()

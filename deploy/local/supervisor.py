@@ -205,6 +205,7 @@ class Supervisor:
         for stage in sorted({component.stage for component in components}):
             chosen = [component.process for component in components if component.stage == stage]
             await asyncio.gather(*(asyncio.to_thread(process.stop) for process in chosen))
+        self.stack.postgres.tidy()
         self.home.record_processes({})
         self.screen.note("stopped")
 
