@@ -311,8 +311,10 @@ class Orchestrator:
         except WorkflowUpdateFailedError as error:
             raise refusal(error) from error
         except (WorkflowUpdateRPCTimeoutOrCancelledError, WorkflowAlreadyStartedError):
+            await _forget(start)
             return await self._started(workflow_id)
         except RPCError as error:
+            await _forget(start)
             if error.status in (RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED):
                 return await self._started(workflow_id)
             raise _translated(error) from error
@@ -366,6 +368,13 @@ def refusal(error: FailureError | WorkflowUpdateFailedError | WorkflowFailureErr
             return RuleBroken(Refusal(cause.type), cause.message, details)
         cause = cause.__cause__
     return error
+
+
+async def _forget(start: WithStartWorkflowOperation[Any, Any]) -> None:
+    """Collect the error that the SDK keeps for whoever asks for the handle; nobody else will."""
+    with contextlib.suppress(Exception):
+        async with asyncio.timeout(0.05):
+            await start.workflow_handle()
 
 
 async def _bounded(call: Awaitable[T]) -> T:
