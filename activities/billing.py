@@ -9,6 +9,7 @@ from temporalio import activity
 
 from activities import billing_steps as steps
 from activities import bookkeeping as books
+from activities import coupons
 from activities.bookkeeping import NewInvoice
 from activities.collection import CollectionActivities
 from activities.plan_changes import PlanChangeActivities
@@ -109,7 +110,7 @@ class BillingActivities(CollectionActivities, PlanChangeActivities, Billing):
         held = await books.capture_hold(session, record)
         paid = min(books.held_amount(held, record.currency), new.total)
         due, nothing = new.total - paid, zero(record.currency)
-        await steps.redeem_coupon(session, record)
+        await coupons.redeem(session, record)
         record = await self.enter(
             session,
             journal,
@@ -119,7 +120,7 @@ class BillingActivities(CollectionActivities, PlanChangeActivities, Billing):
             anchor=period.start,
             current_period_start=period.start,
             current_period_end=period.end,
-            **steps.coupon_use(record),
+            **coupons.used_once_more(record),
         )
         what = steps.what(record)
         if due:
@@ -166,7 +167,7 @@ class BillingActivities(CollectionActivities, PlanChangeActivities, Billing):
             **columns,
             "current_period_start": command.period_start,
             "current_period_end": command.period_end,
-            **steps.coupon_use(record),
+            **coupons.used_once_more(record),
         }
         if command.restart or record.anchor is None or record.interval != command.terms.interval:
             columns["anchor"] = command.period_start

@@ -7,10 +7,10 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from activities import bookkeeping as books
+from activities import coupons
 from activities.bookkeeping import NewInvoice
 from activities.formatting import money
 from db.queries import invoices
@@ -68,7 +68,7 @@ class BillingSteps:
                 "anchor": invoice.period_start,
                 "current_period_start": invoice.period_start,
                 "current_period_end": invoice.period_end,
-                **coupon_use(record),
+                **coupons.used_once_more(record),
             }
         record = await self.enter(session, journal, record, State.ACTIVE, "the invoice was paid", **columns)
         tell_paid(journal, invoice.id, invoice.total)
@@ -144,23 +144,6 @@ def tell_paid(journal: Journal, invoice_id: str, total: Money) -> None:
     amount = plain(total)
     journal.tell("payment.succeeded", f"{amount} was paid.", ref=invoice_id, fact=f"payment.succeeded/{invoice_id}")
     journal.tell("invoice.paid", f"The invoice over {amount} was paid.", ref=invoice_id, fact=f"paid/{invoice_id}")
-
-
-def coupon_use(record: Record) -> dict[str, Any]:
-    """Return the columns that say that one more period has used the coupon."""
-    discount = record.discount
-    if discount is None:
-        return {}
-    left = discount.periods_left
-    return {"coupon_used": True, "coupon_periods_left": None if left is None else max(left - 1, 0)}
-
-
-async def redeem_coupon(session: AsyncSession, record: Record) -> None:
-    if record.discount is not None:
-        await session.execute(
-            text("UPDATE coupon_redemptions SET status = 'used' WHERE subscription_id = :id AND status = 'reserved'"),
-            {"id": record.id},
-        )
 
 
 def explain(record: Record, lines: Sequence[Line], **covered: Money) -> dict[str, Any]:

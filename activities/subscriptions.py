@@ -14,6 +14,7 @@ from temporalio import activity
 
 from activities import billing_steps as steps
 from activities import bookkeeping as books
+from activities import coupons
 from activities.terms import terms_of
 from db.queries import invoices, records
 from db.queries.journal import Journal, constraint_of
@@ -37,7 +38,7 @@ from workflows.rules import ledger
 from workflows.rules.errors import Refusal, RuleBroken
 from workflows.rules.ids import dns_label
 from workflows.rules.money import Money
-from workflows.rules.pricing import CouponDuration, Discount, reduction
+from workflows.rules.pricing import Discount, reduction
 from workflows.rules.subscription import BEFORE_READY, State, move
 
 _REFUSED_BY_CONSTRAINT = {
@@ -96,7 +97,7 @@ class SubscriptionActivities(Subscriptions):
                 return
             journal = books.journal_of(record, command.now, command.actor)
             await books.release_hold(session, journal, record)
-            await _release_coupon(session, record.id)
+            await coupons.release(session, record.id)
             if command.state is State.EXPIRED:
                 await session.execute(
                     text(
@@ -195,7 +196,7 @@ class SubscriptionActivities(Subscriptions):
         if not plan.available:
             raise refuse(Refusal.PLAN_UNAVAILABLE, "This plan is no longer offered.")
         await _refuse_second(session, order, plan)
-        discount = await _reserve_coupon(session, order, command)
+        discount = await coupons.reserve(session, order, command.now)
         funds = await records.lock_funds(session, order.organization_id, plan.price.currency)
         trial = plan.trial_days > 0
         due = (
@@ -351,50 +352,6 @@ async def _refuse_second(session: AsyncSession, order: Subscribe, plan: PlanReco
             "A subscription to this service waits to be paid.",
             {"subscription_id": owed},
         )
-
-
-async def _reserve_coupon(session: AsyncSession, order: Subscribe, command: OpenSubscription) -> Discount | None:
-    if order.coupon is None:
-        return None
-    statement = text(
-        """
-        UPDATE coupons SET redeemed = redeemed + 1
-        WHERE code = :code AND active AND (max_redemptions IS NULL OR redeemed < max_redemptions)
-            AND (expires_at IS NULL OR expires_at > :now)
-        RETURNING kind AS coupon_kind, percent AS coupon_percent, amount_minor AS coupon_amount_minor,
-            currency AS coupon_currency, duration, periods
-        """
-    )
-    row = (
-        (await session.execute(statement, {"code": order.coupon.upper(), "now": command.now})).mappings().one_or_none()
-    )
-    if row is None:
-        raise refuse(Refusal.COUPON_INVALID, "This coupon is not valid.")
-    await session.execute(
-        text(
-            "INSERT INTO coupon_redemptions (subscription_id, coupon_code, organization_id, status)"
-            " VALUES (:id, :code, :organization, 'reserved')"
-        ),
-        {"id": order.subscription_id, "code": order.coupon.upper(), "organization": order.organization_id},
-    )
-    left = records.periods_of(CouponDuration(row["duration"]), row["periods"])
-    return records.discount_of(row, code=order.coupon.upper(), periods_left=left)
-
-
-async def _release_coupon(session: AsyncSession, subscription_id: str) -> None:
-    """Give a reserved redemption back, once."""
-    await session.execute(
-        text(
-            """
-            WITH released AS (
-                UPDATE coupon_redemptions SET status = 'released'
-                WHERE subscription_id = :id AND status = 'reserved' RETURNING coupon_code
-            )
-            UPDATE coupons SET redeemed = redeemed - 1 WHERE code IN (SELECT coupon_code FROM released)
-            """
-        ),
-        {"id": subscription_id},
-    )
 
 
 async def _void_open_invoices(session: AsyncSession, journal: Journal, record: Record) -> None:
