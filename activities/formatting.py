@@ -7,7 +7,7 @@ from decimal import Decimal
 from zoneinfo import ZoneInfo
 
 from babel.dates import format_date, format_datetime
-from babel.numbers import format_currency, get_currency_precision
+from babel.numbers import format_currency, get_currency_precision, get_currency_symbol
 
 LOCALE = "en_GB"
 UTC = ZoneInfo("UTC")
@@ -22,7 +22,9 @@ def money(amount_minor: int, currency: str) -> str:
     if type(amount_minor) is not int:
         raise TypeError("an amount is a whole number of minor units")
     exact = Decimal(amount_minor).scaleb(-get_currency_precision(currency))
-    return format_currency(exact, currency, locale=LOCALE)
+    # The locale's pattern leaves no space, also not behind a symbol that ends in a letter, where CLDR wants one.
+    wordy = get_currency_symbol(currency, locale=LOCALE)[-1:].isalpha()
+    return format_currency(exact, currency, format="¤\u00a0#,##0.00" if wordy else None, locale=LOCALE)
 
 
 def zone(name: str | None) -> ZoneInfo:

@@ -27,6 +27,9 @@ INK, SOFT, RULE, ACCENT = (colors.HexColor(value) for value in ("#182235", "#5d6
 REGULAR, BOLD = "Helvetica", "Helvetica-Bold"
 STATUS_COLORS = {"paid": colors.HexColor("#1a9d6b"), "void": SOFT, "uncollectible": SOFT}
 
+LONGEST = 300
+"""Of somebody's words. Longer ones would not fit on a page, and then there would be none."""
+
 # Fonts that every PDF viewer brings itself; ReportLab's own cover Latin alphabets only.
 SCRIPTS = (
     ("HIRAGANA", "HeiseiKakuGo-W5"),
@@ -191,7 +194,10 @@ def _plain(amount: Money) -> str:
 
 def _words(text: str, style: ParagraphStyle) -> Paragraph:
     """Show somebody's words in whatever fonts they need; markup in them is words as well."""
-    return Paragraph("".join(_run(char) for char in " ".join(text.split())) or "&nbsp;", style)
+    line = " ".join(text.split())
+    if len(line) > LONGEST:
+        line = f"{line[:LONGEST]}…"
+    return Paragraph("".join(_run(char) for char in line) or "&nbsp;", style)
 
 
 def _run(char: str) -> str:

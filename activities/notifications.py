@@ -17,6 +17,7 @@ from email.message import EmailMessage
 from email.utils import format_datetime, parseaddr
 
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 from temporalio import activity
 
 from activities.adapters.smtp import Away, Connection, Interrupted, Refused, Smtp
@@ -27,7 +28,7 @@ from db.queries.delivery import Claimed, Outcome
 from db.sealing import Sealer, UnknownKey
 from db.session import Sessions
 from workflows.ports.notifications import Drain, Drained, Notifications
-from workflows.rules.notices import NoticeKind, Setback, retry_after
+from workflows.rules.notices import Setback, retry_after
 
 log = structlog.get_logger(__name__)
 
@@ -35,9 +36,6 @@ BATCH = 20
 CLAIM_LASTS = timedelta(seconds=60)
 LOOK_AGAIN_SECONDS = 0.25
 HEARTBEAT_SECONDS = 3.0
-
-WITH_INVOICE = frozenset({NoticeKind.SERVICE_READY, NoticeKind.SUBSCRIPTION_RENEWED, NoticeKind.SUBSCRIPTION_RECOVERED})
-"""Receipts, which bring the invoice along."""
 
 
 class NotificationActivities(Notifications):
@@ -88,14 +86,19 @@ class NotificationActivities(Notifications):
         return Drained(sent=sent, setbacks=setbacks, away=False)
 
     async def _deliver(self, connection: Connection, notice: Claimed) -> Outcome:
-        if not connection.alive:
+        if not connection.alive or _stopping():
             return _given_back(notice)
         if not notice.addresses:
             return Outcome(id=notice.id, status="failed", error="NoReader")
         try:
             message = await self._composed(notice)
-        except (NotRenderable, UnknownKey) as error:
-            log.error("mail.faulty", notice=notice.id, kind=notice.kind, error=str(error))
+        except (SQLAlchemyError, OSError):
+            # The database is away: that is no mail's fault, and the claims lapse.
+            raise
+        except Exception as error:  # noqa: BLE001 - one that cannot be composed must not hold up those behind it
+            # The text of an unforeseen error may hold somebody's words; what it is called does not.
+            known = str(error) if isinstance(error, NotRenderable | UnknownKey) else type(error).__name__
+            log.error("mail.faulty", notice=notice.id, kind=notice.kind, error=known)
             return _set_back(notice, Setback.FAULTY, type(error).__name__)
         try:
             await connection.send(message, sender=self._address, recipients=notice.addresses)
@@ -124,9 +127,9 @@ class NotificationActivities(Notifications):
         return message
 
     async def _invoice(self, notice: Claimed, context: dict[str, object]) -> tuple[str, bytes] | None:
-        """Return number and PDF of the invoice that the mail brings; also tells the template its number."""
+        """Return number and PDF of the invoice that the mail is about; also tells the template its number."""
         invoice_id = context.get("invoice_id")
-        if notice.kind not in WITH_INVOICE or not isinstance(invoice_id, str):
+        if not isinstance(invoice_id, str):
             return None
         found = await self._documents.invoice(invoice_id, notice.organization_id)
         if found is None:

@@ -7,6 +7,7 @@ enter, and are escaped where they leave as HTML.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ TEMPLATES = Path(__file__).resolve().parents[1] / "templates" / "email"
 BLOCKS = ("tone", "subject", "heading", "body", "facts", "action", "note")
 SUBJECT_LIMIT = 150
 NAMELESS = "your service"
+ADDRESS_LIKE = re.compile(r"://|\bwww\.|@|/|[^\W\d_]\.[^\W\d_]{2,}", re.IGNORECASE)
 
 
 class NotRenderable(Exception):
@@ -73,16 +75,18 @@ class Renderer:
         Raises:
             NotRenderable: a required key is missing, or a value is not what its key promises.
         """
+        if kind not in REQUIRED:
+            raise NotRenderable("a kind that nobody knows")
         known = NoticeKind(kind)
         missing = sorted(key for key in REQUIRED[known] if context.get(key) is None)
         if missing:
             raise NotRenderable(f"{kind} needs {', '.join(missing)}")
-        values = self._values(context, reader)
         try:
+            values = self._values(context, reader)
             template = self._environment.get_template(f"{known}.j2")
             blocks = {name: _block(template, name, values) for name in BLOCKS}
             return self._composed(blocks, reader)
-        except (TemplateError, TypeError, ValueError, KeyError) as error:
+        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
             raise NotRenderable(f"{kind}: {type(error).__name__}") from error
 
     def _composed(self, blocks: Mapping[str, str], reader: Reader) -> Mail:
@@ -125,7 +129,7 @@ class Renderer:
             "moment": moment,
             "link": self._link,
             "name": next(filter(None, named), NAMELESS),
-            "reader": _clean(reader.name) if reader.name else None,
+            "reader": _greeted(reader.name),
         }
 
     def _link(self, path: str, **query: str) -> str:
@@ -180,6 +184,12 @@ def _cleaned(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_cleaned(inner) for inner in value]
     return value
+
+
+def _greeted(name: str | None) -> str | None:
+    """A name to say hello to. One that mail programs would show as a link is none: anybody can register anybody."""
+    cleaned = _clean(name) if name else ""
+    return cleaned if cleaned and not ADDRESS_LIKE.search(cleaned) else None
 
 
 def _clean(text: str) -> str:
