@@ -174,6 +174,15 @@ def invoices(customer: Customer, subscription_id: str) -> list[Json]:
     return found[::-1]
 
 
+def settled(customer: Customer, subscription_id: str) -> None:
+    """Wait until the first invoice is paid: a card that was authorised is charged once the instance is ready."""
+
+    def look() -> bool:
+        return [invoice["status"] for invoice in invoices(customer, subscription_id)] == ["paid"]
+
+    eventually_sync(look, timeout=20, what="the first invoice is paid")
+
+
 def instant(text: str) -> datetime:
     assert text.endswith("Z"), text
     return datetime.fromisoformat(text).astimezone(UTC)

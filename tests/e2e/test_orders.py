@@ -20,6 +20,7 @@ from tests.e2e.steps import (
     order,
     ready,
     refused,
+    settled,
     spendable,
     subscription,
     the_books_agree,
@@ -93,6 +94,7 @@ def test_wordpress_by_a_card_on_file(stack: RunningStack, customer: Customer) ->
     saved = card(customer)
     assert (saved["brand"], saved["last4"], saved["default"]) == ("visa", "4242", True)
     found = ready(customer, "wordpress-starter", service="wordpress", collection="card")
+    settled(customer, found["id"])
     assert spendable(customer) == held(customer) == 0
     (invoice,) = invoices(customer, found["id"])
     assert (invoice["status"], invoice["total"]) == ("paid", money(1200))
@@ -107,6 +109,7 @@ def test_the_wallet_first_and_a_card_for_the_rest(customer: Customer) -> None:
     top_up(customer, 1000)
     card(customer)
     found = ready(customer)
+    settled(customer, found["id"])
     assert spendable(customer) == held(customer) == 0
     (payment,) = every(customer, f"{V1}/billing/payments", subscription_id=found["id"])
     assert payment["amount"] == money(500)
