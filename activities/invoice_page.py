@@ -27,6 +27,9 @@ INK, SOFT, RULE, ACCENT = (colors.HexColor(value) for value in ("#182235", "#5d6
 REGULAR, BOLD = "Helvetica", "Helvetica-Bold"
 STATUS_COLORS = {"paid": colors.HexColor("#1a9d6b"), "void": SOFT, "uncollectible": SOFT}
 
+# Letters with a stroke, which Unicode does not take apart into a letter and a mark.
+UNDIVIDED = dict(zip("ŁłĐđĦħıŦŧ", "LlDdHhiTt", strict=True))
+
 LONGEST = 300
 """Of somebody's words. Longer ones would not fit on a page, and then there would be none."""
 
@@ -158,13 +161,14 @@ def _totals(invoice: InvoiceFacts, width: float) -> Table:
     rows = [("Subtotal", invoice.subtotal, BODY, BODY_RIGHT)]
     if invoice.tax:
         rows.append(("Tax", invoice.tax, BODY, BODY_RIGHT))
+    total = len(rows)
     rows.append(("Total", invoice.total, STRONG, STRONG_RIGHT))
     if invoice.status == "open":
         rows.append(("Amount due", invoice.due, STRONG, STRONG_RIGHT))
     return _table(
         [["", Paragraph(label, left), _words(_plain(amount), right)] for label, amount, left, right in rows],
         [width * 0.52, width * 0.26, width * 0.22],
-        [("LINEABOVE", (1, -1), (-1, -1), 0.8, INK), ("TOPPADDING", (0, 0), (-1, -1), 3)],
+        [("LINEABOVE", (1, total), (-1, total), 0.8, INK), ("TOPPADDING", (0, 0), (-1, -1), 3)],
     )
 
 
@@ -208,7 +212,7 @@ def _run(char: str) -> str:
         if name.startswith(script):
             _ensure(font)
             return f'<font name="{font}">{escape(char)}</font>'
-    plain = unicodedata.normalize("NFKD", char)
+    plain = unicodedata.normalize("NFKD", UNDIVIDED.get(char, char))
     return escape("".join(piece for piece in plain if _is_latin(piece)) or "?")
 
 
