@@ -53,6 +53,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         default_response_class=Json,
         generate_unique_id_function=_operation_id,
         openapi_url="/openapi.json",
+        # `routes/docs.py` serves the pages without anybody else's servers.
+        docs_url=None,
+        redoc_url=None,
     )
     errors.install(app)
     _include(app, told)

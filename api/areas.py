@@ -13,6 +13,7 @@ from api.routes import (
     admin_catalogue,
     auth,
     billing,
+    docs,
     instances,
     pages,
     payments,
@@ -57,4 +58,5 @@ def patient(*, sandbox: bool) -> Mapping[str, float]:
 def outside() -> Iterator[APIRouter]:
     """What has fixed addresses of its own."""
     yield system.router
+    yield docs.router
     yield pages.router
