@@ -28,7 +28,7 @@ from workflows import names
 from workflows.ports.instances import OperationStatus
 from workflows.ports.subscription import CustomerOperation, OperateOrder
 from workflows.rules.ids import derived
-from workflows.rules.instance import InstanceStatus
+from workflows.rules.instance import InstanceStatus, require_operable
 
 router = APIRouter(prefix="/instances", tags=["instances"], responses=SIGNED_IN)
 
@@ -95,6 +95,7 @@ async def _operate(once: Once, units: Units, orders: Orders, instance_id: str, k
             found = await instance_reads.instance(session, instance_id, caller.organization_id)
         if found is None:
             raise not_found("instance")
+        require_operable(kind.value, InstanceStatus(found.status))
         key = (caller.organization_id, once.route, once.key)
         operation_id = derived("op", *(part or "" for part in key)) if once.key is not None else new_id("op")
         command = OperateOrder(order_id=order_id(once), actor=caller.user_id, operation_id=operation_id, kind=kind)
