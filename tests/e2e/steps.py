@@ -210,9 +210,7 @@ class Sandbox:
         return f"{self.stack.card['urls'][where]}{path}"
 
     def cluster(self, fault: str, **how: Any) -> None:
-        httpx.post(
-            self._at("cluster", "/sandbox/faults"), json={"fault": fault, **how}, timeout=20
-        ).raise_for_status()
+        httpx.post(self._at("cluster", "/sandbox/faults"), json={"fault": fault, **how}, timeout=20).raise_for_status()
 
     def gateway(self, fault: str, **how: Any) -> None:
         httpx.post(self._at("stripe", "/sandbox/faults"), json={"fault": fault, **how}, timeout=20).raise_for_status()

@@ -14,8 +14,12 @@ def test_from_registration_to_logout(stack: RunningStack) -> None:
     email = f"new.{key()}@customer.example"
     stranger = stack.visitor({"email": email, "password": "a long enough password"})
     body = {
-        **stranger.credentials, "name": "Zoë 🚢 Nováková", "country": "ID", "currency": "IDR", "timezone": "Asia/Jakarta"
-    }  # fmt: skip
+        **stranger.credentials,
+        "name": "Zoë 🚢 Nováková",
+        "country": "ID",
+        "currency": "IDR",
+        "timezone": "Asia/Jakarta",
+    }
     made = done(stranger.call("POST", f"{V1}/auth/register", body), 201)
     assert made["user"].keys() >= {"id", "email", "name", "role", "email_verified"}
     assert made["organization"].keys() >= {"id", "name", "currency"}
@@ -96,7 +100,7 @@ def test_what_is_public_needs_no_token(stack: RunningStack) -> None:
     stranger = stack.visitor()
     services = done(stranger.call("GET", f"{V1}/services"))
     assert {"n8n", "wordpress"} <= {service["slug"] for service in services}
-    for service in services:
+    for service in (found for found in services if found["slug"] in ("n8n", "wordpress")):
         assert service.keys() >= {"slug", "name", "category", "version", "plans"}
         for plan in service["plans"]:
             assert plan.keys() >= {"id", "code", "name", "interval", "trial_days", "resources", "prices"}

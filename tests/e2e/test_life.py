@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from itertools import pairwise
+
 import pytest
 
 from tests.e2e.steps import (
@@ -57,7 +59,7 @@ def test_periods_begin_on_the_anchor_day_also_after_a_short_month(customer: Cust
     assert [(at.month, at.day) for at in billed] == [(1, 31), (2, leap), (3, 31), (4, 30)]
     assert {at.time() for at in billed} == {start.time()}
     periods = [(invoice["period_start"], invoice["period_end"]) for invoice in invoices(customer, found["id"])][1:]
-    assert all(first[1] == second[0] for first, second in zip(periods, periods[1:], strict=False))
+    assert all(first[1] == second[0] for first, second in pairwise(periods))
     assert spendable(customer) == 1500
     the_books_agree(customer)
 

@@ -82,7 +82,8 @@ def test_the_invoice_is_explained_and_a_document(customer: Customer) -> None:
     assert [line["amount"] for line in told["lines"]] == [line["amount"] for line in invoice["lines"]]
     assert told["explanation"]
     response = customer.http.get(
-        f"{customer.api}{V1}/billing/invoices/{invoice['id']}/pdf", headers={"Authorization": f"Bearer {customer.token}"}
+        f"{customer.api}{V1}/billing/invoices/{invoice['id']}/pdf",
+        headers={"Authorization": f"Bearer {customer.token}"},
     )
     assert (response.status_code, response.headers["content-type"]) == (200, "application/pdf")
     assert response.content.startswith(b"%PDF-")
