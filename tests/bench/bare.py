@@ -1,0 +1,140 @@
+"""The references: workflows of the same shape as Berth's that do nothing of what Berth does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from temporalio import activity, workflow
+
+with workflow.unsafe.imports_passed_through():
+    from activities.adapters.kubernetes import applying
+    from activities.adapters.kubernetes.gateway import KubernetesGateway
+    from activities.adapters.kubernetes.observer import Observer
+    from activities.adapters.kubernetes.readiness import Waiter
+    from activities.templates import InstanceSpec, Rendered, ServiceTemplates
+    from workflows import policies
+    from workflows.ports.subscription import Resources
+    from workflows.rules.ids import dns_label
+    from workflows.rules.instance import Trouble
+
+QUEUE, CLUSTER_QUEUE = "bare", "bare-cluster"
+PATIENCE = timedelta(minutes=5)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sleep:
+    until: datetime
+
+
+class BareActivities:
+    """Nothing, or exactly the calls to the cluster that provisioning makes."""
+
+    def __init__(self, gateway: KubernetesGateway, templates: ServiceTemplates) -> None:
+        self._gateway = gateway
+        self._templates = templates
+        self._observer = Observer(gateway)
+
+    @activity.defn(name="bare.nothing")
+    async def nothing(self, instance_id: str) -> str:
+        return instance_id
+
+    @activity.defn(name="bare.done")
+    async def done(self, instance_id: str) -> str:
+        """The last step: its completions are counted."""
+        return instance_id
+
+    @activity.defn(name="bare.apply")
+    async def apply(self, instance_id: str) -> None:
+        await applying.apply_instance(self._gateway, self._rendered(instance_id))
+
+    @activity.defn(name="bare.await_ready")
+    async def await_ready(self, instance_id: str) -> None:
+        waiter = Waiter(self._gateway, self._observer, self._rendered(instance_id), patience=PATIENCE, told=self._told)
+        await waiter.until_ready()
+
+    async def _told(self, trouble: Trouble, message: str) -> None:
+        activity.logger.warning("%s: %s", trouble, message)
+
+    def _rendered(self, instance_id: str) -> Rendered:
+        service = self._templates.service("n8n")
+        return self._templates.render(
+            InstanceSpec(
+                instance_id=instance_id,
+                organization_id="org_bare",
+                service_slug="n8n",
+                version=service.version,
+                hostname=f"{dns_label(instance_id)}.bare.localhost",
+                namespace=f"berth-{dns_label(instance_id)}",
+                resources=Resources(cpu_millicores=1000, memory_mib=2048, storage_gib=10),
+                parameters={},
+            )
+        )
+
+
+@workflow.defn(name="BareSleeper")
+class BareSleeper:
+    """Sleeps until it is due, runs one activity, and goes on sleeping."""
+
+    @workflow.run
+    async def run(self, order: Sleep) -> None:
+        await workflow.sleep(max(order.until - workflow.now(), timedelta()))
+        await workflow.execute_activity_method(BareActivities.done, workflow.info().workflow_id, **policies.DATABASE)
+        await workflow.sleep(timedelta(days=20))
+
+
+@workflow.defn(name="BareOrder")
+class BareOrder:
+    """An activity, a child with three, an activity; an update waits for the first."""
+
+    @workflow.init
+    def __init__(self, instance_id: str) -> None:
+        self._opened = False
+
+    @workflow.run
+    async def run(self, instance_id: str) -> None:
+        await workflow.execute_activity_method(BareActivities.nothing, instance_id, **policies.DATABASE)
+        self._opened = True
+        await workflow.execute_child_workflow(BareProvisioning.run, instance_id, id=f"{instance_id}/provision")
+        await workflow.execute_activity_method(BareActivities.done, instance_id, **policies.DATABASE)
+        await workflow.sleep(timedelta(days=20))
+
+    @workflow.update
+    async def opened(self) -> None:
+        await workflow.wait_condition(lambda: self._opened)
+
+
+@workflow.defn(name="BareProvisioning")
+class BareProvisioning:
+    @workflow.run
+    async def run(self, instance_id: str) -> None:
+        await workflow.execute_activity_method(
+            BareActivities.apply, instance_id, task_queue=CLUSTER_QUEUE, **policies.CLUSTER
+        )
+        await workflow.execute_activity_method(
+            BareActivities.await_ready, instance_id, task_queue=CLUSTER_QUEUE, **policies.CLUSTER_WAIT
+        )
+        await workflow.execute_activity_method(
+            BareActivities.nothing, instance_id, task_queue=QUEUE, **policies.DATABASE
+        )
+
+
+@workflow.defn(name="BareUpdate")
+class BareUpdate:
+    """What an update-with-start costs when nothing is done."""
+
+    @workflow.init
+    def __init__(self, key: str) -> None:
+        self._opened = False
+
+    @workflow.run
+    async def run(self, key: str) -> None:
+        await workflow.wait_condition(lambda: self._opened)
+
+    @workflow.update
+    async def opened(self) -> str:
+        self._opened = True
+        return "opened"
+
+
+WORKFLOWS = (BareSleeper, BareOrder, BareProvisioning, BareUpdate)

@@ -1,0 +1,181 @@
+"""One worker process of a benchmark: ``python -m tests.bench.hand '{…}'``, either Berth's or a bare one.
+
+Both are made alike: the settings, the sandbox, the limits, the cache and the encryption of the product's worker.
+Completions of the activity that counts are counted in a small shared file, so that both are measured by the same means.
+Mails are not drained meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import mmap
+import signal
+import struct
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import SecretStr
+from temporalio.client import Client
+from temporalio.worker import (
+    ActivityInboundInterceptor,
+    ExecuteActivityInput,
+    Interceptor,
+    Worker,
+)
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
+
+from activities.templates import ServiceTemplates
+from tests.bench import bare
+from tests.support.api import ENCRYPTION_KEY
+from worker import registry
+from worker.exit import leave
+from worker.main import PURE
+from worker.registry import dependencies
+from worker.settings import WorkerSettings
+from workflows import names
+from workflows.client import connect
+
+_COUNT = struct.Struct("<Qd")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hand:
+    """What a process is told. ``counted`` is the activity whose completions matter; without cluster it is left out."""
+
+    bare: bool
+    address: str
+    namespace: str
+    database_url: str
+    kubeconfig: str
+    counter: str
+    counted: str
+    cluster: bool = True
+
+    def argv(self) -> list[str]:
+        return [sys.executable, "-m", "tests.bench.hand", json.dumps(asdict(self))]
+
+    def settings(self) -> WorkerSettings:
+        return WorkerSettings(
+            environment="sandbox",
+            worker_database_url=self.database_url,
+            temporal_address=self.address,
+            temporal_namespace=self.namespace,
+            encryption_key=SecretStr(ENCRYPTION_KEY),
+            stripe_url="http://127.0.0.1:9",
+            stripe_api_key=SecretStr("sk_test_bench"),
+            kubeconfig=Path(self.kubeconfig),
+            base_domain="bench.localhost",
+            provisioning_patience_seconds=300,
+        )
+
+
+class Counter:
+    """A count and the instant of the last completion (monotonic seconds), shared between processes.
+
+    The first thing that is counted is the start of the process itself.
+    """
+
+    def __init__(self, path: Path, *, create: bool = False) -> None:
+        if create:
+            path.write_bytes(_COUNT.pack(0, 0.0))
+        with path.open("r+b") as file:
+            self._map = mmap.mmap(file.fileno(), _COUNT.size)
+
+    def add(self) -> None:
+        count, _ = self.read()
+        self._map[:] = _COUNT.pack(count + 1, time.monotonic())
+
+    def read(self) -> tuple[int, float]:
+        count, last = _COUNT.unpack(self._map[:])
+        return int(count), float(last)
+
+
+class _Counting(Interceptor):
+    def __init__(self, counter: Counter, name: str) -> None:
+        self._counter = counter
+        self._name = name
+
+    def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:
+        return _CountingInbound(next, self._counter, self._name)
+
+
+class _CountingInbound(ActivityInboundInterceptor):
+    def __init__(self, next: ActivityInboundInterceptor, counter: Counter, name: str) -> None:
+        super().__init__(next)
+        self._counter = counter
+        self._name = name
+
+    async def execute_activity(self, input: ExecuteActivityInput) -> Any:
+        result = await super().execute_activity(input)
+        definition = getattr(input.fn, "__temporal_activity_definition", None)
+        if definition is not None and definition.name == self._name:
+            self._counter.add()
+        return result
+
+
+def runner() -> SandboxedWorkflowRunner:
+    """The product's sandbox; the bare workflows' own module is handed through like the product's."""
+    return SandboxedWorkflowRunner(
+        restrictions=SandboxRestrictions.default.with_passthrough_modules(*PURE, "tests.bench.bare")
+    )
+
+
+async def run(hand: Hand) -> None:
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    settings = hand.settings()
+    async with dependencies(settings) as given:
+        client = await connect(settings.temporal())
+        counter = Counter(Path(hand.counter))
+        counting = _Counting(counter, hand.counted)
+        queues: dict[str, Sequence[Callable[..., Any]]]
+        if hand.bare:
+            own = bare.BareActivities(given.cluster, ServiceTemplates(settings.template_directory / "services"))
+            queues = {bare.QUEUE: registry.bound(own), bare.CLUSTER_QUEUE: registry.bound(own)}
+            workflows: Sequence[type] = bare.WORKFLOWS
+        else:
+            queues = {**registry.activities(given)}
+            queues.pop(names.NOTICES)
+            workflows = registry.WORKFLOWS
+        if not hand.cluster:
+            queues.pop(bare.CLUSTER_QUEUE if hand.bare else names.INFRASTRUCTURE)
+        async with AsyncExitStack() as stack:
+            for queue, activities in queues.items():
+                await stack.enter_async_context(_worker(client, queue, workflows, activities, settings, counting))
+            counter.add()
+            await stop.wait()
+            # Nothing is to be finished: the servers end as well.
+            leave(0)
+
+
+def _worker(
+    client: Client,
+    queue: str,
+    workflows: Sequence[type],
+    activities: Sequence[Callable[..., Any]],
+    settings: WorkerSettings,
+    counting: Interceptor,
+) -> Worker:
+    main = queue in (names.PLATFORM, bare.QUEUE)
+    return Worker(
+        client,
+        task_queue=queue,
+        workflows=workflows if main else (),
+        activities=activities,
+        workflow_runner=runner(),
+        max_cached_workflows=settings.cached_workflows if main else 0,
+        max_concurrent_activities=settings.concurrent_activities if main else settings.cluster_activities,
+        interceptors=[counting],
+        build_id="bench",
+    )
+
+
+if __name__ == "__main__":
+    asyncio.run(run(Hand(**json.loads(sys.argv[1]))))
+    leave(0)
