@@ -193,6 +193,21 @@ async def unit_of_work(
         yield session
 
 
+@asynccontextmanager
+async def gateway_work(ctx: Context) -> AsyncIterator[AsyncSession]:
+    """One transaction that speaks for a gateway whose signature holds: it sees the gateways' inbox, no account's rows.
+
+    Raises:
+        ApiError: 503 as ``unit_of_work`` does.
+    """
+
+    async def speak(session: AsyncSession) -> None:
+        await act_as(session, organization_id=None, user_id=None, role="GATEWAY")
+
+    async with opened_by(ctx, speak) as (session, _):
+        yield session
+
+
 async def session(ctx: Ctx, found: SignedIn) -> AsyncIterator[AsyncSession]:
     async with unit_of_work(ctx, found) as work:
         yield work

@@ -14,7 +14,7 @@ from fastapi import APIRouter, Header, Request
 from pydantic import SecretStr
 
 from api.context import Context
-from api.deps import Ctx, Orders, unit_of_work
+from api.deps import Ctx, Orders, gateway_work
 from api.envelope import Envelope, Schema, now, ok
 from api.errors import ApiError, documented
 from db.queries import webhooks
@@ -97,14 +97,14 @@ async def _take(ctx: Context, orders: Orchestrator, gateway: str, payload: bytes
         message = read(_mapping(ctx, gateway, payload))
     except Malformed as error:
         raise _malformed(ctx, gateway, str(error)) from error
-    async with unit_of_work(ctx, None) as session:
+    async with gateway_work(ctx) as session:
         received = await webhooks.receive(session, message, payload, at=now())
     if received.payment is None or not isinstance(message, PaymentFact):
         return _done(ctx, gateway, "ignored", message)
     if received.settled:
         return _done(ctx, gateway, "known", message)
     await orders.payment_event(event_of(message), pay_of(received.payment))
-    async with unit_of_work(ctx, None) as session:
+    async with gateway_work(ctx) as session:
         await webhooks.delivered(session, gateway, message.event_id, at=now())
     return _done(ctx, gateway, "delivered", message)
 

@@ -63,7 +63,8 @@ class Notification(Base):
 class Document(Base):
     """A rendered document. ``ref`` is an invoice's id for ``invoice_pdf``, ``version`` the invoice's status it shows.
 
-    ``id`` derives from ``kind`` and ``ref``. Rendering the same facts gives the same bytes; ``content_sha256`` (hexadecimal) is their hash.
+    ``id`` derives from ``kind`` and ``ref``. Rendering the same facts gives the same bytes; ``content_sha256``
+    (hexadecimal) is their hash.
     """
 
     __tablename__ = "documents"

@@ -108,7 +108,7 @@ async def _payment(session: AsyncSession, fact: PaymentFact) -> Payment | None:
         session,
         organization_id=fact.organization_id,
         user_id=None,
-        role="ADMINISTRATOR" if fact.organization_id is None else None,
+        role="ADMINISTRATOR" if fact.organization_id is None else "GATEWAY",
     )
     query = select(Payment).where(Payment.gateway == fact.gateway)
     if fact.payment_id is not None:

@@ -93,6 +93,7 @@ async def test_a_webhook_is_recorded_once_and_finds_its_payment_as_its_own_accou
         assert pay_of(received.payment).amount == pay.amount
         assert event_of(fact).event_id == fact.event_id
     async with api.begin() as session:
+        await act_as(session, organization_id=None, user_id=None, role="GATEWAY")
         await webhooks.delivered(session, fact.gateway, fact.event_id, at=LATER)
     async with api.begin() as session:
         assert (await webhooks.receive(session, fact, b"{}", at=LATER)).settled
