@@ -1,0 +1,123 @@
+"""A cluster that refuses, throttles, loses nodes or never gets ready: the order waits while it may pass, then ends clean."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.e2e.steps import (
+    V1,
+    Sandbox,
+    card,
+    done,
+    every,
+    held,
+    instant,
+    invoices,
+    key,
+    kinds,
+    mailed,
+    spendable,
+    the_books_agree,
+    timeline,
+    top_up,
+)
+from tests.support.invariants import namespaces
+from tests.support.stack import Customer, RunningStack
+from tests.support.wait import eventually_sync
+
+PASSING = ("image_pull", "crash_loop", "slow_ready", "unschedulable", "conflict", "throttle", "server_error")
+# In the sandbox an order gives up after a minute of one and the same reason.
+GIVES_UP = 60
+PERSISTENT = {"image_pull": "ImagePull", "crash_loop": "CrashLoop", "unschedulable": "Unschedulable"}
+ORDERS = f"{V1}/subscriptions"
+
+
+def begun(customer: Customer, **more: object) -> str:
+    body = {"plan_id": customer.plan("n8n-starter"), **more}
+    began = time.monotonic()
+    made = done(customer.call("POST", ORDERS, body, key=key()), 201)
+    assert time.monotonic() - began < 5
+    return str(made["id"])
+
+
+@pytest.mark.scenario("P5", "P8")
+@pytest.mark.parametrize("fault", PASSING)
+def test_what_passes_is_waited_for(customer: Customer, sandbox: Sandbox, fault: str) -> None:
+    top_up(customer, 1500)
+    sandbox.cluster(fault, seconds=4)
+    order_id = begun(customer)
+    customer.until(order_id, "active", timeout=50)
+    assert [invoice["status"] for invoice in invoices(customer, order_id)] == ["paid"]
+    the_books_agree(customer)
+
+
+@pytest.mark.scenario("P8", "P9", "P13", "B47")
+def test_what_stays_wrong_ends_the_order_and_releases_everything(
+    stack: RunningStack, customer: Customer, sandbox: Sandbox
+) -> None:
+    """One order per fault, and one that is paid by card; each fault strikes the first pod that it sees."""
+    top_up(customer, 2 * 1500)
+    by_card = stack.register()
+    card(by_card)
+    orders: dict[str, tuple[Customer, str]] = {}
+    for number, fault in enumerate(PERSISTENT, 1):
+        owner = by_card if fault == "unschedulable" else customer
+        sandbox.cluster(fault, count=1)
+        orders[fault] = (owner, begun(owner))
+        eventually_sync(lambda so_many=number: sandbox.hits() >= so_many, timeout=20, what=f"{fault} strikes")
+    assert held(customer) == 3000
+    for fault, (owner, order_id) in orders.items():
+        found = owner.until(order_id, "failed", "active", timeout=GIVES_UP + 40)
+        assert found["status"] == "failed"
+        instance = owner.get(f"{V1}/instances/{found['instance']['id']}")
+        assert (instance["status"], instance["reason"]) == ("failed", PERSISTENT[fault])
+        assert instance["conditions"][-1]["message"]
+        assert instance["namespace"] not in namespaces(stack)
+        assert invoices(owner, order_id) == []
+        told = timeline(owner, order_id)
+        ended = next(event for event in told if event["kind"] == "subscription.failed")
+        began = next(event for event in told if event["kind"] == "instance.provisioning")
+        assert GIVES_UP - 5 <= (instant(ended["at"]) - instant(began["at"])).total_seconds() <= GIVES_UP + 20
+    assert (spendable(customer), held(customer)) == (3000, 0)
+    (payment,) = every(by_card, f"{V1}/billing/payments")
+    eventually_sync(
+        lambda: by_card.get(f"{V1}/billing/payments/{payment['id']}")["status"] == "cancelled",
+        timeout=20,
+        what="the authorisation is released",
+    )
+    crash = customer.get(f"{V1}/subscriptions/{orders['crash_loop'][1]}")["instance"]["id"]
+    assert "exit code 1" in customer.get(f"{V1}/instances/{crash}")["conditions"][-1]["message"]
+    for owner in (customer, by_card):
+        the_books_agree(owner)
+    # It was nobody's fault: the same order works once the cluster does.
+    sandbox.clear()
+    customer.until(begun(customer), "active")
+
+
+def test_a_lost_node_is_survived(stack: RunningStack, customer: Customer, sandbox: Sandbox) -> None:
+    top_up(customer, 1500)
+    sandbox.cluster("node_lost", count=1, seconds=5)
+    customer.until(begun(customer), "active", timeout=60)
+    the_books_agree(customer)
+
+
+@pytest.mark.scenario("P14", "B48")
+def test_an_order_is_cancelled_while_the_cluster_is_slow(
+    stack: RunningStack, customer: Customer, sandbox: Sandbox
+) -> None:
+    top_up(customer, 1500)
+    sandbox.cluster("slow_ready", seconds=30)
+    order_id = begun(customer)
+    customer.until(order_id, "provisioning")
+    eventually_sync(lambda: sandbox.hits() > 0, timeout=20, what="pods are slow")
+    done(customer.call("POST", f"{ORDERS}/{order_id}/cancel", {"at": "now"}))
+    found = customer.until(order_id, "cancelled", timeout=40)
+    assert (spendable(customer), held(customer)) == (1500, 0)
+    assert invoices(customer, order_id) == []
+    assert "subscription.activated" not in kinds(customer, order_id)
+    instance = customer.get(f"{V1}/instances/{found['instance']['id']}")
+    assert instance["namespace"] not in namespaces(stack)
+    mailed(stack, customer, "ready", 0)
+    the_books_agree(customer)

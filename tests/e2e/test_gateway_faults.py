@@ -1,0 +1,152 @@
+"""A card gateway that stalls, forgets, repeats and reorders: charged once, answered in time, nothing lost."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from datetime import timedelta
+
+import httpx
+import pytest
+
+from tests.e2e.steps import (
+    V1,
+    Sandbox,
+    card,
+    done,
+    every,
+    held,
+    instant,
+    invoices,
+    key,
+    ready,
+    settled,
+    spendable,
+    subscription,
+    the_books_agree,
+)
+from tests.support import invariants
+from tests.support.stack import Customer, Json, RunningStack
+from tests.support.wait import eventually_sync
+
+REQUESTS = ("lost_reply", "stall", "server_error", "reset")
+WEBHOOKS = ("duplicate_webhook", "reorder_webhook", "hold_webhook")
+ANSWERS_WITHIN = 5.0
+# A stall that outlasts what a caller is kept waiting for, not what a test should.
+STALLED = 6
+
+
+def strike(sandbox: Sandbox, fault: str) -> None:
+    if fault in REQUESTS:
+        sandbox.gateway(fault, count=1, **({"seconds": STALLED} if fault == "stall" else {}))
+    else:
+        sandbox.gateway(fault, seconds=4)
+
+
+def taken(stack: RunningStack, amount_minor: int) -> list[Json]:
+    """What the gateway took in exactly this amount: tests use amounts of their own."""
+    return [
+        row
+        for row in stack.charges()
+        if row["amount"] == amount_minor and row["captured"] and row["status"] == "succeeded"
+    ]
+
+
+def in_time(customer: Customer, path: str, body: Json, once: str) -> Json:
+    began = time.monotonic()
+    status, answer = customer.call("POST", path, body, key=once)
+    assert time.monotonic() - began < ANSWERS_WITHIN
+    assert status in (201, 202), answer
+    found: Json = answer["data"]
+    return found
+
+
+@pytest.mark.scenario("B22", "B23")
+@pytest.mark.parametrize("fault", [*REQUESTS, *WEBHOOKS])
+def test_a_top_up_is_charged_and_credited_once(
+    stack: RunningStack, customer: Customer, sandbox: Sandbox, fault: str
+) -> None:
+    amount = 7001 + 13 * (*REQUESTS, *WEBHOOKS).index(fault)
+    before = len(taken(stack, amount))
+    strike(sandbox, fault)
+    body = {"amount_minor": amount, "currency": "USD", "gateway": "stripe", "payment_method": "pm_card_visa"}
+    once = key()
+    made = in_time(customer, f"{V1}/billing/topups", body, once)
+    again = in_time(customer, f"{V1}/billing/topups", body, once)
+    assert again["id"] == made["id"]
+    eventually_sync(lambda: spendable(customer) == amount, timeout=40, what="the top-up can be spent")
+    assert len(taken(stack, amount)) == before + 1
+    sandbox.clear()
+    sandbox.redeliver()
+    assert [row["kind"] for row in every(customer, f"{V1}/billing/transactions")] == ["top_up"]
+    assert spendable(customer) == amount
+    assert customer.get(f"{V1}/billing/payments/{made['id']}")["status"] == "succeeded"
+    the_books_agree(customer)
+
+
+@pytest.mark.scenario("B20", "B23")
+@pytest.mark.parametrize("fault", [*REQUESTS, *WEBHOOKS])
+def test_an_order_by_card_is_charged_once(
+    stack: RunningStack, customer: Customer, sandbox: Sandbox, fault: str
+) -> None:
+    card(customer)
+    before = len(taken(stack, 1500))
+    strike(sandbox, fault)
+    body = {"plan_id": customer.plan("n8n-starter"), "collection": "card"}
+    once = key()
+    made = in_time(customer, f"{V1}/subscriptions", body, once)
+    assert in_time(customer, f"{V1}/subscriptions", body, once)["id"] == made["id"]
+    customer.until(made["id"], "active", timeout=60)
+    settled(customer, made["id"])
+    assert len(taken(stack, 1500)) == before + 1
+    assert (spendable(customer), held(customer)) == (0, 0)
+    assert Counter(row["status"] for row in every(customer, f"{V1}/billing/payments")) == {"succeeded": 1}
+    the_books_agree(customer)
+
+
+@pytest.mark.parametrize("fault", [*REQUESTS, *WEBHOOKS])
+def test_a_renewal_by_card_is_charged_once(
+    stack: RunningStack, customer: Customer, sandbox: Sandbox, fault: str
+) -> None:
+    card(customer)
+    found = ready(customer, collection="card")
+    settled(customer, found["id"])
+    before = len(taken(stack, 1500))
+    strike(sandbox, fault)
+    customer.advance(found["id"], until=(instant(found["current_period"]["end"]) + timedelta(minutes=1)).isoformat())
+
+    def paid() -> bool:
+        return [invoice["status"] for invoice in invoices(customer, found["id"])] == ["paid", "paid"]
+
+    eventually_sync(paid, timeout=60, what="the renewal is paid")
+    assert subscription(customer, found["id"])["status"] == "active"
+    assert len(taken(stack, 1500)) == before + 1
+    the_books_agree(customer)
+
+
+@pytest.mark.scenario("B19", "B21")
+def test_everything_again_changes_nothing(stack: RunningStack, customer: Customer, sandbox: Sandbox) -> None:
+    """After all that happened here: every webhook once more, forwards and backwards."""
+    card(customer)
+    settled(customer, ready(customer, collection="card")["id"])
+    tables = ("payments", "ledger_entries", "ledger_accounts", "invoices", "subscriptions", "refunds")
+
+    def picture() -> list[list[Json]]:
+        return [stack.rows(f"SELECT * FROM {table} ORDER BY 1, 2") for table in tables]
+
+    def quiet() -> bool:
+        return invariants.no_workflow_is_stuck(stack) == []
+
+    eventually_sync(quiet, timeout=30, what="nothing is under way")
+    before = picture()
+    for backwards in (False, True):
+        told = httpx.post(
+            f"{stack.card['urls']['stripe']}/sandbox/redeliver", json={"reverse": backwards}, timeout=120
+        )
+        assert told.status_code == 200, told.text
+        eventually_sync(quiet, timeout=30, what="nothing is under way")
+    assert picture() == before
+    assert done(customer.call("GET", f"{V1}/billing/wallet"))["held"][0]["amount_minor"] == 0
+    invariants.ledger_is_sound(stack)
+    invariants.nobody_is_charged_twice(stack)
+    invariants.one_invoice_per_period_without_gaps(stack)
