@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import asyncio
 
-from prometheus_client import start_http_server
+import structlog
 
-from api.logs import configure
+from worker import logs
 from worker.exit import leave
 from worker.main import run
+from worker.metrics import Metrics
 from worker.settings import WorkerSettings
+
+log = structlog.get_logger(__name__)
 
 
 def main() -> None:
     settings = WorkerSettings()
-    configure(form=settings.log_format)
+    logs.configure(level=settings.log_level, form=settings.log_format)
+    metrics = Metrics()
     if settings.metrics_port:
-        start_http_server(settings.metrics_port, addr=settings.metrics_host)
-    asyncio.run(run(settings))
+        metrics.serve(settings.metrics_host, settings.metrics_port)
+    try:
+        asyncio.run(run(settings, metrics))
+    except Exception:
+        log.exception("worker.failed")
+        leave(1)
     leave(0)
 
 

@@ -4,28 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
+from typing import TypeVar
 
 import structlog
 from temporalio.client import Client
 from temporalio.common import WorkflowIDConflictPolicy
-from temporalio.worker import Worker
+from temporalio.runtime import Runtime
+from temporalio.service import RPCError
+from temporalio.worker import Interceptor, Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 from worker import schedules
+from worker.exit import leave
+from worker.metrics import Metrics, runtime
 from worker.registry import WORKFLOWS, Dependencies, activities, dependencies
 from worker.settings import WorkerSettings
+from worker.sight import Sight
 from workflows import names
 from workflows.client import connect
 from workflows.ports.notifications import Dispatch
 from workflows.rules.notices import CHANNEL_EMAIL
 
+T = TypeVar("T")
+
 log = structlog.get_logger(__name__)
 
-GRACE = timedelta(seconds=6)
-"""How long activities may go on after a stop was asked for; heartbeats are shorter than that is worth waiting."""
+GRACE = timedelta(seconds=4)
+"""How long activities may go on after a stop was asked for. Longer ones are repeated elsewhere; all bear it."""
+
+LAST_CALL_SECONDS = 6.5
+"""After this the process ends whatever still hangs: whoever asked would kill it a moment later."""
 
 LONGEST_PAUSE_SECONDS = 5.0
 
@@ -34,38 +45,48 @@ PURE = ("workflows", "temporalio", "structlog")
 
 
 @asynccontextmanager
-async def running_workers(given: Dependencies, client: Client) -> AsyncIterator[None]:
+async def running_workers(
+    given: Dependencies, client: Client, interceptors: Sequence[Interceptor] = ()
+) -> AsyncIterator[None]:
     """Run the workers of all queues in this process until the block is left."""
     settings = given.settings
-    by_queue = activities(given)
     limits = {
         names.PLATFORM: settings.concurrent_activities,
         names.INFRASTRUCTURE: settings.cluster_activities,
         names.NOTICES: 8,
     }
-    async with AsyncExitStack() as stack:
-        for queue, implemented in by_queue.items():
-            platform = queue == names.PLATFORM
-            await stack.enter_async_context(
-                Worker(
-                    client,
-                    task_queue=queue,
-                    workflows=WORKFLOWS if platform else (),
-                    activities=implemented,
-                    workflow_runner=SandboxedWorkflowRunner(
-                        restrictions=SandboxRestrictions.default.with_passthrough_modules(*PURE)
-                    ),
-                    max_cached_workflows=settings.cached_workflows if platform else 0,
-                    max_concurrent_activities=limits[queue],
-                    graceful_shutdown_timeout=GRACE,
-                )
+    workers = []
+    for queue, implemented in activities(given).items():
+        platform = queue == names.PLATFORM
+        workers.append(
+            Worker(
+                client,
+                task_queue=queue,
+                workflows=WORKFLOWS if platform else (),
+                activities=implemented,
+                interceptors=interceptors,
+                workflow_runner=SandboxedWorkflowRunner(
+                    restrictions=SandboxRestrictions.default.with_passthrough_modules(*PURE)
+                ),
+                max_cached_workflows=settings.cached_workflows if platform else 0,
+                max_concurrent_activities=limits[queue],
+                graceful_shutdown_timeout=GRACE,
+                # Otherwise the SDK reads and hashes every module that is loaded.
+                build_id=settings.build,
             )
-        await _dispatch(client)
-        yield
+        )
+    async with AsyncExitStack() as stack:
+        for worker in workers:
+            await stack.enter_async_context(worker)
+        try:
+            yield
+        finally:
+            # All at once: one after the other each would take its whole grace.
+            await asyncio.gather(*(worker.shutdown() for worker in workers))
 
 
-async def _dispatch(client: Client) -> None:
-    """See to it that the one dispatcher of each channel runs; it outlives every worker."""
+async def announce(client: Client) -> None:
+    """See to it that the one dispatcher of each channel and the schedules are there; they outlive every worker."""
     await client.start_workflow(
         names.NOTIFICATION_DISPATCH,
         Dispatch(channel=CHANNEL_EMAIL),
@@ -73,41 +94,55 @@ async def _dispatch(client: Client) -> None:
         task_queue=names.PLATFORM,
         id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
     )
+    await schedules.ensure(client)
 
 
-async def connected(settings: WorkerSettings, stop: asyncio.Event) -> Client | None:
-    """Return a client once the server answers; None when a stop was asked for before."""
+async def insist(what: str, attempt: Callable[[], Awaitable[T]]) -> T:
+    """Try until the server answers."""
     pause = 0.1
-    while not stop.is_set():
+    while True:
         try:
-            return await connect(settings.temporal())
-        except RuntimeError as error:
-            log.warning("temporal.away", error=str(error).partition("\n")[0], retry_seconds=pause)
-        await _first(stop, pause)
+            return await attempt()
+        except (RuntimeError, RPCError) as error:
+            log.warning("temporal.away", during=what, error=type(error).__name__, retry_seconds=pause)
+        await asyncio.sleep(pause)
         pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
-    return None
 
 
-async def run(settings: WorkerSettings) -> None:
-    """Work until SIGTERM or SIGINT."""
+async def work(given: Dependencies, metrics: Metrics, sdk: Runtime) -> None:
+    """Connect, then work until cancelled."""
+    client = await insist("connect", lambda: connect(given.settings.temporal(), runtime=sdk))
+    async with running_workers(given, client, [Sight(metrics)]):
+        await insist("announce", lambda: announce(client))
+        log.info("worker.ready", queues=[names.PLATFORM, names.INFRASTRUCTURE, names.NOTICES])
+        await asyncio.Event().wait()
+
+
+async def run(settings: WorkerSettings, metrics: Metrics) -> None:
+    """Work until SIGTERM or SIGINT. Raises what ended the work before."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
+    sdk = runtime(metrics if settings.metrics_port else None)
     async with dependencies(settings) as given:
-        client = await connected(settings, stop)
-        if client is None:
-            return
-        async with running_workers(given, client):
-            await schedules.ensure(client)
-            log.info("worker.ready", queues=[names.PLATFORM, names.INFRASTRUCTURE, names.NOTICES])
-            await stop.wait()
+        tasks = [asyncio.create_task(work(given, metrics, sdk)), asyncio.create_task(metrics.watch(given.sessions))]
+        stopped = asyncio.create_task(stop.wait())
+        await asyncio.wait([*tasks, stopped], return_when=asyncio.FIRST_COMPLETED)
+        if stop.is_set():
             log.info("worker.stopping")
+            loop.call_later(LAST_CALL_SECONDS, _hang_up)
+        for task in (stopped, *tasks):
+            task.cancel()
+        await asyncio.wait(tasks)
+        for task in tasks:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                raise error
+        if not stop.is_set():
+            raise RuntimeError("the work ended by itself")
+    log.info("worker.stopped")
 
 
-async def _first(event: asyncio.Event, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        return
+def _hang_up() -> None:
+    log.warning("worker.cut_off", after_seconds=LAST_CALL_SECONDS)
+    leave(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -65,8 +66,7 @@ class Dependencies:
     settings: WorkerSettings
     sessions: Sessions
     gateways: Mapping[str, Gateway]
-    cluster: KubernetesGateway
-    templates: ServiceTemplates
+    cluster: ClusterActivities
     smtp: Smtp
     sealer: Sealer | None
 
@@ -80,21 +80,29 @@ async def dependencies(settings: WorkerSettings) -> AsyncIterator[Dependencies]:
         base_url=settings.stripe_url,
         return_url=f"{settings.public_url}/billing/return",
     )
-    cluster = KubernetesGateway.from_kubeconfig(settings.kubeconfig, threads=settings.cluster_activities)
+    gateway = KubernetesGateway.from_kubeconfig(settings.kubeconfig, threads=settings.cluster_activities)
     keys = settings.temporal().encryption_keys
     sealer = Sealer(keys) if keys else None
+    sessions = session_factory(engine, sealer=sealer)
+    cluster = ClusterActivities(
+        gateway,
+        ServiceTemplates(settings.template_directory / "services"),
+        sessions,
+        patience=timedelta(seconds=settings.provisioning_patience_seconds),
+    )
     try:
         yield Dependencies(
             settings=settings,
-            sessions=session_factory(engine, sealer=sealer),
+            sessions=sessions,
             gateways={stripe.name: stripe},
             cluster=cluster,
-            templates=ServiceTemplates(settings.template_directory / "services"),
             smtp=Smtp(SmtpSettings(host=settings.smtp_host, port=settings.smtp_port)),
             sealer=sealer,
         )
     finally:
-        cluster.close()
+        # Joins the threads of its watches.
+        await asyncio.to_thread(cluster.close)
+        gateway.close()
         await stripe.close()
         await engine.dispose()
 
@@ -111,7 +119,6 @@ def activities(given: Dependencies) -> dict[str, Sequence[Activity]]:
         sender=settings.mail_from,
         sealer=given.sealer,
     )
-    patience = timedelta(seconds=settings.provisioning_patience_seconds)
     return {
         names.PLATFORM: [
             *bound(SubscriptionActivities(sessions, settings.base_domain)),
@@ -122,7 +129,7 @@ def activities(given: Dependencies) -> dict[str, Sequence[Activity]]:
             *bound(InstanceActivities(sessions)),
             *bound(ReconciliationActivities(sessions)),
         ],
-        names.INFRASTRUCTURE: bound(ClusterActivities(given.cluster, given.templates, sessions, patience=patience)),
+        names.INFRASTRUCTURE: bound(given.cluster),
         names.NOTICES: [*bound(documents), *bound(notifications)],
     }
 

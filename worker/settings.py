@@ -33,6 +33,8 @@ class WorkerSettings(BaseSettings):
     metrics_port: int = 0
     metrics_host: str = "127.0.0.1"
     log_format: str = "json"
+    log_level: str = "INFO"
+    build: str = "0.1.0"
     provisioning_patience_seconds: float = Field(default=600, gt=0)
     template_directory: Path = Path(__file__).resolve().parents[1] / "templates"
     cached_workflows: int = 6_000
