@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Self
 
 from pydantic import Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
-from api.settings import FromFiles
+from api.settings import FromEnvironment
 from workflows.settings import TemporalSettings, parse_encryption_keys
 
 
-class WorkerSettings(BaseSettings):
+class WorkerSettings(FromEnvironment):
     model_config = SettingsConfigDict(env_prefix="BERTH_", extra="ignore")
 
     environment: str = "production"
@@ -40,17 +40,6 @@ class WorkerSettings(BaseSettings):
     cached_workflows: int = 6_000
     concurrent_activities: int = 60
     cluster_activities: int = 24
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings, FromFiles(settings_cls)
 
     @model_validator(mode="after")
     def _sandbox_gives_up_sooner(self) -> Self:
