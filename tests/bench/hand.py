@@ -30,6 +30,7 @@ from temporalio.worker import (
 )
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
+from activities.adapters.kubernetes.gateway import KubernetesGateway
 from activities.templates import ServiceTemplates
 from tests.bench import bare
 from tests.support.api import ENCRYPTION_KEY
@@ -136,7 +137,8 @@ async def run(hand: Hand) -> None:
         counting = _Counting(counter, hand.counted)
         queues: dict[str, Sequence[Callable[..., Any]]]
         if hand.bare:
-            own = bare.BareActivities(given.cluster, ServiceTemplates(settings.template_directory / "services"))
+            gateway = KubernetesGateway.from_kubeconfig(settings.kubeconfig, threads=settings.cluster_activities)
+            own = bare.BareActivities(gateway, ServiceTemplates(settings.template_directory / "services"))
             queues = {bare.QUEUE: registry.bound(own), bare.CLUSTER_QUEUE: registry.bound(own)}
             workflows: Sequence[type] = bare.WORKFLOWS
         else:

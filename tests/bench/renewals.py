@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -33,7 +34,7 @@ Start = Callable[[str, datetime], Awaitable[str]]
 
 
 class TooSlow(RuntimeError):
-    """The machine did not start a group in time; a renewal would have been due before it was there."""
+    """No group was started before it fell due."""
 
 
 async def measure(ground: Ground, groups: Sequence[int]) -> list[Figure]:
@@ -41,22 +42,25 @@ async def measure(ground: Ground, groups: Sequence[int]) -> list[Figure]:
     rates: dict[bool, list[tuple[int, float]]] = {False: [], True: []}
     memory: dict[bool, list[tuple[int, float]]] = {False: [], True: []}
     counted = {False: "billing.renew", True: "bare.done"}
-    pace = 40.0
     async with ground.hand(bare=False, counted=counted[False], cluster=False) as ours:
         async with ground.hand(bare=True, counted=counted[True], cluster=False) as others:
-            await _warm(ground, ours, others)
+            pace = await _warm(ground, ours, others)
             for number, size in enumerate(groups):
                 for is_bare, hand in ((False, ours), (True, others)):
                     before, _ = hand.counter.read()
                     due, pace = await _group(ground, f"r{number}", size, pace, is_bare=is_bare)
                     memory[is_bare].append((sum(groups[: number + 1]), hand.mebibytes()))
-                    late = datetime.now(UTC) - due
-                    if late > timedelta():
-                        raise TooSlow(f"starting {size} took {late.total_seconds():.0f} s longer than was allowed for")
-                    await asyncio.sleep(-late.total_seconds())
+                    late = (datetime.now(UTC) - due).total_seconds()
+                    if late > 0:
+                        sys.stderr.write(f"renewals: {size} took {late:.0f} s longer to start than was allowed for\n")
+                    await asyncio.sleep(max(-late, 0))
                     began = time.monotonic()
                     last = await hand.counts(before + size, timeout=120 + size / 5)
-                    rates[is_bare].append((size, last - began))
+                    # Those that were late were renewed while others were started, and say nothing.
+                    if late <= 0:
+                        rates[is_bare].append((size, last - began))
+    if not all(rates.values()):
+        raise TooSlow("the machine never started a group in time: nothing was measured")
     figures = [
         Figure(
             name=f"renewals per second, {max(groups)} due at once",
@@ -85,11 +89,15 @@ async def measure(ground: Ground, groups: Sequence[int]) -> list[Figure]:
     return figures
 
 
-async def _warm(ground: Ground, ours: Running, others: Running) -> None:
-    """A first few on each side: imports, connections and plans are made."""
-    for is_bare, hand in ((False, ours), (True, others)):
-        await _group(ground, "warm", 10, 2.0, is_bare=is_bare)
-        await hand.counts(11, timeout=120)
+async def _warm(ground: Ground, ours: Running, others: Running) -> float:
+    """A first few on each side: imports, connections and plans are made. Return how many start per second then."""
+    pace = 1.0
+    for name, size in (("warm", 10), ("pace", 50)):
+        for is_bare, hand in ((True, others), (False, ours)):
+            before, _ = hand.counter.read()
+            _, pace = await _group(ground, name, size, pace, is_bare=is_bare)
+            await hand.counts(before + size, timeout=180)
+    return pace
 
 
 async def _group(ground: Ground, name: str, size: int, pace: float, *, is_bare: bool) -> tuple[datetime, float]:
