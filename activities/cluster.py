@@ -81,7 +81,7 @@ class ClusterActivities(Cluster):
 
     @activity.defn(name="cluster.apply")
     async def apply(self, command: InstanceRef) -> Applied:
-        async with _working():
+        async with _working(patience=self._patience):
             while True:
                 spec = await self._provisioning(command.instance_id)
                 if spec is None:
@@ -249,9 +249,20 @@ def _spec(found: Instance) -> InstanceSpec:
     )
 
 
+def _tried_for() -> timedelta:
+    """How long after the first attempt the present one began."""
+    info = activity.info()
+    return info.current_attempt_scheduled_time - info.scheduled_time
+
+
 @asynccontextmanager
-async def _working(heartbeat: Callable[[], None] = activity.heartbeat) -> AsyncIterator[None]:
-    """Heartbeat from a side task, so that cancellation arrives, and turn refusals into what workflows understand."""
+async def _working(
+    heartbeat: Callable[[], None] = activity.heartbeat, *, patience: timedelta | None = None
+) -> AsyncIterator[None]:
+    """Heartbeat from a side task, so that cancellation arrives, and turn refusals into what workflows understand.
+
+    Once attempts have gone on for ``patience``, the next failure is the last.
+    """
 
     async def beat() -> None:
         while True:
@@ -263,8 +274,9 @@ async def _working(heartbeat: Callable[[], None] = activity.heartbeat) -> AsyncI
         yield
     except ClusterError as error:
         delay = None if error.retry_after is None else timedelta(seconds=error.retry_after)
+        given_up = patience is not None and _tried_for() >= patience
         raise ApplicationError(
-            error.message, type=error.trouble, non_retryable=error.permanent, next_retry_delay=delay
+            error.message, type=error.trouble, non_retryable=error.permanent or given_up, next_retry_delay=delay
         ) from error
     except RuleBroken as broken:
         raise refused(broken) from broken

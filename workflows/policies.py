@@ -50,6 +50,14 @@ CLUSTER = Policy(
 )
 """Applying or deleting objects. Bounded: an order gives up and undoes rather than waiting for ever."""
 
+CLUSTER_APPLY = Policy(
+    start_to_close_timeout=timedelta(minutes=2),
+    schedule_to_close_timeout=timedelta(minutes=40),
+    heartbeat_timeout=timedelta(seconds=15),
+    retry_policy=RetryPolicy(initial_interval=timedelta(milliseconds=500), maximum_interval=timedelta(seconds=10)),
+)
+"""Making an order's objects. The activity gives up by itself once its patience with the cluster is over."""
+
 CLUSTER_WAIT = Policy(
     start_to_close_timeout=timedelta(minutes=40),
     heartbeat_timeout=timedelta(seconds=15),

@@ -55,7 +55,10 @@ class Provisioning:
     async def _provision(self) -> None:
         instance_id = self._order.instance_id
         applied = await workflow.execute_activity_method(
-            Cluster.apply, InstanceRef(instance_id=instance_id), task_queue=names.INFRASTRUCTURE, **policies.CLUSTER
+            Cluster.apply,
+            InstanceRef(instance_id=instance_id),
+            task_queue=names.INFRASTRUCTURE,
+            **policies.CLUSTER_APPLY,
         )
         if applied.settled:
             return
