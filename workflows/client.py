@@ -64,8 +64,8 @@ T = TypeVar("T")
 ANSWER_WITHIN = timedelta(seconds=3)
 """How long an order waits for its outcome before the caller is told that it is on its way."""
 
-DONE_WITHIN = timedelta(seconds=6)
-"""How long a short process (a card is saved, a refund is sent) is waited for."""
+DONE_WITHIN = timedelta(seconds=4)
+"""How long a short process (a card is saved, a refund is sent) is waited for: whatever is away, callers hear in 5 s."""
 
 
 class Unavailable(Exception):

@@ -62,7 +62,8 @@ async def top_up(body: TopUpIn, once: OnlyOnce, units: UnitsOfWork, orders: Orde
             redirect = accepted.outcome.redirect_url
             shown = shown.model_copy(update={"status": status, "redirect_url": redirect or shown.redirect_url})
         known = accepted.outcome is not None or row is not None
-        return answer(shown, status=201 if known else 202, message="Topped up." if known else "It is on its way.")
+        message = "Topped up." if status is PaymentStatus.SUCCEEDED else "It is on its way."
+        return answer(shown, status=201 if known else 202, message=message)
 
     return await once(work)
 
