@@ -72,6 +72,8 @@ class BillingSteps:
             }
         record = await self.enter(session, journal, record, State.ACTIVE, "the invoice was paid", **columns)
         tell_paid(journal, invoice.id, invoice.total)
+        # A first invoice that a card pays after readiness renews nothing: "service ready" has told of it.
+        first = before is State.ACTIVE and not draft and invoice.period_start == record.anchor
         kind = _NEWS.get(before, "renewed")
         context = books.mail_context(
             record,
@@ -80,8 +82,9 @@ class BillingSteps:
             period_start=invoice.period_start,
             period_end=invoice.period_end,
         )
-        journal.tell(f"subscription.{kind}", _SENTENCES[kind], ref=invoice.id, fact=f"{kind}/{invoice.id}")
-        journal.notify(f"subscription_{kind}", context, fact=f"{kind}/{invoice.id}")
+        if not first:
+            journal.tell(f"subscription.{kind}", _SENTENCES[kind], ref=invoice.id, fact=f"{kind}/{invoice.id}")
+            journal.notify(f"subscription_{kind}", context, fact=f"{kind}/{invoice.id}")
         number = await invoices.draw_number(session, journal.at) if draft else None
         await invoices.mark_paid(session, invoice.id, journal.at, number)
         await journal.write(session)
