@@ -220,6 +220,10 @@ class Sandbox:
         found = httpx.get(self._at("cluster", "/sandbox/faults"), timeout=20).json()
         return sum(fault["hits"] for fault in found.get("faults", found))
 
+    def until_struck(self, times: int) -> None:
+        """Wait until the cluster's faults have struck so often."""
+        eventually_sync(lambda: self.hits() >= times, timeout=20, what=f"{times} faults strike")
+
     def redeliver(self) -> None:
         """Every webhook so far again."""
         httpx.post(self._at("stripe", "/sandbox/redeliver"), timeout=120).raise_for_status()

@@ -1,4 +1,4 @@
-"""A cluster that refuses, throttles, loses nodes or never gets ready: the order waits while it may pass, then ends clean."""
+"""A cluster that refuses, throttles, loses nodes or never gets ready: an order waits while it may pass, or ends clean."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_what_stays_wrong_ends_the_order_and_releases_everything(
         owner = by_card if fault == "unschedulable" else customer
         sandbox.cluster(fault, count=1)
         orders[fault] = (owner, begun(owner))
-        eventually_sync(lambda so_many=number: sandbox.hits() >= so_many, timeout=20, what=f"{fault} strikes")
+        sandbox.until_struck(number)
     assert held(customer) == 3000
     for fault, (owner, order_id) in orders.items():
         found = owner.until(order_id, "failed", "active", timeout=GIVES_UP + 40)
@@ -111,7 +111,7 @@ def test_an_order_is_cancelled_while_the_cluster_is_slow(
     sandbox.cluster("slow_ready", seconds=30)
     order_id = begun(customer)
     customer.until(order_id, "provisioning")
-    eventually_sync(lambda: sandbox.hits() > 0, timeout=20, what="pods are slow")
+    sandbox.until_struck(1)
     done(customer.call("POST", f"{ORDERS}/{order_id}/cancel", {"at": "now"}))
     found = customer.until(order_id, "cancelled", timeout=40)
     assert (spendable(customer), held(customer)) == (1500, 0)

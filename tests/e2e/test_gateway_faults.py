@@ -140,9 +140,7 @@ def test_everything_again_changes_nothing(stack: RunningStack, customer: Custome
     eventually_sync(quiet, timeout=30, what="nothing is under way")
     before = picture()
     for backwards in (False, True):
-        told = httpx.post(
-            f"{stack.card['urls']['stripe']}/sandbox/redeliver", json={"reverse": backwards}, timeout=120
-        )
+        told = httpx.post(f"{stack.card['urls']['stripe']}/sandbox/redeliver", json={"reverse": backwards}, timeout=120)
         assert told.status_code == 200, told.text
         eventually_sync(quiet, timeout=30, what="nothing is under way")
     assert picture() == before
