@@ -42,7 +42,7 @@ demo: env ## tell the whole story against the running stack
 	@exec $(PYTHON) -m deploy.local.demo
 
 test: env-dev ## every test (TESTS=tests/rules for a part)
-	@exec $(PYTHON) -m pytest -n $(WORKERS) --dist worksteal -m "not bench" --cov --cov-report=term:skip-covered $(TESTS)
+	@exec $(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup -m "not bench" --cov --cov-report=term:skip-covered $(TESTS)
 
 check: env-dev ## the static gates
 	@exec $(PYTHON) -m tests.checks

@@ -13,12 +13,15 @@ from tests.e2e.steps import Sandbox
 from tests.support.stack import Customer, RunningStack, running_stack
 
 HERE = Path(__file__).parent
+JOURNEYS = {"test_account", "test_money", "test_orders", "test_life"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(HERE):
-            item.add_marker(pytest.mark.xdist_group("one-machine stack"))
+            # Two stacks on two workers: what customers walk, and what is done to them.
+            journey = item.path.stem in JOURNEYS
+            item.add_marker(pytest.mark.xdist_group("journeys" if journey else "adversities"))
             item.add_marker(pytest.mark.stack)
 
 

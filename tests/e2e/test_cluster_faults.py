@@ -1,4 +1,4 @@
-"""A cluster that refuses, throttles, loses nodes or never gets ready: an order waits while it may pass, or ends clean."""
+"""A cluster that refuses, throttles, loses nodes or gets nothing ready: orders wait while it may pass, or end clean."""
 
 from __future__ import annotations
 
