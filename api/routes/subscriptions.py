@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path
 from jsonschema import Draft202012Validator
+from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.responses import Response
 
 from api.deps import Orders, SignedIn, Units, UnitsOfWork, Verified, Work
@@ -53,12 +54,14 @@ ORDER_ROUTE = "POST /api/v1/subscriptions"
 async def order(body: OrderIn, once: OnlyOnce, caller: Verified, units: UnitsOfWork, orders: Orders) -> Response:
     """Order a plan. 201 with the subscription; 202 where it is on its way but was not opened within three seconds."""
 
-    async def work() -> Json:
-        async with units.begin() as session:
-            plan = await catalogue.plan(session, body.plan_id)
-            if plan is None or not plan.service.published:
-                raise not_found("plan")
-            _check_parameters(plan.service.parameters_schema, body.parameters)
+    async def orderable(session: AsyncSession) -> Plan:
+        plan = await catalogue.plan(session, body.plan_id)
+        if plan is None or not plan.service.published:
+            raise not_found("plan")
+        _check_parameters(plan.service.parameters_schema, body.parameters)
+        return plan
+
+    async def work(plan: Plan) -> Json:
         command = _subscribe(once, caller, plan, body)
         accepted = await orders.subscribe(command)
         row = await _read(units, command.subscription_id, caller)
@@ -68,7 +71,7 @@ async def order(body: OrderIn, once: OnlyOnce, caller: Verified, units: UnitsOfW
             )
         return answer(subscription_out(row), status=201, message="Ordered.")
 
-    return await once(work)
+    return await once.after(orderable, work)
 
 
 @router.get("", response_model=Page[SubscriptionOut])
