@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import random
 import uuid
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import httpx
@@ -34,6 +34,14 @@ class Run:
     customer: Customer
     accepted: dict[str, str] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
+
+    def await_orders(self, number: int, buying: list[Future[None]]) -> None:
+        """Wait until so many orders are through, or nobody buys any more."""
+        eventually_sync(
+            lambda: len(self.accepted) >= number or any(half.done() for half in buying),
+            timeout=PATIENCE_SECONDS * 2,
+            what=f"{number} orders are through",
+        )
 
     def insist(self, path: str, body: dict[str, object], key: str) -> dict[str, object]:
         """Ask again under the same key, as a client does, until the answer is yes."""
@@ -103,7 +111,9 @@ def test_kills_in_a_busy_run_lose_and_double_nothing() -> None:
         halves = [range(0, ORDERS, 2), range(1, ORDERS, 2)]
         with ThreadPoolExecutor(len(halves)) as buyers:
             bought = [buyers.submit(_buy, run, plan, numbers) for numbers in halves]
-            for _ in range(KILLS):
+            for done in range(KILLS):
+                # Spread over the whole run: the next one comes when as many orders are through.
+                run.await_orders(done * ORDERS // KILLS, bought)
                 _kill_one(stack, chance)
             for half in bought:
                 half.result(timeout=PATIENCE_SECONDS * ORDERS)
