@@ -10,7 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 KEEP = timedelta(hours=24)
-HOLD = timedelta(seconds=30)
+HOLD = timedelta(seconds=12)
 """After which a claim whose request never came back is given to the next one."""
 
 
