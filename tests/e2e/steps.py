@@ -217,8 +217,13 @@ class Sandbox:
 
     def hits(self) -> int:
         """How often the cluster's faults struck."""
-        found = httpx.get(self._at("cluster", "/sandbox/faults"), timeout=20).json()
-        return sum(fault["hits"] for fault in found.get("faults", found))
+        found = httpx.get(self._at("cluster", "/sandbox/faults"), timeout=20).json()["faults"]
+        return sum(fault["hits"] for fault in found)
+
+    def passing(self) -> list[Json]:
+        """The cluster's faults that end by themselves."""
+        found = httpx.get(self._at("cluster", "/sandbox/faults"), timeout=20).json()["faults"]
+        return [fault for fault in found if "seconds_left" in fault]
 
     def until_struck(self, times: int) -> None:
         """Wait until the cluster's faults have struck so often."""

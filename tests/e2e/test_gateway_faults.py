@@ -104,7 +104,7 @@ def test_a_top_up_an_order_and_a_renewal_are_charged_once(
     the_books_agree(customer)
 
 
-@pytest.mark.scenario("B19", "B21")
+@pytest.mark.scenario("B19")
 def test_everything_again_changes_nothing(stack: RunningStack, customer: Customer, sandbox: Sandbox) -> None:
     """After all that happened here: every webhook once more, forwards and backwards."""
     card(customer)

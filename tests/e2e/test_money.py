@@ -71,7 +71,6 @@ def test_what_cannot_be_charged_is_refused(customer: Customer, changed: dict[str
 
 
 @pytest.mark.parametrize(("currency", "code", "price"), [("EUR", "n8n-starter", 1400), ("IDR", "n8n-pro", 67_500_000)])
-@pytest.mark.scenario("B38")
 def test_accounts_in_other_currencies(stack: RunningStack, currency: str, code: str, price: int) -> None:
     customer = stack.register(currency=currency, timezone="Asia/Jakarta" if currency == "IDR" else "Europe/Paris")
     made = top_up(customer, price, currency)

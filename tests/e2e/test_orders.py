@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
 import pytest
 
 from tests.e2e.steps import (
@@ -228,3 +231,41 @@ def test_a_coupon_reduces_as_many_periods_as_it_says(customer: Customer, adminis
     body = {"plan_id": customer.plan("n8n-starter"), "coupon": code}
     refused(customer.call("POST", ORDERS, body, key=key()), 422, "COUPON_INVALID")
     the_books_agree(customer)
+
+
+@pytest.mark.scenario("B29")
+def test_a_crowd_of_orders_spends_what_is_there_and_no_more(stack: RunningStack, customer: Customer) -> None:
+    top_up(customer, 2 * 1500 + 700)
+    body = {"plan_id": customer.plan("n8n-starter"), "collection": "wallet"}
+
+    def ask(number: int) -> int:
+        headers = {"Authorization": f"Bearer {customer.token}", "Idempotency-Key": f"crowd-{number}"}
+        return httpx.post(f"{stack.api}{ORDERS}", json=body, headers=headers, timeout=30).status_code
+
+    with ThreadPoolExecutor(8) as crowd:
+        answers = list(crowd.map(ask, range(8)))
+    # Who was told "on its way" may still be refused.
+    assert set(answers) <= {201, 202, 402}, answers
+    eventually_sync(
+        lambda: [row["status"] for row in every(customer, ORDERS)] == ["active"] * 2, timeout=60, what="two are active"
+    )
+    assert (spendable(customer), held(customer)) == (700, 0)
+    the_books_agree(customer)
+
+
+@pytest.mark.scenario("P1")
+def test_one_key_sent_by_many_at_once_is_one_order(stack: RunningStack, customer: Customer) -> None:
+    top_up(customer, 6 * 1500)
+    body = {"plan_id": customer.plan("n8n-starter")}
+    headers = {"Authorization": f"Bearer {customer.token}", "Idempotency-Key": key()}
+
+    def ask(_: int) -> httpx.Response:
+        return httpx.post(f"{stack.api}{ORDERS}", json=body, headers=headers, timeout=30)
+
+    with ThreadPoolExecutor(6) as crowd:
+        answers = list(crowd.map(ask, range(6)))
+    assert {answer.status_code for answer in answers} <= {201, 202, 409}
+    assert len({answer.json()["data"]["id"] for answer in answers if answer.status_code < 300}) == 1
+    (made,) = every(customer, ORDERS)
+    customer.until(made["id"], "active")
+    assert spendable(customer) == 5 * 1500
