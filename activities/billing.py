@@ -110,7 +110,6 @@ class BillingActivities(CollectionActivities, PlanChangeActivities, Billing):
         held = await books.capture_hold(session, record)
         paid = min(books.held_amount(held, record.currency), new.total)
         due, nothing = new.total - paid, zero(record.currency)
-        await coupons.redeem(session, record)
         record = await self.enter(
             session,
             journal,
@@ -120,7 +119,7 @@ class BillingActivities(CollectionActivities, PlanChangeActivities, Billing):
             anchor=period.start,
             current_period_start=period.start,
             current_period_end=period.end,
-            **coupons.used_once_more(record),
+            **await coupons.use(session, record),
         )
         what = steps.what(record)
         if due:
@@ -167,7 +166,7 @@ class BillingActivities(CollectionActivities, PlanChangeActivities, Billing):
             **columns,
             "current_period_start": command.period_start,
             "current_period_end": command.period_end,
-            **coupons.used_once_more(record),
+            **await coupons.use(session, record),
         }
         if command.restart or record.anchor is None or record.interval != command.terms.interval:
             columns["anchor"] = command.period_start

@@ -68,7 +68,7 @@ class BillingSteps:
                 "anchor": invoice.period_start,
                 "current_period_start": invoice.period_start,
                 "current_period_end": invoice.period_end,
-                **coupons.used_once_more(record),
+                **await coupons.use(session, record),
             }
         record = await self.enter(session, journal, record, State.ACTIVE, "the invoice was paid", **columns)
         tell_paid(journal, invoice.id, invoice.total)

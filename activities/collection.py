@@ -86,10 +86,11 @@ class CollectionActivities(BillingSteps):
         async with self._sessions.begin() as session:
             record = await books.require(session, command.subscription_id)
             invoice = await invoices.find(session, command.invoice_id)
-            if invoice is None or invoice.status not in (InvoiceStatus.DRAFT, InvoiceStatus.OPEN):
-                return steps.unpaid_bill(record)
             journal = books.journal_of(record, command.now, "platform")
             await books.release_hold(session, journal, record)
+            if invoice is None or invoice.status not in (InvoiceStatus.DRAFT, InvoiceStatus.OPEN):
+                await journal.write(session)
+                return steps.unpaid_bill(record)
             reason = command.decline_code or "declined"
             message = f"A card did not pay {steps.plain(invoice.total)}: {reason}."
             fact = f"payment.failed/{command.payment_id}"
@@ -160,6 +161,12 @@ def keep_in_wallet(journal: Journal, received: Money, payment_id: str) -> None:
     journal.post(posting, key=applied_key(payment_id), description="Kept in the wallet", ref=payment_id)
     message = f"A card paid {steps.plain(received)}; it is kept in the wallet."
     journal.tell("payment.succeeded", message, ref=payment_id, fact=f"payment.succeeded/{payment_id}")
+
+
+async def posted_amount(session: AsyncSession, key: str, currency: str) -> Money:
+    """Return what a transaction brought the customer; nothing when there is none."""
+    statement = text("SELECT effect_minor FROM ledger_transactions WHERE idempotency_key = :key")
+    return Money(amount_minor=(await session.scalar(statement, {"key": key})) or 0, currency=currency)
 
 
 async def _posted(session: AsyncSession, key: str) -> bool:

@@ -1,4 +1,4 @@
-"""A coupon's way: reserved with the order, used with the first invoice, released when the order ends before it."""
+"""A coupon's way: reserved with the order, used by invoices, released when the subscription ends before the first."""
 
 from __future__ import annotations
 
@@ -63,19 +63,17 @@ async def release(session: AsyncSession, subscription_id: str) -> None:
     )
 
 
-async def redeem(session: AsyncSession, record: Record) -> None:
-    """The first invoice is written: a reserved redemption is used."""
-    if record.discount is not None:
-        await session.execute(
-            text("UPDATE coupon_redemptions SET status = 'used' WHERE subscription_id = :id AND status = 'reserved'"),
-            {"id": record.id},
-        )
+async def use(session: AsyncSession, record: Record) -> dict[str, Any]:
+    """An invoice of a period is written with the subscription's coupon: return the columns that say so.
 
-
-def used_once_more(record: Record) -> dict[str, Any]:
-    """Return the columns that say that one more period has used the coupon."""
+    A coupon that has no period left changes nothing any more.
+    """
     discount = record.discount
-    if discount is None:
+    if discount is None or discount.periods_left == 0:
         return {}
+    await session.execute(
+        text("UPDATE coupon_redemptions SET status = 'used' WHERE subscription_id = :id AND status = 'reserved'"),
+        {"id": record.id},
+    )
     left = discount.periods_left
-    return {"coupon_used": True, "coupon_periods_left": None if left is None else max(left - 1, 0)}
+    return {"coupon_used": True, "coupon_periods_left": None if left is None else left - 1}

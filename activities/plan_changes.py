@@ -10,13 +10,14 @@ from temporalio import activity
 
 from activities import billing_steps as steps
 from activities import bookkeeping as books
+from activities import coupons
 from activities.billing_steps import BillingSteps
 from activities.bookkeeping import NewInvoice
-from activities.collection import applied, applied_key, keep_in_wallet, received_by
+from activities.collection import applied, applied_key, keep_in_wallet, posted_amount, received_by
 from activities.terms import terms_of
 from db.models.billing import Subscription
 from db.queries import catalogue, invoices, records
-from db.queries.journal import Journal
+from db.queries.journal import Journal, told
 from db.queries.plan_changes import quote_change
 from db.queries.records import PlanRecord, Record
 from workflows.ports.billing import Bill, Changed, ChangeOutcome, ChangePlan, CompleteChange, RevertChange
@@ -41,9 +42,9 @@ class PlanChangeActivities(BillingSteps):
             if plan is None:
                 raise refuse(Refusal.PLAN_UNAVAILABLE, "This plan is not offered.")
             terms = terms_of(plan, record.timezone)
-            before = await invoices.find_order(session, command.order_id)
+            before = await self._changed_before(session, record, terms, command)
             if before is not None:
-                return await self._changed_before(session, record, terms, before)
+                return before
             priced = await self._price(session, command)
             journal = books.journal_of(record, command.now, command.actor)
             if priced.mode is Mode.PERIOD_END:
@@ -57,11 +58,12 @@ class PlanChangeActivities(BillingSteps):
             )
             new = self._change_invoice(record, plan, priced, command)
             if new is None:
-                await self._apply(session, journal, record, plan, priced.period if priced.restarts else None)
+                period = priced.period if priced.restarts else None
+                await self._apply(session, journal, record, terms, plan.name, command.order_id, period)
                 self._give_credit(journal, record, priced.credit, command.order_id)
                 await journal.write(session)
                 return changed
-            return await self._charge_change(session, journal, record, plan, priced, new, changed)
+            return await self._charge_change(session, journal, record, plan.name, priced, new, changed)
 
     @activity.defn(name="billing.complete_change")
     async def complete_change(self, command: CompleteChange) -> Bill:
@@ -76,19 +78,17 @@ class PlanChangeActivities(BillingSteps):
                 await books.release_hold(session, journal, record)
                 keep_in_wallet(journal, received, command.payment_id)
                 await journal.write(session)
-                return steps.unpaid_bill(record)
+                return books.bill_of(record, invoice)
+            # The plan may have left the catalogue, or have got another price, while the card was asked.
             plan = await records.load_plan(session, command.terms.plan_id, record.currency, command.now)
-            if plan is None:
-                raise refuse(Refusal.PLAN_UNAVAILABLE, "The plan is no longer offered.")
+            name = plan.name if plan is not None else command.terms.plan_code
             held = await books.capture_hold(session, record)
             nothing = zero(record.currency)
             amount = received + books.held_amount(held, record.currency)
             posting = ledger.charge(promotional=nothing, wallet=nothing, held=amount, tax=invoice.tax)
-            journal.post(
-                posting, key=applied_key(command.payment_id), description=f"Change to {plan.name}", ref=invoice.id
-            )
+            journal.post(posting, key=applied_key(command.payment_id), description=f"Change to {name}", ref=invoice.id)
             period = Period(start=invoice.period_start, end=invoice.period_end) if command.restarts else None
-            await self._apply(session, journal, record, plan, period)
+            await self._apply(session, journal, record, command.terms, name, command.order_id, period)
             steps.tell_paid(journal, invoice.id, invoice.total)
             number = await invoices.draw_number(session, command.now)
             await invoices.mark_paid(session, invoice.id, command.now, number)
@@ -114,6 +114,7 @@ class PlanChangeActivities(BillingSteps):
                 journal.tell(
                     "refund.succeeded", f"{steps.plain(invoice.total)} went back to the wallet.", ref=invoice.id
                 )
+            await self._take_credit_back(session, journal, record, command.order_id)
             journal.change("plan", record.plan_id, old.plan_id, command.reason)
             journal.tell("subscription.plan_changed", "The plan change was undone: the instance could not be resized.")
             await books.update(
@@ -137,7 +138,7 @@ class PlanChangeActivities(BillingSteps):
             return record, {}
         plan = await records.load_plan(session, terms.plan_id, record.currency, journal.at)
         name = plan.name if plan is not None else terms.plan_code
-        _tell_change(journal, record, terms.plan_id, name)
+        _tell_change(journal, record, terms.plan_id, name, f"plan/{terms.plan_id}/{journal.at.isoformat()}")
         changed = replace(
             record,
             plan_id=terms.plan_id,
@@ -165,41 +166,50 @@ class PlanChangeActivities(BillingSteps):
         except RuleBroken as broken:
             raise refusal_of(broken) from broken
 
+    @staticmethod
     async def _changed_before(
-        self, session: AsyncSession, record: Record, terms: Terms, invoice: invoices.InvoiceRecord
-    ) -> Changed:
-        """The same order ran before: answer from what it wrote."""
-        restarts = invoice.period_end != record.period_end or (
-            record.plan_id == terms.plan_id and (invoice.period_start == record.anchor)
-        )
-        if invoice.status is InvoiceStatus.DRAFT:
-            held = await invoices.open_hold(session, record.id)
-            rest = invoice.due - books.held_amount(held, record.currency)
-            return Changed(
-                outcome=ChangeOutcome.CARD_DUE,
-                terms=terms,
-                restarts=restarts,
-                invoice_id=invoice.id,
-                card=CardDue(amount=rest, payment_method_id=record.funds.payment_method_id or ""),
-                period_start=invoice.period_start if restarts else None,
-                period_end=invoice.period_end if restarts else None,
+        session: AsyncSession, record: Record, terms: Terms, command: ChangePlan
+    ) -> Changed | None:
+        """Return what the same order did before, from what it wrote; None when it is new.
+
+        Raises:
+            ApplicationError: ``PAYMENT_DECLINED``, as it was answered then.
+        """
+        invoice = await invoices.find_order(session, command.order_id)
+        if invoice is None:
+            if not await told(session, record.id, _fact(command.order_id)):
+                return None
+            # It cost nothing, so it left no invoice. A period that begins with the order was begun by it.
+            restarts, start, end = record.period_start == command.now, record.period_start, record.period_end
+        elif invoice.status is InvoiceStatus.VOID:
+            raise refuse(
+                Refusal.PAYMENT_DECLINED, "The card did not pay for this change.", {"decline_code": "declined"}
             )
-        return Changed(
+        else:
+            restarts, start, end = invoice.kind == "period", invoice.period_start, invoice.period_end
+        changed = Changed(
             outcome=ChangeOutcome.APPLIED,
             terms=terms,
             restarts=restarts,
-            invoice_id=invoice.id,
-            period_start=invoice.period_start if restarts else None,
-            period_end=invoice.period_end if restarts else None,
+            invoice_id=invoice.id if invoice is not None else None,
+            period_start=start if restarts else None,
+            period_end=end if restarts else None,
         )
+        if invoice is None or invoice.status is not InvoiceStatus.DRAFT:
+            return changed
+        held = await invoices.open_hold(session, record.id)
+        rest = invoice.due - books.held_amount(held, record.currency)
+        card = CardDue(amount=rest, payment_method_id=record.funds.payment_method_id or "")
+        return replace(changed, outcome=ChangeOutcome.CARD_DUE, card=card)
 
     async def _schedule(
         self, session: AsyncSession, journal: Journal, record: Record, plan: PlanRecord, terms: Terms
     ) -> Changed:
-        journal.change("pending_plan", record.pending_plan_id, plan.plan_id, "scheduled for the period's end")
-        journal.tell("subscription.plan_change_scheduled", f"{plan.name} begins with the next period.")
-        await books.update(session, record, journal.at, pending_plan_id=plan.plan_id, cancel_at_period_end=False)
-        await journal.write(session)
+        if record.pending_plan_id != plan.plan_id or record.cancel_at_period_end:
+            journal.change("pending_plan", record.pending_plan_id, plan.plan_id, "scheduled for the period's end")
+            journal.tell("subscription.plan_change_scheduled", f"{plan.name} begins with the next period.")
+            await books.update(session, record, journal.at, pending_plan_id=plan.plan_id, cancel_at_period_end=False)
+            await journal.write(session)
         return Changed(outcome=ChangeOutcome.SCHEDULED, terms=terms, restarts=False)
 
     @staticmethod
@@ -222,7 +232,7 @@ class PlanChangeActivities(BillingSteps):
         session: AsyncSession,
         journal: Journal,
         record: Record,
-        plan: PlanRecord,
+        name: str,
         priced: Quote,
         new: NewInvoice,
         changed: Changed,
@@ -240,9 +250,10 @@ class PlanChangeActivities(BillingSteps):
             )
             await journal.write(session)
             return replace(changed, outcome=ChangeOutcome.CARD_DUE, invoice_id=invoice.id, card=card)
-        steps.post_invoice(journal, new, f"Change to {plan.name}", funding)
+        steps.post_invoice(journal, new, f"Change to {name}", funding)
         steps.tell_paid(journal, new.id, new.total)
-        await self._apply(session, journal, record, plan, priced.period if priced.restarts else None)
+        period = priced.period if priced.restarts else None
+        await self._apply(session, journal, record, changed.terms, name, new.order_id or new.id, period)
         invoice = await books.write_invoice(
             session,
             journal,
@@ -256,13 +267,20 @@ class PlanChangeActivities(BillingSteps):
         return replace(changed, invoice_id=invoice.id)
 
     async def _apply(
-        self, session: AsyncSession, journal: Journal, record: Record, plan: PlanRecord, period: Period | None
+        self,
+        session: AsyncSession,
+        journal: Journal,
+        record: Record,
+        terms: Terms,
+        name: str,
+        order_id: str,
+        period: Period | None,
     ) -> None:
         """Write the new plan; ``period`` when it begins a new one."""
         columns: dict[str, Any] = {
-            "plan_id": plan.plan_id,
-            "price_id": plan.price_id,
-            "price_minor": plan.price.amount_minor,
+            "plan_id": terms.plan_id,
+            "price_id": terms.price_id,
+            "price_minor": terms.price.amount_minor,
             "pending_plan_id": None,
         }
         if period is not None:
@@ -270,19 +288,40 @@ class PlanChangeActivities(BillingSteps):
                 "anchor": period.start,
                 "current_period_start": period.start,
                 "current_period_end": period.end,
+                **await coupons.use(session, record),
             }
         await books.update(session, record, journal.at, **columns)
-        _tell_change(journal, record, plan.plan_id, plan.name)
+        _tell_change(journal, record, terms.plan_id, name, _fact(order_id))
 
     @staticmethod
     def _give_credit(journal: Journal, record: Record, amount: Money, order_id: str) -> None:
         if amount:
-            journal.post(ledger.credit(amount), key=f"credit/{order_id}", description="Unused time", ref=record.id)
+            journal.post(ledger.credit(amount), key=_credit_key(order_id), description="Unused time", ref=record.id)
+
+    @staticmethod
+    async def _take_credit_back(session: AsyncSession, journal: Journal, record: Record, order_id: str) -> None:
+        """What the change gave as credit goes with it, as far as it was not spent in the moment between."""
+        given = await posted_amount(session, _credit_key(order_id), record.currency)
+        back = ledger.fund(given, promotional=record.funds.promotional, wallet=record.funds.wallet)
+        if back.promotional or back.wallet:
+            nothing = zero(record.currency)
+            journal.post(
+                ledger.charge(promotional=back.promotional, wallet=back.wallet, held=nothing, tax=nothing),
+                key=f"reverted/{order_id}/credit",
+                description="The plan change was undone",
+                ref=record.id,
+            )
 
 
-def _tell_change(journal: Journal, record: Record, plan_id: str, name: str) -> None:
+def _fact(order_id: str) -> str:
+    return f"plan/{order_id}"
+
+
+def _credit_key(order_id: str) -> str:
+    return f"credit/{order_id}"
+
+
+def _tell_change(journal: Journal, record: Record, plan_id: str, name: str, fact: str) -> None:
     journal.change("plan", record.plan_id, plan_id, "plan change")
-    journal.tell(
-        "subscription.plan_changed", f"The plan is now {name}.", fact=f"plan/{plan_id}/{journal.at.isoformat()}"
-    )
+    journal.tell("subscription.plan_changed", f"The plan is now {name}.", fact=fact)
     journal.notify("plan_changed", books.mail_context(replace(record, plan_name=name)))

@@ -98,14 +98,14 @@ class SubscriptionActivities(Subscriptions):
             journal = books.journal_of(record, command.now, command.actor)
             await books.release_hold(session, journal, record)
             await coupons.release(session, record.id)
-            if command.state is State.EXPIRED:
-                await session.execute(
-                    text(
-                        "UPDATE instances SET status = 'deleted', deleted_at = :at"
-                        " WHERE subscription_id = :id AND status = 'requested'"
-                    ),
-                    {"id": record.id, "at": command.now},
-                )
+            # Nobody has begun to set it up, so nobody else will say that it is gone.
+            await session.execute(
+                text(
+                    "UPDATE instances SET status = 'deleted', deleted_at = :at"
+                    " WHERE subscription_id = :id AND status = 'requested'"
+                ),
+                {"id": record.id, "at": command.now},
+            )
             journal.tell(f"subscription.{command.state}", command.reason)
             journal.notify(_NOTICES[command.state], books.mail_context(record, reason=command.reason))
             columns = {"cancelled_at": command.now} if command.state is State.CANCELLED else {}
@@ -131,7 +131,9 @@ class SubscriptionActivities(Subscriptions):
             if command.to is State.PAUSED:
                 columns = {"cancel_at_period_end": False}
             if command.void_invoice:
-                await _void_open_invoices(session, journal, record)
+                await _void_invoices(session, journal, record)
+            if command.to is State.CANCELLED:
+                await coupons.release(session, record.id)
             journal.tell(f"subscription.{command.to}", command.reason)
             context = books.mail_context(record, reason=command.reason, delete_at=command.delete_at or record.delete_at)
             journal.notify(_NOTICES[command.to], context)
@@ -196,8 +198,9 @@ class SubscriptionActivities(Subscriptions):
         if not plan.available:
             raise refuse(Refusal.PLAN_UNAVAILABLE, "This plan is no longer offered.")
         await _refuse_second(session, order, plan)
-        discount = await coupons.reserve(session, order, command.now)
+        # Balances before the coupon, as where an order ends: two orders never wait for each other.
         funds = await records.lock_funds(session, order.organization_id, plan.price.currency)
+        discount = await coupons.reserve(session, order, command.now)
         trial = plan.trial_days > 0
         due = (
             Money(amount_minor=0, currency=plan.price.currency)
@@ -354,8 +357,9 @@ async def _refuse_second(session: AsyncSession, order: Subscribe, plan: PlanReco
         )
 
 
-async def _void_open_invoices(session: AsyncSession, journal: Journal, record: Record) -> None:
-    """Withdraw what is owed; what credit had already paid of it goes back to the wallet."""
+async def _void_invoices(session: AsyncSession, journal: Journal, record: Record) -> None:
+    """Withdraw what is owed or drafted; what credit had already paid of it goes back to the wallet."""
+    await invoices.void_drafts(session, record.id, journal.at)
     for invoice in await invoices.open_invoices(session, record.id):
         journal.post(
             ledger.voided(total=invoice.due, tax=invoice.tax),

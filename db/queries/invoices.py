@@ -95,13 +95,17 @@ async def find_order(session: AsyncSession, order_id: str) -> InvoiceRecord | No
 
 
 async def paid_in_period(session: AsyncSession, subscription_id: str, start: datetime, end: datetime) -> int:
-    """Return what was paid for ``[start, end)`` less the credit that changes in it gave, in minor units."""
+    """Return what was paid for ``[start, end)`` less the credit that changes in it gave, in minor units.
+
+    A change that was undone counts for nothing: its invoice was returned, its credit taken back.
+    """
     statement = text(
         """
-        SELECT COALESCE((SELECT sum(total_minor) FROM invoices WHERE subscription_id = :id AND status = 'paid'
-                AND period_start >= :start AND period_start < :end), 0)
-            - COALESCE((SELECT sum(effect_minor) FROM ledger_transactions WHERE ref = :id AND kind = 'credit'
-                AND at >= :start AND at < :end), 0)
+        SELECT COALESCE((SELECT sum(i.total_minor) FROM invoices i WHERE i.subscription_id = :id AND i.status = 'paid'
+                AND i.period_start >= :start AND i.period_start < :end AND NOT EXISTS (
+                    SELECT FROM ledger_transactions WHERE idempotency_key = 'reverted/' || i.order_id)), 0)
+            - COALESCE((SELECT sum(effect_minor) FROM ledger_transactions WHERE ref = :id
+                AND kind IN ('credit', 'charge') AND at >= :start AND at < :end), 0)
         """
     )
     result = await session.execute(statement, {"id": subscription_id, "start": start, "end": end})
@@ -122,6 +126,17 @@ async def mark_void(session: AsyncSession, invoice_id: str, at: datetime) -> Non
     await session.execute(
         text("UPDATE invoices SET status = 'void', voided_at = :at, amount_due_minor = 0 WHERE id = :id"),
         {"id": invoice_id, "at": at},
+    )
+
+
+async def void_drafts(session: AsyncSession, subscription_id: str, at: datetime) -> None:
+    """Withdraw invoices that were never issued; whoever still pays for one finds it void."""
+    await session.execute(
+        text(
+            "UPDATE invoices SET status = 'void', voided_at = :at, amount_due_minor = 0"
+            " WHERE subscription_id = :id AND status = 'draft'"
+        ),
+        {"id": subscription_id, "at": at},
     )
 
 

@@ -170,6 +170,12 @@ class Journal:
         self._rows.setdefault(table, []).append(row)
 
 
+async def told(session: AsyncSession, subscription_id: str, fact: str) -> bool:
+    """Tell whether a fact is in the subscription's timeline."""
+    statement = text("SELECT EXISTS (SELECT FROM timeline_events WHERE subscription_id = :id AND fact = :fact)")
+    return bool((await session.execute(statement, {"id": subscription_id, "fact": fact})).scalar_one())
+
+
 def constraint_of(error: IntegrityError) -> str:
     """Return the name of the constraint that was violated, or an empty string."""
     diagnostics = getattr(error.orig, "diag", None)

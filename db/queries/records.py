@@ -1,7 +1,8 @@
 """What an activity needs to know of a subscription, in one locked read.
 
 The row of the subscription and the organisation's kept balances are locked until the transaction ends, in that order,
-so that two activities of one account decide one after the other.
+so that two activities of one account decide one after the other. ``NO KEY``: a payment that tells its part of the
+story refers to the row, and may hold a balance that is waited for here.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ _FUNDS = """
 
 _LOAD = text(
     """
-WITH locked AS MATERIALIZED (SELECT * FROM subscriptions WHERE id = :id FOR UPDATE),
+WITH locked AS MATERIALIZED (SELECT * FROM subscriptions WHERE id = :id FOR NO KEY UPDATE),
 kept AS MATERIALIZED (
     SELECT a.account, a.balance_minor FROM ledger_accounts a
     WHERE a.id IN (

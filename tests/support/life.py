@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import text
@@ -22,6 +22,8 @@ from activities.billing import BillingActivities
 from activities.subscriptions import SubscriptionActivities
 from db.queries import ledger as ledger_rows
 from db.session import Sessions, session_factory
+from tests.support import books
+from tests.support.books import ORGANIZATION, USER
 from tests.support.databases import Database
 from tests.support.scripted import ScriptedOperation, ScriptedPayment, ScriptedProvisioning
 from tests.support.temporal import Temporal
@@ -41,16 +43,11 @@ from workflows.ports.subscription import (
     Subscribe,
     View,
 )
-from workflows.rules import ledger
 from workflows.rules.ids import derived
 from workflows.rules.money import Money
 from workflows.rules.payment import PaymentStatus
 from workflows.rules.proration import Mode
 from workflows.subscription import Subscription
-
-ORGANIZATION, USER = "org_test", "usr_test"
-PLANS = {"starter": 500, "pro": 2000, "pro-yearly": 20000, "trial": 500}
-ORDERED = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @dataclass
@@ -123,33 +120,7 @@ class Outside:
 
     async def _receive(self, command: Pay) -> None:
         self.paid.append(command)
-        async with self.sessions.begin() as session:
-            await session.execute(
-                text(
-                    "INSERT INTO payments (id, organization_id, subscription_id, purpose, gateway, amount_minor,"
-                    " currency, captured_minor, status, idempotency_key, workflow_id, created_at, updated_at)"
-                    " VALUES (:id, :org, :sub, 'invoice', 'stripe', :amount, :currency, :amount, 'succeeded', :id,"
-                    " :id, :at, :at)"
-                ),
-                {
-                    "id": command.payment_id,
-                    "org": command.organization_id,
-                    "sub": command.subscription_id,
-                    "amount": command.amount.amount_minor,
-                    "currency": command.amount.currency,
-                    "at": ORDERED,
-                },
-            )
-            await ledger_rows.post(
-                session,
-                ledger.received_for_invoice("stripe", command.amount),
-                transaction_id=derived("tx", command.payment_id),
-                organization_id=command.organization_id,
-                at=ORDERED,
-                ref=command.payment_id,
-                description="scripted",
-                idempotency_key=f"received/{command.payment_id}",
-            )
+        await books.card_paid(self.sessions, command.payment_id, command.subscription_id, command.amount)
 
 
 @dataclass
@@ -237,31 +208,12 @@ class World:
 
     async def top_up(self, amount_minor: int, *subscriptions: str) -> None:
         """Money arrives in the wallet, and the subscriptions hear of it."""
-        key = Temporal.unique("top-up")
-        async with self.sessions.begin() as session:
-            await ledger_rows.post(
-                session,
-                ledger.top_up("stripe", Money(amount_minor=amount_minor, currency=self.currency)),
-                transaction_id=derived("tx", key),
-                organization_id=ORGANIZATION,
-                at=ORDERED,
-                ref=key,
-                description="top up",
-                idempotency_key=key,
-            )
+        key = await books.top_up(self.sessions, Money(amount_minor=amount_minor, currency=self.currency))
         for subscription_id in subscriptions:
             await self.orchestrator.funds_arrived(subscription_id, FundsArrived(source=key))
 
     async def add_card(self) -> None:
-        async with self.sessions.begin() as session:
-            await session.execute(
-                text(
-                    "INSERT INTO payment_methods (id, organization_id, gateway, reference, customer_reference, brand,"
-                    " last4, exp_month, exp_year, is_default, position, created_at)"
-                    " VALUES (:id, :org, 'stripe', :id, 'cus', 'visa', '4242', 12, 2040, true, 0, :at)"
-                ),
-                {"id": Temporal.unique("pm"), "org": ORGANIZATION, "at": ORDERED},
-            )
+        await books.add_card(self.sessions)
 
     # What stands in the database
 
@@ -309,52 +261,13 @@ class World:
             assert await ledger_rows.drift(session) == []
 
 
-async def _seed(sessions: Sessions, currency: str, timezone: str) -> None:
-    at = datetime(2020, 1, 1, tzinfo=UTC)
-    async with sessions.begin() as session:
-        await session.execute(
-            text(
-                "INSERT INTO organizations (id, name, currency, timezone, created_at, updated_at)"
-                " VALUES (:id, 'Test', :currency, :timezone, :at, :at)"
-            ),
-            {"id": ORGANIZATION, "currency": currency, "timezone": timezone, "at": at},
-        )
-        await session.execute(
-            text(
-                "INSERT INTO services (id, slug, name, description, category, template, version, icon)"
-                " VALUES ('svc_app', 'app', 'App', 'An app', 'tools', 'app', '1', '')"
-            )
-        )
-        for name, amount in PLANS.items():
-            await session.execute(
-                text(
-                    'INSERT INTO plans (id, service_id, code, name, "interval", trial_days, cpu_millicores,'
-                    " memory_mib, storage_gib, replicas) VALUES (:id, 'svc_app', :code, :code, :interval, :trial, 500,"
-                    " 512, 5, 1)"
-                ),
-                {
-                    "id": f"pln_{name}",
-                    "code": name,
-                    "interval": "year" if "yearly" in name else "month",
-                    "trial": 14 if name == "trial" else 0,
-                },
-            )
-            await session.execute(
-                text(
-                    "INSERT INTO prices (id, plan_id, currency, amount_minor, effective_from)"
-                    " VALUES (:id, :plan, :currency, :amount, :at)"
-                ),
-                {"id": f"prc_{name}", "plan": f"pln_{name}", "currency": currency, "amount": amount, "at": at},
-            )
-
-
 @asynccontextmanager
 async def world(
     temporal: Temporal, database: Database, *, currency: str = "USD", timezone: str = "UTC"
 ) -> AsyncIterator[World]:
     """Seed an account and run its worker; every workflow of the test is ended afterwards."""
     sessions = session_factory(database.worker)
-    await _seed(session_factory(database.owner), currency, timezone)
+    await books.seed(session_factory(database.owner), currency, timezone)
     outside = Outside(sessions)
     outside.answer.set()
     billing, subscriptions = BillingActivities(sessions), SubscriptionActivities(sessions, "apps.test")
