@@ -37,7 +37,8 @@ class WorkerSettings(FromEnvironment):
     build: str = "0.1.0"
     provisioning_patience_seconds: float = Field(default=600, gt=0)
     template_directory: Path = Path(__file__).resolve().parents[1] / "templates"
-    cached_workflows: int = 6_000
+    cached_workflows: int = Field(default=1_000, ge=0)
+    """Idle subscriptions beyond these rest on the server alone and are replayed when they wake: some 70 KiB each."""
     concurrent_activities: int = 60
     cluster_activities: int = 24
 
