@@ -7,7 +7,7 @@ from typing import Any
 
 from deploy.local.cluster import errors
 from deploy.local.cluster.resources import BY_KIND, Obj, Resource
-from deploy.local.cluster.schema import Findings, fit
+from deploy.local.cluster.schema import Findings, Step, fit
 
 
 @dataclass(slots=True, kw_only=True)
@@ -26,20 +26,25 @@ def decoded(resource: Resource, obj: Any, call: Call, *, applied: bool = False) 
     if not isinstance(obj, dict):
         raise errors.bad_request("the object provided is unrecognized (must be of type " + resource.kind + ")")
     version, kind = obj.get("apiVersion"), obj.get("kind")
-    if applied and (not version or not kind):
-        raise errors.bad_request("error decoding patch: apiVersion and kind must be set")
+    if applied and (version, kind) != (resource.api_version, resource.kind):
+        group, _, plain = str(version or "").rpartition("/")
+        raise errors.bad_request(f"invalid object type: {group}/{plain}, Kind={kind or ''}")
     if (kind and kind != resource.kind) or (version and version != resource.api_version):
         raise _mismatch(resource, version, kind)
     found = Findings()
-    out: Obj = fit(resource.schema, obj, "", resource.kind, found)
-    if applied and (found.wrong or found.unknown):
-        texts = [f".{path}: {message}" for path, _, message in found.wrong]
-        texts += [f".{path}: field not declared in schema" for path in found.unknown]
-        raise untyped(resource, obj, texts)
+    out: Obj = fit(resource.schema, obj, Step(None, ""), resource.kind, found)
+    if applied and (found.wrong_applied or found.unknown_applied):
+        raise untyped(resource, obj, found.wrong_applied + found.unknown_applied)
+    if applied and found.wrong:
+        raise errors.ApiError(
+            500,
+            "",
+            f"failed to convert new object ({_shown(resource, obj)}) to proper version: unable to convert unstructured "
+            f"object to {resource.group}/{resource.version}, Kind={resource.kind}: {found.wrong[0]}",
+        )
     if found.wrong:
-        message = found.wrong[0][1]
         raise errors.bad_request(
-            f'{resource.kind} in version "{resource.version}" cannot be handled as a {resource.kind}: {message}'
+            f'{resource.kind} in version "{resource.version}" cannot be handled as a {resource.kind}: {found.wrong[0]}'
         )
     if found.unknown:
         texts = [f'unknown field "{path}"' for path in found.unknown]
@@ -55,30 +60,27 @@ def decoded(resource: Resource, obj: Any, call: Call, *, applied: bool = False) 
     return out
 
 
-def untyped(resource: Resource, obj: Obj, problems: list[str]) -> errors.ApiError:
-    """An applied object that the schema does not fit: the real API gives it 500 and no reason."""
+def _shown(resource: Resource, obj: Obj) -> str:
     meta = obj.get("metadata") or {}
-    where = (
+    return (
         f"{meta.get('namespace', '')}/{meta.get('name', '')}; {resource.group}/{resource.version}, Kind={resource.kind}"
     )
+
+
+def untyped(resource: Resource, obj: Obj, problems: list[str]) -> errors.ApiError:
+    """An applied object that the schema does not fit: the real API gives it 500 and no reason."""
     said = problems[0] if len(problems) == 1 else "errors:\n  " + "\n  ".join(problems)
-    return errors.ApiError(500, "", f"failed to create typed patch object ({where}): {said}")
+    return errors.ApiError(500, "", f"failed to create typed patch object ({_shown(resource, obj)}): {said}")
 
 
 def _mismatch(resource: Resource, version: Any, kind: Any) -> errors.ApiError:
-    if (version, kind) in BY_KIND or kind == resource.kind:
-        if kind == resource.kind:
-            return errors.bad_request(
-                f"the API version in the data ({version}) does not match the expected API version "
-                f"({resource.api_version})"
-            )
-        return errors.bad_request(
-            f'{kind} in version "{str(version).rpartition("/")[2]}" cannot be handled as a {resource.kind}: '
-            f"converting ({version}.{kind}) to ({resource.group}.{resource.kind}): unknown conversion"
-        )
-    return errors.bad_request(
-        f'no kind "{kind}" is registered for version "{version}" in scheme "pkg/api/legacyscheme/scheme.go:30"'
-    )
+    kind, version = kind or resource.kind, version or resource.api_version
+    short = str(version).rpartition("/")[2]
+    if (version, kind) in BY_KIND:
+        why = f"converting ({version}.{kind}) to ({resource.group}.{resource.kind}): unknown conversion"
+    else:
+        why = f'no kind "{kind}" is registered for version "{version}" in scheme "pkg/runtime/scheme.go:111"'
+    return errors.bad_request(f'{kind} in version "{short}" cannot be handled as a {resource.kind}: {why}')
 
 
 def in_namespace(resource: Resource, namespace: str, meta: Obj) -> None:

@@ -30,6 +30,8 @@ class ApiError(Exception):
         if retry_after is not None:
             self.details["retryAfterSeconds"] = retry_after
         self.retry_after = retry_after
+        # Some refusals carry empty details.
+        self.bare = False
 
     def status(self) -> dict[str, Any]:
         """The `Status` object."""
@@ -42,7 +44,7 @@ class ApiError(Exception):
         }
         if self.reason:
             body["reason"] = self.reason
-        if self.details:
+        if self.details or self.bare:
             body["details"] = self.details
         body["code"] = self.code
         return body
@@ -62,8 +64,13 @@ def not_found(resource: Any, name: str) -> ApiError:
     return ApiError(404, "NotFound", f'{resource.qualified} "{name}" not found', details=_details(resource, name))
 
 
+def _bare(problem: ApiError) -> ApiError:
+    problem.bare = True
+    return problem
+
+
 def no_such_path() -> ApiError:
-    return ApiError(404, "NotFound", "the server could not find the requested resource")
+    return _bare(ApiError(404, "NotFound", "the server could not find the requested resource"))
 
 
 def already_exists(resource: Any, name: str) -> ApiError:
@@ -103,12 +110,19 @@ def unauthorized() -> ApiError:
 
 
 def method_not_allowed() -> ApiError:
-    return ApiError(
-        405, "MethodNotAllowed", "the server does not allow this method on the requested resource", details={}
-    )
+    return _bare(ApiError(405, "MethodNotAllowed", "the server does not allow this method on the requested resource"))
 
 
-def unsupported_media(got: str, accepted: str) -> ApiError:
+def unsupported_patch() -> ApiError:
+    return _bare(ApiError(415, "UnsupportedMediaType", "415: Unsupported Media Type"))
+
+
+def unpatchable() -> ApiError:
+    """A JSON patch that does not apply."""
+    return _bare(ApiError(422, "Invalid", "the server rejected our request due to an error in our request"))
+
+
+def unsupported_media(accepted: str) -> ApiError:
     return ApiError(
         415,
         "UnsupportedMediaType",
@@ -141,7 +155,7 @@ def invalid(kind: Any, name: str, problems: list[Cause]) -> ApiError:
     texts = [f"{p['field']}: {p['message']}" for p in problems]
     said = texts[0] if len(texts) == 1 else "[" + ", ".join(texts) + "]"
     where = f"{kind.kind}.{kind.group}" if kind.group else kind.kind
-    details: dict[str, Any] = {"name": name}
+    details: dict[str, Any] = {"name": name} if name else {}
     if kind.group:
         details["group"] = kind.group
     details["kind"] = kind.kind
@@ -153,6 +167,8 @@ def required(field: str, why: str = "") -> Cause:
 
 
 def _quoted(value: Any) -> str:
+    if value is None:
+        return "null"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):

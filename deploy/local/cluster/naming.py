@@ -10,7 +10,6 @@ from deploy.local.cluster.errors import Cause, required, wrong
 from deploy.local.cluster.resources import Obj, Resource
 
 LABEL = re.compile(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
-LABEL_1035 = re.compile(r"^[a-z]([-a-z0-9]*[a-z0-9])?$")
 SUBDOMAIN = re.compile(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
 QUALIFIED = re.compile(r"^([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]$")
 PATH_SEGMENT = re.compile(r"^[^/%]+$")
@@ -24,11 +23,6 @@ SUBDOMAIN_TEXT = (
     "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and "
     "end with an alphanumeric character (e.g. 'example.com', regex used for validation is "
     "'[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')"
-)
-_LABEL_1035_TEXT = (
-    "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic character, "
-    "and end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', regex used for validation is "
-    "'[a-z]([-a-z0-9]*[a-z0-9])?')"
 )
 _VALUE_TEXT = (
     "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and "
@@ -49,11 +43,11 @@ def suffix(length: int = 5) -> str:
 
 
 def check_name(name: Any, rule: str, field: str) -> list[Cause]:
-    """Problems of a name under `subdomain`, `label` or `label1035`."""
+    """Problems of a name under `subdomain` or `label`."""
+    if rule == "label" and isinstance(name, str) and "." in name:
+        return [wrong(field, name, "must not contain dots")]
     if rule == "label":
         pattern, limit, text = LABEL, 63, _LABEL_TEXT
-    elif rule == "label1035":
-        pattern, limit, text = LABEL_1035, 63, _LABEL_1035_TEXT
     else:
         pattern, limit, text = SUBDOMAIN, 253, SUBDOMAIN_TEXT
     if not isinstance(name, str) or not pattern.match(name):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from deploy.local.cluster.errors import ApiError, bad_request
+from deploy.local.cluster.errors import bad_request, unpatchable
 from deploy.local.cluster.schema import ANY, Node
 
 
@@ -29,25 +29,21 @@ def _walk(document: Any, pointer: str) -> tuple[Any, Any]:
     """The container and the last step of a pointer."""
     steps = [step.replace("~1", "/").replace("~0", "~") for step in pointer.split("/")[1:]]
     if not steps:
-        raise _unprocessable(f"add operation does not apply: doc is missing path: {pointer!r}")
+        raise unpatchable()
     node = document
     for step in steps[:-1]:
         try:
             node = node[int(step)] if isinstance(node, list) else node[step]
         except (KeyError, IndexError, ValueError, TypeError):
-            raise _unprocessable(f'doc is missing path: "{pointer}": missing value') from None
+            raise unpatchable() from None
     last: Any = steps[-1]
     if isinstance(node, list) and last != "-":
         if not last.isdigit():
-            raise _unprocessable(f'unable to access invalid index: "{last}"')
+            raise unpatchable()
         last = int(last)
     if not isinstance(node, dict | list):
-        raise _unprocessable(f'doc is missing path: "{pointer}": missing value')
+        raise unpatchable()
     return node, last
-
-
-def _unprocessable(message: str) -> ApiError:
-    return ApiError(422, "Invalid", f"the server rejected our request due to an error in our request: {message}")
 
 
 def _read(document: Any, pointer: str) -> Any:
@@ -57,7 +53,7 @@ def _read(document: Any, pointer: str) -> Any:
     try:
         return node[last]
     except (KeyError, IndexError, TypeError):
-        raise _unprocessable(f'doc is missing key: "{pointer}": missing value') from None
+        raise unpatchable() from None
 
 
 def _add(document: Any, pointer: str, value: Any) -> None:
@@ -68,7 +64,7 @@ def _add(document: Any, pointer: str, value: Any) -> None:
         elif last <= len(node):
             node.insert(last, value)
         else:
-            raise _unprocessable(f'unable to access invalid index: "{last}"')
+            raise unpatchable()
     else:
         node[last] = value
 
@@ -99,7 +95,7 @@ def json_patch(document: Any, operations: Any) -> Any:
             node[last] = operation.get("value")
         elif kind == "test":
             if _read(document, path) != operation.get("value"):
-                raise _unprocessable(f"testing value {path} failed: test failed")
+                raise unpatchable()
         elif kind == "move":
             _add(document, path, _remove(document, operation["from"]))
         elif kind == "copy":

@@ -84,9 +84,10 @@ def _version(request: Request) -> int:
     if not text:
         return 0
     if not text.isdigit():
-        raise errors.invalid_options(
-            "ListOptions", [errors.wrong("resourceVersion", text, "strconv.ParseUint: invalid syntax")]
-        )
+        why = f'resourceVersion: Invalid value: "{text}": strconv.ParseUint: parsing "{text}": invalid syntax'
+        if request.query.get("watch"):
+            raise errors.ApiError(500, "", why)
+        raise errors.bad_request(f"invalid resource version: {why}")
     return int(text)
 
 
@@ -112,7 +113,7 @@ def listed(api: Api, request: Request) -> web.Response:
             token = orjson.loads(base64.urlsafe_b64decode(after + "=" * (-len(after) % 4)))
             start = (token["ns"], token["name"])
         except (binascii.Error, orjson.JSONDecodeError, KeyError, TypeError):
-            raise errors.bad_request("continue key is not valid: decoding error") from None
+            raise errors.bad_request("invalid continue token: continue key is not valid: decoding error") from None
         found = [r for r in found if (r.namespace, r.name) > start]
     if limit and len(found) > limit:
         meta["remainingItemCount"] = len(found) - limit

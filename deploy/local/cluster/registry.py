@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from deploy.local.cluster import defaults, errors, managers, naming, patches, validation
+from deploy.local.cluster import defaults, errors, managers, naming, patches, validation, validation_updates
 from deploy.local.cluster.admission import Admission
 from deploy.local.cluster.decoding import Call, decoded, in_namespace
 from deploy.local.cluster.faults import Faults
@@ -71,7 +71,7 @@ class Registry:
         meta = obj["metadata"]
         namespace, name = meta.get("namespace", ""), meta.get("name", "")
         if meta.get("resourceVersion"):
-            raise errors.ApiError(400, "BadRequest", "resourceVersion should not be set on objects to be created")
+            raise errors.ApiError(500, "", "resourceVersion should not be set on objects to be created")
         self.admission.enter(resource, namespace, name)
         for key in ("deletionTimestamp", "deletionGracePeriodSeconds", "selfLink"):
             meta.pop(key, None)
@@ -103,9 +103,7 @@ class Registry:
         meta = obj["metadata"]
         in_namespace(resource, namespace, meta)
         if meta.get("name", name) != name:
-            raise errors.bad_request(
-                f"the name of the object ({meta['name']}) does not match the name on the URL ({name})"
-            )
+            raise _misnamed(meta["name"], name)
         meta["name"] = name
         live = self.get(resource, namespace, name)
         if resource.custom and not meta.get("resourceVersion"):
@@ -125,19 +123,26 @@ class Registry:
         if media == JSON:
             obj = patches.json_patch(before, body)
         elif not isinstance(body, dict):
-            raise errors.bad_request("error decoding patch: a JSON object is wanted")
+            kind = "array" if isinstance(body, list) else "string"
+            raise errors.bad_request(
+                f"error decoding patch: json: cannot unmarshal {kind} into Go value of type map[string]interface {{}}"
+            )
         elif media == STRATEGIC and not resource.custom:
             obj = patches.strategic(resource.schema, before, body)
         elif media == MERGE:
             obj = patches.merge(before, body)
         else:
-            raise errors.unsupported_media(media, ", ".join((JSON, MERGE, APPLY)))
+            raise errors.unsupported_patch()
         if not isinstance(obj, dict):
             raise errors.bad_request("error decoding patch: the result is no object")
         obj = decoded(resource, obj, call)
         meta = obj["metadata"]
-        if meta.get("name") != name or meta.get("namespace", "") != namespace:
-            raise errors.bad_request("the name or namespace of the object may not be changed by a patch")
+        if meta.get("name") != name:
+            raise _misnamed(meta.get("name", ""), name)
+        in_namespace(resource, namespace, meta)
+        if meta.get("uid") != live.obj["metadata"]["uid"]:
+            problem = errors.wrong("metadata.uid", meta.get("uid", ""), validation_updates.IMMUTABLE)
+            raise errors.invalid(resource, name, [problem])
         return self._update(resource, live, obj, call, subresource), False
 
     def _apply(
@@ -151,9 +156,7 @@ class Registry:
         meta = config["metadata"]
         in_namespace(resource, namespace, meta)
         if meta.setdefault("name", name) != name:
-            raise errors.bad_request(
-                f"the name of the object ({meta['name']}) does not match the name on the URL ({name})"
-            )
+            raise _misnamed(meta["name"], name)
         live = self.store.get(resource, namespace, name)
         if live is None:
             if subresource:
@@ -261,20 +264,21 @@ class Registry:
         live = self.get(resource, namespace, name)
         meta = live.obj["metadata"]
         wanted = options.get("preconditions") or {}
-        for key, said in (("uid", "UID"), ("resourceVersion", "ResourceVersion")):
+        for key, said, then in (
+            ("uid", "UID", "deleted and then recreated"),
+            ("resourceVersion", "ResourceVersion", "modified"),
+        ):
             if wanted.get(key) and wanted[key] != meta[key]:
                 raise errors.conflict(
                     resource,
                     name,
-                    f"Precondition failed: {said} in precondition: {wanted[key]}, {said} in object meta: {meta[key]}",
+                    f"the {said} in the precondition ({wanted[key]}) does not match the {said} in record "
+                    f"({meta[key]}). The object might have been {then}",
                 )
         policy = options.get("propagationPolicy")
         if policy not in (None, "Background", "Foreground", "Orphan"):
-            raise errors.invalid(
-                BY_KEY[resource.key],
-                name,
-                [errors.unsupported("propagationPolicy", policy, ("Foreground", "Background", "Orphan"))],
-            )
+            known = ("Foreground", "Background", "Orphan", "nil")
+            raise errors.invalid_options("DeleteOptions", [errors.unsupported("propagationPolicy", policy, known)])
         if policy is None and options.get("orphanDependents"):
             policy = "Orphan"
         if policy is None and resource.key == "batch/jobs":
@@ -350,9 +354,13 @@ class Registry:
             raise errors.invalid(resource, obj["metadata"].get("name", ""), problems)
         problems += validation.check(resource.key, obj)
         if old is not None:
-            problems += validation.check_update(resource.key, obj, old)
+            problems += validation_updates.check_update(resource.key, obj, old)
         if problems:
             raise errors.invalid(resource, obj["metadata"]["name"], problems)
+
+
+def _misnamed(said: str, asked: str) -> errors.ApiError:
+    return errors.bad_request(f"the name of the object ({said}) does not match the name on the URL ({asked})")
 
 
 def _specified(obj: Obj) -> Obj:

@@ -27,7 +27,7 @@ class Resource:
     verbs: tuple[str, ...] = ALL_VERBS
     # Bumps metadata.generation when anything outside metadata and status changes.
     generations: bool = False
-    # How names are checked: "subdomain", "label", "label1035".
+    # How names are checked: "subdomain" or "label".
     names: str = "subdomain"
     # Deleting answers with the object instead of a Status.
     returns_deleted: bool = False
@@ -99,7 +99,7 @@ KINDS: tuple[Resource, ...] = (
         short=("svc",),
         categories=("all",),
         subresources=("proxy", "status"),
-        names="label1035",
+        names="label",
         returns_deleted=True,
     ),
     _r("v1", "Endpoints", "endpoints", short=("ep",)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -129,87 +130,146 @@ def _json_type(value: Any) -> str:
     return "array" if isinstance(value, list) else "object"
 
 
-class Findings:
-    """What `fit` found. `wrong`: path, the JSON decoder's words, server-side apply's words. `unknown`: paths."""
+class Step:
+    """Where in an object: a chain of steps, put into words only when something is wrong there."""
 
-    __slots__ = ("unknown", "wrong")
+    __slots__ = ("above", "index", "item", "keys", "name")
+
+    def __init__(
+        self, above: Step | None, name: str, index: int = -1, keys: tuple[str, ...] = (), item: Any = None
+    ) -> None:
+        self.above = above
+        self.name = name
+        self.index = index
+        self.keys = keys
+        self.item = item
+
+    def _up(self) -> Iterator[Step]:
+        step: Step | None = self
+        while step is not None:
+            yield step
+            step = step.above
+
+    def _chain(self) -> list[Step]:
+        return [step for step in reversed(list(self._up())) if step.name or step.index >= 0]
+
+    def fields(self) -> str:
+        """`spec.containers.image`, as Go's JSON decoder has it."""
+        return ".".join(step.name for step in self._chain() if step.name)
+
+    def indexed(self) -> str:
+        """`spec.containers[0].image`, as strict decoding has it."""
+        return "".join(f"[{s.index}]" if s.index >= 0 else f".{s.name}" for s in self._chain()).removeprefix(".")
+
+    def keyed(self) -> str:
+        """`.spec.containers[name="web"].image`, as server-side apply has it."""
+        out = ""
+        for step in self._chain():
+            if step.index < 0:
+                out += f".{step.name}"
+            elif step.keys and isinstance(step.item, dict):
+                pairs = ((key, step.item.get(key)) for key in sorted(step.keys))
+                out += "[" + ",".join(f"{k}={orjson.dumps(v).decode()}" for k, v in pairs if v is not None) + "]"
+            else:
+                out += f"[{step.index}]"
+        return out
+
+
+class Findings:
+    """What `fit` found, in the words of the JSON decoder and of server-side apply."""
+
+    __slots__ = ("unknown", "unknown_applied", "wrong", "wrong_applied")
 
     def __init__(self) -> None:
-        self.wrong: list[tuple[str, str, str]] = []
+        self.wrong: list[str] = []
+        self.wrong_applied: list[str] = []
         self.unknown: list[str] = []
+        self.unknown_applied: list[str] = []
 
 
-def fit(node: Node, value: Any, path: str, owner: str, found: Findings) -> Any:
+def fit(node: Node, value: Any, at: Step, owner: str, found: Findings) -> Any:
     """The value with nulls and undeclared fields dropped; what does not fit goes to `found`."""
     kind = node.kind
     if kind == "string":
         if not isinstance(value, str):
-            _wrong(node, value, path, owner, found)
+            _wrong(node, value, at, owner, found)
+        elif node.format == "byte":
+            _base64(value, found)
         return value
     if kind == "struct":
         if not isinstance(value, dict):
-            _wrong(node, value, path, owner, found)
+            _wrong(node, value, at, owner, found)
             return value
         out = {}
         fields = node.fields
         for key, child in value.items():
             sub = fields.get(key)
-            where = f"{path}.{key}" if path else key
             if sub is None:
-                found.unknown.append(where)
+                where = Step(at, key)
+                found.unknown.append(where.indexed())
+                found.unknown_applied.append(f"{where.keyed()}: field not declared in schema")
             elif child is not None:
-                out[key] = fit(sub, child, where, node.name, found)
+                out[key] = fit(sub, child, Step(at, key), node.name, found)
         return out
     if kind == "list":
         if not isinstance(value, list):
-            _wrong(node, value, path, owner, found)
+            _wrong(node, value, at, owner, found)
             return value
-        item = node.item
-        return [fit(item, child, f"{path}[{index}]", owner, found) for index, child in enumerate(value)]
+        item, keys = node.item, node.keys
+        return [fit(item, child, Step(at, "", i, keys, child), owner, found) for i, child in enumerate(value)]
     if kind == "map":
         if not isinstance(value, dict):
-            _wrong(node, value, path, owner, found)
+            _wrong(node, value, at, owner, found)
             return value
         item = node.item
-        return {
-            key: fit(item, child, f"{path}.{key}", owner, found) for key, child in value.items() if child is not None
-        }
-    if kind == "integer":
-        if isinstance(value, float) and value.is_integer():
-            return int(value)
-        if not isinstance(value, int) or isinstance(value, bool):
-            _wrong(node, value, path, owner, found)
-    elif kind == "boolean":
-        if not isinstance(value, bool):
-            _wrong(node, value, path, owner, found)
-    elif kind == "number":
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            _wrong(node, value, path, owner, found)
-    elif kind == "intorstring":
-        if isinstance(value, bool) or not isinstance(value, int | str):
-            _wrong(node, value, path, owner, found)
-    elif kind == "quantity":
-        return _quantity(value, path, owner, found)
-    elif kind == "time" and not isinstance(value, str):
-        _wrong(node, value, path, owner, found)
+        return {key: fit(item, child, Step(at, key), owner, found) for key, child in value.items() if child is not None}
+    if kind == "any":
+        return value
+    if kind == "integer" and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if kind == "quantity":
+        return _quantity(value, at, owner, found)
+    if isinstance(value, bool) != (kind == "boolean") or not isinstance(value, _PYTHON[kind]):
+        _wrong(node, value, at, owner, found)
     return value
 
 
-def _quantity(value: Any, path: str, owner: str, found: Findings) -> Any:
+_PYTHON: dict[str, Any] = {
+    "integer": int,
+    "number": int | float,
+    "boolean": bool,
+    "intorstring": int | str,
+    "time": str,
+}
+
+
+def _base64(value: str, found: Findings) -> None:
+    bad = next((i for i, char in enumerate(value) if char not in _BASE64), None)
+    if bad is None and (len(value.rstrip("=")) % 4 == 1 or len(value) % 4):
+        bad = len(value)
+    if bad is not None:
+        found.wrong.append(f"illegal base64 data at input byte {bad}")
+
+
+_BASE64 = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=\r\n")
+
+
+def _quantity(value: Any, at: Step, owner: str, found: Findings) -> Any:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
-        _report(value, path, owner, "resource.Quantity", "any scalar", found)
+        _report(value, at, owner, "resource.Quantity", "any scalar", found)
     elif not QUANTITY.match(value):
-        text = "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'"
-        found.wrong.append((path, text, text))
+        found.wrong.append(
+            "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'"
+        )
     return value
 
 
 _EXPECTED = {"integer": "numeric (int or float)", "number": "numeric (int or float)", "struct": "map"}
 
 
-def _wrong(node: Node, value: Any, path: str, owner: str, found: Findings) -> None:
+def _wrong(node: Node, value: Any, at: Step, owner: str, found: Findings) -> None:
     target = _GO_TYPES.get(node.kind, node.kind)
     if node.format.startswith("int"):
         target = node.format
@@ -218,12 +278,26 @@ def _wrong(node: Node, value: Any, path: str, owner: str, found: Findings) -> No
     elif node.kind == "map":
         target = "map[string]string"
     elif node.kind == "list":
-        target = f"[]{node.item.name or node.item.kind}"
-    _report(value, path, owner, target, _EXPECTED.get(node.kind, node.kind), found)
+        target = f"[]v1.{node.item.name}" if node.item.name else f"[]{node.item.kind}"
+    _report(value, at, owner, target, _EXPECTED.get(node.kind, node.kind), found)
 
 
-def _report(value: Any, path: str, owner: str, target: str, expected: str, found: Findings) -> None:
+def _report(value: Any, at: Step, owner: str, target: str, expected: str, found: Findings) -> None:
     kind = _json_type(value)
-    decoded = f"json: cannot unmarshal {kind} into Go struct field {owner}.{path} of type {target}"
-    got = kind if expected.startswith("numeric") else f"&value.valueUnstructured{{Value:{value!r}}}"
-    found.wrong.append((path, decoded, f"expected {expected}, got {got}"))
+    found.wrong.append(f"json: cannot unmarshal {kind} into Go struct field {owner}.{at.fields()} of type {target}")
+    if expected.startswith("numeric"):
+        got = kind
+    elif expected == "string":
+        got = f"&value.valueUnstructured{{Value:{_go(value)}}}"
+    else:
+        got = f"&{{{_go(value)}}}"
+    found.wrong_applied.append(f"{at.keyed()}: expected {expected}, got {got}")
+
+
+def _go(value: Any) -> str:
+    """A value as Go's %v prints it."""
+    if isinstance(value, dict):
+        return "map[" + " ".join(f"{k}:{_go(v)}" for k, v in sorted(value.items())) + "]"
+    if isinstance(value, list):
+        return "[" + " ".join(_go(v) for v in value) + "]"
+    return str(value).lower() if isinstance(value, bool) else str(value)

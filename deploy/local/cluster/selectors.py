@@ -13,6 +13,7 @@ Match = Callable[[Obj], bool]
 
 _SET = re.compile(r"^\s*([^\s!=,]+)\s+(in|notin)\s+\(([^)]*)\)\s*$")
 _EQUAL = re.compile(r"^\s*([^\s!=]+)\s*(==|=|!=)\s*([^\s]*)\s*$")
+_BAD = re.compile(r"[!=]\s*(\()")
 _KEY = re.compile(r"^\s*(!?)\s*([^\s!=,()]+)\s*$")
 
 
@@ -33,6 +34,8 @@ def _parts(text: str) -> list[str]:
 def labels(text: str) -> Match | None:
     """A `labelSelector` parameter; None matches everything. 400 where it cannot be read."""
     tests: list[Callable[[dict[str, str]], bool]] = []
+    if bad := _BAD.search(text):
+        raise bad_request(f"unable to parse requirement: found '{bad[1]}', expected: identifier")
     for part in _parts(text):
         if found := _SET.match(part):
             key, word, values = found[1], found[2], {v.strip() for v in found[3].split(",")}

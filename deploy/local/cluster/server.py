@@ -73,6 +73,8 @@ class Api:
             return refusal(exc)
         except (ConnectionResetError, asyncio.CancelledError):
             raise
+        except web.HTTPNotFound as exc:
+            return web.Response(status=404, text=exc.text)
         except web.HTTPRequestEntityTooLarge:
             return refusal(errors.ApiError(413, "RequestEntityTooLarge", "Request entity too large: limit is 1048576"))
         except Exception:
@@ -143,7 +145,7 @@ class Api:
         else:
             return None
         if body is None:
-            raise errors.no_such_path()
+            raise web.HTTPNotFound(text="404 page not found\n")
         return reply(body)
 
     def _parsed(self, http: BaseRequest, parts: list[str]) -> Request | None:
@@ -159,6 +161,8 @@ class Api:
             if candidate.namespaced:
                 namespace, rest = rest[1], rest[2:]
         resource = BY_PATH.get((group, version, rest[0]))
+        if resource is None and group and discovery.resource_list(group, version) is None:
+            raise web.HTTPNotFound(text="404 page not found\n")
         if resource is None:
             if any(plural == parts[-1] for _, _, _, plural in discovery.VIRTUAL):
                 return None
@@ -230,7 +234,7 @@ class Api:
         """PATCH of the object or of its status."""
         media = request.http.headers.get("Content-Type", "").partition(";")[0].strip()
         if media not in (MERGE, STRATEGIC, JSON, APPLY):
-            raise errors.unsupported_media(media, ", ".join((JSON, MERGE, STRATEGIC, APPLY)))
+            raise errors.unsupported_patch()
         call = self.call(request)
         if media == APPLY:
             if not request.query.get("fieldManager"):
@@ -291,7 +295,8 @@ class Api:
         query = request.query
         dry_run = query.get("dryRun", "")
         if dry_run not in ("", "All"):
-            raise errors.invalid_options("PatchOptions", [errors.unsupported("dryRun", dry_run, ("All",))])
+            options = {"POST": "CreateOptions", "PUT": "UpdateOptions"}.get(request.method, "PatchOptions")
+            raise errors.invalid_options(options, [errors.unsupported("dryRun", [dry_run], ("All",))])
         agent = request.http.headers.get("User-Agent", "unknown").partition("/")[0]
         return Call(
             manager=query.get("fieldManager") or agent or "unknown",
@@ -304,8 +309,10 @@ class Api:
     async def body(self, request: Request, *, empty: bool = False) -> Any:
         """The request's body, JSON or YAML. 400 where it is neither, 413 where it is too large, 415 for protobuf."""
         media = request.http.headers.get("Content-Type", "").partition(";")[0].strip()
-        if "protobuf" in media or "cbor" in media:
-            raise errors.unsupported_media(media, "application/json, application/yaml")
+        if media and request.method != "PATCH" and not media.endswith(("json", "yaml")):
+            raise errors.unsupported_media("application/json, application/yaml")
+        if media.endswith("+json") and request.method == "POST":
+            raise errors.unsupported_media("application/json, application/yaml")
         raw = await request.http.read()
         if not raw:
             if empty:

@@ -11,7 +11,7 @@ from aiohttp.web_request import BaseRequest
 
 from deploy.local.cluster import errors, logs, quotas, reading
 from deploy.local.cluster.quantities import text
-from deploy.local.cluster.resources import BY_KEY, Obj
+from deploy.local.cluster.resources import BY_KEY, Obj, Resource
 from deploy.local.cluster.selectors import matches
 from deploy.local.cluster.store import Change, Record, thaw
 from deploy.local.cluster.times import now
@@ -19,6 +19,7 @@ from deploy.local.cluster.times import now
 if TYPE_CHECKING:
     from deploy.local.cluster.server import Api, Request
 
+SCALE = Resource(group="autoscaling", version="v1", kind="Scale", plural="scales")
 PODS, ENDPOINTS, BUDGETS = BY_KEY["/pods"], BY_KEY["/endpoints"], BY_KEY["policy/poddisruptionbudgets"]
 
 
@@ -103,11 +104,8 @@ async def _scale(api: Api, request: Request) -> web.StreamResponse:
     if not isinstance(replicas, int) or isinstance(replicas, bool):
         raise errors.bad_request("Scale: spec.replicas must be an integer")
     if replicas < 0:
-        raise errors.invalid(
-            request.resource,
-            request.name,
-            [errors.wrong("spec.replicas", replicas, "must be greater than or equal to 0")],
-        )
+        problem = errors.wrong("spec.replicas", replicas, "must be greater than or equal to 0")
+        raise errors.invalid(SCALE, request.name, [problem])
     obj = thaw(live)
     obj["spec"]["replicas"] = replicas
     asked = (wanted.get("metadata") or {}).get("resourceVersion")
@@ -284,12 +282,12 @@ def _proxy(api: Api, request: Request) -> web.Response:
     service = api.registry.get(request.resource, request.where, name)
     ports = service.obj["spec"].get("ports") or []
     known = {str(p.get("port")) for p in ports} | {p.get("name", "") for p in ports}
-    if port and port not in known:
-        raise errors.ApiError(503, "ServiceUnavailable", f'no service port "{port}" found for service "{name}"')
     endpoints = api.store.get(ENDPOINTS, request.where, name)
     subsets = (endpoints.obj.get("subsets") or []) if endpoints else []
     if not any(subset.get("addresses") for subset in subsets):
         raise errors.ApiError(503, "ServiceUnavailable", f'no endpoints available for service "{name}"')
+    if port and port not in known:
+        raise errors.ApiError(503, "ServiceUnavailable", f'no service port "{port}" found for service "{name}"')
     return _page(name, request.tail)
 
 

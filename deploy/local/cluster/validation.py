@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 from collections.abc import Callable
 from typing import Any
@@ -15,10 +13,30 @@ from deploy.local.cluster.quantities import milli
 from deploy.local.cluster.resources import Obj
 from deploy.local.cluster.validation_pods import check_pod_spec, check_template
 
-_MODES = ("ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod")
+_MODES = ("ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod")
+_QUOTAS = (
+    "cpu",
+    "memory",
+    "ephemeral-storage",
+    "requests.cpu",
+    "requests.memory",
+    "requests.storage",
+    "requests.ephemeral-storage",
+    "limits.cpu",
+    "limits.memory",
+    "limits.ephemeral-storage",
+    "pods",
+    "services",
+    "replicationcontrollers",
+    "resourcequotas",
+    "secrets",
+    "configmaps",
+    "persistentvolumeclaims",
+    "services.nodeports",
+    "services.loadbalancers",
+)
 _DATA_KEY = re.compile(r"^[-._a-zA-Z0-9]+$")
 _HOST = re.compile(r"^(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
-IMMUTABLE = "field is immutable"
 
 
 def _selector(spec: Obj) -> list[Cause]:
@@ -55,8 +73,9 @@ def _deployment(obj: Obj) -> list[Cause]:
     spec = obj["spec"]
     strategy = spec.get("strategy", {})
     if strategy.get("type") not in ("Recreate", "RollingUpdate"):
-        problems.append(unsupported("spec.strategy.type", strategy.get("type"), ("Recreate", "RollingUpdate")))
-    elif strategy["type"] == "Recreate" and strategy.get("rollingUpdate"):
+        shown = {"Type": strategy.get("type"), "RollingUpdate": strategy.get("rollingUpdate")}
+        problems.append(unsupported("spec.strategy", shown, ("Recreate", "RollingUpdate")))
+    elif strategy["type"] == "Recreate" and "rollingUpdate" in strategy:
         problems.append(
             not_allowed("spec.strategy.rollingUpdate", "may not be specified when strategy `type` is 'Recreate'")
         )
@@ -159,11 +178,6 @@ def _data(obj: Obj) -> list[Cause]:
 
 def _secret(obj: Obj) -> list[Cause]:
     problems = _data(obj)
-    for key, value in (obj.get("data") or {}).items():
-        try:
-            base64.b64decode(value, validate=True)
-        except (binascii.Error, ValueError):
-            problems.append(wrong(f"data[{key}]", value, "illegal base64 data"))
     wanted = {"kubernetes.io/tls": ("tls.crt", "tls.key"), "kubernetes.io/dockerconfigjson": (".dockerconfigjson",)}
     for key in wanted.get(obj.get("type", ""), ()):
         if key not in (obj.get("data") or {}):
@@ -191,7 +205,7 @@ def _ingress(obj: Obj) -> list[Cause]:
     spec = obj["spec"]
     problems: list[Cause] = []
     if not spec.get("rules") and not spec.get("defaultBackend"):
-        problems.append(wrong("spec", {}, "either `defaultBackend` or `rules` must be specified"))
+        problems.append(wrong("spec", None, "either `defaultBackend` or `rules` must be specified"))
     for index, rule in enumerate(spec.get("rules") or ()):
         where = f"spec.rules[{index}]"
         host = rule.get("host", "")
@@ -218,7 +232,7 @@ def _ingress(obj: Obj) -> list[Cause]:
                 problems.append(wrong(f"{here}.path", path.get("path", ""), "must be an absolute path"))
             service = (path.get("backend") or {}).get("service")
             if service is None and "resource" not in (path.get("backend") or {}):
-                problems.append(required(f"{here}.backend", "cannot be empty"))
+                problems.append(wrong(f"{here}.backend", "", "resource or service backend is required"))
             elif service is not None and not (service.get("port") or {}):
                 problems.append(required(f"{here}.backend", "port name or number is required"))
     return problems
@@ -227,10 +241,40 @@ def _ingress(obj: Obj) -> list[Cause]:
 def _quota(obj: Obj) -> list[Cause]:
     problems = []
     for name in obj["spec"].get("hard") or {}:
-        if name in ("cpu", "memory", "pods", "services", "secrets", "configmaps") or name.startswith("count/"):
-            continue
-        problems += check_key(name, f"spec.hard[{name}]")
+        field = f"spec.hard[{name}]"
+        problems += check_key(name, field)
+        if "/" not in name and name not in _QUOTAS:
+            problems.append(wrong(field, name, "must be a standard resource type or fully qualified"))
+            problems.append(wrong(field, name, "must be a standard resource for quota"))
     return problems
+
+
+def _limit_range(obj: Obj) -> list[Cause]:
+    problems = []
+    for index, limit in enumerate(obj.get("spec", {}).get("limits") or ()):
+        most = limit.get("max") or {}
+        for name, least in (limit.get("min") or {}).items():
+            if name in most and milli(least) > milli(most[name]):
+                field = f"spec.limits[{index}].min[{name}]"
+                problems.append(wrong(field, least, f"min value {least} is greater than max value {most[name]}"))
+    return problems
+
+
+def _network_policy(obj: Obj) -> list[Cause]:
+    return [
+        required(f"spec.{side}[{at}].{key}[{index}]", "must specify a peer")
+        for side, key in (("ingress", "from"), ("egress", "to"))
+        for at, rule in enumerate(obj["spec"].get(side) or ())
+        for index, peer in enumerate(rule.get(key) or ())
+        if not peer
+    ]
+
+
+def _budget(obj: Obj) -> list[Cause]:
+    spec = obj["spec"]
+    if "minAvailable" in spec and "maxUnavailable" in spec:
+        return [wrong("spec", spec, "minAvailable and maxUnavailable cannot be both set")]
+    return []
 
 
 def _certificate(obj: Obj) -> list[Cause]:
@@ -262,6 +306,9 @@ _CHECKS: dict[str, Callable[[Obj], list[Cause]]] = {
     "/secrets": _secret,
     "/persistentvolumeclaims": _claim,
     "/resourcequotas": _quota,
+    "/limitranges": _limit_range,
+    "networking.k8s.io/networkpolicies": _network_policy,
+    "policy/poddisruptionbudgets": _budget,
     "apps/deployments": _deployment,
     "apps/replicasets": _workload,
     "apps/statefulsets": _stateful_set,
@@ -272,119 +319,8 @@ _CHECKS: dict[str, Callable[[Obj], list[Cause]]] = {
     "cert-manager.io/certificates": _certificate,
 }
 
-# Fields of the spec that may change on an update, for kinds where only some may.
-_MUTABLE: dict[str, tuple[str, ...]] = {
-    "apps/statefulsets": (
-        "replicas",
-        "ordinals",
-        "template",
-        "updateStrategy",
-        "revisionHistoryLimit",
-        "persistentVolumeClaimRetentionPolicy",
-        "minReadySeconds",
-    ),
-}
-
 
 def check(key: str, obj: Obj) -> list[Cause]:
     """Problems of an object of the kind `key`, metadata aside."""
     found = _CHECKS.get(key)
     return found(obj) if found else []
-
-
-def _frozen(spec: Obj, old: Obj, *names: str) -> list[Cause]:
-    return [wrong(f"spec.{name}", spec.get(name), IMMUTABLE) for name in names if spec.get(name) != old.get(name)]
-
-
-def check_update(key: str, obj: Obj, old: Obj) -> list[Cause]:
-    """Problems of changing `old` into `obj`."""
-    spec, was = obj.get("spec") or {}, old.get("spec") or {}
-    if key in ("apps/deployments", "apps/replicasets", "apps/daemonsets"):
-        return _frozen(spec, was, "selector")
-    if key == "apps/statefulsets":
-        kept = _MUTABLE[key]
-        if {k: v for k, v in spec.items() if k not in kept} != {k: v for k, v in was.items() if k not in kept}:
-            names = ", ".join(f"'{name}'" for name in kept[:-1])
-            return [
-                not_allowed(
-                    "spec",
-                    f"updates to statefulset spec for fields other than {names} and '{kept[-1]}' are forbidden",
-                )
-            ]
-        return []
-    if key == "batch/jobs":
-        return _frozen(spec, was, "selector", "template", "completionMode")
-    if key == "/services":
-        if was.get("clusterIP") and spec.get("type") != "ExternalName" and spec.get("clusterIP") != was["clusterIP"]:
-            return [wrong("spec.clusterIPs[0]", spec.get("clusterIP"), "may not change once set")]
-        return []
-    if key in ("/secrets", "/configmaps"):
-        problems = []
-        if obj.get("type") != old.get("type"):
-            problems.append(wrong("type", obj.get("type"), IMMUTABLE))
-        if old.get("immutable"):
-            if obj.get("data") != old.get("data"):
-                problems.append(not_allowed("data", "field is immutable when `immutable` is set"))
-            if not obj.get("immutable"):
-                problems.append(not_allowed("immutable", "field is immutable when `immutable` is set"))
-        return problems
-    if key == "/persistentvolumeclaims":
-        return _claim_update(spec, was)
-    if key == "/pods":
-        return _pod_update(spec, was)
-    if key == "storage.k8s.io/storageclasses":
-        return [
-            not_allowed(
-                name, "updates to provisioner are forbidden." if name == "provisioner" else "updates are forbidden"
-            )
-            for name in ("provisioner", "parameters", "reclaimPolicy", "volumeBindingMode")
-            if obj.get(name) != old.get(name)
-        ]
-    return []
-
-
-def _claim_update(spec: Obj, was: Obj) -> list[Cause]:
-    free = ("resources", "volumeName", "volumeAttributesClassName")
-    if {k: v for k, v in spec.items() if k not in free} != {k: v for k, v in was.items() if k not in free}:
-        return [
-            not_allowed(
-                "spec",
-                "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound "
-                "claims",
-            )
-        ]
-    size, before = ((s.get("resources") or {}).get("requests", {}).get("storage", "0") for s in (spec, was))
-    if milli(size) < milli(before):
-        return [not_allowed("spec.resources.requests.storage", "field can not be less than status.capacity")]
-    return []
-
-
-def _pod_update(spec: Obj, was: Obj) -> list[Cause]:
-    def bare(value: Obj) -> Obj:
-        out = {
-            k: v
-            for k, v in value.items()
-            if k
-            not in (
-                "activeDeadlineSeconds",
-                "terminationGracePeriodSeconds",
-                "tolerations",
-                "nodeName",
-                "schedulingGates",
-            )
-        }
-        for name in ("containers", "initContainers"):
-            out[name] = [{k: v for k, v in c.items() if k != "image"} for c in value.get(name) or ()]
-        return out
-
-    if bare(spec) != bare(was):
-        return [
-            not_allowed(
-                "spec",
-                "pod updates may not change fields other than `spec.containers[*].image`,"
-                "`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,"
-                "`spec.tolerations` (only additions to existing tolerations),"
-                "`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)",
-            )
-        ]
-    return []

@@ -63,7 +63,10 @@ def check_pod_spec(spec: Obj, path: str, restarts: tuple[str, ...], claims: tupl
             if name in names:
                 problems.append(duplicate(f"{where}.name", name))
             names.add(name)
-    if spec.get("restartPolicy") not in restarts:
+    if spec.get("restartPolicy") == "Always" and "Always" not in restarts:
+        # "Always" is also what a silent template was filled up with.
+        problems.append(required(f"{path}.restartPolicy", 'valid values: "OnFailure", "Never"'))
+    elif spec.get("restartPolicy") not in restarts:
         problems.append(unsupported(f"{path}.restartPolicy", spec.get("restartPolicy"), restarts))
     return problems
 
@@ -77,8 +80,6 @@ def _container(container: Obj, where: str, volumes: set[str]) -> list[Cause]:
     image = container.get("image", "")
     if not image:
         problems.append(required(f"{where}.image"))
-    elif image != image.strip():
-        problems.append(wrong(f"{where}.image", image, "must not have leading or trailing whitespace"))
     if container.get("imagePullPolicy", "Always") not in _PULL:
         problems.append(unsupported(f"{where}.imagePullPolicy", container["imagePullPolicy"], _PULL))
     seen: set[Any] = set()

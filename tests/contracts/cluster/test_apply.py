@@ -206,6 +206,20 @@ def test_managed_fields_may_not_be_applied(cluster: Cluster) -> None:
     assert "metadata.managedFields must be nil" in refusal["message"]
 
 
+def test_an_apply_must_be_of_the_kind_it_is_sent_to(cluster: Cluster) -> None:
+    status, refusal = cluster.apply("configmaps", config_map("one") | {"kind": "Secret"})
+    assert (status, refusal["reason"]) == (400, "BadRequest")
+    assert refusal["message"] == "invalid object type: /v1, Kind=Secret"
+
+
+def test_a_bad_quantity_is_found_after_the_merge(cluster: Cluster) -> None:
+    body = deployment("web", 0, container={"resources": {"requests": {"cpu": "a lot"}}})
+    status, refusal = cluster.apply("deployments", body, api=APPS)
+    assert status == 500
+    assert refusal["message"].startswith("failed to convert new object (/web; apps/v1, Kind=Deployment)")
+    assert "quantities must match the regular expression" in refusal["message"]
+
+
 def test_apply_with_a_stale_version_is_refused(cluster: Cluster) -> None:
     _, made = cluster.apply("configmaps", config_map("one", {"a": "1"}))
     cluster.apply("configmaps", config_map("one", {"a": "2"}))

@@ -201,7 +201,7 @@ def test_preconditions_guard_deletion(cluster: Cluster) -> None:
     wrong = {"preconditions": {"uid": "00000000-0000-0000-0000-000000000000"}}
     status, refusal = cluster.delete("configmaps", "one", wrong)
     assert (status, refusal["reason"]) == (409, "Conflict")
-    assert "Precondition failed: UID in precondition" in refusal["message"]
+    assert "does not match the UID in record" in refusal["message"]
     assert cluster.status("configmaps", "one") == 200
 
 
@@ -313,7 +313,7 @@ CONTAINER = ("spec", "template", "spec", "containers", 0)
             BATCH,
             _with(job("run"), "Always", "spec", "template", "spec", "restartPolicy"),
             "spec.template.spec.restartPolicy",
-            "Unsupported value",
+            'Required value: valid values: "OnFailure", "Never"',
         ),
         ("services", "api/v1", _with(service("web", "web"), [], "spec", "ports"), "spec.ports", "Required value"),
         (
@@ -350,6 +350,10 @@ def test_invalid_objects_name_the_field(
     [
         (_with(deployment("web"), "three", "spec", "replicas"), "cannot unmarshal string into Go struct field"),
         (_with(deployment("web"), {"requests": {"cpu": "a lot"}}, *CONTAINER, "resources"), "quantities must match"),
+        (
+            _with(deployment("web"), 5, *CONTAINER, "image"),
+            "Container.spec.template.spec.containers.image of type string",
+        ),
         ({**deployment("web"), "kind": "StatefulSet"}, "StatefulSet"),
         ({**deployment("web"), "apiVersion": "v1"}, "v1"),
     ],
@@ -428,6 +432,21 @@ def test_secrets_take_plain_strings_and_keep_their_type(cluster: Cluster) -> Non
     assert made["type"] == "Opaque"
     status, refusal = cluster.patch("secrets", "s", {"type": "kubernetes.io/tls"})
     assert (status, refusal["reason"]) == (422, "Invalid")
+
+
+def test_secrets_must_be_base64(cluster: Cluster) -> None:
+    body = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"}, "data": {"a": "not base64!"}}
+    status, refusal = cluster.create("secrets", body)
+    assert (status, refusal["reason"]) == (400, "BadRequest")
+    assert refusal["message"] == (
+        'Secret in version "v1" cannot be handled as a Secret: illegal base64 data at input byte 3'
+    )
+
+
+def test_names_of_services_may_begin_with_a_digit(cluster: Cluster) -> None:
+    assert cluster.create("services", service("1web", "web"))[0] == 201
+    status, refusal = cluster.create("services", service("a.b", "web"))
+    assert (status, refusal["details"]["causes"][0]["message"]) == (422, 'Invalid value: "a.b": must not contain dots')
 
 
 def test_defaults_are_filled_in(cluster: Cluster) -> None:
