@@ -71,7 +71,7 @@ CLUSTER_CLEANUP = Policy(
     start_to_close_timeout=timedelta(minutes=5),
     heartbeat_timeout=timedelta(seconds=15),
     retry_policy=RetryPolicy(
-        initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=1), maximum_attempts=6
+        initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=1), maximum_attempts=4
     ),
 )
 """Undoing. When it fails too, the instance is ``cleanup_pending`` and the next round goes on."""
