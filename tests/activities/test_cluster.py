@@ -154,6 +154,24 @@ async def test_a_refused_object_fails_at_once_with_the_field(fleet: Fleet) -> No
     assert "spec.rules[0].host" in refusal.value.message
 
 
+@pytest.mark.scenario("P5")
+async def test_a_field_of_the_wrong_type_is_a_mistake_though_the_api_says_500(cluster: Cluster) -> None:
+    gateway = KubernetesGateway.from_kubeconfig(cluster.kubeconfig)
+    broken = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "broken", "namespace": "default"},
+        "data": {"number": 1},
+    }
+    try:
+        with pytest.raises(errors.ClusterError) as refusal:
+            await gateway.apply(broken)
+    finally:
+        gateway.close()
+    assert refusal.value.permanent
+    assert "number" in refusal.value.message
+
+
 @pytest.mark.scenario("P6")
 async def test_a_full_quota_is_no_matter_of_trying_again(fleet: Fleet) -> None:
     instance_id = await fleet.order()
