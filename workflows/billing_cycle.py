@@ -1,19 +1,18 @@
 """What money does in a subscription's life: renewals, dunning, resumption, plan changes.
 
 Coroutines of the entity, not workflows of their own: a renewal that credit covers is one activity. Only a card needs a
-``Payment`` child. ``_cash`` lets one collection run at a time; the entity's ``orders`` lock is not held while a gateway
-is asked, so that a customer can cancel meanwhile.
+``Payment`` child. ``cash`` lets one collection run at a time; the entity's ``orders`` lock is not held while a gateway
+is asked, so that a customer can cancel meanwhile. Who needs both takes ``cash`` first.
 """
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError
+from temporalio.exceptions import ActivityError, ChildWorkflowError
 from temporalio.workflow import ParentClosePolicy
 
 from workflows import names, policies
@@ -36,9 +35,9 @@ from workflows.refusals import refuse, refused_by
 from workflows.rules import dunning, ids
 from workflows.rules.agenda import Due
 from workflows.rules.errors import Refusal
-from workflows.rules.payment import RECEIVED
+from workflows.rules.payment import RECEIVED, PaymentStatus
 from workflows.rules.periods import Period, nth_period
-from workflows.rules.subscription import INDEBTED, State
+from workflows.rules.subscription import INDEBTED, LIVE, State
 
 if TYPE_CHECKING:
     from workflows.subscription import Subscription
@@ -47,11 +46,11 @@ if TYPE_CHECKING:
 class BillingCycle:
     def __init__(self, entity: Subscription) -> None:
         self._entity = entity
-        self._cash = asyncio.Lock()
+        self.cash = asyncio.Lock()
 
     async def renew(self, due: Due) -> None:
         """The period (or the trial) has ended: begin the next one."""
-        async with self._cash:
+        async with self.cash:
             async with self._entity.orders:
                 if not self._entity.still(due):
                     return
@@ -65,7 +64,7 @@ class BillingCycle:
                 if bill.paid or not restart:
                     self._adopt(terms, anchor, n + 1, period)
             if bill.card is not None:
-                bill = await self._charge(bill, bill.card)
+                bill, _ = await self._charged(bill, bill.card)
                 if restart and bill.paid:
                     self._adopt(terms, anchor, 1, period)
 
@@ -75,7 +74,7 @@ class BillingCycle:
         Raises:
             ApplicationError: ``INSUFFICIENT_FUNDS`` or ``PAYMENT_DECLINED``; it stays paused.
         """
-        async with self._cash:
+        async with self.cash:
             async with self._entity.orders:
                 life = self._entity.alive
                 if life.state is not State.PAUSED:
@@ -87,7 +86,7 @@ class BillingCycle:
             if bill.card is not None:
                 bill, decline = await self._charged(bill, bill.card)
             if not bill.paid:
-                raise self._not_paid(decline, had_card=decline is not None)
+                raise self._not_paid(decline)
             self._adopt(terms, now, 1, period)
 
     async def collect(
@@ -98,7 +97,7 @@ class BillingCycle:
         Raises:
             ApplicationError: with ``refuse_unpaid``, ``INSUFFICIENT_FUNDS`` or ``PAYMENT_DECLINED``.
         """
-        async with self._cash:
+        async with self.cash:
             async with self._entity.orders:
                 life = self._entity.alive
                 if life.state not in INDEBTED or life.invoice_id is None:
@@ -123,7 +122,7 @@ class BillingCycle:
             if bill.card is not None:
                 bill, decline = await self._charged(bill, bill.card)
             if refuse_unpaid and not bill.paid:
-                raise self._not_paid(decline, had_card=decline is not None)
+                raise self._not_paid(decline)
 
     async def change_plan(self, order: ChangePlanOrder) -> None:
         """Apply, schedule or charge for a plan change.
@@ -131,8 +130,9 @@ class BillingCycle:
         Raises:
             ApplicationError: the change is refused, or its payment failed; the old plan stands untouched.
         """
-        async with self._cash:
+        async with self.cash:
             async with self._entity.orders:
+                self._entity.may_change_plan(order)
                 changed = await self._priced_change(order)
                 if changed.outcome is ChangeOutcome.SCHEDULED:
                     self._entity.alive.pending_terms = changed.terms
@@ -148,7 +148,7 @@ class BillingCycle:
             async with self._entity.orders:
                 if outcome.status not in RECEIVED:
                     await self._record_unpaid(changed.invoice_id, outcome)
-                    raise self._not_paid(outcome.decline_code, had_card=True)
+                    raise self._not_paid(_decline(outcome))
                 bill = await workflow.execute_activity_method(
                     Billing.complete_change,
                     CompleteChange(
@@ -163,12 +163,13 @@ class BillingCycle:
                     ),
                     **policies.DATABASE,
                 )
-                if bill.paid:
-                    self._adopt_change(changed, order.order_id)
+                if not bill.paid:
+                    raise self._not_paid(None)
+                self._adopt_change(changed, order.order_id)
 
     async def revert_change(self, reason: str) -> None:
         """The instance could not be resized: back to the old plan, with the money returned."""
-        async with self._cash, self._entity.orders:
+        async with self.cash, self._entity.orders:
             life = self._entity.alive
             fallback = life.fallback
             if fallback is None:
@@ -184,9 +185,11 @@ class BillingCycle:
                 ),
                 **policies.DATABASE,
             )
-            life.fallback = None
-            period = Period(start=fallback.period_start, end=fallback.period_end)
-            self._adopt(fallback.terms, fallback.anchor, fallback.periods_billed, period)
+            # As it was recorded, whatever the state is by now: a paused one goes on with these terms.
+            life.terms, life.fallback = fallback.terms, None
+            life.anchor, life.periods_billed = fallback.anchor, fallback.periods_billed
+            life.period_start, life.period_end = fallback.period_start, fallback.period_end
+            self._entity.changed()
 
     async def _priced_change(self, order: ChangePlanOrder) -> Changed:
         try:
@@ -222,16 +225,13 @@ class BillingCycle:
         self._take(bill)
         return bill
 
-    async def _charge(self, bill: Bill, card: CardDue) -> Bill:
-        return (await self._charged(bill, card))[0]
-
     async def _charged(self, bill: Bill, card: CardDue) -> tuple[Bill, str | None]:
         """Let a card pay the bill; returns what became of it and the decline code."""
         if bill.invoice_id is None:
             return bill, None
         outcome = await self._pay(card, bill.invoice_id)
         async with self._entity.orders:
-            return await self.conclude(bill.invoice_id, outcome), outcome.decline_code
+            return await self.conclude(bill.invoice_id, outcome), _decline(outcome)
 
     async def conclude(self, invoice_id: str, outcome: PaymentOutcome) -> Bill:
         """Record how a card's payment of an invoice ended. The caller holds ``orders``."""
@@ -302,15 +302,26 @@ class BillingCycle:
 
     async def _pay(self, card: CardDue, invoice_id: str) -> PaymentOutcome:
         """Charge a card and wait until the outcome is certain, however long that takes."""
-        return await (await self.start_payment(self.payment_of(card, invoice_id)))
+        pay = self.payment_of(card, invoice_id)
+        return await self.outcome_of(await self.start_payment(pay), pay.payment_id)
+
+    @staticmethod
+    async def outcome_of(
+        payment: workflow.ChildWorkflowHandle[object, PaymentOutcome], payment_id: str
+    ) -> PaymentOutcome:
+        """Wait for a payment. One that somebody ended by hand has nobody to wait for it: what comes of it later goes
+        to the wallet, and for the subscription it was not paid."""
+        try:
+            return await payment
+        except ChildWorkflowError:
+            return PaymentOutcome(payment_id=payment_id, status=PaymentStatus.CANCELLED)
 
     def _take(self, bill: Bill) -> None:
         """Take over what billing recorded."""
         life = self._entity.alive
         if bill.state in INDEBTED:
             if life.first_failure is None:
-                life.attempts = 0
-            life.first_failure = bill.first_failure
+                life.attempts, life.first_failure = 0, bill.first_failure
             life.invoice_id = bill.invoice_id or life.invoice_id
         else:
             life.first_failure, life.attempts, life.hard_declined = None, 0, False
@@ -325,11 +336,13 @@ class BillingCycle:
         return dunning.next_retry(life.terms.calendar, first, life.attempts)
 
     def _adopt(self, terms: Terms, anchor: datetime, periods_billed: int, period: Period) -> None:
+        """A period begins. What it began with stands, also a plan change that the instance has yet to follow."""
         life = self._entity.alive
         if life.state not in (State.ACTIVE, State.PAST_DUE, State.SUSPENDED, State.TRIALING):
             return
         if terms.plan_id != life.terms.plan_id:
             life.pending_terms = None
+        life.fallback = None
         life.terms, life.anchor, life.periods_billed = terms, anchor, periods_billed
         life.period_start, life.period_end, life.reminded = period.start, period.end, None
         self._entity.changed()
@@ -338,7 +351,7 @@ class BillingCycle:
         life = self._entity.alive
         if life.anchor is None or life.period_start is None or life.period_end is None:
             return
-        life.fallback = Fallback(
+        fallback = Fallback(
             order_id=order_id,
             terms=life.terms,
             anchor=life.anchor,
@@ -355,13 +368,20 @@ class BillingCycle:
                 Period(start=changed.period_start, end=changed.period_end),
             )
         else:
-            life.terms = replace(changed.terms)
+            life.terms = changed.terms
             self._entity.changed()
+        # An instance that its customer has stopped is resized when it is started, maybe periods later.
+        life.fallback = None if life.stopped_by_customer else fallback
 
-    @staticmethod
-    def _not_paid(decline_code: str | None, *, had_card: bool) -> Exception:
-        if had_card:
-            return refuse(
-                Refusal.PAYMENT_DECLINED, "The card was declined.", {"decline_code": decline_code or "declined"}
-            )
+    def _not_paid(self, decline_code: str | None) -> Exception:
+        state = self._entity.state
+        if state not in LIVE:
+            return refuse(Refusal.ILLEGAL_MOVE, f"It became {state} before it was paid; what was paid is credit.")
+        if decline_code is not None:
+            return refuse(Refusal.PAYMENT_DECLINED, "The card was declined.", {"decline_code": decline_code})
         return refuse(Refusal.INSUFFICIENT_FUNDS, "Neither the wallet nor a card covers what is due.")
+
+
+def _decline(outcome: PaymentOutcome) -> str | None:
+    """Return why a card did not pay, None when it did."""
+    return None if outcome.status in RECEIVED else outcome.decline_code or outcome.status.value

@@ -30,7 +30,7 @@ PATIENCE = timedelta(seconds=120)
 """How long one step may take to do what fell due, in real time: a suspension waits for the cluster."""
 
 RUN_UP = timedelta(milliseconds=400)
-"""How long before a due moment a skip ends: more than a busy machine needs to begin one, since it ends later by that."""
+"""How long before a due moment a skip ends. It ends later by what it took to begin, so this is more than that."""
 
 LOOK_AGAIN_SECONDS = 0.03
 

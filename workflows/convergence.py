@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from temporalio import workflow
+from temporalio.exceptions import ChildWorkflowError
 from temporalio.workflow import ParentClosePolicy
 
 from workflows import names, policies
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from workflows.subscription import Subscription
 
 RUNNING = frozenset({State.TRIALING, State.ACTIVE, State.PAST_DUE})
+DONE = OperationStatus.SUCCEEDED
 STOPPED = frozenset({State.SUSPENDED, State.PAUSED, State.CANCELLED})
 
 TRY_AGAIN = timedelta(minutes=2)
@@ -76,7 +78,8 @@ class Convergence:
 
     async def delete(self) -> None:
         """Delete the instance and its data; ends only when the cluster is verified clean."""
-        await self._run(self._operate(OperationKind.DELETE, "platform", self._next_id()))
+        while (await self._run(self._operate(OperationKind.DELETE, "platform", self._next_id()))).status is not DONE:
+            await workflow.sleep(TRY_AGAIN)
         self._entity.alive.instance_running = False
 
     def _waiting(self) -> bool:
@@ -97,7 +100,7 @@ class Convergence:
         terms = life.terms
         resources = terms.resources if kind is OperationKind.RESIZE else None
         outcome = await self._run(self._operate(kind, "platform", self._next_id(), resources))
-        if outcome.status is OperationStatus.SUCCEEDED:
+        if outcome.status is DONE:
             self._not_before = None
             if kind is OperationKind.RESIZE:
                 life.applied_plan_id = terms.plan_id
@@ -116,7 +119,7 @@ class Convergence:
         life = self._entity.alive
         outcome = await self._run(operate)
         self._accepted = None
-        if outcome.status is OperationStatus.SUCCEEDED and operate.kind in (OperationKind.STOP, OperationKind.START):
+        if outcome.status is DONE and operate.kind in (OperationKind.STOP, OperationKind.START):
             life.stopped_by_customer = operate.kind is OperationKind.STOP
             life.instance_running = operate.kind is OperationKind.START
 
@@ -137,6 +140,11 @@ class Convergence:
                 ),
             )
             return outcome
+        except ChildWorkflowError:
+            # Somebody ended the operation by hand. What is wanted of the cluster is still wanted.
+            return OperationOutcome(
+                operation_id=operate.operation_id, status=OperationStatus.FAILED, reason="the operation was broken off"
+            )
         finally:
             self._underway = False
             self._entity.changed()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from temporalio import workflow
+from temporalio.exceptions import ChildWorkflowError, FailureError
 from temporalio.workflow import ParentClosePolicy
 
 from workflows import names, policies
@@ -39,6 +41,8 @@ class Opening:
         self._entity = entity
         self._payment: Payment | None = None
         self._payment_id = ""
+        self._provisioning: workflow.ChildWorkflowHandle[object, Provisioned] | None = None
+        self._undone = False
         self._ending = _GaveUp(State.CANCELLED, "the process was cancelled")
 
     async def bring_up(self) -> bool:
@@ -101,7 +105,7 @@ class Opening:
     async def _provision(self) -> None:
         self._stop_if_asked()
         order = self._entity.order
-        child = await workflow.start_child_workflow(
+        child: workflow.ChildWorkflowHandle[object, Provisioned] = await workflow.start_child_workflow(
             names.PROVISIONING,
             Provision(
                 instance_id=order.instance_id,
@@ -118,13 +122,15 @@ class Opening:
                 order.organization_id, "provisioning", subscription=order.subscription_id, instance=order.instance_id
             ),
         )
+        self._provisioning = child
         await workflow.wait_condition(lambda: child.done() or self._asked_to_cancel())
-        if not child.done():
-            child.cancel()
-            await workflow.wait_condition(child.done)
         self._stop_if_asked()
-        provisioned: Provisioned = await child
+        try:
+            provisioned = await child
+        except ChildWorkflowError as error:
+            raise _GaveUp(State.FAILED, "setting it up was broken off") from error
         if not provisioned.ready:
+            self._undone = True
             raise _GaveUp(State.FAILED, provisioned.message or provisioned.reason or "it did not become ready")
 
     async def _activate(self) -> None:
@@ -137,27 +143,29 @@ class Opening:
             else nth_period(now, 0, life.terms.interval, life.terms.timezone)
         )
         life.instance_running = True
-        async with entity.orders:
-            bill: Bill = await workflow.execute_activity_method(
-                Billing.activate,
-                Activate(
-                    subscription_id=entity.order.subscription_id,
-                    period_start=period.start,
-                    period_end=period.end,
-                    trial=trial,
-                    now=now,
-                ),
-                **policies.DATABASE,
-            )
-            life.anchor, life.periods_billed = now, 0 if trial else 1
-            life.period_start, life.period_end = period.start, period.end
-            life.invoice_id = None if bill.paid else bill.invoice_id
-            entity.enter(bill.state)
-        if self._payment is not None and bill.invoice_id is not None:
-            await self._payment.signal("capture")
-            outcome = await self._payment
+        # No other payment, and no pause, before it is known whether the first one is taken.
+        async with entity.cycle.cash:
             async with entity.orders:
-                await entity.cycle.conclude(bill.invoice_id, outcome)
+                bill: Bill = await workflow.execute_activity_method(
+                    Billing.activate,
+                    Activate(
+                        subscription_id=entity.order.subscription_id,
+                        period_start=period.start,
+                        period_end=period.end,
+                        trial=trial,
+                        now=now,
+                    ),
+                    **policies.DATABASE,
+                )
+                life.anchor, life.periods_billed = now, 0 if trial else 1
+                life.period_start, life.period_end = period.start, period.end
+                life.invoice_id = None if bill.paid else bill.invoice_id
+                entity.enter(bill.state)
+            if self._payment is not None and bill.invoice_id is not None:
+                await self._decide("capture")
+                outcome = await entity.cycle.outcome_of(self._payment, self._payment_id)
+                async with entity.orders:
+                    await entity.cycle.conclude(bill.invoice_id, outcome)
 
     # What undoes it
 
@@ -178,17 +186,24 @@ class Opening:
         self._entity.enter(state)
 
     async def _release_card(self) -> None:
-        if self._payment is None:
-            return
-        if not self._payment.done():
-            await self._payment.signal("release")
+        if self._payment is not None:
+            await self._decide("release")
             await workflow.wait_condition(self._payment.done)
+
+    async def _decide(self, decision: str) -> None:
+        """Tell the authorised payment; one that has ended by itself (its authorisation lapsed) has nothing to hear."""
+        if self._payment is not None and not self._payment.done():
+            with contextlib.suppress(FailureError):
+                await self._payment.signal(decision)
 
     async def _tear_down(self) -> None:
         """Provisioning undoes itself; what is left is an instance that became ready just before it was cancelled."""
-        order = self._entity.order
-        if self._ending.state is State.FAILED:
+        order, provisioning = self._entity.order, self._provisioning
+        if self._undone:
             return
+        if provisioning is not None and not provisioning.done():
+            provisioning.cancel()
+            await workflow.wait_condition(provisioning.done)
         operation_id = ids.derived("op", order.subscription_id, "undo")
         await workflow.execute_child_workflow(
             names.INSTANCE_OPERATION,

@@ -2,22 +2,25 @@
 
 ``run`` opens the order, brings the instance up, and then does what falls due, one thing at a time. Orders (updates)
 and facts (signals) only change ``Life`` and wake it. What money does is in ``billing_cycle``; what the cluster has to
-do follows from the state, in ``convergence``.
+do follows from the state, in ``convergence``; moves that touch no money are in ``moves``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
+from dataclasses import replace
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
+from temporalio.exceptions import ActivityError, ApplicationError
 
 with workflow.unsafe.imports_passed_through():
     import workflows.ports.instances  # noqa: F401 - the sandbox decodes only types of modules that it saw imported
     from workflows import names, policies
     from workflows.billing_cycle import BillingCycle
     from workflows.convergence import Convergence
+    from workflows.moves import Moves
     from workflows.opening import Opening
     from workflows.ports.billing import Subscriptions
     from workflows.ports.payments import PaymentOutcome
@@ -30,22 +33,22 @@ with workflow.unsafe.imports_passed_through():
         Life,
         OperateOrder,
         Order,
-        RecordIntent,
-        RecordState,
         Remind,
         Subscribed,
         View,
     )
     from workflows.refusals import refuse, refused_by
     from workflows.rules import dunning
-    from workflows.rules.agenda import Due, Standing, Step, next_due
+    from workflows.rules.agenda import OF_DEBT, Due, Step, next_due
     from workflows.rules.errors import Refusal
-    from workflows.rules.subscription import BEFORE_READY, ENDED, INDEBTED, LIVE, State, move
+    from workflows.rules.subscription import BEFORE_READY, ENDED, INDEBTED, LIVE, State
 
 REMEMBERED_ORDERS = 50
 """How many answered update ids survive a continue-as-new."""
 
 PLATFORM_ACTOR = "platform"
+
+OPERATOR_STOPS = Cancel(order_id="", actor="operator", at=CancelAt.NOW, reason="the process was cancelled")
 
 
 @workflow.defn(name=names.SUBSCRIPTION)
@@ -59,38 +62,34 @@ class Subscription:
         self.payments: dict[str, PaymentOutcome] = {}
         self._refusal: ApplicationError | None = None
         self._funds_arrived = False
+        self._stop_wanted = False
         self._working = 1
         self._changes = 0
         self.cycle = BillingCycle(self)
         self.convergence = Convergence(self)
+        self.moves = Moves(self)
 
     @workflow.run
     async def run(self, given: Subscribed) -> View:
-        if self.life is None and not await self._brought_up():
-            await workflow.wait_condition(workflow.all_handlers_finished)
-            return self._view()
-        while self.state not in ENDED:
+        living = asyncio.create_task(self._live())
+        while not living.done():
             try:
-                await self._next()
-            except BaseException as error:
-                if not is_cancelled_exception(error):
-                    raise
-                # An operator cancelled the process itself: that is an order like any other, and nothing is left open.
-                await asyncio.shield(self._end(CancelAt.NOW, "operator", "the process was cancelled"))
-            if workflow.info().is_continue_as_new_suggested() and workflow.all_handlers_finished():
-                workflow.continue_as_new(Subscribed(order=self.order, life=self.life))
-        self._working = 0
-        await workflow.wait_condition(workflow.all_handlers_finished)
-        return self._view()
+                await asyncio.shield(living)
+            except asyncio.CancelledError:
+                # An operator cancelled the process itself: an order like any other, carried out between two steps, so
+                # that no payment is left without whoever waits for it and nothing stays held or running.
+                self._stop()
+        view = await living
+        if view is None:
+            workflow.continue_as_new(Subscribed(order=self.order, life=self.life))
+        return view
 
     # Orders
 
     @workflow.update
     async def opened(self) -> View:
         """Wait until the order was written down, or refused."""
-        await workflow.wait_condition(lambda: self.life is not None or self._refusal is not None)
-        if self._refusal is not None:
-            raise self._refusal
+        await self._until(lambda: self.life is not None)
         return self._view()
 
     @workflow.update
@@ -100,11 +99,11 @@ class Subscription:
             return self._view()
         if self.life is None or self.state in BEFORE_READY:
             self.cancel_request = self.cancel_request or order
-            await workflow.wait_condition(lambda: self.life is not None and self.state not in BEFORE_READY)
+            await self._until(lambda: self.life is not None and self.state not in BEFORE_READY)
         if self.state not in LIVE:
             return self._view()
         async with self.orders:
-            await self._end(order.at, order.actor, order.reason)
+            await self.moves.end(order.at, order.actor, order.reason)
         return self._done(order.order_id)
 
     @cancel.validator
@@ -120,7 +119,8 @@ class Subscription:
             await self.cycle.resume(order.actor)
         else:
             async with self.orders:
-                await self._intend(False, order.actor, "resumed")
+                self._may_resume(order)
+                await self.moves.intend(False, order.actor, "resumed")
         return self._done(order.order_id)
 
     @resume.validator
@@ -133,8 +133,12 @@ class Subscription:
         """Stop service and billing until it is resumed; the data stays."""
         if self._answered(order.order_id):
             return self._view()
-        async with self.orders:
-            await self.record(State.PAUSED, "paused by the customer", order.actor)
+        await self._up_to_date()
+        # A payment that is under way decides first: had it come after, it would have ended the pause.
+        async with self.cycle.cash, self.orders:
+            self._may_pause(order)
+            await self.moves.record(State.PAUSED, "paused by the customer", order.actor)
+            self.alive.cancel_at_period_end = False
         return self._done(order.order_id)
 
     @pause.validator
@@ -145,11 +149,13 @@ class Subscription:
     async def change_plan(self, order: ChangePlanOrder) -> View:
         """Change to another plan of the same service, now or when the period ends."""
         if not self._answered(order.order_id):
+            await self._up_to_date()
             await self.cycle.change_plan(order)
         return self._done(order.order_id)
 
     @change_plan.validator
-    def _may_change_plan(self, order: ChangePlanOrder) -> None:
+    def may_change_plan(self, order: ChangePlanOrder) -> None:
+        """Refuse what cannot be; asked again by ``cycle`` when its turn has come."""
         self._require(self.state in (State.ACTIVE, State.TRIALING), "change its plan")
         if self.life is not None and self.life.fallback is not None:
             raise refuse(Refusal.CONFLICT, "The last plan change is still being carried out.")
@@ -170,6 +176,7 @@ class Subscription:
         """Restart, stop, start or back up the instance; answers when the operation is recorded."""
         if not self._answered(order.order_id):
             async with self.orders:
+                self._may_operate(order)
                 await self.convergence.accept(order)
         return self._done(order.order_id)
 
@@ -193,11 +200,34 @@ class Subscription:
 
     @workflow.query
     def clock(self) -> ClockView:
-        due = next_due(self._standing()) if self.life is not None else None
-        idle = not self._working and not self.orders.locked() and not self._funds_to_collect()
-        return ClockView(now=workflow.now(), next_due=due.at if due else None, idle=idle, state=self.state)
+        due = self._next_due() if self.life is not None else None
+        busy = self._working or self.orders.locked() or self.cycle.cash.locked() or self._funds_to_collect()
+        return ClockView(now=workflow.now(), next_due=due.at if due else None, idle=not busy, state=self.state)
 
     # The loop
+
+    async def _live(self) -> View | None:
+        """Live on. None: the history has become long, and nothing is in hand that the next run would not know of."""
+        if self.life is None and not await self._brought_up():
+            await workflow.wait_condition(workflow.all_handlers_finished)
+            return self._view()
+        while self.state not in ENDED:
+            await self._next()
+            if workflow.info().is_continue_as_new_suggested() and not self._in_hand():
+                return None
+        self._working = 0
+        await workflow.wait_condition(workflow.all_handlers_finished)
+        return self._view()
+
+    def _in_hand(self) -> bool:
+        awaited = self.convergence.busy or self._funds_to_collect() or self._stop_wanted
+        return awaited or not workflow.all_handlers_finished()
+
+    def _stop(self) -> None:
+        self._stop_wanted = True
+        if self.life is None or self.state in BEFORE_READY:
+            self.cancel_request = self.cancel_request or OPERATOR_STOPS
+        self.changed()
 
     async def _brought_up(self) -> bool:
         """Open the order and see it to readiness. False: it has ended, and nothing of it is left."""
@@ -213,13 +243,18 @@ class Subscription:
     async def _next(self) -> None:
         """Do what is to be done now, else sleep until something falls due or happens."""
         self._working = 1
+        if self._stop_wanted:
+            async with self.orders:
+                await self.moves.end(OPERATOR_STOPS.at, OPERATOR_STOPS.actor, OPERATOR_STOPS.reason)
+            self._stop_wanted = False
+            return
         if self._funds_to_collect():
             self._funds_arrived = False
             await self.cycle.collect(scheduled=False, actor=PLATFORM_ACTOR)
             return
         if await self.convergence.step():
             return
-        due = next_due(self._standing())
+        due = self._next_due()
         if due is not None and workflow.now() >= due.at:
             await self._do(due)
             return
@@ -232,6 +267,12 @@ class Subscription:
             )
 
     async def _do(self, due: Due) -> None:
+        late = workflow.now() - due.at
+        first_failure = self.alive.first_failure
+        if due.step in OF_DEBT and first_failure is not None and late > dunning.LATE:
+            # Nobody asked, warned or took payments meanwhile: these days are not taken from the customer's grace.
+            self.alive.first_failure = first_failure + late
+            return
         match due.step:
             case Step.REMIND:
                 await self._remind(due)
@@ -247,21 +288,26 @@ class Subscription:
             case Step.SUSPEND:
                 async with self.orders:
                     if self.still(due):
-                        await self.record(State.SUSPENDED, "the open invoice was not paid", PLATFORM_ACTOR)
+                        await self.moves.record(State.SUSPENDED, "the open invoice was not paid", PLATFORM_ACTOR)
             case Step.DELETE:
                 await self.convergence.delete()
                 async with self.orders:
-                    await self.record(State.TERMINATED, "the retention period is over", PLATFORM_ACTOR)
+                    await self.moves.record(State.TERMINATED, "the retention period is over", PLATFORM_ACTOR)
 
     async def _if_still(self, due: Due, at: CancelAt, reason: str) -> None:
         async with self.orders:
             if self.still(due):
-                await self._end(at, PLATFORM_ACTOR, reason)
+                await self.moves.end(at, PLATFORM_ACTOR, reason)
 
     async def _remind(self, due: Due) -> None:
         life = self.alive
         async with self.orders:
             if not self.still(due) or life.period_end is None:
+                return
+            follows = next_due(replace(life.standing(), reminded=due.days))
+            if follows is not None and follows.at <= workflow.now():
+                # It comes so late that the next reminder, or the renewal itself, is due as well.
+                life.reminded = due.days
                 return
             await workflow.execute_local_activity_method(
                 Subscriptions.remind,
@@ -270,60 +316,6 @@ class Subscription:
             )
             life.reminded = due.days
             self.changed()
-
-    # Moves that touch no money
-
-    async def _end(self, at: CancelAt, actor: str, reason: str) -> None:
-        life = self.alive
-        if at is CancelAt.PERIOD_END and self.state in (State.ACTIVE, State.TRIALING):
-            await self._intend(True, actor, reason)
-            return
-        if self.state not in LIVE:
-            return
-        await self.record(State.CANCELLED, reason, actor)
-        life.invoice_id = life.first_failure = life.pending_terms = None
-        life.cancel_at_period_end = False
-
-    async def _intend(self, cancel_at_period_end: bool, actor: str, reason: str) -> None:
-        life = self.alive
-        pending = life.pending_terms if not cancel_at_period_end else None
-        await workflow.execute_activity_method(
-            Subscriptions.record_intent,
-            RecordIntent(
-                subscription_id=self.order.subscription_id,
-                cancel_at_period_end=cancel_at_period_end,
-                pending_plan_id=pending.plan_id if pending else None,
-                reason=reason,
-                actor=actor,
-                now=workflow.now(),
-            ),
-            **policies.DATABASE,
-        )
-        life.cancel_at_period_end, life.pending_terms = cancel_at_period_end, pending
-        self.changed()
-
-    async def record(self, to: State, reason: str, actor: str) -> None:
-        """Record a move. The caller holds ``orders``."""
-        life = self.alive
-        move(life.state, to)
-        now = workflow.now()
-        delete_at = dunning.deletion(life.terms.calendar, now) if to is State.CANCELLED else None
-        await workflow.execute_activity_method(
-            Subscriptions.record_state,
-            RecordState(
-                subscription_id=self.order.subscription_id,
-                to=to,
-                reason=reason,
-                actor=actor,
-                now=now,
-                delete_at=delete_at,
-                void_invoice=to is State.CANCELLED,
-            ),
-            **policies.DATABASE,
-        )
-        if to is State.CANCELLED:
-            life.cancelled_at = now
-        self.enter(to)
 
     # What the parts share
 
@@ -350,22 +342,28 @@ class Subscription:
 
     def still(self, due: Due) -> bool:
         """Tell whether ``due`` is still what comes next, now that the lock is held."""
-        return next_due(self._standing()) == due
+        return self._next_due() == due
 
-    def _standing(self) -> Standing:
-        life = self.alive
-        return Standing(
-            state=life.state,
-            period_start=life.period_start,
-            period_end=life.period_end,
-            cancel_at_period_end=life.cancel_at_period_end,
-            reminded=life.reminded,
-            first_failure=life.first_failure,
-            attempts=life.attempts,
-            hard_declined=life.hard_declined,
-            cancelled_at=life.cancelled_at,
-            calendar=life.terms.calendar,
-        )
+    def _next_due(self) -> Due | None:
+        return next_due(self.alive.standing())
+
+    async def _up_to_date(self) -> None:
+        """Let a period that is over be renewed first: what is ordered now must not leave it out."""
+        await workflow.wait_condition(lambda: not self._period_is_over())
+
+    def _period_is_over(self) -> bool:
+        end = self.alive.period_end
+        return self.state in (State.ACTIVE, State.TRIALING) and end is not None and workflow.now() >= end
+
+    async def _until(self, reached: Callable[[], bool]) -> None:
+        """Wait for something that only an order that was written down can reach.
+
+        Raises:
+            ApplicationError: it was refused.
+        """
+        await workflow.wait_condition(lambda: self._refusal is not None or reached())
+        if self._refusal is not None:
+            raise self._refusal
 
     def _funds_to_collect(self) -> bool:
         return self._funds_arrived and self.state in INDEBTED

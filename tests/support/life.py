@@ -59,6 +59,7 @@ class Outside:
     provisioned: Provisioned = field(default_factory=lambda: Provisioned(ready=True))
     decline: str | None = None
     answer: asyncio.Event = field(default_factory=asyncio.Event)
+    operating: asyncio.Event = field(default_factory=asyncio.Event)
     operation_fails: set[str] = field(default_factory=set)
     asked: list[tuple[str, str]] = field(default_factory=list)
     paid: list[Pay] = field(default_factory=list)
@@ -85,6 +86,7 @@ class Outside:
     @activity.defn(name="outside.operate")
     async def operate(self, command: Operate) -> OperationOutcome:
         self.asked.append(("operate", command.kind))
+        await self.operating.wait()
         failed = command.kind in self.operation_fails
         status = OperationStatus.FAILED if failed else OperationStatus.SUCCEEDED
         return OperationOutcome(operation_id=command.operation_id, status=status, reason="scripted" if failed else None)
@@ -270,6 +272,7 @@ async def world(
     await books.seed(session_factory(database.owner), currency, timezone)
     outside = Outside(sessions)
     outside.answer.set()
+    outside.operating.set()
     billing, subscriptions = BillingActivities(sessions), SubscriptionActivities(sessions, "apps.test")
     worker = Worker(
         temporal.client,
@@ -289,6 +292,7 @@ async def world(
         finally:
             outside.ready.set()
             outside.answer.set()
+            outside.operating.set()
             for row in await made.rows("SELECT workflow_id FROM subscriptions"):
                 await _end(temporal.client.get_workflow_handle(row["workflow_id"]))
 

@@ -7,6 +7,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from workflows.rules import dunning
+from workflows.rules.agenda import Standing
 from workflows.rules.money import Money
 from workflows.rules.periods import Interval
 from workflows.rules.proration import Mode
@@ -82,6 +83,7 @@ class Life:
         periods_billed: How many periods since ``anchor`` have been invoiced; ``period_*`` is the last of them.
         reminded: The smallest reminder (in days) sent in this period.
         invoice_id: The one open invoice, if any.
+        first_failure: The instant that grace is counted from: when the debt began, later by what the platform was away.
         payments: How many payments were started; part of each payment's id.
         applied_plan_id: The plan whose resources the instance has.
         instance_running: What the cluster was last told.
@@ -111,6 +113,21 @@ class Life:
     stopped_by_customer: bool = False
     fallback: Fallback | None = None
     handled: list[str] = field(default_factory=list)
+
+    def standing(self) -> Standing:
+        """Return what the calendar depends on."""
+        return Standing(
+            state=self.state,
+            period_start=self.period_start,
+            period_end=self.period_end,
+            cancel_at_period_end=self.cancel_at_period_end,
+            reminded=self.reminded,
+            first_failure=self.first_failure,
+            attempts=self.attempts,
+            hard_declined=self.hard_declined,
+            cancelled_at=self.cancelled_at,
+            calendar=self.terms.calendar,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

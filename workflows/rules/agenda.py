@@ -22,6 +22,9 @@ class Step(StrEnum):
     DELETE = "delete"
 
 
+OF_DEBT = frozenset({Step.RETRY, Step.SUSPEND, Step.GIVE_UP})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Due:
     """A moment and what is done then. ``days`` tells which reminder."""

@@ -37,6 +37,7 @@ class Calendar:
 
 
 LATE = timedelta(hours=1)
+"""From here on the platform was away, and the calendar of a debt moves by what it was late."""
 
 
 def first_failure(due_at: datetime, now: datetime) -> datetime:
