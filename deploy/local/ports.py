@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import socket
+from itertools import islice
 
 LOOPBACK = "127.0.0.1"
+RANGE = range(15_000, 32_000)
 
 
 def is_free(port: int) -> bool:
@@ -20,15 +23,16 @@ def is_free(port: int) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """`count` different ports that are free now."""
-    probes = [socket.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind((LOOPBACK, 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
+    """`count` different ports that are free now, drawn at random.
+
+    They lie below what systems give to outgoing connections: a port of that range that is free now can be somebody's
+    end of a connection a moment later, when the server that it was chosen for wants to listen.
+    """
+    candidates = random.SystemRandom().sample(RANGE, len(RANGE))
+    found = list(islice(filter(is_free, candidates), count))
+    if len(found) < count:
+        raise OSError(f"no {count} free ports between {RANGE.start} and {RANGE.stop}")
+    return found
 
 
 def settle(names: list[str], remembered: dict[str, int]) -> dict[str, int]:
