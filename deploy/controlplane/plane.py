@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from deploy.controlplane.build import CannotBuild, built
 from deploy.controlplane.client import Api, ApiRefused
 from deploy.controlplane.furniture import Provisioner, furnish
 from deploy.local.cluster.identity import Identity, write_private
+from deploy.local.ports import free_ports
 
 READY_WITHIN = 60.0
 STOP_WITHIN = 8.0
@@ -34,17 +34,6 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)
     except (OSError, AttributeError):
         return
-
-
-def _free_ports(count: int) -> list[int]:
-    held = [socket.socket() for _ in range(count)]
-    try:
-        for one in held:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in held]
-    finally:
-        for one in held:
-            one.close()
 
 
 class ControlPlane:
@@ -92,7 +81,7 @@ class ControlPlane:
             raise
 
     def _start(self) -> None:
-        etcd, peer, free = _free_ports(3)
+        etcd, peer, free = free_ports(3)
         self._port = self._port or free
         identity = Identity(self.directory, "127.0.0.1")
         keys = self._account_keys()
