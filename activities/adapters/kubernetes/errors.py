@@ -9,9 +9,8 @@ import orjson
 
 from workflows.rules.instance import PERMANENT, Trouble
 
-
 ILL_TYPED = ("failed to create typed patch object", "failed to convert new object")
-"""How a server-side apply refuses a manifest whose fields are wrong: 500 without a reason (measured on 1.36), not 422."""
+"""How a server-side apply refuses a manifest with wrong fields: 500 without a reason (measured on 1.36), not 422."""
 
 
 class ClusterError(Exception):

@@ -70,12 +70,20 @@ async def resize(gateway: KubernetesGateway, rendered: Rendered) -> None:
     namespace = rendered.spec.namespace
     live = {found["metadata"]["name"]: found for found in await gateway.list("PersistentVolumeClaim", namespace)}
     grown: dict[str, str] = {}
+    fresh: list[Object] = []
     total = 0
     for made in rendered.of("PersistentVolumeClaim"):
         name, wanted = made["metadata"]["name"], _storage(made)
         has = _storage(live[name]) if name in live else wanted
-        if amount_of(wanted) > amount_of(has):
-            grown[name] = wanted
+        if name not in live:
+            fresh.append(made)
+        elif amount_of(wanted) > amount_of(has):
+            if (live[name].get("status") or {}).get("phase") == "Bound":
+                grown[name] = wanted
+            else:
+                # Nobody has used it yet, so it holds nothing, and until somebody does its size cannot be changed.
+                await gateway.delete("PersistentVolumeClaim", namespace, name)
+                fresh.append(made)
         # A volume never shrinks, so neither does what the quota has to allow for it.
         total += max(amount_of(wanted), amount_of(has))
     for made in rendered.of("ResourceQuota", "LimitRange"):
@@ -84,8 +92,10 @@ async def resize(gateway: KubernetesGateway, rendered: Rendered) -> None:
             if allowed is not None and amount_of(allowed) < total:
                 made = {**made, "spec": {"hard": made["spec"]["hard"] | {"requests.storage": str(total)}}}
         await gateway.apply(made, force=True)
-    if grown:
+    if grown or fresh:
         await _quotas_counted(gateway, rendered)
+    for made in fresh:
+        await gateway.apply(made)
     for name, wanted in grown.items():
         body: Object = {"spec": {"resources": {"requests": {"storage": wanted}}}}
         await gateway.patch("PersistentVolumeClaim", namespace, name, body)
