@@ -72,6 +72,10 @@ class Unavailable(Exception):
     """The Temporal server, or every worker, is away; nothing is known to have been accepted."""
 
 
+class NotSeenYet(Unavailable):
+    """No worker has taken up the workflow's current run: it has just begun, and nobody can answer for it."""
+
+
 class NotRunning(Exception):
     """The workflow has ended (or never was): there is nothing to give the order to."""
 
@@ -391,6 +395,8 @@ async def _bounded(call: Awaitable[T]) -> T:
 def _translated(error: RPCError) -> Exception:
     if error.status is RPCStatusCode.NOT_FOUND:
         return NotRunning(error.message)
+    if error.status is RPCStatusCode.FAILED_PRECONDITION:
+        return NotSeenYet(error.message)
     if error.status in _AWAY:
         return Unavailable(error.message)
     return error

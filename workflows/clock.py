@@ -19,7 +19,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from temporalio.testing import TimeSkipper, TimeSkippingConfig
 
 from workflows import names
-from workflows.client import NotRunning, Orchestrator, Unavailable
+from workflows.client import NotRunning, NotSeenYet, Orchestrator, Unavailable
 from workflows.ports.subscription import ClockView
 from workflows.rules.errors import Refusal, RuleBroken
 from workflows.rules.subscription import BEFORE_READY, ENDED
@@ -87,7 +87,11 @@ class SubscriptionClock:
         """Wait until the subscription has nothing to do before its next due moment, and return where it stands."""
         async with _bounded(self._patience):
             while True:
-                view = await self._orchestrator.clock(subscription_id)
+                try:
+                    view = await self._orchestrator.clock(subscription_id)
+                except NotSeenYet:
+                    await asyncio.sleep(LOOK_AGAIN_SECONDS)
+                    continue
                 now = await self.now(subscription_id)
                 done = view.idle and (view.next_due is None or view.next_due > now)
                 if done or view.state in BEFORE_READY or view.state in ENDED:

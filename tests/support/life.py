@@ -7,6 +7,8 @@ names that ask ``Outside`` what to do, so that a test decides whether a card pay
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -29,7 +31,7 @@ from tests.support.scripted import ScriptedOperation, ScriptedPayment, ScriptedP
 from tests.support.temporal import Temporal
 from tests.support.wait import eventually
 from workflows import names
-from workflows.client import Orchestrator
+from workflows.client import NotSeenYet, Orchestrator
 from workflows.clock import SubscriptionClock
 from workflows.ports.instances import Operate, OperationOutcome, OperationStatus, Provision, Provisioned
 from workflows.ports.payments import Pay, PaymentOutcome
@@ -134,6 +136,7 @@ class World:
     outside: Outside
     orchestrator: Orchestrator
     currency: str
+    owner: Sessions
     orders: int = 0
 
     def plan(self, name: str) -> str:
@@ -176,7 +179,9 @@ class World:
         await eventually(lambda: self._idle(subscription_id), timeout=20)
 
     async def _idle(self, subscription_id: str) -> bool:
-        return (await self.orchestrator.clock(subscription_id)).idle
+        with contextlib.suppress(NotSeenYet):
+            return (await self.orchestrator.clock(subscription_id)).idle
+        return False
 
     def handle(self, subscription_id: str) -> WorkflowHandle[Any, Any]:
         return self.temporal.client.get_workflow_handle(names.subscription_workflow(subscription_id))
@@ -226,6 +231,30 @@ class World:
     async def rows_written(self, statement: str, **parameters: Any) -> None:
         async with self.sessions.begin() as session:
             await session.execute(text(statement), parameters)
+
+    async def furnished(self, statement: str, **parameters: Any) -> None:
+        """Change the catalogue, as an administrator does."""
+        async with self.owner.begin() as session:
+            await session.execute(text(statement), parameters)
+
+    async def price_rises(self, plan: str, amount_minor: int, effective_from: datetime) -> None:
+        await self.furnished(
+            "INSERT INTO prices (id, plan_id, currency, amount_minor, effective_from)"
+            " VALUES (:id, :plan, :currency, :amount, :at)",
+            id=Temporal.unique("prc"),
+            plan=self.plan(plan),
+            currency=self.currency,
+            amount=amount_minor,
+            at=effective_from,
+        )
+
+    async def dunning(self, plan: str, **calendar: Any) -> None:
+        """Give a plan a calendar of its own."""
+        await self.furnished(
+            "UPDATE plans SET dunning = CAST(:dunning AS jsonb) WHERE id = :id",
+            dunning=json.dumps(calendar),
+            id=self.plan(plan),
+        )
 
     async def charging(self, times: int) -> None:
         """Wait until a card has been asked so many times."""
@@ -285,7 +314,8 @@ async def world(
         ],
         graceful_shutdown_timeout=timedelta(seconds=1),
     )
-    made = World(temporal, sessions, outside, Orchestrator(temporal.client), currency)
+    owner = session_factory(database.owner)
+    made = World(temporal, sessions, outside, Orchestrator(temporal.client), currency, owner)
     async with worker:
         try:
             yield made
