@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
+import ssl
+from contextlib import closing
 from typing import Any
+from urllib.parse import urlsplit
 
+import orjson
 import pytest
 
 from tests.contracts.cluster.conftest import Cluster
@@ -151,6 +156,29 @@ def test_scaling_belongs_to_whoever_scales(cluster: Cluster) -> None:
     status, refusal = cluster.apply("deployments", deployment("web", 0), api=APPS)
     assert status == 409
     assert 'conflict with "autoscaler" with subresource "scale" using apps/v1' in refusal["message"]
+
+
+def test_a_scale_patch_whose_body_is_slow_goes_upon_what_stands_when_it_arrived(cluster: Cluster) -> None:
+    cluster.apply("deployments", deployment("web", 0), api=APPS)
+    settings = cluster.client.configuration
+    url = urlsplit(settings.host)
+    assert url.hostname
+    trust = ssl.create_default_context(cafile=settings.ssl_ca_cert)
+    body = orjson.dumps({"spec": {"replicas": 1}})
+    with closing(http.client.HTTPSConnection(url.hostname, url.port, context=trust, timeout=30)) as line:
+        line.putrequest("PATCH", cluster.path("deployments", "web", "scale", api=APPS))
+        line.putheader("Authorization", settings.auth_settings()["BearerToken"]["value"])
+        line.putheader("Content-Type", "application/merge-patch+json")
+        line.putheader("Content-Length", str(len(body)))
+        line.endheaders()
+        # Several writes, so that one of them falls after the request was taken up and before its body is there.
+        for number in range(5):
+            status, _ = cluster.patch("deployments", "web", {"metadata": {"labels": {"turn": str(number)}}}, api=APPS)
+            assert status == 200
+        line.send(body)
+        answer = line.getresponse()
+        assert (answer.status, orjson.loads(answer.read())["spec"]["replicas"]) == (200, 1)
+    assert cluster.get("deployments", "web", api=APPS)["metadata"]["labels"]["turn"] == "4"
 
 
 def test_a_dry_run_shows_the_drift_and_leaves_it(cluster: Cluster) -> None:
