@@ -86,7 +86,7 @@ async def _scale(api: Api, request: Request) -> web.StreamResponse:
     from deploy.local.cluster.registry import APPLY, JSON
 
     # The body first: a controller may write the object while it is still coming in, and a patch then goes upon that.
-    body = None if request.method == "GET" else await api.body(request)
+    body: Any = None if request.method == "GET" else await api.body(request)
     live = api.registry.get(request.resource, request.where, request.name)
     scale = _as_scale(live.obj)
     if request.method == "GET":
