@@ -1,11 +1,14 @@
 """What the cluster has to do follows from the subscription's state; one operation on the instance at a time.
 
 The entity never commands "suspend" where it changes state: it compares what should be with what the cluster was last
-told, so that a crash between the two, or a cluster that is away, only delays it.
+told, so that a crash between the two, or a cluster that is away, only delays it. This goes on beside the calendar: a
+payment whose outcome takes days must not hold up a restart, and a slow cluster must not hold up a renewal.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -40,47 +43,51 @@ class Convergence:
     def __init__(self, entity: Subscription) -> None:
         self._entity = entity
         self._accepted: Operate | None = None
-        self._underway = False
+        self._cluster = asyncio.Lock()
         self._not_before: datetime | None = None
 
     @property
     def busy(self) -> bool:
-        return self._underway or self._accepted is not None
+        return self._cluster.locked() or self._accepted is not None
 
     @property
-    def due(self) -> bool:
-        """Something is to be done that does not have to wait."""
-        return self._accepted is not None
+    def at_rest(self) -> bool:
+        """Nothing is to be done before something happens, or before a failed operation is tried again."""
+        return not self.busy and (self._wanted() is None or self._waiting())
 
     async def accept(self, order: OperateOrder) -> None:
-        """Record a customer's operation; the loop carries it out."""
+        """Record a customer's operation; ``run`` carries it out."""
         operate = self._operate(OperationKind(order.kind), order.actor, order.operation_id)
         await workflow.execute_activity_method(Instances.open_operation, operate, **policies.DATABASE)
         self._accepted = operate
+        self._entity.changed()
 
-    async def step(self) -> bool:
-        """Do the next thing that the cluster has to do. False: it is as it should be, or has to wait."""
-        if self._accepted is not None:
-            await self._carry_out(self._accepted)
-            return True
-        if self._waiting():
-            return False
-        kind = self._wanted()
-        if kind is None:
-            return False
-        await self._converge(kind)
-        return True
-
-    def wait(self, due_at: datetime | None) -> timedelta | None:
-        """Return how long the entity may sleep: until ``due_at``, or until a failed operation is tried again."""
-        moments = [at for at in (due_at, self._not_before if self._wanted() else None) if at is not None]
-        return max(min(moments) - workflow.now(), timedelta()) if moments else None
+    async def run(self) -> None:
+        """Keep the cluster as it should be until cancelled."""
+        while True:
+            seen = self._entity.changes
+            if not self.at_rest:
+                async with self._cluster:
+                    await self._step()
+                continue
+            pause = self._not_before - workflow.now() if self._wanted() and self._not_before else None
+            with contextlib.suppress(TimeoutError):
+                await workflow.wait_condition(lambda: self._entity.changes != seen, timeout=pause)  # noqa: B023
 
     async def delete(self) -> None:
         """Delete the instance and its data; ends only when the cluster is verified clean."""
-        while (await self._run(self._operate(OperationKind.DELETE, "platform", self._next_id()))).status is not DONE:
-            await workflow.sleep(TRY_AGAIN)
-        self._entity.alive.instance_running = False
+        async with self._cluster:
+            delete = OperationKind.DELETE
+            while (await self._run(self._operate(delete, "platform", self._next_id()))).status is not DONE:
+                await workflow.sleep(TRY_AGAIN)
+            self._entity.alive.instance_running = False
+
+    async def _step(self) -> None:
+        """Do the next thing that the cluster has to do, if there still is one."""
+        if self._accepted is not None:
+            await self._carry_out(self._accepted)
+        elif not self._waiting() and (kind := self._wanted()) is not None:
+            await self._converge(kind)
 
     def _waiting(self) -> bool:
         return self._not_before is not None and workflow.now() < self._not_before
@@ -124,7 +131,6 @@ class Convergence:
             life.instance_running = operate.kind is OperationKind.START
 
     async def _run(self, operate: Operate) -> OperationOutcome:
-        self._underway = True
         try:
             outcome: OperationOutcome = await workflow.execute_child_workflow(
                 names.INSTANCE_OPERATION,
@@ -146,7 +152,6 @@ class Convergence:
                 operation_id=operate.operation_id, status=OperationStatus.FAILED, reason="the operation was broken off"
             )
         finally:
-            self._underway = False
             self._entity.changed()
 
     def _operate(

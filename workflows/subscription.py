@@ -2,7 +2,7 @@
 
 ``run`` opens the order, brings the instance up, and then does what falls due, one thing at a time. Orders (updates)
 and facts (signals) only change ``Life`` and wake it. What money does is in ``billing_cycle``; what the cluster has to
-do follows from the state, in ``convergence``; moves that touch no money are in ``moves``.
+do follows from the state, beside the calendar, in ``convergence``; moves that touch no money are in ``moves``.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Subscription:
         self._funds_arrived = False
         self._stop_wanted = False
         self._working = 1
-        self._changes = 0
+        self.changes = 0
         self.cycle = BillingCycle(self)
         self.convergence = Convergence(self)
         self.moves = Moves(self)
@@ -202,7 +202,8 @@ class Subscription:
     def clock(self) -> ClockView:
         due = self._next_due() if self.life is not None else None
         busy = self._working or self.orders.locked() or self.cycle.cash.locked() or self._funds_to_collect()
-        return ClockView(now=workflow.now(), next_due=due.at if due else None, idle=not busy, state=self.state)
+        idle = not busy and (self.life is None or self.convergence.at_rest)
+        return ClockView(now=workflow.now(), next_due=due.at if due else None, idle=idle, state=self.state)
 
     # The loop
 
@@ -211,10 +212,17 @@ class Subscription:
         if self.life is None and not await self._brought_up():
             await workflow.wait_condition(workflow.all_handlers_finished)
             return self._view()
-        while self.state not in ENDED:
-            await self._next()
-            if workflow.info().is_continue_as_new_suggested() and not self._in_hand():
-                return None
+        converging = asyncio.create_task(self.convergence.run())
+        converging.add_done_callback(lambda _: self.changed())
+        try:
+            while self.state not in ENDED:
+                if converging.done():
+                    converging.result()  # it has no end of its own: this raises what ended it
+                await self._next()
+                if workflow.info().is_continue_as_new_suggested() and not self._in_hand():
+                    return None
+        finally:
+            converging.cancel()
         self._working = 0
         await workflow.wait_condition(workflow.all_handlers_finished)
         return self._view()
@@ -252,19 +260,15 @@ class Subscription:
             self._funds_arrived = False
             await self.cycle.collect(scheduled=False, actor=PLATFORM_ACTOR)
             return
-        if await self.convergence.step():
-            return
         due = self._next_due()
         if due is not None and workflow.now() >= due.at:
             await self._do(due)
             return
-        seen = self._changes
+        seen = self.changes
         self._working = 0
-        wait = self.convergence.wait(None if due is None else due.at)
+        wait = None if due is None else due.at - workflow.now()
         with contextlib.suppress(TimeoutError):
-            await workflow.wait_condition(
-                lambda: self._changes != seen or self._funds_to_collect() or self.convergence.due, timeout=wait
-            )
+            await workflow.wait_condition(lambda: self.changes != seen or self._funds_to_collect(), timeout=wait)
 
     async def _do(self, due: Due) -> None:
         late = workflow.now() - due.at
@@ -338,7 +342,7 @@ class Subscription:
         self.changed()
 
     def changed(self) -> None:
-        self._changes += 1
+        self.changes += 1
 
     def still(self, due: Due) -> bool:
         """Tell whether ``due`` is still what comes next, now that the lock is held."""

@@ -16,7 +16,7 @@ class Instance(Base):
     """One isolated application of one subscription. Written by its workflows alone.
 
     Attributes:
-        hostname: Unique before anything is applied to the cluster, and never given to another.
+        hostname: Unique before anything is applied to the cluster, and nobody else's until all of it is deleted.
         parameters: What the customer chose, validated against the service's schema; never a secret.
         reason: Why it is not ready: a stable code (``IMAGE_PULL``), its sentence is in ``conditions``.
         conditions: ``[{"type", "status", "reason", "message", "at"}]``, one per type.
@@ -34,6 +34,7 @@ class Instance(Base):
             "cpu_millicores > 0 AND memory_mib > 0 AND storage_gib > 0 AND replicas > 0", name="positive_envelope"
         ),
         Index("ix_instances_organization_id_created_at_id", "organization_id", "created_at", "id"),
+        Index("uq_instances_hostname", "hostname", unique=True, postgresql_where=text("deleted_at IS NULL")),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -41,7 +42,7 @@ class Instance(Base):
     subscription_id: Mapped[str] = mapped_column(ForeignKey("subscriptions.id"), unique=True)
     service_slug: Mapped[str]
     version: Mapped[str]
-    hostname: Mapped[str] = mapped_column(unique=True)
+    hostname: Mapped[str]
     namespace: Mapped[str] = mapped_column(unique=True)
     status: Mapped[str] = mapped_column(default="requested", server_default=text("'requested'"), index=True)
     cpu_millicores: Mapped[int]

@@ -92,6 +92,20 @@ async def test_a_declined_card_expires_the_order_and_restores_coupon_and_wallet_
     assert await life.invoices(subscription) == []
 
 
+@pytest.mark.scenario("P21")
+async def test_a_host_name_is_taken_until_nothing_is_left_of_its_instance(life: World) -> None:
+    mine = '{"subdomain": "shop"}'
+    await life.add_card()
+    life.outside.decline = "generic_decline"
+    declined = await life.subscribe("starter", parameters_json=mine)
+    await eventually(lambda: _is(life, declined, "expired"), timeout=15)
+    await life.top_up(5000)
+    await life.active("starter", parameters_json=mine)
+    with pytest.raises(RuleBroken) as refusal:
+        await life.subscribe("starter", parameters_json='{"subdomain": "SHOP"}')
+    assert (refusal.value.code, await life.balance("held")) == ("CONFLICT", 0)
+
+
 async def test_a_card_is_authorised_for_the_rest_and_captured_at_readiness(life: World) -> None:
     await life.top_up(100)
     await life.add_card()

@@ -167,6 +167,24 @@ async def test_of_two_operations_at_once_one_is_refused(life: World) -> None:
     assert life.outside.operations() == ["restart"]
 
 
+async def test_an_instance_is_operated_while_a_cards_outcome_is_open(life: World) -> None:
+    subscription = await _charging_renewal(life)
+    order = OperateOrder(order_id="o1", actor="usr", operation_id="op_1", kind=CustomerOperation.RESTART)
+    await life.orchestrator.operate(subscription, order)
+    await eventually(lambda: life.outside.operations() == ["restart"])
+    life.outside.answer.set()
+    await life.settled(subscription)
+
+
+async def test_a_cancelled_instance_stops_while_a_cards_outcome_is_open(life: World) -> None:
+    subscription = await _charging_renewal(life)
+    await life.cancel(subscription)
+    await eventually(lambda: life.outside.operations() == ["suspend"])
+    life.outside.answer.set()
+    await life.settled(subscription)
+    assert await _state(life, subscription) == "cancelled"
+
+
 async def test_an_operation_that_somebody_ends_by_hand_is_tried_again(life: World) -> None:
     await life.top_up(5000)
     subscription = await life.active("starter")

@@ -53,11 +53,18 @@ def upgrade() -> None:
             ["subscription_id"], ["subscriptions.id"], name=op.f("fk_instances_subscription_id_subscriptions")
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_instances")),
-        sa.UniqueConstraint("hostname", name=op.f("uq_instances_hostname")),
         sa.UniqueConstraint("namespace", name=op.f("uq_instances_namespace")),
         sa.UniqueConstraint("subscription_id", name=op.f("uq_instances_subscription_id")),
     )
     op.create_index(op.f("ix_instances_status"), "instances", ["status"])
+    # A name is free again once nothing of its instance is left, so that a failed order can be placed again.
+    op.create_index(
+        "uq_instances_hostname",
+        "instances",
+        ["hostname"],
+        unique=True,
+        postgresql_where=sa.text("deleted_at IS NULL"),
+    )
     op.create_index("ix_instances_organization_id_created_at_id", "instances", ["organization_id", "created_at", "id"])
     op.create_table(
         "instance_operations",
