@@ -45,7 +45,9 @@ class BillingActivities(CollectionActivities, PlanChangeActivities, Billing):
     async def renew(self, command: Renew) -> Bill:
         async with self._sessions.begin() as session:
             record = await books.require(session, command.subscription_id)
-            existing = await invoices.find_period(session, record.id, command.period_start)
+            # An invoice, unless it is a draft that a card still pays, moves the locked row into its period.
+            begun = command.restart or record.period_start is None or record.period_start >= command.period_start
+            existing = await invoices.find_period(session, record.id, command.period_start) if begun else None
             if existing is not None or record.state not in LIVE:
                 return await self.again(session, record, existing)
             journal = books.journal_of(record, command.now, command.actor)
@@ -61,17 +63,17 @@ class BillingActivities(CollectionActivities, PlanChangeActivities, Billing):
                 await books.hold_beside_card(session, journal, record, funding, f"{new.id}/renewal")
             if draft:
                 if columns:
-                    await books.update(session, record, command.now, **columns)
+                    journal.update(**columns)
             else:
-                record = await self._begin_period(session, journal, record, command, columns, funding, card)
+                columns |= await coupons.use(session, record)
+                record = self._begin_period(journal, record, command, columns, funding, card)
                 steps.post_invoice(journal, new, steps.what(record), funding if funding.covered else None)
             if funding.covered:
                 _tell_renewal(journal, before, record, new)
             elif card is None:
                 _tell_unpaid(journal, record, new, command)
             status = InvoiceStatus.DRAFT if draft else InvoiceStatus.PAID if funding.covered else InvoiceStatus.OPEN
-            invoice = await books.write_invoice(
-                session,
+            invoice = books.write_invoice(
                 journal,
                 record,
                 new,
@@ -85,8 +87,7 @@ class BillingActivities(CollectionActivities, PlanChangeActivities, Billing):
             return books.bill_of(record, invoice, card=card)
 
     async def _begin_trial(self, session: AsyncSession, journal: Journal, record: Record, command: Activate) -> Bill:
-        record = await self.enter(
-            session,
+        record = self.enter(
             journal,
             record,
             State.TRIALING,
@@ -110,8 +111,7 @@ class BillingActivities(CollectionActivities, PlanChangeActivities, Billing):
         held = await books.capture_hold(session, record)
         paid = min(books.held_amount(held, record.currency), new.total)
         due, nothing = new.total - paid, zero(record.currency)
-        record = await self.enter(
-            session,
+        record = self.enter(
             journal,
             record,
             State.ACTIVE,
@@ -138,8 +138,7 @@ class BillingActivities(CollectionActivities, PlanChangeActivities, Billing):
             record, amount=new.total, period_start=period.start, period_end=period.end, invoice_id=new.id
         )
         journal.notify("service_ready", context)
-        invoice = await books.write_invoice(
-            session,
+        invoice = books.write_invoice(
             journal,
             record,
             new,
@@ -151,9 +150,8 @@ class BillingActivities(CollectionActivities, PlanChangeActivities, Billing):
         card = CardDue(amount=due, payment_method_id=record.funds.payment_method_id or "") if due else None
         return books.bill_of(record, invoice, card=card)
 
-    async def _begin_period(
+    def _begin_period(
         self,
-        session: AsyncSession,
         journal: Journal,
         record: Record,
         command: Renew,
@@ -166,14 +164,13 @@ class BillingActivities(CollectionActivities, PlanChangeActivities, Billing):
             **columns,
             "current_period_start": command.period_start,
             "current_period_end": command.period_end,
-            **await coupons.use(session, record),
         }
         if command.restart or record.anchor is None or record.interval != command.terms.interval:
             columns["anchor"] = command.period_start
         if not funding.covered and card is None:
             why = "the renewal was not paid"
-            return await self.fall_behind(session, journal, record, command.period_start, why, **columns)
-        return await self.enter(session, journal, record, State.ACTIVE, "a new period began", **columns)
+            return self.fall_behind(journal, record, command.period_start, why, **columns)
+        return self.enter(journal, record, State.ACTIVE, "a new period began", **columns)
 
     async def _cannot_restart(self, session: AsyncSession, command: Renew) -> Bill:
         """A trial ends, or a pause was to end, and nothing can pay: it is (or stays) paused, never free."""
@@ -181,7 +178,7 @@ class BillingActivities(CollectionActivities, PlanChangeActivities, Billing):
         if record.state is State.TRIALING:
             journal = books.journal_of(record, command.now, command.actor)
             journal.notify("payment_failed", books.mail_context(record, amount=command.terms.price))
-            record = await self.pause_after_trial(session, journal, record)
+            record = self.pause_after_trial(journal, record)
             await journal.write(session)
         return steps.unpaid_bill(record)
 
@@ -216,5 +213,6 @@ def _tell_unpaid(journal: Journal, record: Record, new: NewInvoice, command: Ren
         period_start=new.period.start,
         period_end=new.period.end,
         next_attempt=dunning.next_retry(command.terms.calendar, first, 0),
+        suspends_at=dunning.suspension(command.terms.calendar, first),
     )
     journal.notify("payment_failed", context)

@@ -31,31 +31,28 @@ class BillingSteps:
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
 
-    async def enter(
-        self, session: AsyncSession, journal: Journal, record: Record, state: State, why: str, **columns: Any
-    ) -> Record:
+    @staticmethod
+    def enter(journal: Journal, record: Record, state: State, why: str, **columns: Any) -> Record:
         """Move the subscription, with its change record; staying where it is is no move."""
         if state is not record.state:
             move(record.state, state)
             journal.change("status", record.state.value, state.value, why)
             columns["status"] = state.value
         if columns:
-            await books.update(session, record, journal.at, **columns)
+            journal.update(**columns)
         return replace(record, state=state, first_failure=columns.get("first_failure_at", record.first_failure))
 
-    async def pause_after_trial(self, session: AsyncSession, journal: Journal, record: Record) -> Record:
-        record = await self.enter(session, journal, record, State.PAUSED, "the trial ended without a way to pay")
+    def pause_after_trial(self, journal: Journal, record: Record) -> Record:
+        record = self.enter(journal, record, State.PAUSED, "the trial ended without a way to pay")
         journal.tell("subscription.paused", "The trial has ended without a way to pay; the data is kept.")
         journal.notify("subscription_paused", books.mail_context(record, reason="trial_ended"))
         return record
 
-    async def fall_behind(
-        self, session: AsyncSession, journal: Journal, record: Record, due_at: datetime, why: str, **columns: Any
-    ) -> Record:
+    def fall_behind(self, journal: Journal, record: Record, due_at: datetime, why: str, **columns: Any) -> Record:
         """The subscription owes from ``due_at`` on."""
         first = dunning.first_failure(due_at, journal.at)
         journal.tell("subscription.past_due", f"Past due: {why}.")
-        return await self.enter(session, journal, record, State.PAST_DUE, why, first_failure_at=first, **columns)
+        return self.enter(journal, record, State.PAST_DUE, why, first_failure_at=first, **columns)
 
     async def paid(
         self, session: AsyncSession, journal: Journal, record: Record, invoice: InvoiceRecord, *, draft: bool = False
@@ -70,7 +67,7 @@ class BillingSteps:
                 "current_period_end": invoice.period_end,
                 **await coupons.use(session, record),
             }
-        record = await self.enter(session, journal, record, State.ACTIVE, "the invoice was paid", **columns)
+        record = self.enter(journal, record, State.ACTIVE, "the invoice was paid", **columns)
         tell_paid(journal, invoice.id, invoice.total)
         # A first invoice that a card pays after readiness renews nothing: "service ready" has told of it.
         first = before is State.ACTIVE and not draft and invoice.period_start == record.anchor

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 from temporalio import activity
 
@@ -61,16 +61,7 @@ def bill_of(record: Record, invoice: InvoiceRecord | None, *, card: CardDue | No
     )
 
 
-async def update(session: AsyncSession, record: Record, at: datetime, **columns: Any) -> None:
-    """Update columns of the locked subscription."""
-    assignments = ", ".join(f"{name} = :{name}" for name in columns)
-    await session.execute(
-        text(f"UPDATE subscriptions SET {assignments}, updated_at = :at WHERE id = :id"),
-        {**columns, "at": at, "id": record.id},
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class NewInvoice:
     """An invoice to be written: what it is for, its lines, and how much of it is paid by what."""
 
@@ -81,11 +72,11 @@ class NewInvoice:
     price_id: str
     order_id: str | None = None
 
-    @property
+    @cached_property
     def total(self) -> Money:
         return total((line.amount + line.tax for line in self.lines), self.lines[0].unit_price.currency)
 
-    @property
+    @cached_property
     def tax(self) -> Money:
         return total((line.tax for line in self.lines), self.lines[0].unit_price.currency)
 
@@ -94,8 +85,7 @@ def period_invoice_id(record: Record, start: datetime) -> str:
     return ids.derived("inv", record.id, start.isoformat())
 
 
-async def write_invoice(
-    session: AsyncSession,
+def write_invoice(
     journal: Journal,
     record: Record,
     new: NewInvoice,
@@ -104,9 +94,8 @@ async def write_invoice(
     due: Money,
     explanation: dict[str, Any],
 ) -> InvoiceRecord:
-    """Add an invoice to the journal; a number is drawn for all but drafts, so call this last before ``write``."""
+    """Add an invoice to the journal, which draws a number for all but drafts."""
     now = journal.at
-    number = None if status is InvoiceStatus.DRAFT else await invoices.draw_number(session, now)
     issued = None if status is InvoiceStatus.DRAFT else now.isoformat()
     journal.invoice(
         {
@@ -114,7 +103,6 @@ async def write_invoice(
             "organization_id": record.organization_id,
             "subscription_id": record.id,
             "kind": new.kind,
-            "number": number,
             "status": status.value,
             "currency": new.total.currency,
             "period_start": new.period.start.isoformat(),
@@ -130,11 +118,11 @@ async def write_invoice(
             "explanation": explanation,
         },
         [_line(record, new, position, line) for position, line in enumerate(new.lines)],
+        numbered=issued is not None,
     )
     return InvoiceRecord(
         id=new.id,
         kind=new.kind,
-        number=number,
         status=status,
         total=new.total,
         tax=new.tax,

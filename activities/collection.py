@@ -106,12 +106,12 @@ class CollectionActivities(BillingSteps):
                 await invoices.mark_void(session, invoice.id, command.now)
                 if record.state is State.TRIALING and invoice.kind == "period":
                     journal.notify("payment_failed", context, fact=fact)
-                    record = await self.pause_after_trial(session, journal, record)
+                    record = self.pause_after_trial(journal, record)
                 await journal.write(session)
                 return steps.unpaid_bill(record)
             if record.state is State.ACTIVE:
                 why = "the invoice was not paid"
-                record = await self.fall_behind(session, journal, record, invoice.period_start, why)
+                record = self.fall_behind(journal, record, invoice.period_start, why)
             if record.state in INDEBTED:
                 journal.notify("payment_failed", context, fact=fact)
             await journal.write(session)

@@ -59,7 +59,9 @@ class PlanChangeActivities(BillingSteps):
             new = self._change_invoice(record, plan, priced, command)
             if new is None:
                 period = priced.period if priced.restarts else None
-                await self._apply(session, journal, record, terms, plan.name, command.order_id, period)
+                await self._apply(
+                    session, journal, record, terms, plan.name, command.order_id, period, credit=priced.credit or None
+                )
                 self._give_credit(journal, record, priced.credit, command.order_id)
                 await journal.write(session)
                 return changed
@@ -88,7 +90,17 @@ class PlanChangeActivities(BillingSteps):
             posting = ledger.charge(promotional=nothing, wallet=nothing, held=amount, tax=invoice.tax)
             journal.post(posting, key=applied_key(command.payment_id), description=f"Change to {name}", ref=invoice.id)
             period = Period(start=invoice.period_start, end=invoice.period_end) if command.restarts else None
-            await self._apply(session, journal, record, command.terms, name, command.order_id, period)
+            await self._apply(
+                session,
+                journal,
+                record,
+                command.terms,
+                name,
+                command.order_id,
+                period,
+                amount=invoice.total,
+                invoice_id=invoice.id,
+            )
             steps.tell_paid(journal, invoice.id, invoice.total)
             number = await invoices.draw_number(session, command.now)
             await invoices.mark_paid(session, invoice.id, command.now, number)
@@ -104,7 +116,9 @@ class PlanChangeActivities(BillingSteps):
                 return
             journal = books.journal_of(record, command.now, "platform")
             invoice = await invoices.find_order(session, command.order_id)
+            returned = None
             if invoice is not None and invoice.status is InvoiceStatus.PAID and invoice.total:
+                returned = invoice.total
                 journal.post(
                     ledger.refund_to_wallet(invoice.total),
                     key=f"reverted/{command.order_id}",
@@ -117,10 +131,10 @@ class PlanChangeActivities(BillingSteps):
             await self._take_credit_back(session, journal, record, command.order_id)
             journal.change("plan", record.plan_id, old.plan_id, command.reason)
             journal.tell("subscription.plan_changed", "The plan change was undone: the instance could not be resized.")
-            await books.update(
-                session,
-                record,
-                command.now,
+            plan = await records.load_plan(session, old.plan_id, record.currency, command.now)
+            name = plan.name if plan is not None else old.plan_code
+            journal.notify("plan_changed", _mail(record, name, reason="undone", credit=returned))
+            journal.update(
                 plan_id=old.plan_id,
                 price_id=old.price_id,
                 price_minor=old.price.amount_minor,
@@ -208,7 +222,8 @@ class PlanChangeActivities(BillingSteps):
         if record.pending_plan_id != plan.plan_id or record.cancel_at_period_end:
             journal.change("pending_plan", record.pending_plan_id, plan.plan_id, "scheduled for the period's end")
             journal.tell("subscription.plan_change_scheduled", f"{plan.name} begins with the next period.")
-            await books.update(session, record, journal.at, pending_plan_id=plan.plan_id, cancel_at_period_end=False)
+            journal.notify("plan_changed", _mail(record, plan.name, effective_at=record.period_end))
+            journal.update(pending_plan_id=plan.plan_id, cancel_at_period_end=False)
             await journal.write(session)
         return Changed(outcome=ChangeOutcome.SCHEDULED, terms=terms, restarts=False)
 
@@ -245,17 +260,19 @@ class PlanChangeActivities(BillingSteps):
         explanation = steps.explain(record, new.lines, **covered)
         if card is not None:
             await books.hold_beside_card(session, journal, record, funding, f"{new.id}/change")
-            invoice = await books.write_invoice(
-                session, journal, record, new, status=InvoiceStatus.DRAFT, due=new.total, explanation=explanation
+            invoice = books.write_invoice(
+                journal, record, new, status=InvoiceStatus.DRAFT, due=new.total, explanation=explanation
             )
             await journal.write(session)
             return replace(changed, outcome=ChangeOutcome.CARD_DUE, invoice_id=invoice.id, card=card)
         steps.post_invoice(journal, new, f"Change to {name}", funding)
         steps.tell_paid(journal, new.id, new.total)
         period = priced.period if priced.restarts else None
-        await self._apply(session, journal, record, changed.terms, name, new.order_id or new.id, period)
-        invoice = await books.write_invoice(
-            session,
+        order_id = new.order_id or new.id
+        await self._apply(
+            session, journal, record, changed.terms, name, order_id, period, amount=new.total, invoice_id=new.id
+        )
+        invoice = books.write_invoice(
             journal,
             record,
             new,
@@ -275,8 +292,9 @@ class PlanChangeActivities(BillingSteps):
         name: str,
         order_id: str,
         period: Period | None,
+        **mail: Any,
     ) -> None:
-        """Write the new plan; ``period`` when it begins a new one."""
+        """Write the new plan; ``period`` when it begins a new one. ``mail`` is what its mail is told of the money."""
         columns: dict[str, Any] = {
             "plan_id": terms.plan_id,
             "price_id": terms.price_id,
@@ -290,8 +308,8 @@ class PlanChangeActivities(BillingSteps):
                 "current_period_end": period.end,
                 **await coupons.use(session, record),
             }
-        await books.update(session, record, journal.at, **columns)
-        _tell_change(journal, record, terms.plan_id, name, _fact(order_id))
+        journal.update(**columns)
+        _tell_change(journal, record, terms.plan_id, name, _fact(order_id), **mail)
 
     @staticmethod
     def _give_credit(journal: Journal, record: Record, amount: Money, order_id: str) -> None:
@@ -321,7 +339,11 @@ def _credit_key(order_id: str) -> str:
     return f"credit/{order_id}"
 
 
-def _tell_change(journal: Journal, record: Record, plan_id: str, name: str, fact: str) -> None:
+def _tell_change(journal: Journal, record: Record, plan_id: str, name: str, fact: str, **mail: Any) -> None:
     journal.change("plan", record.plan_id, plan_id, "plan change")
     journal.tell("subscription.plan_changed", f"The plan is now {name}.", fact=fact)
-    journal.notify("plan_changed", books.mail_context(replace(record, plan_name=name)))
+    journal.notify("plan_changed", _mail(record, name, **mail))
+
+
+def _mail(record: Record, name: str, **more: Any) -> dict[str, Any]:
+    return books.mail_context(replace(record, plan_name=name), old_plan_name=record.plan_name, **more)

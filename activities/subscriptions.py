@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,10 +35,10 @@ from workflows.ports.subscription import (
 from workflows.refusals import refusal_of, refuse
 from workflows.rules import ledger
 from workflows.rules.errors import Refusal, RuleBroken
-from workflows.rules.ids import dns_label
+from workflows.rules.ids import dns_label, host_label
 from workflows.rules.money import Money
 from workflows.rules.pricing import Discount, reduction
-from workflows.rules.subscription import BEFORE_READY, State, move
+from workflows.rules.subscription import BEFORE_READY, INDEBTED, State, move
 
 _REFUSED_BY_CONSTRAINT = {
     "uq_subscriptions_one_trial_per_service": (
@@ -86,7 +85,7 @@ class SubscriptionActivities(Subscriptions):
             journal = books.journal_of(record, command.now, "platform")
             journal.tell("payment.authorized", "The card is authorised.", ref=command.payment_id)
             journal.tell("instance.provisioning", f"{record.service_name} is being set up.", ref=record.instance_id)
-            await _enter(session, journal, record, State.PROVISIONING, "secured")
+            _enter(journal, record, State.PROVISIONING, "secured")
             await journal.write(session)
 
     @activity.defn(name="subscriptions.close_order")
@@ -109,7 +108,7 @@ class SubscriptionActivities(Subscriptions):
             journal.tell(f"subscription.{command.state}", command.reason)
             journal.notify(_NOTICES[command.state], books.mail_context(record, reason=command.reason))
             columns = {"cancelled_at": command.now} if command.state is State.CANCELLED else {}
-            await _enter(session, journal, record, command.state, command.reason, **columns)
+            _enter(journal, record, command.state, command.reason, **columns)
             await journal.write(session)
 
     @activity.defn(name="subscriptions.record_state")
@@ -135,9 +134,9 @@ class SubscriptionActivities(Subscriptions):
             if command.to is State.CANCELLED:
                 await coupons.release(session, record.id)
             journal.tell(f"subscription.{command.to}", command.reason)
-            context = books.mail_context(record, reason=command.reason, delete_at=command.delete_at or record.delete_at)
+            context = await _told_of_state(session, record, command)
             journal.notify(_NOTICES[command.to], context)
-            await _enter(session, journal, record, command.to, command.reason, **columns)
+            _enter(journal, record, command.to, command.reason, **columns)
             await journal.write(session)
 
     @activity.defn(name="subscriptions.record_intent")
@@ -156,10 +155,7 @@ class SubscriptionActivities(Subscriptions):
                     journal.notify("subscription_cancelled", context)
                 else:
                     journal.tell("subscription.cancellation_withdrawn", "It goes on after all.")
-            await books.update(
-                session,
-                record,
-                command.now,
+            journal.update(
                 cancel_at_period_end=command.cancel_at_period_end,
                 pending_plan_id=command.pending_plan_id,
             )
@@ -243,7 +239,8 @@ class SubscriptionActivities(Subscriptions):
         discount: Discount | None,
     ) -> None:
         order = command.order
-        parameters = json.loads(order.parameters_json)
+        wished = json.loads(order.parameters_json).get("subdomain")
+        label = host_label(wished, order.name or plan.service_slug, order.instance_id)
         await session.execute(
             _INSERT,
             {
@@ -267,7 +264,7 @@ class SubscriptionActivities(Subscriptions):
                 "instance_id": order.instance_id,
                 "service_slug": plan.service_slug,
                 "version": plan.service_version,
-                "hostname": hostname(order, plan.service_slug, parameters, self._base_domain),
+                "hostname": f"{label}.{self._base_domain}",
                 "namespace": f"berth-{dns_label(order.instance_id)}",
                 "cpu": plan.cpu_millicores,
                 "memory": plan.memory_mib,
@@ -294,15 +291,6 @@ VALUES (:instance_id, :organization_id, :id, :service_slug, :version, :hostname,
 )
 
 
-def hostname(order: Subscribe, slug: str, parameters: Mapping[str, Any], base_domain: str) -> str:
-    """Return the platform host name: the sub-domain that was asked for, or one nobody else can have."""
-    wished = parameters.get("subdomain")
-    if isinstance(wished, str) and wished:
-        return f"{wished.lower()}.{base_domain}"
-    words = re.sub(r"[^a-z0-9]+", "-", (order.name or slug).lower()).strip("-")[:30].strip("-") or slug
-    return f"{words}-{dns_label(order.instance_id)[-8:]}.{base_domain}"
-
-
 def _secure(order: Subscribe, due: Money, funds: Funds) -> ledger.Funding:
     """Say what secures the first period.
 
@@ -321,6 +309,23 @@ def _secure(order: Subscribe, due: Money, funds: Funds) -> ledger.Funding:
             {"due_minor": str(due.amount_minor), "currency": due.currency},
         )
     return funding
+
+
+async def _told_of_state(session: AsyncSession, record: Record, command: RecordState) -> dict[str, Any]:
+    """Return what the mail about a move is told; who owes hears how much and until when."""
+    reason, owed = command.reason, {}
+    if record.state in INDEBTED and command.to is State.CANCELLED and command.actor == "platform":
+        reason = "unpaid"
+    if command.to is State.SUSPENDED:
+        for invoice in await invoices.open_invoices(session, record.id):
+            owed = {"amount": invoice.due, "invoice_id": invoice.id}
+    return books.mail_context(
+        record,
+        reason=reason,
+        delete_at=command.delete_at or record.delete_at,
+        cancels_at=command.cancels_at,
+        **owed,
+    )
 
 
 async def _account(session: AsyncSession, order: Subscribe) -> Mapping[str, Any]:
@@ -379,9 +384,7 @@ async def _void_invoices(session: AsyncSession, journal: Journal, record: Record
         journal.tell("invoice.voided", "The open invoice was withdrawn.", ref=invoice.id, fact=f"void/{invoice.id}")
 
 
-async def _enter(
-    session: AsyncSession, journal: Journal, record: Record, state: State, why: str, **columns: Any
-) -> None:
+def _enter(journal: Journal, record: Record, state: State, why: str, **columns: Any) -> None:
     move(record.state, state)
     journal.change("status", record.state.value, state.value, why)
-    await books.update(session, record, journal.at, status=state.value, **columns)
+    journal.update(status=state.value, **columns)

@@ -11,17 +11,18 @@ Sessions = async_sessionmaker[AsyncSession]
 """``async with sessions.begin() as session`` is one unit of work: it commits at its end or not at all."""
 
 
-def create_engine(url: str, *, pool_size: int = 10, timeout_seconds: float = 5) -> AsyncEngine:
+def create_engine(url: str, *, pool_size: int = 10, timeout_seconds: float = 5, pre_ping: bool = True) -> AsyncEngine:
     """Return an engine whose connections give up after ``timeout_seconds`` instead of hanging.
 
-    ``url`` is SQLAlchemy's: ``postgresql+psycopg://role@/berth?host=/socket/directory``.
+    ``pre_ping`` spares the caller an error after the database was restarted, for a round trip per unit of work; whoever
+    is retried anyway can do without. ``url`` is SQLAlchemy's: ``postgresql+psycopg://role@/berth?host=/socket/directory``.
     """
     return create_async_engine(
         url,
         pool_size=pool_size,
         max_overflow=pool_size,
         pool_timeout=timeout_seconds,
-        pool_pre_ping=True,
+        pool_pre_ping=pre_ping,
         connect_args={"connect_timeout": max(1, int(timeout_seconds)), "prepare_threshold": 2},
     )
 

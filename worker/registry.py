@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 from activities.adapters.kubernetes.gateway import KubernetesGateway
-from activities.adapters.smtp import Smtp, SmtpSettings
+from activities.adapters.smtp import Smtp
 from activities.billing import BillingActivities
 from activities.cluster import ClusterActivities
 from activities.documents import DocumentActivities
@@ -74,7 +74,8 @@ class Dependencies:
 @asynccontextmanager
 async def dependencies(settings: WorkerSettings) -> AsyncIterator[Dependencies]:
     """Make what activities need and dispose of it afterwards. Connects to nothing by itself."""
-    engine = create_engine(settings.worker_database_url, pool_size=settings.database_pool)
+    # Activities are repeated, so a connection that a restarted database has left behind may fail one of them.
+    engine = create_engine(settings.worker_database_url, pool_size=settings.database_pool, pre_ping=False)
     stripe = StripeGateway(
         api_key=settings.stripe_api_key.get_secret_value(),
         base_url=settings.stripe_url,
@@ -86,7 +87,7 @@ async def dependencies(settings: WorkerSettings) -> AsyncIterator[Dependencies]:
     sessions = session_factory(engine, sealer=sealer)
     cluster = ClusterActivities(
         gateway,
-        ServiceTemplates(settings.template_directory / "services"),
+        ServiceTemplates(settings.template_directory / "services", settings.platform()),
         sessions,
         patience=timedelta(seconds=settings.provisioning_patience_seconds),
     )
@@ -96,7 +97,7 @@ async def dependencies(settings: WorkerSettings) -> AsyncIterator[Dependencies]:
             sessions=sessions,
             gateways={stripe.name: stripe},
             cluster=cluster,
-            smtp=Smtp(SmtpSettings(host=settings.smtp_host, port=settings.smtp_port)),
+            smtp=Smtp(settings.smtp()),
             sealer=sealer,
         )
     finally:

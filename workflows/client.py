@@ -28,7 +28,7 @@ from temporalio.common import (
     WorkflowIDConflictPolicy,
     WorkflowIDReusePolicy,
 )
-from temporalio.exceptions import ApplicationError, FailureError, WorkflowAlreadyStartedError
+from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RetryConfig, RPCError, RPCStatusCode
 
 from workflows import names
@@ -56,7 +56,7 @@ from workflows.ports.subscription import (
     Subscribed,
     View,
 )
-from workflows.rules.errors import Refusal, RuleBroken
+from workflows.refusals import refusal_in
 from workflows.settings import TemporalSettings
 
 T = TypeVar("T")
@@ -231,7 +231,7 @@ class Orchestrator:
         except TimeoutError as error:
             raise Unavailable from error
         except WorkflowFailureError as error:
-            raise refusal(error) from error
+            raise refusal_in(error) from error
         return result
 
     async def payment_event(self, event: GatewayEvent, resume: Pay) -> None:
@@ -290,7 +290,7 @@ class Orchestrator:
         try:
             view: View = await update.result(rpc_timeout=ANSWER_WITHIN)
         except WorkflowUpdateFailedError as error:
-            raise refusal(error) from error
+            raise refusal_in(error) from error
         except (WorkflowUpdateRPCTimeoutOrCancelledError, RPCError):
             # It was accepted, so it will be carried out; only its outcome is not known yet.
             return Accepted(workflow_id=workflow_id, outcome=None)
@@ -313,7 +313,7 @@ class Orchestrator:
                 rpc_timeout=ANSWER_WITHIN,
             )
         except WorkflowUpdateFailedError as error:
-            raise refusal(error) from error
+            raise refusal_in(error) from error
         except (WorkflowUpdateRPCTimeoutOrCancelledError, WorkflowAlreadyStartedError):
             await _forget(start)
             return await self._started(workflow_id)
@@ -359,19 +359,8 @@ class Orchestrator:
         except TimeoutError as error:
             raise Unavailable from error
         except WorkflowFailureError as error:
-            raise refusal(error) from error
+            raise refusal_in(error) from error
         return result
-
-
-def refusal(error: FailureError | WorkflowUpdateFailedError | WorkflowFailureError) -> Exception:
-    """Return the ``RuleBroken`` inside a failed update or workflow, or the error itself when it is another."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ApplicationError) and cause.type is not None and cause.type in Refusal.__members__:
-            details = cause.details[0] if cause.details and isinstance(cause.details[0], dict) else {}
-            return RuleBroken(Refusal(cause.type), cause.message, details)
-        cause = cause.__cause__
-    return error
 
 
 async def _forget(start: WithStartWorkflowOperation[Any, Any]) -> None:
@@ -385,7 +374,7 @@ async def _bounded(call: Awaitable[T]) -> T:
     try:
         return await call
     except WorkflowUpdateFailedError as error:
-        raise refusal(error) from error
+        raise refusal_in(error) from error
     except WorkflowUpdateRPCTimeoutOrCancelledError as error:
         raise Unavailable from error
     except RPCError as error:

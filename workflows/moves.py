@@ -68,6 +68,8 @@ class Moves:
             raise refusal_of(broken) from broken
         now = workflow.now()
         delete_at = dunning.deletion(life.terms.calendar, now) if to is State.CANCELLED else None
+        owing = to is State.SUSPENDED and life.first_failure is not None
+        cancels_at = dunning.cancellation(life.terms.calendar, life.first_failure or now) if owing else None
         await workflow.execute_activity_method(
             Subscriptions.record_state,
             RecordState(
@@ -77,6 +79,7 @@ class Moves:
                 actor=actor,
                 now=now,
                 delete_at=delete_at,
+                cancels_at=cancels_at,
                 void_invoice=to is State.CANCELLED,
             ),
             **policies.DATABASE,

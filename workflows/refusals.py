@@ -28,3 +28,14 @@ def refused_by(error: ActivityError) -> ApplicationError:
     if isinstance(cause, ApplicationError) and cause.type in Refusal.__members__:
         return ApplicationError(cause.message, *cause.details, type=cause.type, non_retryable=True)
     raise error
+
+
+def refusal_in(error: BaseException) -> BaseException:
+    """Return the ``RuleBroken`` inside a failed update or workflow, or ``error`` itself when it is another."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ApplicationError) and cause.type is not None and cause.type in Refusal.__members__:
+            details = cause.details[0] if cause.details and isinstance(cause.details[0], dict) else {}
+            return RuleBroken(Refusal(cause.type), cause.message, details)
+        cause = cause.__cause__
+    return error

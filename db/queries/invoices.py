@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import text
 from sqlalchemy.engine import RowMapping
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from workflows.rules import invoice as rules
 from workflows.rules.invoice import InvoiceStatus
 from workflows.rules.money import Money
 
@@ -20,7 +20,6 @@ ISSUER = "BERTH"
 class InvoiceRecord:
     id: str
     kind: str
-    number: str | None
     status: InvoiceStatus
     total: Money
     tax: Money
@@ -41,21 +40,25 @@ class HoldRecord:
         return self.wallet + self.promotional
 
 
-_COLUMNS = "id, kind, number, status, currency, total_minor, tax_minor, amount_due_minor, period_start, period_end"
+_COLUMNS = "id, kind, status, currency, total_minor, tax_minor, amount_due_minor, period_start, period_end"
 
-_DRAW = text(
-    """
-INSERT INTO invoice_series (issuer, year, last) VALUES (:issuer, :year, 1)
-ON CONFLICT (issuer, year) DO UPDATE SET last = invoice_series.last + 1
-RETURNING last
+DRAW = """
+INSERT INTO invoice_series (issuer, year, last)
+    SELECT CAST(:issuer AS text), CAST(:year AS bigint), 1 WHERE CAST(:drawn AS boolean)
+    ON CONFLICT (issuer, year) DO UPDATE SET last = invoice_series.last + 1
+    RETURNING issuer || '-' || year || '-' || lpad(last::text, greatest(6, length(last::text)), '0') AS number
 """
-)
+"""Draws the year's next number and prints it: issuer, year, and a sequence without gaps."""
+
+
+def drawn_at(at: datetime, *, wanted: bool = True) -> dict[str, Any]:
+    """Return the parameters of ``DRAW``."""
+    return {"issuer": ISSUER, "year": at.year, "drawn": wanted}
 
 
 async def draw_number(session: AsyncSession, at: datetime) -> str:
     """Draw the next number of the year. The series stays locked until the commit, so call it as late as possible."""
-    last = (await session.execute(_DRAW, {"issuer": ISSUER, "year": at.year})).scalar_one()
-    return rules.number(ISSUER, at.year, last)
+    return str((await session.execute(text(DRAW), drawn_at(at))).scalar_one())
 
 
 async def find(session: AsyncSession, invoice_id: str) -> InvoiceRecord | None:
@@ -194,7 +197,6 @@ def _invoice(row: RowMapping) -> InvoiceRecord:
     return InvoiceRecord(
         id=row["id"],
         kind=row["kind"],
-        number=row["number"],
         status=InvoiceStatus(row["status"]),
         total=money("total_minor"),
         tax=money("tax_minor"),

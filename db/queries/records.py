@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import column, text
 from sqlalchemy.engine import RowMapping
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -98,9 +98,21 @@ _FUNDS = """
         ORDER BY m.is_default DESC, m.created_at, m.id LIMIT 1) AS payment_method_id
 """
 
+_OWN = (
+    "id", "organization_id", "user_id", "name", "status", "collection", "plan_id", "price_id", "price_minor",
+    "currency", "service_id", "coupon_code", "coupon_periods_left", "timezone", "anchor", "current_period_start",
+    "current_period_end", "trial_end", "cancel_at_period_end", "pending_plan_id", "first_failure_at", "cancelled_at",
+    "delete_at",
+)  # fmt: skip
+_JOINED = (
+    "plan_code", "plan_name", "interval", "service_name", "instance_id", "hostname", "url", "coupon_kind",
+    "coupon_percent", "coupon_amount_minor", "coupon_currency", "coupon_duration", "wallet_minor",
+    "promotional_minor", "payment_method_id",
+)  # fmt: skip
+
 _LOAD = text(
-    """
-WITH locked AS MATERIALIZED (SELECT * FROM subscriptions WHERE id = :id FOR NO KEY UPDATE),
+    f"""
+WITH locked AS MATERIALIZED (SELECT {", ".join(_OWN)} FROM subscriptions WHERE id = :id FOR NO KEY UPDATE),
 kept AS MATERIALIZED (
     SELECT a.account, a.balance_minor FROM ledger_accounts a
     WHERE a.id IN (
@@ -109,19 +121,20 @@ kept AS MATERIALIZED (
     )
     ORDER BY a.account DESC FOR UPDATE
 )
-SELECT s.*, p.code AS plan_code, p.name AS plan_name, p.interval, v.name AS service_name,
+SELECT {", ".join(f"s.{name}" for name in _OWN)},
+    p.code AS plan_code, p.name AS plan_name, p.interval, v.name AS service_name,
     i.id AS instance_id, i.hostname, i.url,
     c.kind AS coupon_kind, c.percent AS coupon_percent, c.amount_minor AS coupon_amount_minor,
-    c.currency AS coupon_currency, c.duration AS coupon_duration,"""
-    + _FUNDS.format(organization="s.organization_id")
-    + """
+    c.currency AS coupon_currency, c.duration AS coupon_duration,
+    {_FUNDS.format(organization="s.organization_id")}
 FROM locked s
 JOIN plans p ON p.id = s.plan_id
 JOIN services v ON v.id = s.service_id
 LEFT JOIN instances i ON i.subscription_id = s.id
 LEFT JOIN coupons c ON c.code = s.coupon_code
 """
-)
+).columns(*(column(name) for name in (*_OWN, *_JOINED)))
+"""Named columns, so that what SQLAlchemy works out about the result is worked out once."""
 
 _PLAN = text(
     """

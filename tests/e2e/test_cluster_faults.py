@@ -30,6 +30,7 @@ from tests.support.wait import eventually_sync
 PASSING = ("image_pull", "crash_loop", "slow_ready", "unschedulable", "conflict", "throttle", "server_error")
 # In the sandbox an order gives up after a minute of one and the same reason.
 GIVES_UP = 60
+UNDOES_WITHIN = 30
 STRIKES_WITHIN = 8
 PERSISTENT = {"image_pull": "ImagePull", "crash_loop": "CrashLoop", "unschedulable": "Unschedulable"}
 ORDERS = f"{V1}/subscriptions"
@@ -65,11 +66,25 @@ def stricken(customer: Customer, sandbox: Sandbox, fault: str, reason: str) -> s
     return order_id
 
 
-@pytest.mark.scenario("P8", "P9", "P13", "B47")
+def refused_for_good(customer: Customer, sandbox: Sandbox) -> str:
+    """An order whose every call to the cluster fails from now on; nobody else's do for long."""
+    sandbox.cluster("server_error", seconds=4)
+    order_id = begun(customer)
+    sandbox.until_struck(1)
+    instance = customer.get(f"{V1}/instances/{customer.get(f'{ORDERS}/{order_id}')['instance']['id']}")
+    sandbox.cluster("server_error", namespace=instance["namespace"])
+    eventually_sync(lambda: not sandbox.passing(), timeout=20, what="it is the order's own fault")
+    return order_id
+
+
+@pytest.mark.scenario("P5", "P8", "P9", "P13", "P17", "B47")
 def test_what_stays_wrong_ends_the_order_and_releases_everything(
     stack: RunningStack, customer: Customer, sandbox: Sandbox
 ) -> None:
     """One order per fault, and one that is paid by card."""
+    unlucky = stack.register()
+    top_up(unlucky, 1500)
+    unserved = refused_for_good(unlucky, sandbox)
     top_up(customer, 2 * 1500)
     by_card = stack.register()
     card(by_card)
@@ -86,10 +101,7 @@ def test_what_stays_wrong_ends_the_order_and_releases_everything(
         assert instance["conditions"][-1]["message"]
         assert instance["namespace"] not in namespaces(stack)
         assert invoices(owner, order_id) == []
-        told = timeline(owner, order_id)
-        ended = next(event for event in told if event["kind"] == "subscription.failed")
-        began = next(event for event in told if event["kind"] == "instance.provisioning")
-        assert GIVES_UP - 5 <= (instant(ended["at"]) - instant(began["at"])).total_seconds() <= GIVES_UP + 20
+        assert GIVES_UP - 5 <= _took(owner, order_id) <= GIVES_UP + 20
     assert (spendable(customer), held(customer)) == (3000, 0)
     (payment,) = every(by_card, f"{V1}/billing/payments")
     eventually_sync(
@@ -99,11 +111,25 @@ def test_what_stays_wrong_ends_the_order_and_releases_everything(
     )
     crash = customer.get(f"{V1}/subscriptions/{orders['crash_loop'][1]}")["instance"]["id"]
     assert "exit code 1" in customer.get(f"{V1}/instances/{crash}")["conditions"][-1]["message"]
-    for owner in (customer, by_card):
+    found = unlucky.until(unserved, "failed", "active", timeout=GIVES_UP)
+    assert (found["status"], spendable(unlucky), held(unlucky)) == ("failed", 1500, 0)
+    assert _took(unlucky, unserved) <= GIVES_UP + UNDOES_WITHIN
+    instance = unlucky.get(f"{V1}/instances/{found['instance']['id']}")
+    assert (instance["status"], instance["reason"]) == ("cleanup_pending", "Unavailable")
+    for owner in (customer, by_card, unlucky):
         the_books_agree(owner)
-    # It was nobody's fault: the same order works once the cluster does.
+    # It was nobody's fault: the same order works once the cluster does, and what was left is removed then.
     sandbox.clear()
     customer.until(begun(customer), "active")
+    eventually_sync(
+        lambda: instance["namespace"] not in namespaces(stack), timeout=60, what="what was left of it is removed"
+    )
+
+
+def _took(customer: Customer, order_id: str) -> float:
+    """Seconds between the beginning of the provisioning and its failure, as the customer is told them."""
+    at = {event["kind"]: instant(event["at"]) for event in timeline(customer, order_id)}
+    return (at["subscription.failed"] - at["instance.provisioning"]).total_seconds()
 
 
 def test_a_lost_node_is_survived(stack: RunningStack, customer: Customer, sandbox: Sandbox) -> None:

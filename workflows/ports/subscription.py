@@ -259,6 +259,7 @@ class RecordState:
     actor: str
     now: datetime
     delete_at: datetime | None = None
+    cancels_at: datetime | None = None
     void_invoice: bool = False
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 
 
 def derived(prefix: str, *parts: str) -> str:
@@ -19,3 +20,11 @@ def derived(prefix: str, *parts: str) -> str:
 def dns_label(identifier: str) -> str:
     """Return the identifier as a DNS label: ``ins_abc`` becomes ``ins-abc``."""
     return identifier.replace("_", "-")
+
+
+def host_label(wished: str | None, name: str, instance_id: str) -> str:
+    """Return an instance's label under the platform's domain: the one asked for, or one nobody else can have."""
+    if wished:
+        return wished.lower()
+    words = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:30].strip("-")
+    return f"{words or 'app'}-{dns_label(instance_id)[-8:]}"

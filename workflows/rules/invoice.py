@@ -33,8 +33,3 @@ def move(current: InvoiceStatus, target: InvoiceStatus) -> InvoiceStatus:
     if target not in MOVES[current]:
         raise RuleBroken(Refusal.ILLEGAL_MOVE, f"An invoice that is {current} cannot become {target}.")
     return target
-
-
-def number(issuer: str, year: int, sequence: int) -> str:
-    """Return the printed number: issuer, year and a sequence without gaps."""
-    return f"{issuer}-{year}-{sequence:06d}"
