@@ -40,7 +40,7 @@ LAST_CALL_SECONDS = 6.5
 
 LONGEST_PAUSE_SECONDS = 5.0
 
-PURE = ("workflows", "temporalio", "structlog")
+PURE = ("workflows", "temporalio", "structlog", "pydantic", "pydantic_core", "orjson")
 """Modules that the sandbox does not import anew: ours do no I/O, which import-linter checks."""
 
 

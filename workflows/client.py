@@ -33,6 +33,7 @@ from temporalio.service import RetryConfig, RPCError, RPCStatusCode
 
 from workflows import names
 from workflows.codec import EncryptionCodec
+from workflows.converter import PayloadConverter
 from workflows.ports.billing import AccountAdjustment
 from workflows.ports.notifications import RenderedInvoice, RenderInvoice
 from workflows.ports.payments import (
@@ -89,10 +90,11 @@ class Accepted(Generic[T]):
 
 
 def data_converter(settings: TemporalSettings) -> temporalio.converter.DataConverter:
+    plain = replace(temporalio.converter.default(), payload_converter_class=PayloadConverter)
     if not settings.encryption_keys:
-        return temporalio.converter.DataConverter.default
+        return plain
     return replace(
-        temporalio.converter.default(),
+        plain,
         payload_codec=EncryptionCodec(settings.encryption_keys),
         failure_converter_class=temporalio.converter.DefaultFailureConverterWithEncodedAttributes,
     )
