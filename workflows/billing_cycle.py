@@ -133,6 +133,8 @@ class BillingCycle:
         async with self.cash:
             async with self._entity.orders:
                 self._entity.may_change_plan(order)
+                if self._entity.alive.fallback is not None:
+                    raise refuse(Refusal.CONFLICT, "The last plan change is still being carried out.")
                 changed = await self._priced_change(order)
                 if changed.outcome is ChangeOutcome.SCHEDULED:
                     self._entity.alive.pending_terms = changed.terms

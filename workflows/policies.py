@@ -86,6 +86,9 @@ MAIL = Policy(
 The heartbeat's limit is how long mails wait after a worker was killed. Two drains at once do no harm.
 """
 
+HEARD_WITHIN = timedelta(seconds=1.5)
+"""How long an order waits for the one before it to end; less than callers wait for an answer."""
+
 DRAIN_FOR = timedelta(seconds=55)
 """How long one drain keeps polling."""
 

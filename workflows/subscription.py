@@ -150,6 +150,7 @@ class Subscription:
         """Change to another plan of the same service, now or when the period ends."""
         if not self._answered(order.order_id):
             await self._up_to_date()
+            await self._soon(lambda: self.life is None or self.life.fallback is None)
             await self.cycle.change_plan(order)
         return self._done(order.order_id)
 
@@ -157,8 +158,6 @@ class Subscription:
     def may_change_plan(self, order: ChangePlanOrder) -> None:
         """Refuse what cannot be; asked again by ``cycle`` when its turn has come."""
         self._require(self.state in (State.ACTIVE, State.TRIALING), "change its plan")
-        if self.life is not None and self.life.fallback is not None:
-            raise refuse(Refusal.CONFLICT, "The last plan change is still being carried out.")
 
     @workflow.update
     async def retry_payment(self, order: Order) -> View:
@@ -175,16 +174,17 @@ class Subscription:
     async def operate(self, order: OperateOrder) -> View:
         """Restart, stop, start or back up the instance; answers when the operation is recorded."""
         if not self._answered(order.order_id):
+            await self._soon(lambda: not self.convergence.busy)
             async with self.orders:
                 self._may_operate(order)
+                if self.convergence.busy:
+                    raise refuse(Refusal.CONFLICT, "Another operation on this instance is not finished yet.")
                 await self.convergence.accept(order)
         return self._done(order.order_id)
 
     @operate.validator
     def _may_operate(self, order: OperateOrder) -> None:
         self._require(self.state in (State.ACTIVE, State.TRIALING, State.PAST_DUE), "be operated")
-        if self.convergence.busy:
-            raise refuse(Refusal.CONFLICT, "Another operation on this instance is not finished yet.")
 
     # Facts and questions
 
@@ -354,6 +354,12 @@ class Subscription:
     async def _up_to_date(self) -> None:
         """Let a period that is over be renewed first: what is ordered now must not leave it out."""
         await workflow.wait_condition(lambda: not self._period_is_over())
+
+    async def _soon(self, reached: Callable[[], bool]) -> None:
+        """Wait a moment for what may just be ending: that it has ended can be read before this process hears of it."""
+        if not reached():
+            with contextlib.suppress(TimeoutError):
+                await workflow.wait_condition(reached, timeout=policies.HEARD_WITHIN)
 
     def _period_is_over(self) -> bool:
         end = self.alive.period_end

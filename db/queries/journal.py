@@ -28,13 +28,14 @@ _NOTHING: dict[str, list[Any]] = {
     name: [] for name in ("changes", "events", "notices", "invoices", "lines", "transactions", "entries")
 }
 
-_UPDATED = ", ".join(
-    (
-        "plan_id", "price_id", "status", "price_minor", "coupon_periods_left", "coupon_used", "anchor",
-        "current_period_start", "current_period_end", "trial_end", "cancel_at_period_end", "pending_plan_id",
-        "first_failure_at", "cancelled_at", "delete_at", "updated_at",
-    )
+CHANGEABLE = (
+    "plan_id", "price_id", "status", "price_minor", "coupon_periods_left", "coupon_used", "anchor",
+    "current_period_start", "current_period_end", "trial_end", "cancel_at_period_end", "pending_plan_id",
+    "first_failure_at", "cancelled_at", "delete_at", "updated_at",
 )  # fmt: skip
+"""Columns of a subscription that its life changes; the others stand as it was ordered."""
+
+_UPDATED = ", ".join(CHANGEABLE)
 
 _STATEMENT = f"""
 WITH told AS MATERIALIZED (SELECT CAST(:fact AS jsonb) AS fact), subscription AS (
@@ -171,7 +172,13 @@ class Journal:
         return transaction_id
 
     def update(self, **columns: Any) -> None:
-        """Update columns of the subscription; what reads them before ``write`` still sees the old values."""
+        """Update columns of the subscription; what reads them before ``write`` still sees the old values.
+
+        Raises:
+            ValueError: one of them is not ``CHANGEABLE``.
+        """
+        if fixed := columns.keys() - set(CHANGEABLE):
+            raise ValueError(f"a subscription's {', '.join(sorted(fixed))} does not change")
         self._columns |= columns | {"updated_at": self.at}
 
     def invoice(self, invoice: dict[str, Any], lines: list[dict[str, Any]], *, numbered: bool) -> None:

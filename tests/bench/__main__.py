@@ -23,16 +23,18 @@ PARTS = ("trips", "latency", "orders", "renewals")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """How much is measured: groups of renewals, ``rounds`` of ``round`` orders, ``requests`` one by one."""
+    """How much is measured: groups of renewals, a few before that ``warm`` up, ``rounds`` of ``round`` orders,
+    ``requests`` one by one."""
 
     groups: tuple[int, ...] = (1000, 2000, 2000)
+    warm: tuple[int, ...] = (10, 50)
     rounds: int = 2
     round: int = 40
     requests: int = 150
     trips: int = 5
 
 
-QUICK = Sizes(groups=(20, 20), rounds=1, round=3, requests=5, trips=2)
+QUICK = Sizes(groups=(10, 10), warm=(2, 10), rounds=1, round=3, requests=5, trips=2)
 
 
 async def run(sizes: Sizes, parts: list[str]) -> list[Figure]:
@@ -48,7 +50,7 @@ async def run(sizes: Sizes, parts: list[str]) -> list[Figure]:
                 case "orders":
                     figures += await orders.throughput(made, rounds=sizes.rounds, size=sizes.round)
                 case _:
-                    figures += await renewals.measure(made, sizes.groups)
+                    figures += await renewals.measure(made, sizes.groups, sizes.warm)
         sys.stderr.write(f"{part}: {time.monotonic() - began:.0f} s\n")
     return figures
 

@@ -25,6 +25,9 @@ AT_ONCE = 24
 MARGIN = 1.4
 """How much longer than estimated the starting of a group may take before it falls due."""
 
+HEAD_START = 2.0
+"""Seconds that are allowed for beside it."""
+
 ASLEEP = 5
 """Events of a history whose workflow sleeps: started, one task (scheduled, started, completed), a timer."""
 
@@ -37,14 +40,14 @@ class TooSlow(RuntimeError):
     """No group was started before it fell due."""
 
 
-async def measure(ground: Ground, groups: Sequence[int]) -> list[Figure]:
+async def measure(ground: Ground, groups: Sequence[int], warm: Sequence[int]) -> list[Figure]:
     """Let groups of these sizes fall due, Berth's and bare ones in turn; each group adds to those that are idle."""
     rates: dict[bool, list[tuple[int, float]]] = {False: [], True: []}
     memory: dict[bool, list[tuple[int, float]]] = {False: [], True: []}
     counted = {False: "billing.renew", True: "bare.done"}
     async with ground.hand(bare=False, counted=counted[False], cluster=False) as ours:
         async with ground.hand(bare=True, counted=counted[True], cluster=False) as others:
-            pace = await _warm(ground, ours, others)
+            pace = await _warm(ground, ours, others, warm)
             for number, size in enumerate(groups):
                 for is_bare, hand in ((False, ours), (True, others)):
                     before, _ = hand.counter.read()
@@ -89,20 +92,20 @@ async def measure(ground: Ground, groups: Sequence[int]) -> list[Figure]:
     return figures
 
 
-async def _warm(ground: Ground, ours: Running, others: Running) -> float:
+async def _warm(ground: Ground, ours: Running, others: Running, sizes: Sequence[int]) -> float:
     """A first few on each side: imports, connections and plans are made. Return how many start per second then."""
     pace = 1.0
-    for name, size in (("warm", 10), ("pace", 50)):
+    for number, size in enumerate(sizes):
         for is_bare, hand in ((True, others), (False, ours)):
             before, _ = hand.counter.read()
-            _, pace = await _group(ground, name, size, pace, is_bare=is_bare)
+            _, pace = await _group(ground, f"warm{number}", size, pace, is_bare=is_bare)
             await hand.counts(before + size, timeout=180)
     return pace
 
 
 async def _group(ground: Ground, name: str, size: int, pace: float, *, is_bare: bool) -> tuple[datetime, float]:
     """Start ``size`` that are due together; return when, and how many were started per second."""
-    due = datetime.now(UTC) + timedelta(seconds=size / pace * MARGIN + 5)
+    due = datetime.now(UTC) + timedelta(seconds=size / pace * MARGIN + HEAD_START)
     began = time.monotonic()
     if is_bare:
         started = await _all(_bare(ground), name, size, due)

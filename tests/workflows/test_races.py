@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from typing import Any
 
 import pytest
 import pytest_asyncio
-from temporalio.client import WorkflowUpdateFailedError
+from temporalio.api.enums.v1 import EventType
+from temporalio.client import WorkflowHandle, WorkflowUpdateFailedError
 
 from tests.support.databases import Database
 from tests.support.life import CancelAt, World, world
@@ -165,6 +167,32 @@ async def test_of_two_operations_at_once_one_is_refused(life: World) -> None:
     life.outside.operating.set()
     await life.settled(subscription)
     assert life.outside.operations() == ["restart"]
+
+
+async def test_an_operation_that_comes_just_as_another_ends_is_taken(life: World) -> None:
+    """That the first has ended is recorded, and can be read, before the subscription hears of it."""
+    await life.top_up(5000)
+    subscription = await life.active("starter")
+    life.outside.operating.clear()
+    first, second = (
+        OperateOrder(order_id=f"o{n}", actor="usr", operation_id=f"op_{n}", kind=CustomerOperation.RESTART)
+        for n in (1, 2)
+    )
+    await life.orchestrator.operate(subscription, first)
+    await eventually(lambda: life.outside.operations() == ["restart"])
+    coming = asyncio.create_task(life.orchestrator.operate(subscription, second))
+    accepted = life.handle(subscription)
+    await eventually(lambda: _updates(accepted, 2))
+    life.outside.operating.set()
+    assert (await coming).outcome is not None
+    await life.settled(subscription)
+    assert life.outside.operations() == ["restart", "restart"]
+
+
+async def _updates(handle: WorkflowHandle[Any, Any], wanted: int) -> bool:
+    """Whether the workflow has accepted so many orders since it opened."""
+    kinds = [event.event_type async for event in handle.fetch_history_events()]
+    return kinds.count(EventType.EVENT_TYPE_WORKFLOW_EXECUTION_UPDATE_ACCEPTED) >= wanted + 1
 
 
 async def test_an_instance_is_operated_while_a_cards_outcome_is_open(life: World) -> None:
