@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import pytest
-import pytest_asyncio
 from temporalio.exceptions import ApplicationError
 
 from activities.gateways.base import Unavailable
 from tests.support.accounts import NOW, subscription
-from tests.support.databases import Database
-from tests.support.money import LATER, Till, open_till, run
-from tests.support.sandboxes import Stripe
+from tests.support.money import LATER, Till, run
 from workflows.ports.payments import (
     Capture,
     Charge,
@@ -26,28 +22,9 @@ from workflows.ports.payments import (
     Withdraw,
 )
 from workflows.rules.errors import Refusal
-from workflows.rules.money import Money
 from workflows.rules.payment import PaymentStatus
 
 S = PaymentStatus
-
-
-@pytest_asyncio.fixture
-async def till(database: Database, stripe: Stripe) -> AsyncIterator[Till]:
-    async with open_till(database, stripe) as opened:
-        yield opened
-
-
-async def said(till: Till, pay: Pay, status: PaymentStatus, *, number: int = 1, amount: Money | None = None) -> Hear:
-    reference = (await till.payment(pay.payment_id))["gateway_reference"] or "pi_unheard"
-    event = GatewayEvent(
-        event_id=f"evt_{pay.payment_id}_{number}",
-        gateway="stripe",
-        reference=reference,
-        status=status,
-        amount=amount or pay.amount,
-    )
-    return Hear(payment_id=pay.payment_id, event=event, abandoned=False, now=LATER)
 
 
 async def for_order(till: Till) -> Pay:
@@ -203,7 +180,7 @@ async def test_a_lapsed_authorisation_is_a_card_that_did_not_pay(till: Till) -> 
 async def test_the_same_fact_many_times_at_once_is_one_credit(till: Till) -> None:
     pay = till.pay()
     await run(till.payments.lose_sight, Charge(pay=pay, now=NOW))
-    hear = await said(till, pay, S.SUCCEEDED)
+    hear = await till.said(pay, S.SUCCEEDED)
     heard = await asyncio.gather(*(run(till.payments.hear, hear) for _ in range(6)))
     assert {progress.outcome.status for progress in heard} == {S.SUCCEEDED}
     assert await till.balances() == (1500, 0)
@@ -236,8 +213,8 @@ async def test_failed_and_succeeded_in_either_order_are_paid(
 ) -> None:
     pay = till.pay()
     await run(till.payments.lose_sight, Charge(pay=pay, now=NOW))
-    await run(till.payments.hear, await said(till, pay, order[0], number=1))
-    progress = await run(till.payments.hear, await said(till, pay, order[1], number=2))
+    await run(till.payments.hear, await till.said(pay, order[0], number=1))
+    progress = await run(till.payments.hear, await till.said(pay, order[1], number=2))
     assert progress.outcome.status is S.SUCCEEDED
     assert await till.balances() == (1500, 0)
 
@@ -249,11 +226,11 @@ async def test_money_after_the_end_is_credit_once_and_nothing_is_revived(till: T
     newer = await subscription(till.database.owner, till.organization, status="past_due", behind=timedelta(days=1))
     pay = await for_order(till)
     await run(till.payments.lose_sight, Charge(pay=pay, now=NOW))
-    await run(till.payments.hear, await said(till, pay, ended))
-    late = await run(till.payments.hear, await said(till, pay, S.SUCCEEDED, number=2), run_id="run-2")
+    await run(till.payments.hear, await till.said(pay, ended))
+    late = await run(till.payments.hear, await till.said(pay, S.SUCCEEDED, number=2), run_id="run-2")
     assert late.late
     assert late.indebted == [older, newer]
-    again = await run(till.payments.hear, await said(till, pay, S.SUCCEEDED, number=3), run_id="run-3")
+    again = await run(till.payments.hear, await till.said(pay, S.SUCCEEDED, number=3), run_id="run-3")
     assert again.indebted == [], "only the run that saw the money tells of it"
     assert await till.balances() == (1500, 0)
     statuses = await till.rows("SELECT status FROM subscriptions WHERE id = :id", id=pay.subscription_id)
@@ -263,8 +240,8 @@ async def test_money_after_the_end_is_credit_once_and_nothing_is_revived(till: T
 async def test_an_authorisation_that_nobody_wants_any_more_is_reported_as_stray(till: Till) -> None:
     pay = await for_order(till)
     await run(till.payments.lose_sight, Charge(pay=pay, now=NOW))
-    await run(till.payments.hear, await said(till, pay, S.CANCELLED))
-    stray = await run(till.payments.hear, await said(till, pay, S.AUTHORIZED, number=2))
+    await run(till.payments.hear, await till.said(pay, S.CANCELLED))
+    stray = await run(till.payments.hear, await till.said(pay, S.AUTHORIZED, number=2))
     assert stray.stray
     assert stray.outcome.status is S.CANCELLED
 
@@ -278,6 +255,6 @@ async def test_one_payment_of_an_invoice_is_in_flight(till: Till) -> None:
         await run(till.payments.charge, Charge(pay=second, now=NOW))
     assert refused.value.type == Refusal.CONFLICT
     assert till.charges(second) == []
-    await run(till.payments.hear, await said(till, first, S.FAILED))
+    await run(till.payments.hear, await till.said(first, S.FAILED))
     assert (await run(till.payments.charge, Charge(pay=second, now=LATER))).outcome.status is S.SUCCEEDED
     assert await till.balances() == (0, 1500)

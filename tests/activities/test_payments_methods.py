@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import pytest
-import pytest_asyncio
 from temporalio.exceptions import ApplicationError
 
 from tests.support.accounts import NOW, account, subscription
-from tests.support.databases import Database
-from tests.support.money import LATER, Till, open_till, run
-from tests.support.sandboxes import Stripe
+from tests.support.money import LATER, Till, run
 from tests.support.temporal import Temporal
 from workflows.ports.payments import (
     AddPaymentMethod,
@@ -26,12 +22,6 @@ from workflows.rules.errors import Refusal
 from workflows.rules.payment import PaymentStatus
 
 S = PaymentStatus
-
-
-@pytest_asyncio.fixture
-async def till(database: Database, stripe: Stripe) -> AsyncIterator[Till]:
-    async with open_till(database, stripe) as opened:
-        yield opened
 
 
 def _card(organization_id: str, token: str = "pm_card_visa", *, default: bool = False) -> AddPaymentMethod:

@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
-import pytest_asyncio
 from temporalio.exceptions import ApplicationError
 
 from activities.gateways.base import Unavailable
 from db.queries import ledger
 from tests.support.accounts import NOW, subscription
-from tests.support.databases import Database
-from tests.support.money import LATER, Till, money, open_till, run
-from tests.support.sandboxes import Stripe
+from tests.support.money import LATER, Till, money, run
 from tests.support.temporal import Temporal
 from workflows.ports.payments import Charge, GiveBack, Pay, Purpose, RefundOrder, RefundOutcome, RefundTo, Reserve
 from workflows.rules import ledger as rules
 from workflows.rules.errors import Refusal
 from workflows.rules.money import zero
-
-
-@pytest_asyncio.fixture
-async def till(database: Database, stripe: Stripe) -> AsyncIterator[Till]:
-    async with open_till(database, stripe) as opened:
-        yield opened
 
 
 async def paid(till: Till, amount: int = 10_000, token: str = "pm_card_visa") -> Pay:

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
-import pytest_asyncio
 from sqlalchemy import text
 
 from db.queries import webhooks
 from db.session import act_as
 from tests.support.accounts import NOW, sessions_of
-from tests.support.databases import Database
-from tests.support.money import LATER, Till, money, open_till, run
-from tests.support.sandboxes import Stripe
+from tests.support.money import LATER, Till, money, run
 from workflows.ports.payments import (
     Charge,
     GatewayEvent,
-    Hear,
     Pay,
     event_of,
     pay_of,
@@ -29,30 +23,12 @@ from workflows.rules.payment import PaymentStatus
 S = PaymentStatus
 
 
-@pytest_asyncio.fixture
-async def till(database: Database, stripe: Stripe) -> AsyncIterator[Till]:
-    async with open_till(database, stripe) as opened:
-        yield opened
-
-
-async def said(till: Till, pay: Pay, status: PaymentStatus, *, number: int = 1, amount: Money | None = None) -> Hear:
-    reference = (await till.payment(pay.payment_id))["gateway_reference"] or "pi_unheard"
-    event = GatewayEvent(
-        event_id=f"evt_{pay.payment_id}_{number}",
-        gateway="stripe",
-        reference=reference,
-        status=status,
-        amount=amount or pay.amount,
-    )
-    return Hear(payment_id=pay.payment_id, event=event, abandoned=False, now=LATER)
-
-
 @pytest.mark.scenario("B28")
 @pytest.mark.parametrize("amount", [money(1), money(150000), money(1500, "EUR")])
 async def test_a_webhook_that_contradicts_the_payment_moves_nothing_and_alerts(till: Till, amount: Money) -> None:
     pay = till.pay()
     await run(till.payments.lose_sight, Charge(pay=pay, now=NOW))
-    hear = await said(till, pay, S.SUCCEEDED, amount=amount)
+    hear = await till.said(pay, S.SUCCEEDED, amount=amount)
     fact = _fact(hear.event, pay)
     async with sessions_of(till.database.api).begin() as session:
         await webhooks.receive(session, fact, b"{}", at=NOW)
@@ -83,7 +59,7 @@ def _fact(event: GatewayEvent, pay: Pay) -> PaymentFact:
 async def test_a_webhook_is_recorded_once_and_finds_its_payment_as_its_own_account(till: Till) -> None:
     pay = till.pay()
     await run(till.payments.lose_sight, Charge(pay=pay, now=NOW))
-    fact = _fact((await said(till, pay, S.SUCCEEDED)).event, pay)
+    fact = _fact((await till.said(pay, S.SUCCEEDED)).event, pay)
     api = sessions_of(till.database.api)
     for settled in (False, False):
         async with api.begin() as session:
@@ -111,7 +87,7 @@ async def test_what_an_ended_payment_knows_needs_no_telling(till: Till) -> None:
     api = sessions_of(till.database.api)
 
     async def settled(number: int, status: PaymentStatus, amount: Money | None = None) -> bool:
-        hear = await said(till, pay, status, number=number, amount=amount)
+        hear = await till.said(pay, status, number=number, amount=amount)
         async with api.begin() as session:
             return (await webhooks.receive(session, _fact(hear.event, pay), b"{}", at=LATER)).settled
 

@@ -22,8 +22,9 @@ from tests.support.accounts import NOW, account, sessions_of
 from tests.support.databases import Database
 from tests.support.sandboxes import Stripe
 from tests.support.temporal import Temporal
-from workflows.ports.payments import Pay, Purpose
+from workflows.ports.payments import GatewayEvent, Hear, Pay, Purpose
 from workflows.rules.money import Money
+from workflows.rules.payment import PaymentStatus
 
 T = TypeVar("T")
 LATER = NOW + timedelta(minutes=5)
@@ -79,6 +80,18 @@ class Till:
     async def payment(self, payment_id: str) -> dict[str, Any]:
         (row,) = await self.rows("SELECT * FROM payments WHERE id = :id", id=payment_id)
         return row
+
+    async def said(self, pay: Pay, status: PaymentStatus, *, number: int = 1, amount: Money | None = None) -> Hear:
+        """Return the command that a webhook about the payment becomes."""
+        reference = (await self.payment(pay.payment_id))["gateway_reference"] or "pi_unheard"
+        event = GatewayEvent(
+            event_id=f"evt_{pay.payment_id}_{number}",
+            gateway="stripe",
+            reference=reference,
+            status=status,
+            amount=amount or pay.amount,
+        )
+        return Hear(payment_id=pay.payment_id, event=event, abandoned=False, now=LATER)
 
     async def mails(self, kind: str) -> list[dict[str, Any]]:
         return await self.rows("SELECT * FROM notifications WHERE kind = :kind ORDER BY business_at", kind=kind)

@@ -6,6 +6,7 @@ import asyncio
 from datetime import timedelta
 
 from temporalio import workflow
+from temporalio.exceptions import ActivityError
 
 with workflow.unsafe.imports_passed_through():
     from workflows import names
@@ -28,7 +29,8 @@ class ScriptedProvisioning:
                 cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
             )
             return provisioned
-        except BaseException:
+        except (ActivityError, asyncio.CancelledError):
+            # Not GeneratorExit: that is a worker that forgets the workflow.
             await asyncio.shield(
                 workflow.execute_activity(
                     "outside.undo_provision", command, start_to_close_timeout=timedelta(seconds=5)

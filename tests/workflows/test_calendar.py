@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import calendar
 import itertools
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-import pytest_asyncio
 from temporalio import workflow
 
 from tests.support import books
@@ -25,13 +24,6 @@ from workflows.rules.periods import Interval, boundary
 
 DAY = timedelta(days=1)
 PARIS = ZoneInfo("Europe/Paris")
-
-
-@pytest_asyncio.fixture
-async def life(temporal: Temporal, database: Database) -> AsyncIterator[World]:
-    async with world(temporal, database) as made:
-        yield made
-        await made.ledger_is_sound()
 
 
 def _last_sunday(year: int, month: int) -> int:

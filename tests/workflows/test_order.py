@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import pytest
-import pytest_asyncio
 
 from tests.support.databases import Database
 from tests.support.life import CancelAt, Collection, World, world
@@ -17,13 +15,6 @@ from workflows.ports.instances import Provisioned
 from workflows.rules.errors import RuleBroken
 
 DAY = timedelta(days=1)
-
-
-@pytest_asyncio.fixture
-async def life(temporal: Temporal, database: Database) -> AsyncIterator[World]:
-    async with world(temporal, database) as made:
-        yield made
-        await made.ledger_is_sound()
 
 
 async def test_the_wallet_is_held_with_the_order_and_taken_at_readiness(life: World) -> None:

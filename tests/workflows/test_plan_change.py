@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import pytest
-import pytest_asyncio
 
-from tests.support.databases import Database
-from tests.support.life import World, world
-from tests.support.temporal import Temporal
+from tests.support.life import World
 from workflows.rules.errors import RuleBroken
 from workflows.rules.proration import Mode
 
 DAY = timedelta(days=1)
-
-
-@pytest_asyncio.fixture
-async def life(temporal: Temporal, database: Database) -> AsyncIterator[World]:
-    async with world(temporal, database) as made:
-        yield made
-        await made.ledger_is_sound()
 
 
 async def _used(life: World, subscription: str, days: int) -> int:

@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 
 import pytest
-import pytest_asyncio
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import WorkflowHandle, WorkflowUpdateFailedError
 
-from tests.support.databases import Database
-from tests.support.life import CancelAt, World, world
-from tests.support.temporal import Temporal
+from tests.support.life import CancelAt, World
 from tests.support.wait import eventually
 from workflows.ports.subscription import CustomerOperation, FundsArrived, OperateOrder
 from workflows.rules.errors import RuleBroken
 
 DAY = timedelta(days=1)
-
-
-@pytest_asyncio.fixture
-async def life(temporal: Temporal, database: Database) -> AsyncIterator[World]:
-    async with world(temporal, database) as made:
-        yield made
-        await made.ledger_is_sound()
 
 
 async def _charging_renewal(life: World) -> str:

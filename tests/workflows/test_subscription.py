@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 
 import pytest
-import pytest_asyncio
 
-from tests.support.databases import Database
-from tests.support.life import CancelAt, World, world
-from tests.support.temporal import Temporal
+from tests.support.life import CancelAt, World
 
 DAY = timedelta(days=1)
-
-
-@pytest_asyncio.fixture
-async def life(temporal: Temporal, database: Database) -> AsyncIterator[World]:
-    async with world(temporal, database) as made:
-        yield made
-        await made.ledger_is_sound()
 
 
 async def test_a_paid_order_becomes_active_and_is_billed_every_period(life: World) -> None:
