@@ -201,7 +201,7 @@ JSON = st.recursive(
 
 @pytest.mark.scenario("S10")
 @given(value=JSON)
-@hypothesis_settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@hypothesis_settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_whatever_is_proper_json_is_read_as_the_standard_library_reads_it(value: object) -> None:
     body = json.dumps(value, ensure_ascii=False).encode()
     assert parse(body) == json.loads(body)
@@ -209,7 +209,7 @@ def test_whatever_is_proper_json_is_read_as_the_standard_library_reads_it(value:
 
 @pytest.mark.scenario("S10")
 @given(body=st.binary(max_size=200))
-@hypothesis_settings(max_examples=300, deadline=None)
+@hypothesis_settings(max_examples=150, deadline=None)
 def test_whatever_arrives_is_read_or_refused(body: bytes) -> None:
     try:
         value = parse(body)
@@ -220,7 +220,7 @@ def test_whatever_arrives_is_read_or_refused(body: bytes) -> None:
 
 @pytest.mark.scenario("S10")
 @given(value=JSON)
-@hypothesis_settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@hypothesis_settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_whatever_was_stored_can_be_answered(value: object) -> None:
     assert json.loads(bytes(answer({"document": value, "at": datetime(2027, 1, 31, tzinfo=UTC)}).body)) | {
         "timestamp": ""
@@ -231,7 +231,7 @@ def test_whatever_was_stored_can_be_answered(value: object) -> None:
 
 
 @given(place=st.lists(st.integers() | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"))))
-@hypothesis_settings(max_examples=100, deadline=None)
+@hypothesis_settings(max_examples=60, deadline=None)
 def test_cursors_come_back_as_they_went(place: list[str | int]) -> None:
     small = [part for part in place if not isinstance(part, int) or abs(part) < 2**63]
     assert decode_cursor(encode_cursor(*small)) == tuple(small)
