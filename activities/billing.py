@@ -177,7 +177,8 @@ class BillingActivities(CollectionActivities, PlanChangeActivities, Billing):
         record = await books.require(session, command.subscription_id)
         if record.state is State.TRIALING:
             journal = books.journal_of(record, command.now, command.actor)
-            journal.notify("payment_failed", books.mail_context(record, amount=command.terms.price))
+            context = books.mail_context(record, amount=command.terms.price, status=State.PAUSED)
+            journal.notify("payment_failed", context)
             record = self.pause_after_trial(journal, record)
             await journal.write(session)
         return steps.unpaid_bill(record)

@@ -48,7 +48,11 @@ class CollectionActivities(BillingSteps):
                 journal.tell("payment.failed", "Neither the wallet nor a card covers the invoice.", ref=invoice.id)
                 if command.scheduled:
                     context = books.mail_context(
-                        record, amount=invoice.due, invoice_id=invoice.id, next_attempt=command.next_attempt
+                        record,
+                        amount=invoice.due,
+                        invoice_id=invoice.id,
+                        next_attempt=command.next_attempt,
+                        status=record.state,
                     )
                     journal.notify("payment_failed", context)
             await journal.write(session)
@@ -95,16 +99,18 @@ class CollectionActivities(BillingSteps):
             message = f"A card did not pay {steps.plain(invoice.total)}: {reason}."
             fact = f"payment.failed/{command.payment_id}"
             journal.tell("payment.failed", message, ref=command.payment_id, fact=fact)
+            trial_over = record.state is State.TRIALING and invoice.kind == "period"
             context = books.mail_context(
                 record,
                 amount=invoice.due,
                 invoice_id=invoice.id,
                 decline_code=command.decline_code,
                 next_attempt=command.next_attempt,
+                status=State.PAUSED if trial_over else record.state,
             )
             if invoice.status is InvoiceStatus.DRAFT:
                 await invoices.mark_void(session, invoice.id, command.now)
-                if record.state is State.TRIALING and invoice.kind == "period":
+                if trial_over:
                     journal.notify("payment_failed", context, fact=fact)
                     record = self.pause_after_trial(journal, record)
                 await journal.write(session)

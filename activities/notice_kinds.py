@@ -19,7 +19,7 @@ FURTHER = frozenset(
     {
         "expires_at", "balance", "credit", "gateway", "brand", "last4", "payment_id", "to", "old_plan_name",
         "balance_too_low", "trial_end", "credentials_url", "title", "details", "severity", "workflow_id",
-        "suspends_at", "cancels_at", "effective_at", "instance_id",
+        "suspends_at", "cancels_at", "effective_at", "instance_id", "status",
     }
 )  # fmt: skip
 

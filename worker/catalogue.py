@@ -26,8 +26,11 @@ WELCOME = CouponFacts(code="WELCOME10", kind=CouponKind.PERCENT, percent=10, dur
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PricedPlan:
+    """``example``: the one to show the product with, where nobody names one."""
+
     facts: PlanFacts
     prices: tuple[Money, ...]
+    example: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +93,7 @@ def _plan(described: dict[str, Any]) -> PricedPlan:
         prices=tuple(
             Money(amount_minor=price["amount_minor"], currency=price["currency"]) for price in described["prices"]
         ),
+        example=described.get("example", False),
     )
 
 

@@ -246,6 +246,20 @@ def test_instants_are_told_in_the_accounts_zone(renderer: Renderer) -> None:
     assert "31 January 2027, 23:30 (UTC)" in renderer.render("subscription_expiring", told, nowhere).text
 
 
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        ("past_due", "Your service goes on for now."),
+        ("suspended", "Your service stays suspended"),
+        ("paused", "The trial has ended, so your service is paused"),
+    ],
+)
+def test_a_payment_that_failed_says_what_becomes_of_the_service(renderer: Renderer, status: str, said: str) -> None:
+    told = {"subscription_id": "sub_1", "status": status, "next_attempt": "2027-02-28T10:00:00+00:00"}
+    text = renderer.render("payment_failed", told, READER).text
+    assert said in " ".join(text.split())
+
+
 def test_tokens_are_quoted_in_links(renderer: Renderer) -> None:
     mail = renderer.render("password_reset", {"token": "a+b/c=&x=<>"}, READER)
     assert "https://berth.example/reset-password?token=a%2Bb%2Fc%3D%26x%3D%3C%3E" in mail.text

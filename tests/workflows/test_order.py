@@ -154,6 +154,7 @@ async def test_a_trial_that_nothing_pays_for_is_paused_never_free(life: World) -
     assert (await life.subscription(subscription))["status"] == "paused"
     assert await life.invoices(subscription) == []
     assert life.outside.operations() == ["suspend"]
+    assert await _told_of_failure(life) == ["paused"]
 
 
 async def test_a_trial_whose_card_is_declined_is_paused_and_burns_no_number(life: World) -> None:
@@ -165,6 +166,12 @@ async def test_a_trial_whose_card_is_declined_is_paused_and_burns_no_number(life
     invoices = await life.invoices(subscription)
     assert [(row["status"], row["number"]) for row in invoices] == [("void", None)]
     assert await life.rows("SELECT * FROM invoice_series") == []
+    assert await _told_of_failure(life) == ["paused"]
+
+
+async def _told_of_failure(life: World) -> list[str]:
+    rows = await life.rows("SELECT context FROM notifications WHERE kind = 'payment_failed' ORDER BY id")
+    return [row["context"]["status"] for row in rows]
 
 
 async def test_a_trial_that_is_paid_for_begins_its_first_period_at_its_end(life: World) -> None:

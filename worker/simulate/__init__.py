@@ -12,12 +12,10 @@ from pathlib import Path
 
 from worker.simulate.events import EARLIEST, MOST_MONTHS, Events, WrongEvents, instant_of
 
-DEFAULT_PLAN = "n8n-starter"
-
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--months", type=_months, required=True, metavar="N", help=f"how long, 1 to {MOST_MONTHS}")
-    parser.add_argument("--plan", default=DEFAULT_PLAN, metavar="CODE", help=f"default: {DEFAULT_PLAN}")
+    parser.add_argument("--plan", metavar="CODE", help="default: the catalogue's example")
     parser.add_argument(
         "--start",
         type=_instant,

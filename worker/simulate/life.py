@@ -65,14 +65,17 @@ class Plan:
     months: int
 
 
-async def live(servers: Servers, plan: str, start: datetime, months: int, events: Events) -> Story:
+async def live(servers: Servers, plan: str | None, start: datetime, months: int, events: Events) -> Story:
     """Live ``months`` from readiness at ``start`` and tell what was recorded.
+
+    Without ``plan``, the catalogue's example is lived.
 
     Raises:
         NoSuchPlan: ``plan``, or that of an event.
     """
     offers = catalogue.offers()
     plans = _plans(offers)
+    plan = plan or _example(offers)
     for code in (plan, *(event.fields["plan"] for event in events.of(Deed.CHANGE_PLAN))):
         if code not in plans:
             raise NoSuchPlan(f"there is no plan {code!r}; there are {', '.join(plans)}")
@@ -217,6 +220,14 @@ def _plans(offers: list[catalogue.Offer]) -> Mapping[str, Plan]:
         for offer in offers
         for plan in offer.plans
     }
+
+
+def _example(offers: list[catalogue.Offer]) -> str:
+    for offer in offers:
+        for plan in offer.plans:
+            if plan.example:
+                return plan.facts.code
+    raise NoSuchPlan("no plan is named, and the catalogue has no example")
 
 
 def _funds(plans: Mapping[str, Plan], plan: str, months: int, events: Events) -> Money:
