@@ -7,8 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from datetime import timedelta
 
-from fastapi import APIRouter, Depends, FastAPI
-from fastapi.routing import APIRoute
+from fastapi import FastAPI
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.middleware.cors import CORSMiddleware
@@ -17,7 +16,6 @@ from starlette.middleware.gzip import GZipMiddleware
 from api import areas, errors
 from api.bodies import Bodies
 from api.context import Context
-from api.envelope import Json
 from api.metrics import Metrics
 from api.middleware import Around
 from api.passwords import Passwords
@@ -29,7 +27,6 @@ from db.session import create_engine, session_factory
 from workflows.client import Orchestrator, connect
 
 VERSION = "0.1.0"
-PREFIX = "/api/v1"
 DESCRIPTION = (
     "Managed open-source software: choose an application, pay, and get an isolated instance that is looked after.\n\n"
     "Every answer is an envelope: `success`, `data` or `error`, `timestamp`. Amounts are whole minor units with their"
@@ -50,15 +47,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version=VERSION,
         description=DESCRIPTION,
         lifespan=_lifespan(told, metrics),
-        default_response_class=Json,
-        generate_unique_id_function=_operation_id,
+        routes=areas.routes(sandbox=told.sandbox),
         openapi_url="/openapi.json",
         # `routes/docs.py` serves the pages without anybody else's servers.
         docs_url=None,
         redoc_url=None,
     )
     errors.install(app)
-    _include(app, told)
     # The last one added is the outermost.
     app.add_middleware(Bodies, limit=told.body_limit)
     app.add_middleware(GZipMiddleware, minimum_size=1024, compresslevel=5)
@@ -79,19 +74,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         patient=areas.patient(sandbox=told.sandbox),
     )
     return app
-
-
-def _include(app: FastAPI, settings: Settings) -> None:
-    v1 = APIRouter(prefix=PREFIX)
-    for area in areas.listed(sandbox=settings.sandbox):
-        v1.include_router(area.router, dependencies=[Depends(dependency) for dependency in area.dependencies])
-    app.include_router(v1)
-    for router in areas.outside():
-        app.include_router(router)
-
-
-def _operation_id(route: APIRoute) -> str:
-    return f"{route.tags[0]}_{route.name}" if route.tags else route.name
 
 
 def _lifespan(settings: Settings, metrics: Metrics) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:

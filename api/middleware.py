@@ -132,8 +132,7 @@ class Around:
 
 def template(scope: Scope) -> str:
     """The matched route as it was declared (``/api/v1/subscriptions/{id}``), so that labels stay few."""
-    context = scope.get("fastapi", {}).get("effective_route_context")
-    path = getattr(context, "path", None) or getattr(scope.get("route"), "path", None)
+    path = getattr(scope.get("route"), "path", None)
     return str(path) if path else "unmatched"
 
 

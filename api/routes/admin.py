@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import Depends, Query
 from starlette.responses import Response
 
 from api.deps import Administrator, AdminWork, Orders, UnitsOfWork, administrator
 from api.envelope import Amount, Envelope, Json, Page, answer, listed, now
 from api.errors import ORDERS, SIGNED_IN, not_found
+from api.families import family
 from api.idempotency import OnlyOnce
 from api.listing import LongPageOf, after_created
 from api.schemas.admin import (
@@ -33,7 +34,7 @@ from workflows.rules.money import Money
 from workflows.rules.payment import PaymentStatus
 from workflows.rules.subscription import State
 
-router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(administrator)], responses=SIGNED_IN)
+router = family("admin", prefix="/admin", dependencies=[Depends(administrator)], responses=SIGNED_IN)
 
 Text = Annotated[str | None, Query(max_length=100)]
 

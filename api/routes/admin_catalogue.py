@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path
+from fastapi import Depends, Path
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -14,6 +14,7 @@ from starlette.responses import Response
 from api.deps import Address, Administrator, AdminWork, RequestId, administrator
 from api.envelope import Envelope, Page, listed, now, ok
 from api.errors import SIGNED_IN, conflict, invalid, not_found
+from api.families import family
 from api.listing import LongPageOf
 from api.schemas.admin import CouponIn, PlanIn, PriceIn, PriceOut, ServiceIn
 from api.schemas.catalogue import CouponOut, ServiceOut, ServicePlanOut, coupon_out, plan_out, service_out
@@ -21,7 +22,7 @@ from db.queries import catalogue, identity
 from db.queries.catalogue import CouponFacts, PlanFacts, ServiceFacts
 from workflows.rules.money import Money
 
-router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(administrator)], responses=SIGNED_IN)
+router = family("admin", prefix="/admin", dependencies=[Depends(administrator)], responses=SIGNED_IN)
 
 Name = Annotated[str, Path(max_length=100)]
 

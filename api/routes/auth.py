@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import Depends, Request
 
 from api import identity
 from api.deps import Address, Ctx, RequestId, SignedIn, UnitsOfWork, limit_by_address, limit_sign_in
 from api.envelope import Envelope, now, ok
 from api.errors import COMMON, documented
+from api.families import family
 from api.identity import Visitor
 from api.schemas.identity import (
     Forgotten,
@@ -25,7 +26,7 @@ from api.schemas.identity import (
 )
 from db.queries import identity as accounts
 
-router = APIRouter(prefix="/auth", tags=["auth"], responses=COMMON)
+router = family("auth", prefix="/auth", responses=COMMON)
 
 FEW = [Depends(limit_sign_in)]
 

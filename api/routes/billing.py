@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Path, Query
+from fastapi import Path, Query
 from starlette.responses import Response
 
 from api.deps import Orders, SignedIn, UnitsOfWork, Work
 from api.envelope import Amount, Envelope, Page, listed, ok
 from api.errors import SIGNED_IN, not_found
+from api.families import family
 from api.listing import LongPageOf, after_created
 from api.schemas.billing import (
     ExplanationOut,
@@ -25,7 +26,7 @@ from db.queries import billing_reads, documents, identity, payment_reads
 from db.queries.billing_reads import TransactionRow
 from workflows.rules.invoice import InvoiceStatus
 
-router = APIRouter(prefix="/billing", tags=["billing"], responses=SIGNED_IN)
+router = family("billing", prefix="/billing", responses=SIGNED_IN)
 
 Id = Annotated[str, Path(max_length=100)]
 MOST_ATTEMPTS = 100

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Path
+from fastapi import Path
 from starlette.responses import Response
 
 from api.deps import Orders, SignedIn, Units, UnitsOfWork, Work
 from api.envelope import Envelope, Json, Page, answer, listed, ok
 from api.errors import SIGNED_IN, not_found
+from api.families import family
 from api.idempotency import MaybeOnce, Once
 from api.ids import new_id
 from api.listing import LongPageOf, after_created
@@ -30,7 +31,7 @@ from workflows.ports.subscription import CustomerOperation, OperateOrder
 from workflows.rules.ids import derived
 from workflows.rules.instance import InstanceStatus, require_operable
 
-router = APIRouter(prefix="/instances", tags=["instances"], responses=SIGNED_IN)
+router = family("instances", prefix="/instances", responses=SIGNED_IN)
 
 Id = Annotated[str, Path(max_length=100)]
 KINDS = {"restart": CustomerOperation.RESTART, "stop": CustomerOperation.STOP, "start": CustomerOperation.START}

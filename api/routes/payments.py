@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query
+from fastapi import Path, Query
 from starlette.responses import Response
 
 from api.deps import Orders, SignedIn, Units, UnitsOfWork, Work
 from api.envelope import Amount, Envelope, Json, Page, answer, listed, ok
 from api.errors import ORDERS, SIGNED_IN, ApiError, documented, invalid, not_found
+from api.families import family
 from api.idempotency import MaybeOnce, Once, OnlyOnce
 from api.ids import new_id
 from api.listing import LongPageOf, after_created
@@ -33,7 +34,7 @@ from workflows.rules.ids import derived
 from workflows.rules.money import Money
 from workflows.rules.payment import PaymentStatus
 
-router = APIRouter(tags=["billing"], responses=SIGNED_IN)
+router = family("billing", responses=SIGNED_IN)
 
 Id = Annotated[str, Path(max_length=100)]
 GATEWAYS = frozenset({"stripe"})

@@ -6,12 +6,12 @@ import asyncio
 import time
 from datetime import timedelta
 
-from fastapi import APIRouter
 from pydantic import AwareDatetime, Field, model_validator
 
 from api.deps import Orders, SignedIn, Units, UnitsOfWork
 from api.envelope import Body, Envelope, Instant, Schema, ok
 from api.errors import SIGNED_IN, invalid, not_found
+from api.families import family
 from api.serial import CLOCKS
 from db.models.billing import Subscription
 from db.queries import notice_reads, subscriptions
@@ -27,7 +27,7 @@ MAILS_WITHIN_SECONDS = 10.0
 LOOK_AGAIN_SECONDS = 0.1
 FARTHEST_DAYS = 3660
 
-router = APIRouter(tags=["sandbox"], responses=SIGNED_IN)
+router = family("sandbox", responses=SIGNED_IN)
 
 
 class AdvanceIn(Body):

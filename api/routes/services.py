@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Path, Query
+from fastapi import Depends, Path, Query
 from starlette.responses import Response
 
 from api.deps import PublicWork, limit_by_address
 from api.envelope import Envelope, Page, listed, now, ok
 from api.errors import COMMON, invalid, not_found
+from api.families import family
 from api.listing import LongPageOf
 from api.schemas.catalogue import (
     ComparisonOut,
@@ -23,7 +24,7 @@ from api.schemas.catalogue import (
 )
 from db.queries import catalogue
 
-router = APIRouter(tags=["catalogue"], dependencies=[Depends(limit_by_address)], responses=COMMON)
+router = family("catalogue", dependencies=[Depends(limit_by_address)], responses=COMMON)
 
 Name = Annotated[str, Path(max_length=100)]
 MOST_COMPARED = 6

@@ -6,7 +6,7 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path
+from fastapi import Path
 from jsonschema import Draft202012Validator
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.responses import Response
@@ -14,6 +14,7 @@ from starlette.responses import Response
 from api.deps import Orders, SignedIn, Units, UnitsOfWork, Verified, Work
 from api.envelope import Envelope, Json, Page, answer, listed, ok
 from api.errors import ORDERS, SIGNED_IN, documented, invalid, not_found
+from api.families import family
 from api.idempotency import MaybeOnce, Once, OnlyOnce
 from api.ids import new_id
 from api.listing import LongPageOf, StoryPageOf, after_created, instant_of
@@ -44,7 +45,7 @@ from workflows.ports.subscription import Cancel, ChangePlanOrder, Order, Subscri
 from workflows.rules.ids import derived
 from workflows.rules.subscription import State
 
-router = APIRouter(prefix="/subscriptions", tags=["subscriptions"], responses=SIGNED_IN)
+router = family("subscriptions", prefix="/subscriptions", responses=SIGNED_IN)
 
 Id = Annotated[str, Path(max_length=100)]
 ORDER_ROUTE = "POST /api/v1/subscriptions"

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import temporalio.api.enums.v1
 import temporalio.api.taskqueue.v1
 import temporalio.api.workflowservice.v1
-from fastapi import APIRouter, Depends
+from fastapi import Depends
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import text
 from starlette.responses import Response
@@ -20,9 +20,10 @@ from api.context import Context
 from api.deps import Address, Ctx, limit_by_address, signed_in, within
 from api.envelope import Json, instant_text, now
 from api.errors import RETRY_AFTER_SECONDS, ApiError, documented, not_found
+from api.families import family
 from workflows import names
 
-router = APIRouter(tags=["system"])
+router = family("system", under="")
 
 CHECK_SECONDS = 2.0
 _bearer = HTTPBearer(auto_error=False)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path
+from fastapi import Path
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api import identity
 from api.deps import Ctx, SignedIn, Work
 from api.envelope import Envelope, Json, Meta, Page, listed, now, ok
 from api.errors import SIGNED_IN, forbidden, not_found, unauthenticated
+from api.families import family
 from api.routes.auth import Visit
 from api.schemas.identity import MeView, Nothing, OrganizationView, PasswordChange, SessionView, UserPatch
 from api.tokens import Caller
 from db.queries import identity as accounts
 
-router = APIRouter(prefix="/users/me", tags=["users"], responses=SIGNED_IN)
+router = family("users", prefix="/users/me", responses=SIGNED_IN)
 
 MANAGES = frozenset({"owner", "admin"})
 

@@ -10,20 +10,21 @@ from typing import Annotated, Any
 
 import orjson
 import structlog
-from fastapi import APIRouter, Header, Request
+from fastapi import Header, Request
 from pydantic import SecretStr
 
 from api.context import Context
 from api.deps import Ctx, Orders, gateway_work
 from api.envelope import Envelope, Schema, now, ok
 from api.errors import ApiError, documented
+from api.families import family
 from db.queries import webhooks
 from workflows.client import Orchestrator
 from workflows.ports.payments import event_of, pay_of
 from workflows.rules import gateway_events, signatures
 from workflows.rules.gateway_events import GatewayMessage, Malformed, PaymentFact
 
-router = APIRouter(tags=["webhooks"], responses=documented(400, 413, 503))
+router = family("webhooks", responses=documented(400, 413, 503))
 
 log = structlog.get_logger("api.webhooks")
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest_asyncio
 
-from api import deps
 from tests.support.api import Account, Api, error_of, serving, settings
 from tests.support.databases import Database
 from tests.support.desk import post
@@ -49,7 +48,7 @@ async def journey(temporal: Temporal, database: Database) -> AsyncIterator[Journ
         world(temporal, database) as life,
         serving(settings(database.api_url), database.superuser_dsn()) as api,
     ):
-        api.app.dependency_overrides[deps.orchestrator] = lambda: life.orchestrator
+        api.give_orders_to(life.orchestrator)
         # Nobody sends mails here: they count as sent when they are written.
         api.execute("ALTER TABLE notifications ALTER COLUMN status SET DEFAULT 'sent'")
         customer = await api.customer()

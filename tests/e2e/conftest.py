@@ -25,8 +25,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.stack)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def stack() -> Iterator[RunningStack]:
+    """Not for the whole session: a dozen processes, which the tests after these have no use for."""
     home = os.environ.get("BERTH_E2E_HOME")
     if home:
         with subprocess.Popen(["sleep", "infinity"]) as stand_in:
@@ -44,7 +45,7 @@ def customer(stack: RunningStack) -> Customer:
     return stack.register()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def administrator(stack: RunningStack) -> Customer:
     return stack.administrator()
 

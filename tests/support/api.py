@@ -6,7 +6,7 @@ import base64
 import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
@@ -71,6 +71,10 @@ class Api:
     def context(self) -> Context:
         found: Context = self.app.state.context
         return found
+
+    def give_orders_to(self, orchestrator: Any) -> None:
+        """From now on orders go there, in place of the Temporal server of the settings."""
+        self.app.state.context = replace(self.context, orchestrator=orchestrator)
 
     def client(self, **headers: str) -> httpx.AsyncClient:
         made = _client(self.app, **headers)

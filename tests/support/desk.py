@@ -14,7 +14,6 @@ from typing import Any
 
 import psycopg
 
-from api import deps
 from db.queries import catalogue
 from db.session import session_factory
 from tests.support.api import Account, Api, serving, settings
@@ -149,7 +148,7 @@ async def shop(database: Database, **given: Any) -> AsyncIterator[Shop]:
         await write(session, offers(), AT)
     async with serving(settings(database.api_url, **given), database.superuser_dsn()) as api:
         desk = Desk(api)
-        api.app.dependency_overrides[deps.orchestrator] = lambda: desk
+        api.give_orders_to(desk)
         yield Shop(api, desk, await api.customer())
 
 

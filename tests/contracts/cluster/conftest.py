@@ -30,8 +30,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "target_name" in metafunc.fixturenames:
         names = [pytest.param("simulated")]
         if built() is not None:
-            names.append(pytest.param("control_plane", marks=pytest.mark.controlplane))
-        metafunc.parametrize("target_name", names, scope="session")
+            # One worker, so that there is one plane: it takes half a gigabyte and some seconds to come up.
+            marks = (pytest.mark.controlplane, pytest.mark.xdist_group("control-plane"))
+            names.append(pytest.param("control_plane", marks=marks))
+        metafunc.parametrize("target_name", names, scope="package")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -41,20 +43,20 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def simulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     with targets.simulated(tmp_path_factory.mktemp("cluster")) as target:
         yield target
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     with ControlPlane(tmp_path_factory.mktemp("plane")) as plane:
         # Ending a namespace alone takes it some ten seconds.
         yield Target(name="control-plane", kubeconfig=plane.kubeconfig_path, sandbox=None, patience=40.0)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def target(target_name: str, request: pytest.FixtureRequest) -> Target:
     found: Target = request.getfixturevalue(target_name)
     return found
