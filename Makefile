@@ -9,7 +9,8 @@ PYTHON := $(VENV)/bin/python
 BOOTSTRAP := $(or $(shell command -v python3),python3) deploy/build/bootstrap.py $(VENV)
 STACK := deploy.local.supervisor
 TESTS ?=
-WORKERS ?= 2
+# More than the cores of a small machine: much of a test is waiting.
+WORKERS ?= 3
 # Only a run of every test can cover it all.
 COVERED := $(if $(TESTS),,--cov-fail-under=85)
 

@@ -200,7 +200,7 @@ async def test_a_watch_that_ends_is_taken_up_again(fleet: Fleet, fault: str) -> 
     observer = Observer(fleet.gateway)
     subscription = observer.subscribe(fleet.namespace(instance_id))
     try:
-        await eventually(lambda: observer.objects("Pod", "none") is not None, timeout=10)
+        await eventually(lambda: observer.objects("Pod", "none") is not None)
         await fleet.fault(fault, seconds=1)
         await fleet.up(instance_id)
 
@@ -208,7 +208,7 @@ async def test_a_watch_that_ends_is_taken_up_again(fleet: Fleet, fault: str) -> 
             pods = observer.objects("Pod", fleet.namespace(instance_id)) or []
             return len(pods) == 2 and all(pod["status"]["phase"] == "Running" for pod in pods)
 
-        await eventually(seen, timeout=15)
+        await eventually(seen)
         assert await subscription.wait(1)
     finally:
         observer.close()
@@ -220,9 +220,9 @@ async def test_a_watch_follows_what_is_deleted(fleet: Fleet) -> None:
     observer = Observer(fleet.gateway)
     observer.subscribe(fleet.namespace(instance_id))
     try:
-        await eventually(lambda: observer.objects("Pod", fleet.namespace(instance_id)), timeout=10)
+        await eventually(lambda: observer.objects("Pod", fleet.namespace(instance_id)))
         await fleet.run(fleet.activities.remove, InstanceRef(instance_id=instance_id))
-        await eventually(lambda: observer.objects("Pod", fleet.namespace(instance_id)) == [], timeout=10)
+        await eventually(lambda: observer.objects("Pod", fleet.namespace(instance_id)) == [])
     finally:
         observer.close()
 

@@ -278,7 +278,7 @@ async def test_a_drain_waits_for_what_becomes_due_and_ends_in_time(post: Post, m
     draining = asyncio.create_task(post.drain(seconds=3))
     await asyncio.sleep(0)
     await post.enqueue(post.notice())
-    await eventually(lambda: len(mailbox._store.all(None)) if mailbox._store else 0, timeout=5)
+    await eventually(lambda: len(mailbox._store.all(None)) if mailbox._store else 0)
     assert (await draining).sent == 1
 
 

@@ -23,6 +23,7 @@ from api.errors import STATUS_OF_RULE
 from api.openapi import schema
 from tests.support.api import JWT_SECRET, Api, error_of, serving, settings
 from tests.support.databases import Database
+from tests.support.wait import PATIENCE
 from workflows.client import NotRunning, Unavailable
 from workflows.rules.errors import Refusal, RuleBroken
 
@@ -136,9 +137,9 @@ async def test_work_that_hangs_is_answered_in_time(database: Database) -> None:
 
     async with serving(settings(database.api_url, request_seconds=0.2), database.superuser_dsn()) as api:
         api.app.include_router(router)
-        answer = await asyncio.wait_for(api.http.get("/hangs"), 5)
+        answer = await asyncio.wait_for(api.http.get("/hangs"), PATIENCE)
         assert (answer.status_code, error_of(answer)["code"]) == (503, "UNAVAILABLE")
-        await asyncio.wait_for(ended.wait(), 5)
+        await asyncio.wait_for(ended.wait(), PATIENCE)
 
 
 @pytest.fixture

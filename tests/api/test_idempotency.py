@@ -19,6 +19,7 @@ from api.idempotency import MaybeOnce, OnlyOnce
 from db.queries import identity
 from tests.support.api import Api, error_of
 from tests.support.databases import Database
+from tests.support.wait import PATIENCE, in_time
 from workflows.rules.errors import Refusal, RuleBroken
 
 
@@ -177,8 +178,8 @@ async def test_another_body_at_the_same_time_is_refused_without_waiting(api: Api
     ada = await api.customer()
     desk.deed = waits
     first = asyncio.create_task(ada.http.post("/orders/a", json={"amount": 1}, headers=KEY))
-    await asyncio.wait_for(begun.wait(), 5)
-    refused = await asyncio.wait_for(ada.http.post("/orders/a", json={"amount": 2}, headers=KEY), 3)
+    await asyncio.wait_for(begun.wait(), PATIENCE)
+    refused = await asyncio.wait_for(ada.http.post("/orders/a", json={"amount": 2}, headers=KEY), in_time(3))
     assert (refused.status_code, error_of(refused)["code"]) == (422, "IDEMPOTENCY_KEY_REUSED")
     proceed.set()
     assert (await first).status_code == 201
@@ -267,10 +268,10 @@ async def test_the_order_goes_on_when_the_caller_leaves(api: Api, desk: Desk, da
     ada = await api.customer()
     desk.deed = waits
     leaving = asyncio.create_task(ada.http.post("/orders/a", json={}, headers=KEY))
-    await asyncio.wait_for(begun.wait(), 5)
+    await asyncio.wait_for(begun.wait(), PATIENCE)
     leaving.cancel()
     with pytest.raises(asyncio.CancelledError):
         await leaving
     desk.deed = desk._nothing
-    again = await asyncio.wait_for(ada.http.post("/orders/a", json={}, headers=KEY), 5)
+    again = await asyncio.wait_for(ada.http.post("/orders/a", json={}, headers=KEY), PATIENCE)
     assert again.status_code == 201

@@ -178,14 +178,14 @@ async def test_another_process_hears_of_a_revocation(api: Api, database: Databas
         async def refused() -> bool:
             return (await second.http.get("/users/me", headers=headers)).status_code == 401
 
-        await eventually(refused, timeout=5, what="the other process refuses the token")
+        await eventually(refused, what="the other process refuses the token")
     # One that starts later reads it before the token would expire.
     async with serving(settings(database.api_url), database.superuser_dsn()) as third:
 
         async def refused_there() -> bool:
             return (await third.http.get("/users/me", headers=headers)).status_code == 401
 
-        await eventually(refused_there, timeout=5, what="the new process refuses the token")
+        await eventually(refused_there, what="the new process refuses the token")
 
 
 async def test_a_closed_account_cannot_sign_in_or_refresh(api: Api) -> None:

@@ -121,7 +121,7 @@ async def test_a_subscription_that_ends_on_the_way_has_reached_the_target(journe
     assert answer.json()["data"]["status"] == "cancelled"
     target = await journey.life.now(mine) + timedelta(days=31)
     assert await journey.advance(mine, until=target.isoformat()) == target
-    await eventually(lambda: _terminated(journey, mine), timeout=10)
+    await eventually(lambda: _terminated(journey, mine))
     assert await journey.advance(mine, until=target.isoformat()) == target
 
 

@@ -34,7 +34,7 @@ class Sizes:
     trips: int = 5
 
 
-QUICK = Sizes(groups=(5, 5), warm=(2, 5), rounds=1, round=3, requests=5, trips=2)
+QUICK = Sizes(groups=(3, 3), warm=(2,), rounds=1, round=2, requests=5, trips=1)
 
 
 async def run(sizes: Sizes, parts: list[str]) -> list[Figure]:

@@ -106,7 +106,7 @@ def the_books_agree(customer: Customer) -> None:
             assert total == balance + kept, (currency, transactions, wallet)
         return True
 
-    assert eventually_sync(look, timeout=20, what="the transactions sum to the wallet")
+    assert eventually_sync(look, what="the transactions sum to the wallet")
 
 
 def top_up(customer: Customer, amount_minor: int, currency: str = "USD") -> Json:
@@ -115,9 +115,7 @@ def top_up(customer: Customer, amount_minor: int, currency: str = "USD") -> Json
     made = customer.top_up(amount_minor, currency=currency)
     assert {"id", "status", "amount", "gateway"} <= made.keys()
     assert made["amount"] == money(amount_minor, currency)
-    eventually_sync(
-        lambda: spendable(customer, currency) == before + amount_minor, timeout=30, what="the top-up can be spent"
-    )
+    eventually_sync(lambda: spendable(customer, currency) == before + amount_minor, what="the top-up can be spent")
     return made
 
 
@@ -180,7 +178,7 @@ def settled(customer: Customer, subscription_id: str) -> None:
     def look() -> bool:
         return [invoice["status"] for invoice in invoices(customer, subscription_id)] == ["paid"]
 
-    eventually_sync(look, timeout=20, what="the first invoice is paid")
+    eventually_sync(look, what="the first invoice is paid")
 
 
 def instant(text: str) -> datetime:
@@ -197,7 +195,7 @@ def mailed(stack: RunningStack, customer: Customer, word: str, times: int = 1) -
         assert len(found) == times, subjects
         return True
 
-    eventually_sync(look, timeout=20, what=f"{times} mails about {word}")
+    eventually_sync(look, what=f"{times} mails about {word}")
 
 
 class Sandbox:
@@ -227,7 +225,7 @@ class Sandbox:
 
     def until_struck(self, times: int) -> None:
         """Wait until the cluster's faults have struck so often."""
-        eventually_sync(lambda: self.hits() >= times, timeout=20, what=f"{times} faults strike")
+        eventually_sync(lambda: self.hits() >= times, what=f"{times} faults strike")
 
     def redeliver(self) -> None:
         """Every webhook so far again."""

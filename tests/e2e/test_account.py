@@ -86,7 +86,7 @@ def test_a_forgotten_password_is_set_anew_by_mail(stack: RunningStack, customer:
     def resets() -> list[str]:
         return [mail["text"] for mail in stack.mails(email) if "reset-password?token=" in mail["text"]]
 
-    text = eventually_sync(resets, timeout=20, what="the mail about the password")[-1]
+    text = eventually_sync(resets, what="the mail about the password")[-1]
     token = text.partition("reset-password?token=")[2].split()[0]
     body = {"token": token, "password": "another long password"}
     done(customer.call("POST", f"{V1}/auth/reset-password", body))

@@ -27,11 +27,11 @@ from tests.e2e.steps import (
 )
 from tests.support import invariants
 from tests.support.stack import Customer, Json, RunningStack
-from tests.support.wait import eventually_sync
+from tests.support.wait import eventually_sync, in_time
 
 REQUESTS = ("lost_reply", "stall", "server_error", "reset")
 WEBHOOKS = ("duplicate_webhook", "reorder_webhook", "hold_webhook")
-ANSWERS_WITHIN = 5.0
+ANSWERS_WITHIN = in_time(5.0)
 # A stall that outlasts what a caller is kept waiting for, not what a test should.
 STALLED = 4
 
@@ -52,7 +52,7 @@ def taken(stack: RunningStack, amount_minor: int) -> list[Json]:
     ]
 
 
-def in_time(customer: Customer, path: str, body: Json, once: str) -> Json:
+def accepted(customer: Customer, path: str, body: Json, once: str) -> Json:
     began = time.monotonic()
     status, answer = customer.call("POST", path, body, key=once)
     assert time.monotonic() - began < ANSWERS_WITHIN
@@ -71,9 +71,9 @@ def test_a_top_up_an_order_and_a_renewal_are_charged_once(
     before, once = len(taken(stack, amount)), key()
     body = {"amount_minor": amount, "currency": "USD", "gateway": "stripe", "payment_method": "pm_card_visa"}
     strike(sandbox, fault)
-    made = in_time(customer, f"{V1}/billing/topups", body, once)
-    assert in_time(customer, f"{V1}/billing/topups", body, once)["id"] == made["id"]
-    eventually_sync(lambda: spendable(customer) == amount, timeout=40, what="the top-up can be spent")
+    made = accepted(customer, f"{V1}/billing/topups", body, once)
+    assert accepted(customer, f"{V1}/billing/topups", body, once)["id"] == made["id"]
+    eventually_sync(lambda: spendable(customer) == amount, what="the top-up can be spent")
     assert len(taken(stack, amount)) == before + 1
     assert customer.get(f"{V1}/billing/payments/{made['id']}")["status"] == "succeeded"
     assert [row["kind"] for row in every(customer, f"{V1}/billing/transactions")] == ["top_up"]
@@ -83,8 +83,8 @@ def test_a_top_up_an_order_and_a_renewal_are_charged_once(
     order = {"plan_id": customer.plan("n8n-starter"), "collection": "card"}
     sandbox.clear()
     strike(sandbox, fault)
-    found = in_time(customer, f"{V1}/subscriptions", order, once)
-    assert in_time(customer, f"{V1}/subscriptions", order, once)["id"] == found["id"]
+    found = accepted(customer, f"{V1}/subscriptions", order, once)
+    assert accepted(customer, f"{V1}/subscriptions", order, once)["id"] == found["id"]
     found = customer.until(found["id"], "active", timeout=60)
     settled(customer, found["id"])
     assert len(taken(stack, 1500)) == before + 1
@@ -96,7 +96,7 @@ def test_a_top_up_an_order_and_a_renewal_are_charged_once(
     def paid() -> bool:
         return [invoice["status"] for invoice in invoices(customer, found["id"])] == ["paid", "paid"]
 
-    eventually_sync(paid, timeout=60, what="the renewal is paid")
+    eventually_sync(paid, what="the renewal is paid")
     assert subscription(customer, found["id"])["status"] == "active"
     assert len(taken(stack, 1500)) == before + 2
     assert Counter(row["status"] for row in every(customer, f"{V1}/billing/payments")) == {"succeeded": 3}
@@ -117,12 +117,12 @@ def test_everything_again_changes_nothing(stack: RunningStack, customer: Custome
     def quiet() -> bool:
         return invariants.no_workflow_is_stuck(stack) == []
 
-    eventually_sync(quiet, timeout=30, what="nothing is under way")
+    eventually_sync(quiet, what="nothing is under way")
     before = picture()
     for backwards in (False, True):
         told = httpx.post(f"{stack.card['urls']['stripe']}/sandbox/redeliver", json={"reverse": backwards}, timeout=120)
         assert told.status_code == 200, told.text
-        eventually_sync(quiet, timeout=30, what="nothing is under way")
+        eventually_sync(quiet, what="nothing is under way")
     assert picture() == before
     assert done(customer.call("GET", f"{V1}/billing/wallet"))["held"][0]["amount_minor"] == 0
     invariants.ledger_is_sound(stack)

@@ -22,7 +22,7 @@ def operate(customer: Customer, instance_id: str, what: str) -> Json:
         found: Json = customer.get(path)
         return found if found["status"] in ("succeeded", "failed", "cancelled") else None
 
-    found = eventually_sync(ended, timeout=40, what=f"{what} has ended")
+    found = eventually_sync(ended, what=f"{what} has ended")
     assert found is not None
     assert found["status"] == "succeeded", found
     return found
@@ -115,7 +115,7 @@ def test_twenty_orders_at_once_on_one_subscription(stack: RunningStack, customer
     for answer in answers:
         assert answer.status_code != 503 or "Retry-After" in answer.headers
     kind = {"cancel": "subscription.cancelled", "pause": "subscription.paused"}.get(what, "subscription.plan_changed")
-    eventually_sync(lambda: kinds(customer, found["id"]).count(kind) == 1, timeout=20, what=f"one {kind}")
+    eventually_sync(lambda: kinds(customer, found["id"]).count(kind) == 1, what=f"one {kind}")
     # The same worker still serves: the next orders go through.
     top_up(customer, 1500)
     other = ready(customer)
@@ -151,7 +151,6 @@ def test_orders_of_every_sort_at_once(stack: RunningStack, customer: Customer) -
     assert {answer.status_code for answer in answers} <= {200, 202, 402, 409, 503}, [answer.text for answer in answers]
     ended = eventually_sync(
         lambda: customer.call("POST", f"{V1}/subscriptions/{found['id']}/cancel", {"at": "now"})[0] in (200, 409),
-        timeout=60,
         what="it takes orders",
     )
     assert ended

@@ -39,7 +39,7 @@ def late(found: Json, **by: float) -> str:
 def instance_is(customer: Customer, found: Json, status: str) -> None:
     """The instance follows its subscription, a moment later."""
     path = f"{V1}/instances/{found['instance']['id']}"
-    eventually_sync(lambda: customer.get(path)["status"] == status, timeout=30, what=f"the instance is {status}")
+    eventually_sync(lambda: customer.get(path)["status"] == status, what=f"the instance is {status}")
 
 
 @pytest.mark.scenario("B1")
@@ -109,7 +109,6 @@ def test_an_upgrade_costs_what_the_preview_said(customer: Customer, administrato
     assert "subscription.plan_changed" in kinds(customer, found["id"])
     eventually_sync(
         lambda: customer.get(f"{V1}/instances/{found['instance']['id']}")["resources"]["memory_mib"] == 4096,
-        timeout=30,
         what="the instance has grown",
     )
     # The period stays as it was; the next one costs the new price.
@@ -237,7 +236,7 @@ def test_never_paid_again_is_cancelled_on_day_30_and_deleted_30_days_later(
     assert subscription(customer, found["id"])["status"] == "cancelled"
     customer.advance(found["id"], until=late(found, days=60, hours=2))
     assert customer.until(found["id"], "terminated")["status"] == "terminated"
-    eventually_sync(lambda: namespace not in namespaces(stack), timeout=30, what="the namespace is gone")
+    eventually_sync(lambda: namespace not in namespaces(stack), what="the namespace is gone")
     assert customer.get(f"{V1}/instances/{found['instance']['id']}")["status"] == "deleted"
     assert kinds(customer, found["id"])[-2:].count("subscription.terminated") <= 1
     assert "subscription.terminated" in kinds(customer, found["id"])
@@ -305,7 +304,7 @@ def test_what_is_ordered_while_it_is_provisioned(stack: RunningStack, customer: 
     if now["status"] == "active":
         order(customer, made["id"], "cancel", {"at": "now"})
     else:
-        eventually_sync(lambda: spendable(customer) == 1500, timeout=20, what="what was held is free again")
+        eventually_sync(lambda: spendable(customer) == 1500, what="what was held is free again")
         assert invoices(customer, made["id"]) == []
         instance = customer.get(f"{V1}/instances/{made['instance']['id']}")
         assert instance["status"] == "deleted"

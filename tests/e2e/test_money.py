@@ -23,7 +23,7 @@ def test_a_wallet_begins_empty_and_is_topped_up_by_card(customer: Customer) -> N
     assert first["amount"] == money(2500)
     assert first["gateway"] == "stripe"
     refused(customer.call("POST", TOPUPS, {**TOP_UP, "amount_minor": 1}, key=once), 422, "IDEMPOTENCY_KEY_REUSED")
-    eventually_sync(lambda: spendable(customer) == 2500, timeout=20, what="the money is there")
+    eventually_sync(lambda: spendable(customer) == 2500, what="the money is there")
     rows = every(customer, f"{V1}/billing/transactions")
     assert [(row["kind"], row["amount"], row["ref"]) for row in rows] == [("top_up", money(2500), first["id"])]
     the_books_agree(customer)
@@ -116,12 +116,12 @@ def test_refunds_to_the_source_and_to_the_wallet(
     made = done(administrator.call("POST", path, body, key=once), 201)
     assert made["amount"] == money(4000)
     assert done(administrator.call("POST", path, body, key=once), 201) == made
-    eventually_sync(lambda: spendable(customer) == 6000, timeout=20, what="the refund left the wallet")
+    eventually_sync(lambda: spendable(customer) == 6000, what="the refund left the wallet")
     too_much = {**body, "amount_minor": 6001}
     refused(administrator.call("POST", path, too_much, key=key()), 422, "REFUND_EXCEEDS_PAYMENT")
     rest = {"payment_id": paid["id"], "to": "source", "reason": "the rest"}
     assert done(administrator.call("POST", path, rest, key=key()), 201)["amount"] == money(6000)
-    eventually_sync(lambda: spendable(customer) == 0, timeout=20, what="everything was given back")
+    eventually_sync(lambda: spendable(customer) == 0, what="everything was given back")
     assert customer.get(f"{V1}/billing/payments/{paid['id']}")["status"] == "refunded"
     refused(administrator.call("POST", path, rest, key=key()), 422, "REFUND_EXCEEDS_PAYMENT")
     charge = next(row for row in stack.charges() if row["refunded"] == 10_000 and row["amount"] == 10_000)

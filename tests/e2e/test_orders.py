@@ -71,7 +71,7 @@ def test_an_order_paid_from_the_wallet(stack: RunningStack, customer: Customer) 
     ):  # fmt: skip
         assert told.count(kind) == 1, told
     mailed(stack, customer, "ready")
-    eventually_sync(lambda: "notification.sent" in kinds(customer, made["id"]), timeout=20, what="the mail is noted")
+    eventually_sync(lambda: "notification.sent" in kinds(customer, made["id"]), what="the mail is noted")
     the_books_agree(customer)
 
 
@@ -149,9 +149,7 @@ def test_a_card_declined_later_expires_the_order(stack: RunningStack, customer: 
         assert status in (201, 202), answer
         assert customer.until(answer["data"]["id"], "expired")["current_period"] is None
         assert invoices(customer, answer["data"]["id"]) == []
-    eventually_sync(
-        lambda: (spendable(customer), held(customer)) == (1000, 0), timeout=20, what="what was held is free again"
-    )
+    eventually_sync(lambda: (spendable(customer), held(customer)) == (1000, 0), what="what was held is free again")
     the_books_agree(customer)
 
 
@@ -246,9 +244,7 @@ def test_a_crowd_of_orders_spends_what_is_there_and_no_more(stack: RunningStack,
         answers = list(crowd.map(ask, range(8)))
     # Who was told "on its way" may still be refused.
     assert set(answers) <= {201, 202, 402}, answers
-    eventually_sync(
-        lambda: [row["status"] for row in every(customer, ORDERS)] == ["active"] * 2, timeout=60, what="two are active"
-    )
+    eventually_sync(lambda: [row["status"] for row in every(customer, ORDERS)] == ["active"] * 2, what="two are active")
     assert (spendable(customer), held(customer)) == (700, 0)
     the_books_agree(customer)
 

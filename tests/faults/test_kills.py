@@ -101,10 +101,8 @@ def _kill_one(stack: RunningStack, victim: str) -> None:
         except (ProcessLookupError, KeyError, FileNotFoundError):
             return None
 
-    pid = eventually_sync(killed, timeout=30, what=f"{victim} is there to be killed")
-    eventually_sync(
-        lambda: stack.card["processes"].get(victim) not in (None, pid), timeout=30, what=f"{victim} is back"
-    )
+    pid = eventually_sync(killed, what=f"{victim} is there to be killed")
+    eventually_sync(lambda: stack.card["processes"].get(victim) not in (None, pid), what=f"{victim} is back")
 
 
 @pytest.mark.scenario("B23", "P2")
@@ -134,7 +132,7 @@ def test_kills_in_a_busy_run_lose_and_double_nothing() -> None:
             timeout=PATIENCE_SECONDS,
             what="every mail is sent",
         )
-        eventually_sync(lambda: invariants.no_workflow_is_stuck(stack) == [], timeout=60, what="no workflow is stuck")
+        eventually_sync(lambda: invariants.no_workflow_is_stuck(stack) == [], what="no workflow is stuck")
         invariants.everything_holds(stack)
         recorded = {row["id"] for row in stack.rows("SELECT id FROM subscriptions")}
         assert recorded == set(run.accepted.values())

@@ -20,11 +20,11 @@ import pytest
 
 from tests.support import invariants
 from tests.support.stack import Customer, Json, RunningStack, running_stack, start
-from tests.support.wait import eventually_sync
+from tests.support.wait import eventually_sync, in_time
 
 pytestmark = [pytest.mark.faults, pytest.mark.stack, pytest.mark.xdist_group("outages")]
 
-ANSWERS_WITHIN = 5.0
+ANSWERS_WITHIN = in_time(5.0)
 V1 = "/api/v1"
 TOP_UP = {"amount_minor": 1500, "currency": "USD", "gateway": "stripe", "payment_method": "pm_card_visa"}
 
@@ -90,18 +90,18 @@ def insist(customer: Customer, path: str, body: Json, key: str) -> Json:
             found.append(answer["data"])
         return bool(found)
 
-    eventually_sync(ask, timeout=60, what=f"{path} is accepted")
+    eventually_sync(ask, what=f"{path} is accepted")
     return found[-1]
 
 
 def is_back(stack: RunningStack, name: str, gone: int) -> None:
     """The supervisor has started it anew."""
-    eventually_sync(lambda: stack.card["processes"].get(name) not in (None, gone), timeout=20, what=f"{name} is back")
+    eventually_sync(lambda: stack.card["processes"].get(name) not in (None, gone), what=f"{name} is back")
 
 
 def well(stack: RunningStack) -> None:
     """Everything that is under way ends, and what is left agrees with everything else."""
-    eventually_sync(lambda: invariants.no_workflow_is_stuck(stack) == [], timeout=60, what="no workflow is stuck")
+    eventually_sync(lambda: invariants.no_workflow_is_stuck(stack) == [], what="no workflow is stuck")
     invariants.ledger_is_sound(stack)
     invariants.nobody_is_charged_twice(stack)
     invariants.one_invoice_per_period_without_gaps(stack)
@@ -111,7 +111,7 @@ def well(stack: RunningStack) -> None:
 def test_a_stopped_worker(stack: RunningStack) -> None:
     customer = stack.register()
     customer.top_up(3000)
-    eventually_sync(lambda: _spendable(customer) == 3000, timeout=30, what="the money is there")
+    eventually_sync(lambda: _spendable(customer) == 3000, what="the money is there")
     running = customer.order()["id"]
     customer.until(running, "active")
     order = {"plan_id": customer.plan("n8n-starter")}
@@ -134,7 +134,7 @@ def test_a_stopped_worker(stack: RunningStack) -> None:
         assert accepted["id"] == first[1]["data"]["id"]
     insist(customer, f"{V1}/billing/topups", TOP_UP, money)
     customer.until(accepted["id"], "active")
-    eventually_sync(lambda: _spendable(customer) == 1500, timeout=60, what="the top-up came once")
+    eventually_sync(lambda: _spendable(customer) == 1500, what="the top-up came once")
     assert len(customer.get(f"{V1}/subscriptions")) == 2
     well(stack)
 
@@ -142,7 +142,7 @@ def test_a_stopped_worker(stack: RunningStack) -> None:
 def test_a_stopped_temporal(stack: RunningStack) -> None:
     customer = stack.register()
     customer.top_up(1500)
-    eventually_sync(lambda: _spendable(customer) == 1500, timeout=30, what="the money is there")
+    eventually_sync(lambda: _spendable(customer) == 1500, what="the money is there")
     order = {"plan_id": customer.plan("n8n-starter")}
     with stopped(stack, "temporal"):
         unavailable(stack, customer, "POST", f"{V1}/subscriptions", order)
@@ -158,7 +158,7 @@ def test_a_stopped_temporal(stack: RunningStack) -> None:
 def test_a_temporal_that_dies_again_and_again(stack: RunningStack) -> None:
     customer = stack.register()
     customer.top_up(1500)
-    eventually_sync(lambda: _spendable(customer) == 1500, timeout=30, what="the money is there")
+    eventually_sync(lambda: _spendable(customer) == 1500, what="the money is there")
     order, key = {"plan_id": customer.plan("n8n-starter")}, uuid.uuid4().hex
     answers = []
     for _ in range(3):
@@ -176,7 +176,7 @@ def test_a_temporal_that_dies_again_and_again(stack: RunningStack) -> None:
 def test_a_stopped_postgresql(stack: RunningStack) -> None:
     customer = stack.register()
     customer.top_up(3000)
-    eventually_sync(lambda: _spendable(customer) == 3000, timeout=30, what="the money is there")
+    eventually_sync(lambda: _spendable(customer) == 3000, what="the money is there")
     order = {"plan_id": customer.plan("n8n-starter")}
     under_way = customer.order()
     with stopped(stack, "postgres"):
@@ -187,7 +187,7 @@ def test_a_stopped_postgresql(stack: RunningStack) -> None:
         assert httpx.get(f"{stack.api}/health", timeout=5).status_code == 200
         assert httpx.get(f"{stack.api}/status", timeout=5).status_code == 503
     # What was begun goes on by itself.
-    eventually_sync(lambda: customer.call("GET", f"{V1}/users/me")[0] == 200, timeout=40, what="reads work again")
+    eventually_sync(lambda: customer.call("GET", f"{V1}/users/me")[0] == 200, what="reads work again")
     customer.until(under_way["id"], "active")
     accepted = insist(customer, f"{V1}/subscriptions", order, uuid.uuid4().hex)
     customer.until(accepted["id"], "active")
@@ -199,7 +199,7 @@ def test_a_stopped_neighbour(stack: RunningStack, name: str) -> None:
     """What does not need it goes on; what needs it waits and is then done once."""
     customer = stack.register()
     customer.top_up(1500)
-    eventually_sync(lambda: _spendable(customer) == 1500, timeout=30, what="the money is there")
+    eventually_sync(lambda: _spendable(customer) == 1500, what="the money is there")
     order, key, money = {"plan_id": customer.plan("n8n-starter")}, uuid.uuid4().hex, uuid.uuid4().hex
     with stopped(stack, name):
         reads_go_on(stack, customer)
@@ -219,7 +219,7 @@ def test_a_stopped_neighbour(stack: RunningStack, name: str) -> None:
         subjects = [mail["subject"] for mail in stack.mails(email)]
         return [sum(word in subject for subject in subjects) for word in ("is ready", "added to")] == [1, 2]
 
-    eventually_sync(mailed, timeout=60, what="every mail came once")
+    eventually_sync(mailed, what="every mail came once")
     well(stack)
 
 
@@ -227,16 +227,16 @@ def test_a_stopped_neighbour(stack: RunningStack, name: str) -> None:
 def test_running_instances_do_not_notice(stack: RunningStack) -> None:
     customer = stack.register()
     customer.top_up(1500)
-    eventually_sync(lambda: _spendable(customer) == 1500, timeout=30, what="the money is there")
+    eventually_sync(lambda: _spendable(customer) == 1500, what="the money is there")
     found = customer.until(customer.order()["id"], "active")
     before = invariants.namespaces(stack)
     for name in ("api", "temporal", "worker"):
         stack.kill(name)
     assert invariants.namespaces(stack) == before
     eventually_sync(
-        lambda: all(psutil.pid_exists(pid) for pid in stack.card["processes"].values()), timeout=30, what="all are back"
+        lambda: all(psutil.pid_exists(pid) for pid in stack.card["processes"].values()), what="all are back"
     )
-    eventually_sync(lambda: _answers(customer), timeout=30, what="the API answers")
+    eventually_sync(lambda: _answers(customer), what="the API answers")
     assert customer.get(f"{V1}/instances/{found['instance']['id']}")["status"] == "ready"
 
 
@@ -244,7 +244,7 @@ def test_running_instances_do_not_notice(stack: RunningStack) -> None:
 def test_a_second_start_after_everything_was_killed_finds_everything(stack: RunningStack) -> None:
     customer = stack.register()
     customer.top_up(3000)
-    eventually_sync(lambda: _spendable(customer) == 3000, timeout=30, what="the money is there")
+    eventually_sync(lambda: _spendable(customer) == 3000, what="the money is there")
     ready = customer.until(customer.order()["id"], "active")
     under_way = customer.order()
     card = stack.card
@@ -257,7 +257,7 @@ def test_a_second_start_after_everything_was_killed_finds_everything(stack: Runn
             assert name != "supervisor"
     stack.process.wait(timeout=10)
     stack.process = start(stack.home, port).process
-    eventually_sync(lambda: _answers(customer), timeout=30, what="the API answers")
+    eventually_sync(lambda: _answers(customer), what="the API answers")
     customer.sign_in()
     assert customer.get(f"{V1}/subscriptions/{ready['id']}")["status"] == "active"
     customer.until(under_way["id"], "active", timeout=90)

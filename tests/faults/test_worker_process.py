@@ -30,7 +30,7 @@ from tests.support.databases import ROOT, TEMPLATE, Database, copy_of_template
 from tests.support.instances import Fleet, fleet_of
 from tests.support.post import Post
 from tests.support.sandboxes import STRIPE_KEY, Cluster, Mailbox
-from tests.support.wait import eventually
+from tests.support.wait import eventually, in_time
 from workflows import names
 from workflows.client import connect
 from workflows.settings import TemporalSettings
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.faults
 
 KEY = bytes(range(32))
 NAME, EMAIL, TOKEN = "Ada Lovelace", "ada@customer.example", "tok-4711-very-secret"
-ENDS_WITHIN = 8.0
+ENDS_WITHIN = in_time(8.0)
 
 
 @dataclass
@@ -98,7 +98,7 @@ class Backstage:
             process.kill()
 
     async def ready(self, process: Process) -> None:
-        await eventually(lambda: self.said(process, "worker.ready"), timeout=40, what="the worker is ready")
+        await eventually(lambda: self.said(process, "worker.ready"), what="the worker is ready")
 
     def said(self, process: Process, event: str) -> bool:
         assert process.alive, process.last_words(40)
@@ -147,30 +147,30 @@ async def ended(process: Process) -> float:
     """Ask it to end; return how long it took."""
     begun = time.monotonic()
     process.signal(signal.SIGTERM)
-    await eventually(lambda: not process.alive, timeout=15, what="the worker has ended")
+    await eventually(lambda: not process.alive, what="the worker has ended")
     assert process.exit_code == 0, process.last_words(40)
     return time.monotonic() - begun
 
 
 async def test_it_waits_for_servers_that_are_away_and_ends_meanwhile(backstage: Backstage) -> None:
     with backstage.worker() as process:
-        await eventually(lambda: backstage.said(process, "temporal.away"), timeout=30)
+        await eventually(lambda: backstage.said(process, "temporal.away"))
         assert "berth_outbox_waiting" in await backstage.metrics()
         assert await ended(process) < ENDS_WITHIN
 
 
 async def test_it_begins_once_its_servers_come_and_goes_on_when_they_come_again(backstage: Backstage) -> None:
     with backstage.worker() as process:
-        await eventually(lambda: backstage.said(process, "temporal.away"), timeout=30)
+        await eventually(lambda: backstage.said(process, "temporal.away"))
         await asyncio.to_thread(backstage.temporal.start)
         await backstage.ready(process)
         # Without a database: the drain fails, and is tried again.
-        await eventually(lambda: backstage.said(process, "activity.failed"), timeout=20)
+        await eventually(lambda: backstage.said(process, "activity.failed"))
         await asyncio.to_thread(backstage.start_postgres)
         post = Post(backstage.database, backstage.mailbox.smtp_port)
         post.reader(EMAIL)
         await post.enqueue(post.notice("first"))
-        await eventually(backstage.mails, timeout=30, what="the first mail")
+        await eventually(backstage.mails, what="the first mail")
 
         # Every connection of the pool is dead at once, and the server comes back on the same address.
         backstage.postgres.process.kill()
@@ -181,7 +181,7 @@ async def test_it_begins_once_its_servers_come_and_goes_on_when_they_come_again(
         async def both() -> bool:
             return len(await backstage.mails()) == 2
 
-        await eventually(both, timeout=30, what="the second mail")
+        await eventually(both, what="the second mail")
 
         backstage.temporal.process.kill()
         await asyncio.to_thread(backstage.temporal.start)
@@ -190,7 +190,7 @@ async def test_it_begins_once_its_servers_come_and_goes_on_when_they_come_again(
         async def all_three() -> bool:
             return len(await backstage.mails()) == 3
 
-        await eventually(all_three, timeout=40, what="the third mail")
+        await eventually(all_three, what="the third mail")
         assert process.alive
         assert await ended(process) < ENDS_WITHIN
         await post.sessions.kw["bind"].dispose()
@@ -220,7 +220,7 @@ async def test_it_ends_in_time_while_activities_run_and_another_goes_on(backstag
         with backstage.worker() as first:
             await backstage.ready(first)
             handle = await provisioning(backstage, fleet, await backstage.client())
-            await eventually(lambda: waiting(handle), timeout=30, what="somebody waits for the instance")
+            await eventually(lambda: waiting(handle), what="somebody waits for the instance")
             assert await ended(first) < ENDS_WITHIN
             assert backstage.lines(first)[-1]["event"] == "worker.stopped"
         assert (await handle.describe()).status is WorkflowExecutionStatus.RUNNING
@@ -247,7 +247,7 @@ async def test_its_log_is_json_finds_everything_and_holds_nothing_personal(backs
     )
     with backstage.worker() as process:
         await backstage.ready(process)
-        await eventually(backstage.mails, timeout=30)
+        await eventually(backstage.mails)
         client = await backstage.client()
         document = await client.execute_workflow(
             names.INVOICE_DOCUMENT,
@@ -260,7 +260,7 @@ async def test_its_log_is_json_finds_everything_and_holds_nothing_personal(backs
         with psycopg.connect(backstage.database.superuser_dsn()) as connection:
             connection.execute("ALTER TABLE notifications ADD CONSTRAINT broken CHECK (status <> 'sent') NOT VALID")
         await post.enqueue(post.notice("third"))
-        await eventually(lambda: backstage.said(process, "activity.failed"), timeout=30)
+        await eventually(lambda: backstage.said(process, "activity.failed"))
         shown = await backstage.metrics()
         await ended(process)
         lines = backstage.lines(process)

@@ -13,7 +13,7 @@ from tests.support.wait import eventually_sync
 def test_a_mail_that_is_sent_is_shown_to_whom_it_was_for(mailbox: Mailbox) -> None:
     with smtplib.SMTP(mailbox.smtp_host, mailbox.smtp_port) as smtp:
         smtp.sendmail("berth@berth.example", "ada@customer.example", "Subject: Hello\r\n\r\nThere you are.\r\n")
-    found = eventually_sync(lambda: mailbox.messages(to="ada@customer.example"), timeout=5)
+    found = eventually_sync(lambda: mailbox.messages(to="ada@customer.example"))
     assert [mail["subject"] for mail in found] == ["Hello"]
     assert mailbox.messages(to="somebody.else@customer.example") == []
 
@@ -38,4 +38,4 @@ def test_the_gateway_takes_a_charge_and_tells_of_it(stripe: Stripe) -> None:
         },
     )  # fmt: skip
     assert answer.json()["status"] == "succeeded", answer.text
-    eventually_sync(lambda: stripe.deliveries, timeout=5, what="a webhook")
+    eventually_sync(lambda: stripe.deliveries, what="a webhook")

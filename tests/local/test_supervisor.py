@@ -19,7 +19,7 @@ import pytest
 
 from deploy.local.ports import free_ports
 from deploy.local.process import Identity
-from tests.support.wait import eventually_sync
+from tests.support.wait import eventually_sync, in_time
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = {"supervisor", "api", "worker", "temporal", "postgres", "cluster", "mailbox", "stripe"}
@@ -48,7 +48,7 @@ class Running:
             # After a kill -9 the card of the killed stack lies there until the new one clears it.
             return (self.home / "card.json").exists() and self.pids["supervisor"] == self.process.pid
 
-        eventually_sync(look, timeout=40, what="the card")
+        eventually_sync(look, what="the card")
         return self
 
     def identities(self) -> list[Identity]:
@@ -134,8 +134,8 @@ def test_every_process_that_is_killed_comes_back_within_five_seconds(start: Star
         def back(name: str = name, before: int = before) -> bool:
             return running.pids[name] != before and f"{name} serves again" in running.output()
 
-        eventually_sync(back, timeout=10, what=f"{name} back")
-        assert time.monotonic() - begun < 5
+        eventually_sync(back, what=f"{name} back")
+        assert time.monotonic() - begun < in_time(5)
     assert ask(running, "SELECT n FROM kept") == (42,)
 
 
@@ -147,7 +147,7 @@ def test_a_signal_stops_every_process_and_the_exit_is_clean(start: Start, number
     assert len(identities) == len(NAMES)
     begun = time.monotonic()
     assert running.stop(number) == 0
-    assert time.monotonic() - begun < 15
+    assert time.monotonic() - begun < in_time(15)
     assert all_gone(identities)
     assert not (running.home / "card.json").exists()
 
@@ -215,7 +215,7 @@ def test_children_die_with_a_killed_supervisor_and_the_next_start_is_quick(start
     running.process.wait(10)
     begun = time.monotonic()
     again = start().serves()
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < in_time(10)
     assert all_gone(identities)
     assert ask(again, "SELECT 1") == (1,)
 

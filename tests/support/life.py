@@ -172,11 +172,11 @@ class World:
             row = await self.subscription(subscription_id)
             return row["status"] in statuses and await self._idle(subscription_id)
 
-        await eventually(there, timeout=20)
+        await eventually(there)
 
     async def settled(self, subscription_id: str) -> None:
         """Wait until the entity does nothing."""
-        await eventually(lambda: self._idle(subscription_id), timeout=20)
+        await eventually(lambda: self._idle(subscription_id))
 
     async def _idle(self, subscription_id: str) -> bool:
         with contextlib.suppress(NotSeenYet):
@@ -258,7 +258,7 @@ class World:
 
     async def charging(self, times: int) -> None:
         """Wait until a card has been asked so many times."""
-        await eventually(lambda: [verb for verb, _ in self.outside.asked].count("charge") >= times, timeout=10)
+        await eventually(lambda: [verb for verb, _ in self.outside.asked].count("charge") >= times)
 
     async def subscription(self, subscription_id: str) -> Mapping[str, Any]:
         rows = await self.rows("SELECT * FROM subscriptions WHERE id = :id", id=subscription_id)

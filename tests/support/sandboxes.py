@@ -57,7 +57,7 @@ def _serve(process: Process, url: str) -> None:
 
     process.start()
     try:
-        eventually_sync(answers, timeout=20, what=f"{process.name} serves")
+        eventually_sync(answers, what=f"{process.name} serves")
     except BaseException:
         process.kill()
         raise

@@ -152,7 +152,7 @@ class RunningStack:
                     return str(rest.split()[0].rstrip(").,>"))
             return None
 
-        token = eventually_sync(look, timeout=20, what="the mail with a token")
+        token = eventually_sync(look, what="the mail with a token")
         assert token is not None
         return token
 

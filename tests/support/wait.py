@@ -14,6 +14,17 @@ T = TypeVar("T")
 LONGEST_PAUSE = 0.1
 FIRST_PAUSE = 0.005
 
+PATIENCE = 60.0
+"""How long anything is waited for, in seconds: a bound for what never comes, not for how fast it comes."""
+
+
+def in_time(seconds: float) -> float:
+    """Return how long something may take here that takes at most `seconds` on a machine of its own.
+
+    Other tests run beside this one, on machines of any speed; what hangs still fails.
+    """
+    return 3 * seconds
+
 
 class NotInTime(AssertionError):
     """The awaited thing did not happen before the deadline."""
@@ -33,7 +44,7 @@ async def eventually(look: Callable[[], T], *, timeout: float = ..., what: str =
 
 
 async def eventually(
-    look: Callable[[], Awaitable[T] | T], *, timeout: float = 10.0, what: str = "the awaited condition"
+    look: Callable[[], Awaitable[T] | T], *, timeout: float = PATIENCE, what: str = "the awaited condition"
 ) -> T:
     """Call `look` until it returns something true and return that.
 
@@ -59,7 +70,7 @@ async def eventually(
         pause = min(pause * 2, LONGEST_PAUSE)
 
 
-def eventually_sync(look: Callable[[], T], *, timeout: float = 10.0, what: str = "the awaited condition") -> T:
+def eventually_sync(look: Callable[[], T], *, timeout: float = PATIENCE, what: str = "the awaited condition") -> T:
     """The same for tests without an event loop."""
     deadline = time.monotonic() + timeout
     pause = FIRST_PAUSE

@@ -126,7 +126,7 @@ async def test_a_wake_up_ends_the_pause(temporal: Temporal) -> None:
             await handle.signal("wake")
             return len(outbox.drains) >= 2
 
-        await eventually(woken, timeout=8)
+        await eventually(woken)
     assert outbox.drains[1][0] - begun < policies.away_pause(50).total_seconds() - 1
 
 

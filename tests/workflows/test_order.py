@@ -42,7 +42,7 @@ async def test_a_failed_provisioning_releases_what_was_held_once_and_burns_no_nu
     life.outside.provisioned = Provisioned(ready=False, reason="IMAGE_PULL", message="the image is missing")
     life.outside.ready.set()
     subscription = await life.subscribe("starter")
-    await eventually(lambda: _is(life, subscription, "failed"), timeout=15)
+    await eventually(lambda: _is(life, subscription, "failed"))
     assert (await life.balance(), await life.balance("held")) == (800, 0)
     assert await life.invoices(subscription) == []
     assert await life.rows("SELECT * FROM invoice_series") == []
@@ -55,10 +55,10 @@ async def test_a_failed_provisioning_releases_what_was_held_once_and_burns_no_nu
 async def test_cancelling_while_provisioning_undoes_everything_once(life: World) -> None:
     await life.top_up(800)
     subscription = await life.subscribe("starter")
-    await eventually(lambda: "provision" in dict(life.outside.asked), timeout=10)
+    await eventually(lambda: "provision" in dict(life.outside.asked))
     view = await life.cancel(subscription)
     assert view is None or view.state == "cancelled"
-    await eventually(lambda: _is(life, subscription, "cancelled"), timeout=15)
+    await eventually(lambda: _is(life, subscription, "cancelled"))
     verbs = [verb for verb, _ in life.outside.asked]
     assert verbs.count("undo_provision") == 1
     assert (await life.balance(), await life.balance("held")) == (800, 0)
@@ -75,7 +75,7 @@ async def test_a_declined_card_expires_the_order_and_restores_coupon_and_wallet_
     await life.add_card()
     life.outside.decline = "generic_decline"
     subscription = await life.subscribe("starter", coupon="WELCOME")
-    await eventually(lambda: _is(life, subscription, "expired"), timeout=15)
+    await eventually(lambda: _is(life, subscription, "expired"))
     assert (await life.balance(), await life.balance("held")) == (100, 0)
     assert (await life.rows("SELECT redeemed FROM coupons"))[0]["redeemed"] == 0
     assert (await life.rows("SELECT status FROM instances"))[0]["status"] == "deleted"
@@ -89,7 +89,7 @@ async def test_a_host_name_is_taken_until_nothing_is_left_of_its_instance(life: 
     await life.add_card()
     life.outside.decline = "generic_decline"
     declined = await life.subscribe("starter", parameters_json=mine)
-    await eventually(lambda: _is(life, declined, "expired"), timeout=15)
+    await eventually(lambda: _is(life, declined, "expired"))
     await life.top_up(5000)
     await life.active("starter", parameters_json=mine)
     with pytest.raises(RuleBroken) as refusal:

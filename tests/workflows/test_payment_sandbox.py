@@ -68,7 +68,7 @@ class Shop:
             rows = await self.till.rows("SELECT status FROM payments WHERE id = :id", id=pay.payment_id)
             return rows == [{"status": status.value}]
 
-        await eventually(look, timeout=20, what=f"the payment is {status}")
+        await eventually(look, what=f"the payment is {status}")
         handle = self.orchestrator.client.get_workflow_handle(names.payment_workflow(pay.payment_id))
         await handle.result()
 
@@ -103,7 +103,7 @@ async def test_webhooks_of_a_settled_top_up_come_twice_at_once_and_again(
         assert accepted.outcome is not None
         assert accepted.outcome.status is S.SUCCEEDED
         kind = "payment_intent.succeeded"
-        (delivery,) = await eventually(lambda: on.deliveries(pay, kind), timeout=15, what="the webhook")
+        (delivery,) = await eventually(lambda: on.deliveries(pay, kind), what="the webhook")
         await asyncio.gather(*(on.hear(*delivery) for _ in range(4)))
         httpx.post(f"{stripe.url}/sandbox/redeliver", json={"reverse": True}, timeout=20).raise_for_status()
         for again in on.deliveries(pay, kind):
@@ -145,7 +145,7 @@ async def test_a_customer_authenticates_and_the_webhook_brings_the_money(
             f"{stripe.url}/sandbox/payment_intents/{reference}/authenticate", json={"outcome": "succeed"}
         ).raise_for_status()
         kind = "payment_intent.succeeded"
-        (delivery,) = await eventually(lambda: on.deliveries(pay, kind), timeout=15, what="the webhook")
+        (delivery,) = await eventually(lambda: on.deliveries(pay, kind), what="the webhook")
         await on.hear(*delivery)
         await on.settled(pay, S.SUCCEEDED)
         assert await on.till.balances() == (1500, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -173,9 +174,7 @@ async def test_the_customers_operations(temporal: Temporal, fleet: Fleet) -> Non
         start = fleet.operate(instance_id, OperationKind.START)
         assert (await operated(temporal, start)).status is OperationStatus.SUCCEEDED
         assert (await fleet.row(instance_id))["status"] == "ready"
-        app = await fleet.live("Deployment", instance_id, "app")
-        assert app is not None
-        assert app["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"] == "1200m"
+        assert await _cpu_limit_is(fleet, instance_id, "1200m")
         claim = await fleet.live("PersistentVolumeClaim", instance_id, "data")
         assert claim is not None
         assert claim["spec"]["resources"]["requests"]["storage"] == "16Gi"
@@ -185,16 +184,23 @@ async def test_a_resize_that_does_not_come_up_goes_back(temporal: Temporal, flee
     instance_id = await fleet.order()
     async with workers(temporal, fleet):
         assert (await (await provisioning(temporal, fleet, instance_id)).result()).ready
-        # The new pods find no node; when the former envelope comes back, they do.
-        await fleet.fault("unschedulable", instance_id, seconds=6)
-        resize = fleet.operate(instance_id, OperationKind.RESIZE, LARGE)
-        outcome = await operated(temporal, resize)
+        # The new pods find no node; once the former envelope is back, they do.
+        await fleet.fault("unschedulable", instance_id)
+        resize = asyncio.create_task(operated(temporal, fleet.operate(instance_id, OperationKind.RESIZE, LARGE)))
+        await eventually(lambda: _cpu_limit_is(fleet, instance_id, "1200m"))
+        await eventually(lambda: _cpu_limit_is(fleet, instance_id, "650m"))
+        await fleet.heal()
+        outcome = await resize
         assert (outcome.status, outcome.reason) == (OperationStatus.FAILED, "Unschedulable")
         row = await fleet.row(instance_id)
         assert (row["status"], row["cpu_millicores"]) == ("ready", 1000)
-        app = await fleet.live("Deployment", instance_id, "app")
-        assert app is not None
-        assert app["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"] == "650m"
+        assert await _cpu_limit_is(fleet, instance_id, "650m")
+
+
+async def _cpu_limit_is(fleet: Fleet, instance_id: str, limit: str) -> bool:
+    app = await fleet.live("Deployment", instance_id, "app")
+    assert app is not None
+    return bool(app["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"] == limit)
 
 
 @pytest.mark.scenario("P1")
@@ -253,7 +259,7 @@ async def test_without_room_the_customer_sees_waiting_and_then_the_end(temporal:
                 c["reason"] == "Unschedulable" and c["message"] == "Waiting for capacity." for c in row["conditions"]
             )
 
-        await eventually(waits, timeout=15)
+        await eventually(waits)
         provisioned = await handle.result()
     assert provisioned.reason == "Unschedulable"
     assert (await fleet.row(instance_id))["status"] == "failed"
@@ -267,7 +273,7 @@ async def test_cancelled_in_the_middle_it_undoes_everything_before_it_says_cance
     await fleet.fault("slow_ready", instance_id)
     async with workers(temporal, fleet):
         handle = await provisioning(temporal, fleet, instance_id)
-        await eventually(lambda: fleet.live("Deployment", instance_id, "app"), timeout=15)
+        await eventually(lambda: fleet.live("Deployment", instance_id, "app"))
         await handle.cancel()
         with pytest.raises(WorkflowFailureError) as failure:
             await handle.result()
@@ -294,7 +300,7 @@ async def test_a_deletion_during_provisioning_wins(temporal: Temporal, fleet: Fl
     await fleet.fault("slow_ready", instance_id, seconds=6)
     async with workers(temporal, fleet):
         handle = await provisioning(temporal, fleet, instance_id)
-        await eventually(lambda: fleet.live("Deployment", instance_id, "app"), timeout=15)
+        await eventually(lambda: fleet.live("Deployment", instance_id, "app"))
         delete = fleet.operate(instance_id, OperationKind.DELETE)
         assert (await operated(temporal, delete)).status is OperationStatus.SUCCEEDED
         provisioned = await handle.result()
@@ -309,7 +315,7 @@ async def test_what_cannot_be_removed_is_reported_and_never_forgotten(temporal: 
     await fleet.fault("image_pull", instance_id)
     async with workers(temporal, fleet):
         handle = await provisioning(temporal, fleet, instance_id)
-        await eventually(lambda: fleet.live("Deployment", instance_id, "app"), timeout=15)
+        await eventually(lambda: fleet.live("Deployment", instance_id, "app"))
         await fleet.fault("undeletable", instance_id)
         provisioned = await handle.result()
         assert (provisioned.ready, provisioned.reason, provisioned.clean) == (False, "ImagePull", False)
@@ -329,7 +335,7 @@ async def test_what_cannot_be_removed_is_reported_and_never_forgotten(temporal: 
             await temporal.fast_forward(cleanup, timedelta(minutes=1))
             return bool((await fleet.row(instance_id))["status"] == "deleted")
 
-        await eventually(gone, timeout=30)
+        await eventually(gone)
         assert (await cleanup.result())["status"] == "succeeded"
         assert (await fleet.operation(f"{instance_id}-cleanup"))["status"] == "succeeded"
         assert await fleet.live("Namespace", instance_id, fleet.namespace(instance_id)) is None

@@ -235,9 +235,9 @@ async def test_a_payment_that_somebody_ends_by_hand_did_not_pay(life: World) -> 
 async def test_cancelling_the_process_while_it_is_set_up_undoes_everything(life: World) -> None:
     await life.top_up(800)
     subscription = await life.subscribe("starter")
-    await eventually(lambda: "provision" in dict(life.outside.asked), timeout=10)
+    await eventually(lambda: "provision" in dict(life.outside.asked))
     await life.handle(subscription).cancel()
-    await eventually(lambda: _reaches(life, subscription, "cancelled"), timeout=15)
+    await eventually(lambda: _reaches(life, subscription, "cancelled"))
     await life.handle(subscription).result()
     assert (await life.balance(), await life.balance("held")) == (800, 0)
     assert [verb for verb, _ in life.outside.asked].count("undo_provision") == 1

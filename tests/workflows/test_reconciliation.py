@@ -80,7 +80,7 @@ async def recorded(till: Till, pay: Pay, at: datetime) -> None:
                 return body
         raise LookupError("not delivered yet")
 
-    body = await eventually(heard, timeout=15, what="the gateway's webhook")
+    body = await eventually(heard, what="the gateway's webhook")
     async with sessions_of(till.database.api).begin() as session:
         received = await webhooks.receive(session, gateway_events.stripe(json.loads(body)), body, at=at)
     assert not received.settled
@@ -107,7 +107,7 @@ async def test_a_webhook_that_never_reached_its_payment_is_handed_on(till: Till,
         async def in_the_wallet() -> bool:
             return (await till.balances())[0] == pay.amount.amount_minor
 
-        await eventually(in_the_wallet, timeout=15)
+        await eventually(in_the_wallet)
         second = await sweep(temporal, Reconcile(ledger=False))
         await temporal.client.get_workflow_handle(names.payment_workflow(pay.payment_id)).result()
     assert (first.told, second.told) == (1, 0)

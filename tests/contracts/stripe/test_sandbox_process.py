@@ -17,7 +17,7 @@ import pytest
 from deploy.local.ports import free_ports
 from deploy.local.stripe import StripeSandbox
 from tests.contracts.stripe.support import KEY, SECRET, Endpoint, client
-from tests.support.wait import eventually, eventually_sync
+from tests.support.wait import eventually, eventually_sync, in_time
 
 # stripe 16 hands httpx its form bodies in a way that httpx 0.28 has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -42,7 +42,7 @@ class Served:
                 return False
 
         try:
-            eventually_sync(answers, timeout=20)
+            eventually_sync(answers)
         except BaseException:
             self.process.kill()
             self.process.wait()
@@ -54,7 +54,7 @@ class Served:
 
     def localstripe(self) -> int:
         """Pid of the process behind, once it serves."""
-        eventually_sync(lambda: httpx.get(f"{self.url}/health").json()["localstripe"] == "up", timeout=20)
+        eventually_sync(lambda: httpx.get(f"{self.url}/health").json()["localstripe"] == "up")
         (child,) = psutil.Process(self.process.pid).children()
         return child.pid
 
@@ -122,7 +122,7 @@ def test_a_stop_signal_ends_everything_within_three_seconds(tmp_path: Path, numb
     child = served.localstripe()
     before = time.monotonic()
     assert served.end(number) == 0
-    assert time.monotonic() - before < 3.0
+    assert time.monotonic() - before < in_time(3)
     assert gone(child)
 
 
@@ -179,17 +179,3 @@ async def test_one_state_folder_serves_one_sandbox(tmp_path: Path, monkeypatch: 
         with pytest.raises(RuntimeError, match="another sandbox"):
             async with StripeSandbox(state_dir=tmp_path, localstripe=False):
                 raise AssertionError("opened twice")
-
-
-async def test_a_charge_is_quick() -> None:
-    """Median over the library, the socket and the commit; the bound is generous to a busy machine."""
-    async with StripeSandbox(localstripe=False) as sandbox:
-        gateway = client(sandbox.url)
-        took = []
-        for _ in range(30):
-            before = time.perf_counter()
-            await gateway.v1.payment_intents.create_async(
-                {"amount": 1200, "currency": "usd", "payment_method": "pm_card_visa", "confirm": True}
-            )
-            took.append(time.perf_counter() - before)
-        assert sorted(took)[15] < 0.05
