@@ -49,7 +49,7 @@ class Opening:
         """Return True when the instance is ready and billing has begun, False when the order has ended.
 
         Raises:
-            ActivityError: the order was refused; nothing was written.
+            ApplicationError: the order was refused; nothing was written.
         """
         opened = await self._open()
         try:
@@ -71,10 +71,11 @@ class Opening:
 
     async def _open(self) -> Opened:
         order, info = self._entity.order, workflow.info()
-        opened = await workflow.execute_activity_method(
+        # The customer waits for this one: locally it costs one workflow task instead of two and an activity task.
+        opened = await workflow.execute_local_activity_method(
             Subscriptions.open,
             OpenSubscription(order=order, workflow_id=info.workflow_id, run_id=info.run_id, now=workflow.now()),
-            **policies.DATABASE,
+            **policies.DATABASE_LOCAL,
         )
         self._entity.life = Life(
             terms=opened.terms,

@@ -18,13 +18,13 @@ def refusal_of(error: RuleBroken) -> ApplicationError:
     return refuse(error.code, error.message, error.details)
 
 
-def refused_by(error: ActivityError) -> ApplicationError:
-    """Return the refusal inside a failed activity.
+def refused_by(error: ActivityError | ApplicationError) -> ApplicationError:
+    """Return the refusal of a failed activity; a local one's failure comes bare, another's inside an ``ActivityError``.
 
     Raises:
-        ActivityError: ``error`` itself when it is no refusal.
+        FailureError: ``error`` itself when it is no refusal.
     """
-    cause = error.cause
+    cause = error.cause if isinstance(error, ActivityError) else error
     if isinstance(cause, ApplicationError) and cause.type in Refusal.__members__:
         return ApplicationError(cause.message, *cause.details, type=cause.type, non_retryable=True)
     raise error

@@ -241,7 +241,7 @@ class Subscription:
         """Open the order and see it to readiness. False: it has ended, and nothing of it is left."""
         try:
             return await Opening(self).bring_up()
-        except ActivityError as error:
+        except (ActivityError, ApplicationError) as error:
             if self.life is not None:
                 raise
             self._refusal = refused_by(error)

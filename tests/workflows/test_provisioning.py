@@ -187,7 +187,7 @@ async def test_a_resize_that_does_not_come_up_goes_back(temporal: Temporal, flee
         # The new pods find no node; once the former envelope is back, they do.
         await fleet.fault("unschedulable", instance_id)
         resize = asyncio.create_task(operated(temporal, fleet.operate(instance_id, OperationKind.RESIZE, LARGE)))
-        await eventually(lambda: _cpu_limit_is(fleet, instance_id, "1200m"))
+        await eventually(lambda: _cpu_limit_is(fleet, instance_id, "1300m"))
         await eventually(lambda: _cpu_limit_is(fleet, instance_id, "650m"))
         await fleet.heal()
         outcome = await resize

@@ -12,9 +12,9 @@ _STYLE = """
 @media(prefers-color-scheme:dark){:root{--ink:#e6e9f2;--soft:#97a1b8;--line:#2b3247;--paper:#171c2c;--ground:#0f131f;
 --accent:#8f89ff}}
 *{box-sizing:border-box}body{margin:0;background:var(--ground);color:var(--ink);font:15px/1.5 system-ui,sans-serif}
-main{max-width:72rem;margin:0 auto;padding:1.5rem}h1{font-size:1.35rem}h2{font-size:1.05rem;margin:1.8rem 0 .6rem}
+main{max-width:96rem;margin:0 auto;padding:1.5rem}h1{font-size:1.35rem}h2{font-size:1.05rem;margin:1.8rem 0 .6rem}
 .card{background:var(--paper);border:1px solid var(--line);border-radius:12px;overflow-x:auto}.soft{color:var(--soft)}
-table{border-collapse:collapse;width:100%}td,th{padding:.55rem 1rem;text-align:left;white-space:nowrap}
+table{border-collapse:collapse;width:100%}td,th{padding:.55rem .8rem;text-align:left;white-space:nowrap}
 th{color:var(--soft);font-weight:500}tbody tr{border-top:1px solid var(--line)}code{font-size:.85em}
 td.n{text-align:right;font-variant-numeric:tabular-nums}
 form{display:flex;gap:.6rem}.box{max-width:26rem;margin:12vh auto;padding:2rem 2.4rem}
