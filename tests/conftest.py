@@ -5,11 +5,19 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from tests.support.scenarios import ScenarioRecorder, note_numbers
+
+HERE = Path(__file__).parent
+
+IN_OTHER_PROCESSES = [
+    HERE / name for name in ("e2e", "faults", "bench", "contracts/cluster", "contracts/stripe", "contracts/mailbox")
+]
+"""What the product does for these tests, it does elsewhere: tracing this process would only slow them down."""
 
 pytest_plugins = [
     "tests.support.databases",
@@ -29,6 +37,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # In xdist's workers as well: there the tests are, and the numbers travel with their reports.
     note_numbers(items)
+    for item in items:
+        if any(item.path.is_relative_to(folder) for folder in IN_OTHER_PROCESSES):
+            item.add_marker(pytest.mark.no_cover)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -85,7 +85,7 @@ class BareSleeper:
 
 @workflow.defn(name="BareOrder")
 class BareOrder:
-    """An activity, a child with three, an activity; an update waits for the first."""
+    """A local activity, a child with three, an activity; an update waits for the first."""
 
     @workflow.init
     def __init__(self, instance_id: str) -> None:
@@ -93,7 +93,7 @@ class BareOrder:
 
     @workflow.run
     async def run(self, instance_id: str) -> None:
-        await workflow.execute_activity_method(BareActivities.nothing, instance_id, **policies.DATABASE)
+        await workflow.execute_local_activity_method(BareActivities.nothing, instance_id, **policies.DATABASE_LOCAL)
         self._opened = True
         await workflow.execute_child_workflow(BareProvisioning.run, instance_id, id=f"{instance_id}/provision")
         await workflow.execute_activity_method(BareActivities.done, instance_id, **policies.DATABASE)
