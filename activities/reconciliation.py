@@ -9,14 +9,12 @@ from temporalio.client import Client
 
 from db.models.payments import Payment, WebhookEvent
 from db.queries import ledger, outbox, webhooks
-from db.queries.outbox import Notice
 from db.queries.payments import facts_of
 from db.session import Sessions
 from workflows.client import Orchestrator
 from workflows.ports.payments import GatewayEvent, Pay, pay_of
 from workflows.ports.reconciliation import AuditLedger, LedgerAudit, Reconciling, TellUndelivered, Told
 from workflows.rules.money import Money
-from workflows.rules.notices import NoticeKind
 from workflows.rules.payment import PaymentStatus
 
 
@@ -59,21 +57,14 @@ class ReconciliationActivities(Reconciling):
         activity.logger.error("the ledger is not sound: %d drifts, %d unbalanced", audit.drifts, audit.unbalanced)
         details = f"{audit.drifts} balances drifted, {audit.unbalanced} transactions do not sum to zero."
         async with self._sessions.begin() as session:
-            await outbox.enqueue(
-                session,
-                Notice(
-                    organization_id=None,
-                    user_id=None,
-                    kind=NoticeKind.OPERATOR_ALERT,
-                    fact=f"ledger/{now.date().isoformat()}",
-                    context={
-                        "title": "The ledger does not add up",
-                        "details": f"{details} {f'First: {where}. ' if where else ''}Nothing was changed.",
-                        "severity": "critical",
-                    },
-                    at=now,
-                ),
+            alert = outbox.operator_alert(
+                f"ledger/{now.date().isoformat()}",
+                now,
+                "The ledger does not add up",
+                f"{details} {f'First: {where}. ' if where else ''}Nothing was changed.",
+                severity="critical",
             )
+            await outbox.enqueue(session, alert)
 
 
 def _said(event: WebhookEvent) -> GatewayEvent:

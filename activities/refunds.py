@@ -215,22 +215,15 @@ async def _ask_for_payout(session: AsyncSession, record: RefundRecord, now: date
     """The gateway cannot give it back: a person has to pay it out or credit it."""
     refund, payment = record.refund, record.payment
     activity.logger.error("refund %s failed: %s", refund.id, refund.failure_code)
-    await outbox.enqueue(
-        session,
-        Notice(
-            organization_id=None,
-            user_id=None,
-            kind=NoticeKind.OPERATOR_ALERT,
-            fact=f"refund:{refund.id}:failed",
-            context={
-                "title": f"Refund {refund.id} cannot go back to its source",
-                "details": f"{payment.gateway} says {refund.failure_code}. Pay it out otherwise, or credit the wallet.",
-                "severity": "warning",
-                "payment_id": payment.id,
-            },
-            at=now,
-        ),
+    alert = outbox.operator_alert(
+        f"refund:{refund.id}:failed",
+        now,
+        f"Refund {refund.id} cannot go back to its source",
+        f"{payment.gateway} says {refund.failure_code}. Pay it out otherwise, or credit the wallet.",
+        severity="warning",
+        payment_id=payment.id,
     )
+    await outbox.enqueue(session, alert)
 
 
 def _amount(refund: Refund) -> Money:

@@ -157,20 +157,13 @@ async def _alert(session: AsyncSession, payment: Payment, source: Source, reason
     ).add(1, {"gateway": source.gateway})
     if source.event_id is not None:
         await payments.mark_mismatch(session, source.gateway, source.event_id, reason)
-    await outbox.enqueue(
-        session,
-        Notice(
-            organization_id=None,
-            user_id=None,
-            kind=NoticeKind.OPERATOR_ALERT,
-            fact=f"mismatch/{source.gateway}/{name}",
-            context={
-                "title": f"{source.gateway} contradicts payment {payment.id}",
-                "details": f"{name}: {reason}. Nothing was changed.",
-                "severity": "critical",
-                "payment_id": payment.id,
-                "workflow_id": payment.workflow_id,
-            },
-            at=now,
-        ),
+    alert = outbox.operator_alert(
+        f"mismatch/{source.gateway}/{name}",
+        now,
+        f"{source.gateway} contradicts payment {payment.id}",
+        f"{name}: {reason}. Nothing was changed.",
+        severity="critical",
+        payment_id=payment.id,
+        workflow_id=payment.workflow_id,
     )
+    await outbox.enqueue(session, alert)

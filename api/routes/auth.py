@@ -6,12 +6,11 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from api import identity
+from api import identity, sessions
 from api.deps import Address, Ctx, RequestId, SignedIn, UnitsOfWork, limit_by_address, limit_sign_in
 from api.envelope import Envelope, now, ok
 from api.errors import COMMON, documented
 from api.families import family
-from api.identity import Visitor
 from api.schemas.identity import (
     Forgotten,
     Login,
@@ -24,6 +23,7 @@ from api.schemas.identity import (
     TokenBody,
     TokensView,
 )
+from api.sessions import Visitor
 from db.queries import identity as accounts
 
 router = family("auth", prefix="/auth", responses=COMMON)
@@ -54,7 +54,7 @@ async def verify_email(body: TokenBody, ctx: Ctx, visit: Visit) -> Envelope[Noth
 @router.post("/resend-verification", responses=documented(401))
 async def resend_verification(ctx: Ctx, caller: SignedIn, units: UnitsOfWork, visit: Visit) -> Envelope[Nothing]:
     """Mail a fresh link, unless the address is verified already. Links sent before stop working."""
-    await identity.limit_account(ctx, "resend", caller.user_id)
+    await sessions.limit_account(ctx, "resend", caller.user_id)
     async with units.begin() as session:
         if not await accounts.is_verified(session, caller.user_id):
             await identity.send_verification(
@@ -66,19 +66,19 @@ async def resend_verification(ctx: Ctx, caller: SignedIn, units: UnitsOfWork, vi
 @router.post("/login", dependencies=FEW, responses=documented(401))
 async def login(body: Login, ctx: Ctx, visit: Visit) -> Envelope[TokensView]:
     """Start a session: a short-lived access token and a refresh token that is exchanged once."""
-    return ok(await identity.login(ctx, body.email, body.password, visit))
+    return ok(await sessions.login(ctx, body.email, body.password, visit))
 
 
 @router.post("/refresh", dependencies=[Depends(limit_by_address)], responses=documented(401))
 async def refresh(body: Refresh, ctx: Ctx) -> Envelope[TokensView]:
     """Exchange a refresh token. Exchanging one twice ends its session: one of the two was stolen."""
-    return ok(await identity.refresh(ctx, body.refresh_token))
+    return ok(await sessions.refresh(ctx, body.refresh_token))
 
 
 @router.post("/logout", responses=documented(401))
 async def logout(ctx: Ctx, caller: SignedIn, body: Logout | None = None) -> Envelope[Nothing]:
     """End this session; its access token is refused from now on."""
-    await identity.logout(ctx, caller, body.refresh_token if body else None)
+    await sessions.logout(ctx, caller, body.refresh_token if body else None)
     return ok(Nothing(), "Signed out.")
 
 

@@ -14,6 +14,7 @@ from api.errors import SIGNED_IN, forbidden, not_found, unauthenticated
 from api.families import family
 from api.routes.auth import Visit
 from api.schemas.identity import MeView, Nothing, OrganizationView, PasswordChange, SessionView, UserPatch
+from api.sessions import end_sessions
 from api.tokens import Caller
 from db.queries import identity as accounts
 
@@ -90,6 +91,6 @@ async def revoke_session(
     session_id: Annotated[str, Path(max_length=64)], ctx: Ctx, caller: SignedIn
 ) -> Envelope[Nothing]:
     """End one of one's sessions; its tokens are refused from now on."""
-    if not await identity.end_sessions(ctx, caller, because="revoked", only=session_id):
+    if not await end_sessions(ctx, caller, because="revoked", only=session_id):
         raise not_found("session")
     return ok(Nothing(), "The session has ended.")

@@ -50,6 +50,18 @@ class Notice:
         return derived("ntf", self.organization_id or "", self.fact, self.channel, self.user_id or "")
 
 
+def operator_alert(fact: str, at: datetime, title: str, details: str, *, severity: str, **ids: str) -> Notice:
+    """Return what administrators are told: ``severity`` is ``warning`` or ``critical``, ``ids`` what it is about."""
+    return Notice(
+        organization_id=None,
+        user_id=None,
+        kind=NoticeKind.OPERATOR_ALERT,
+        fact=fact,
+        context={"title": title, "details": details, "severity": severity, **ids},
+        at=at,
+    )
+
+
 INSERT_NOTICES = """
 INSERT INTO notifications
     (id, organization_id, user_id, kind, channel, fact, context, secret_context, request_id, business_at)
