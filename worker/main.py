@@ -70,6 +70,7 @@ async def running_workers(
                 ),
                 max_cached_workflows=settings.cached_workflows if platform else 0,
                 max_concurrent_activities=limits[queue],
+                max_concurrent_local_activities=limits[queue],
                 graceful_shutdown_timeout=GRACE,
                 # Otherwise the SDK reads and hashes every module that is loaded.
                 build_id=settings.build,
