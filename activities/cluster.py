@@ -1,9 +1,12 @@
-"""What the cluster is told: load the instance, call the cluster, record. No transaction is open across a call."""
+"""Operations on an instance in its cluster: load the instance, call the cluster, record the result.
+
+No transaction is open during a call to the cluster.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -11,216 +14,291 @@ from datetime import UTC, datetime, timedelta
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
-from activities.adapters.kubernetes import applying, operating, removing
+from activities.adapters.kubernetes import deletion, operations
+from activities.adapters.kubernetes.apply import apply_instance, require_namespace
+from activities.adapters.kubernetes.client import KubernetesClient
 from activities.adapters.kubernetes.errors import ClusterError
-from activities.adapters.kubernetes.gateway import KubernetesGateway
-from activities.adapters.kubernetes.observer import Observer
-from activities.adapters.kubernetes.readiness import Waiter
-from activities.instances import begin, locked, refused
-from activities.templates import BadTemplate, InstanceSpec, Rendered, ServiceTemplates
+from activities.adapters.kubernetes.informer import Informer
+from activities.adapters.kubernetes.ownership import Owner
+from activities.adapters.kubernetes.readiness import ReadinessWaiter
+from activities.instances import CAPACITY_MESSAGE, lock_instance, start_operation
+from activities.orphans import OrphanCleaner
+from activities.service_templates.definitions import ServiceTemplate
+from activities.service_templates.manifests import InstanceSpec, InvalidTemplate
+from activities.service_templates.registry import RenderedInstance, ServiceTemplateRegistry
+from db.encryption import SESSION_INFO_KEY, FieldEncryption
 from db.models.instances import Instance
+from db.queries import credentials
 from db.queries import instances as queries
-from db.session import Sessions
+from db.session import SessionFactory
+from workflows.errors import to_application_error
 from workflows.ports.instances import (
-    Applied,
+    ApplyOutcome,
     AwaitReady,
-    Cluster,
-    Collected,
-    CollectOrphans,
+    CleanUpOrphans,
+    ClusterActivities,
     Condition,
-    InstanceRef,
-    Operate,
-    Ready,
-    Removed,
+    DeletionOutcome,
+    InstanceId,
+    OperationInput,
+    OrphanCleanupOutcome,
+    ReadinessOutcome,
 )
 from workflows.ports.subscription import Resources
-from workflows.rules.errors import Refusal, RuleBroken
+from workflows.rules.errors import ErrorCode, RuleViolation
 from workflows.rules.instance import (
-    CAPACITY,
-    EXISTING,
-    GONE,
-    UNSERVED,
+    CAPACITY_REASONS,
+    PROVISIONED_STATUSES,
+    REMOVED_STATUSES,
+    SCALED_DOWN_STATUSES,
+    FailureReason,
     InstanceStatus,
-    Trouble,
-    collectable,
-    settle,
+    transition_idempotently,
 )
 
 HEARTBEAT_SECONDS = 3.0
-TERMINATING_SECONDS = 90.0
-REMOVAL = timedelta(minutes=2)
+NAMESPACE_TERMINATION_TIMEOUT_SECONDS = 90.0
+NAMESPACE_DELETION_TIMEOUT = timedelta(minutes=2)
 
 
-class ClusterActivities(Cluster):
-    """Implements ``Cluster``.
+class KubernetesClusterActivities(ClusterActivities):
+    """Applies, operates and deletes instances in a Kubernetes cluster.
 
     Args:
-        patience: How long one and the same trouble is borne while waiting for an instance.
-        removal: How long one attempt waits for a namespace to go.
+        client: Client of the cluster; the caller closes it.
+        failure_threshold: How long the same failure reason is tolerated while waiting for an instance.
+        deletion_timeout: How long one attempt waits for the deletion of a namespace.
     """
 
     def __init__(
         self,
-        gateway: KubernetesGateway,
-        templates: ServiceTemplates,
-        sessions: Sessions,
+        client: KubernetesClient,
+        templates: ServiceTemplateRegistry,
+        sessions: SessionFactory,
         *,
-        patience: timedelta,
-        removal: timedelta = REMOVAL,
+        failure_threshold: timedelta,
+        deletion_timeout: timedelta = NAMESPACE_DELETION_TIMEOUT,
     ) -> None:
-        self._gateway = gateway
+        self._client = client
         self._templates = templates
         self._sessions = sessions
-        self._patience = patience
-        self._removal = removal
-        self._observer = Observer(gateway)
+        self._failure_threshold = failure_threshold
+        self._deletion_timeout = deletion_timeout
+        self._installation_id: str | None = None
+        self._informer: Informer | None = None
 
     def close(self) -> None:
-        """End the watches; the gateway is its owner's to close."""
-        self._observer.close()
+        """End the watches. The client stays open."""
+        if self._informer is not None:
+            self._informer.close()
+
+    async def _load_installation_id(self) -> str:
+        """Return the id of this installation; it does not change while a process runs."""
+        if self._installation_id is None:
+            async with self._sessions() as session:
+                self._installation_id = await queries.installation_id(session)
+        return self._installation_id
+
+    async def _get_informer(self) -> Informer:
+        """Return the informer of this process, created by the first call."""
+        installation_id = await self._load_installation_id()
+        if self._informer is None:
+            self._informer = Informer(self._client, installation_id)
+        return self._informer
 
     @activity.defn(name="cluster.apply")
-    async def apply(self, command: InstanceRef) -> Applied:
-        async with _working(patience=self._patience):
+    async def apply(self, command: InstanceId) -> ApplyOutcome:
+        async with heartbeating(give_up_after=self._failure_threshold):
             while True:
-                spec = await self._provisioning(command.instance_id)
+                spec = await self._mark_provisioning(command.instance_id)
                 if spec is None:
-                    return Applied(settled=True)
+                    return ApplyOutcome(already_provisioned=True)
                 try:
-                    await applying.apply_instance(self._gateway, self._templates.render(spec))
-                    return Applied()
+                    rendered = self._templates.render(spec)
+                    encryptor = self._find_encryptor(rendered.service)
+                    secrets = await apply_instance(self._client, rendered)
+                    if encryptor is not None:
+                        await self._save_credentials(rendered, secrets, encryptor)
+                    return ApplyOutcome()
                 except ClusterError as error:
-                    if error.trouble is not Trouble.TERMINATING:
+                    if error.reason is not FailureReason.TERMINATING:
                         raise
-                # The name is taken by what is still going. Once it has gone, ask anew whether we are to go on.
-                await removing.await_namespace_gone(self._gateway, spec.namespace, within_seconds=TERMINATING_SECONDS)
+                # A namespace of this name is being deleted. Read the instance again afterwards: it may be deleted too.
+                await deletion.wait_for_namespace_deletion(
+                    self._client, spec.namespace, within_seconds=NAMESPACE_TERMINATION_TIMEOUT_SECONDS
+                )
 
     @activity.defn(name="cluster.await_ready")
-    async def await_ready(self, command: AwaitReady) -> Ready:
-        async with _working():
+    async def await_ready(self, command: AwaitReady) -> ReadinessOutcome:
+        async with heartbeating():
             async with self._sessions() as session:
-                found = await queries.instance(session, command.instance_id)
-            if found is None:
-                raise RuleBroken(Refusal.NOT_FOUND, f"There is no instance {command.instance_id}.")
-            if found.status in UNSERVED and not command.started:
-                return Ready()
-            spec = _spec(found)
+                instance = await queries.get_instance(session, command.instance_id)
+            if instance is None:
+                raise RuleViolation(ErrorCode.NOT_FOUND, f"There is no instance {command.instance_id}.")
+            if instance.status in SCALED_DOWN_STATUSES and not command.was_just_started:
+                return ReadinessOutcome()
+            spec = _instance_spec(instance, await self._load_installation_id())
+            await require_namespace(self._client, spec)
 
-            async def told(trouble: Trouble, message: str) -> None:
-                activity.logger.warning("instance %s: %s: %s", spec.instance_id, trouble, message)
-                await self._record_trouble(spec.instance_id, trouble, message)
+            async def on_failure_reason(reason: FailureReason, message: str) -> None:
+                activity.logger.warning("instance %s: %s: %s", spec.instance_id, reason, message)
+                await self._record_failure_reason(spec.instance_id, reason, message)
 
-            waiter = Waiter(
-                self._gateway, self._observer, self._templates.render(spec), patience=self._patience, told=told
+            waiter = ReadinessWaiter(
+                self._client,
+                await self._get_informer(),
+                self._templates.render(spec),
+                failure_threshold=self._failure_threshold,
+                on_failure_reason=on_failure_reason,
             )
-            await waiter.until_ready()
-            return Ready(conditions=(await self._certificate(spec),))
+            await waiter.wait_until_ready()
+            return ReadinessOutcome(conditions=(await self._certificate_condition(spec),))
 
-    @activity.defn(name="cluster.remove")
-    async def remove(self, command: InstanceRef) -> Removed:
-        async with _working():
+    @activity.defn(name="cluster.delete_namespace")
+    async def delete_namespace(self, command: InstanceId) -> DeletionOutcome:
+        async with heartbeating():
             async with self._sessions() as session:
-                found = await queries.instance(session, command.instance_id)
-            if found is None:
-                return Removed(clean=True)
-            left = await removing.remove_instance(
-                self._gateway, found.id, found.namespace, within_seconds=self._removal.total_seconds()
+                instance = await queries.get_instance(session, command.instance_id)
+            if instance is None:
+                return DeletionOutcome(is_verified=True)
+            owner = Owner(installation_id=await self._load_installation_id(), instance_id=instance.id)
+            blockers = await deletion.delete_instance(
+                self._client, owner, instance.namespace, within_seconds=self._deletion_timeout.total_seconds()
             )
-            return Removed(clean=not left, blocking=left)
+            return DeletionOutcome(is_verified=not blockers, blockers=blockers)
 
     @activity.defn(name="cluster.restart")
-    async def restart(self, command: Operate) -> None:
-        async with _working():
-            rendered = await self._begun(command)
-            await operating.restart(self._gateway, rendered, command.operation_id)
+    async def restart(self, command: OperationInput) -> None:
+        async with heartbeating():
+            rendered = await self._start_operation(command)
+            await operations.restart(self._client, rendered, command.operation_id)
 
     @activity.defn(name="cluster.scale_down")
-    async def scale_down(self, command: Operate) -> None:
-        async with _working():
-            rendered = await self._begun(command)
-            await self._remember(command.instance_id, await operating.replicas(self._gateway, rendered))
-            await operating.scale_down(self._gateway, rendered)
+    async def scale_down(self, command: OperationInput) -> None:
+        async with heartbeating():
+            rendered = await self._start_operation(command)
+            await self._save_replicas(command.instance_id, await operations.current_replicas(self._client, rendered))
+            await operations.scale_down(self._client, rendered)
 
     @activity.defn(name="cluster.scale_up")
-    async def scale_up(self, command: Operate) -> None:
-        async with _working():
-            rendered = await self._begun(command)
+    async def scale_up(self, command: OperationInput) -> None:
+        async with heartbeating():
+            rendered = await self._start_operation(command)
             async with self._sessions() as session:
-                found = await queries.instance(session, command.instance_id)
-            remembered = (found.restore_replicas if found else None) or {}
-            await operating.scale_up(self._gateway, rendered, remembered)
+                instance = await queries.get_instance(session, command.instance_id)
+            saved_replicas = (instance.saved_replicas if instance else None) or {}
+            await operations.scale_up(self._client, rendered, saved_replicas)
 
     @activity.defn(name="cluster.resize")
-    async def resize(self, command: Operate) -> None:
-        async with _working():
-            rendered = await self._begun(command)
+    async def resize(self, command: OperationInput) -> None:
+        async with heartbeating():
+            rendered = await self._start_operation(command)
             if command.resources is not None:
-                rendered = self._templates.render(replace(rendered.spec, resources=command.resources))
-            await operating.resize(self._gateway, rendered)
+                async with self._sessions() as session:
+                    terms = await queries.get_instance_terms(session, command.subscription_id)
+                resized = replace(rendered.spec, resources=command.resources, entitlements=terms.entitlements)
+                rendered = self._templates.render(resized)
+            await operations.resize(self._client, rendered)
 
-    @activity.defn(name="cluster.backup")
-    async def backup(self, command: Operate) -> None:
-        async with _working():
-            rendered = await self._begun(command)
-            await operating.backup(self._gateway, rendered, command.operation_id)
+    @activity.defn(name="cluster.run_backup")
+    async def run_backup(self, command: OperationInput) -> None:
+        async with heartbeating():
+            rendered = await self._start_operation(command)
+            await operations.run_backup_job(self._client, rendered, command.operation_id)
 
-    @activity.defn(name="cluster.collect_orphans")
-    async def collect_orphans(self, command: CollectOrphans) -> Collected:
-        async with _working():
-            claimed = await removing.claimed_namespaces(self._gateway)
-            async with self._sessions() as session:
-                known = await queries.statuses(session, [one.instance_id for one in claimed])
-            now = datetime.now(UTC)  # the cluster's own clock made `created_at`; no customer's calendar is involved
-            orphans = [
-                one for one in claimed if collectable(known.get(one.instance_id), one.created_at, now, command.grace)
-            ]
-            removed: list[str] = []
-            pending: list[str] = []
-            for one in orphans[: command.limit]:
-                left = await removing.remove_instance(
-                    self._gateway, one.instance_id, one.namespace, within_seconds=self._removal.total_seconds()
-                )
-                activity.logger.warning("orphan %s: %s", one.namespace, "removed" if not left else ", ".join(left))
-                (pending if left else removed).append(one.namespace)
-            return Collected(removed=tuple(removed), pending=tuple(pending))
+    @activity.defn(name="cluster.clean_up_orphans")
+    async def clean_up_orphans(self, command: CleanUpOrphans) -> OrphanCleanupOutcome:
+        async with heartbeating():
+            cleaner = OrphanCleaner(
+                self._client,
+                self._sessions,
+                await self._load_installation_id(),
+                deletion_timeout_seconds=self._deletion_timeout.total_seconds(),
+            )
+            return await cleaner.run(command)
 
-    async def _provisioning(self, instance_id: str) -> InstanceSpec | None:
-        """Mark the instance ``provisioning`` and return it; None when it is there already."""
+    async def _mark_provisioning(self, instance_id: str) -> InstanceSpec | None:
+        """Mark the instance ``provisioning`` and return its spec; None if it is already provisioned."""
+        installation_id = await self._load_installation_id()
         async with self._sessions.begin() as session:
-            found = await locked(session, instance_id)
-            status = InstanceStatus(found.status)
-            if status in EXISTING:
+            instance = await lock_instance(session, instance_id)
+            status = InstanceStatus(instance.status)
+            if status in PROVISIONED_STATUSES:
                 return None
-            found.status = settle(status, InstanceStatus.PROVISIONING)
-            return _spec(found)
+            instance.status = transition_idempotently(status, InstanceStatus.PROVISIONING)
+            terms = await queries.get_instance_terms(session, instance.subscription_id)
+            instance.entitlements = terms.entitlements
+            return replace(_instance_spec(instance, installation_id), customer_email=terms.customer_email)
 
-    async def _begun(self, order: Operate) -> Rendered:
+    def _find_encryptor(self, service: ServiceTemplate) -> FieldEncryption | None:
+        """Return the encryptor for the credentials of ``service``; None if the service has no credentials.
+
+        Raises:
+            ClusterError: ``Configuration`` if the worker has no key: the customer could never sign in.
+        """
+        if service.credentials is None:
+            return None
+        encryptor: FieldEncryption | None = self._sessions.kw.get("info", {}).get(SESSION_INFO_KEY)
+        if encryptor is None:
+            raise ClusterError(
+                FailureReason.CONFIGURATION,
+                "The worker has no encryption key. Set BERTH_ENCRYPTION_KEY.",
+                permanent=True,
+            )
+        return encryptor
+
+    async def _save_credentials(
+        self, rendered: RenderedInstance, secrets: Mapping[str, Mapping[str, str]], encryptor: FieldEncryption
+    ) -> None:
+        """Store the first administrator's credentials, encrypted. The API returns them once."""
+        spec, sign_in = rendered.spec, rendered.service.credentials
+        assert sign_in is not None
+        values = secrets[sign_in.secret]
+        plain = {
+            "url": f"https://{spec.hostname}{sign_in.path}",
+            "username": values[sign_in.username],
+            "password": values[sign_in.password],
+        }
         async with self._sessions.begin() as session:
-            spec = _spec(await begin(session, order))
+            await credentials.keep(
+                session,
+                instance_id=spec.instance_id,
+                organization_id=spec.organization_id,
+                sealed=encryptor.encrypt_mapping(plain, purpose=credentials.purpose(spec.instance_id)),
+            )
+
+    async def _start_operation(self, operation: OperationInput) -> RenderedInstance:
+        installation_id = await self._load_installation_id()
+        async with self._sessions.begin() as session:
+            spec = _instance_spec(await start_operation(session, operation), installation_id)
+        await require_namespace(self._client, spec)
         return self._templates.render(spec)
 
-    async def _remember(self, instance_id: str, replicas: dict[str, int]) -> None:
-        """Keep what to go back to. A stop of what is stopped, or a repeated one, must not remember the zeros."""
+    async def _save_replicas(self, instance_id: str, replicas: dict[str, int]) -> None:
+        """Save the replica counts that ``scale_up`` restores.
+
+        Zeros are not saved: the stop of a stopped instance, or a repeated stop, must not overwrite the counts.
+        """
         running = {workload: count for workload, count in replicas.items() if count > 0}
         async with self._sessions.begin() as session:
-            found = await locked(session, instance_id)
+            instance = await lock_instance(session, instance_id)
             if running:
-                found.restore_replicas = (found.restore_replicas or {}) | running
+                instance.saved_replicas = (instance.saved_replicas or {}) | running
 
-    async def _record_trouble(self, instance_id: str, trouble: Trouble, message: str) -> None:
-        text = "Waiting for capacity." if trouble in CAPACITY else message
+    async def _record_failure_reason(self, instance_id: str, reason: FailureReason, message: str) -> None:
+        text = CAPACITY_MESSAGE if reason in CAPACITY_REASONS else message
         async with self._sessions.begin() as session:
-            found = await locked(session, instance_id)
-            if found.status == InstanceStatus.DELETING or found.status in GONE:
+            instance = await lock_instance(session, instance_id)
+            if instance.status == InstanceStatus.DELETING or instance.status in REMOVED_STATUSES:
                 return
-            found.reason = trouble
-            made = queries.condition("Ready", "False", trouble, text, datetime.now(UTC))
-            found.conditions = queries.with_condition(found.conditions, made)
+            instance.failure_reason = reason
+            condition = queries.build_condition("Ready", "False", reason, text, datetime.now(UTC))
+            instance.conditions = queries.replace_condition(instance.conditions, condition)
 
-    async def _certificate(self, spec: InstanceSpec) -> Condition:
-        """The instance is ready while its certificate is on its way: only say so."""
-        found = await self._gateway.get("Certificate", spec.namespace, "app-tls")
-        for condition in ((found or {}).get("status") or {}).get("conditions") or []:
+    async def _certificate_condition(self, spec: InstanceSpec) -> Condition:
+        """Return the certificate's condition. An instance is ready without one: issuing may take minutes."""
+        certificate = await self._client.get("Certificate", spec.namespace, "app-tls")
+        for condition in ((certificate or {}).get("status") or {}).get("conditions") or []:
             if condition["type"] == "Ready":
                 return Condition(
                     type="Certificate",
@@ -231,37 +309,44 @@ class ClusterActivities(Cluster):
         return Condition(type="Certificate", status="False", reason="Pending")
 
 
-def _spec(found: Instance) -> InstanceSpec:
+def _instance_spec(instance: Instance, installation_id: str) -> InstanceSpec:
     return InstanceSpec(
-        instance_id=found.id,
-        organization_id=found.organization_id,
-        service_slug=found.service_slug,
-        version=found.version,
-        hostname=found.hostname,
-        namespace=found.namespace,
+        installation_id=installation_id,
+        instance_id=instance.id,
+        organization_id=instance.organization_id,
+        service_slug=instance.service_slug,
+        version=instance.version,
+        hostname=instance.hostname,
+        namespace=instance.namespace,
         resources=Resources(
-            cpu_millicores=found.cpu_millicores,
-            memory_mib=found.memory_mib,
-            storage_gib=found.storage_gib,
-            replicas=found.replicas,
+            cpu_millicores=instance.cpu_millicores,
+            memory_mib=instance.memory_mib,
+            storage_gib=instance.storage_gib,
+            replicas=instance.replicas,
         ),
-        parameters=found.parameters,
+        parameters=instance.parameters,
+        entitlements=instance.entitlements,
     )
 
 
-def _tried_for() -> timedelta:
-    """How long after the first attempt the present one began."""
+def _retry_age() -> timedelta:
+    """Return how long after the first attempt the current one was scheduled."""
     info = activity.info()
     return info.current_attempt_scheduled_time - info.scheduled_time
 
 
 @asynccontextmanager
-async def _working(
-    heartbeat: Callable[[], None] = activity.heartbeat, *, patience: timedelta | None = None
+async def heartbeating(
+    heartbeat: Callable[[], None] = activity.heartbeat, *, give_up_after: timedelta | None = None
 ) -> AsyncIterator[None]:
-    """Heartbeat from a side task, so that cancellation arrives, and turn refusals into what workflows understand.
+    """Send heartbeats during the block, and raise its errors as ``ApplicationError``.
 
-    Once attempts have gone on for ``patience``, the next failure is the last.
+    The heartbeats let the server notice a dead worker and deliver a cancellation.
+
+    Args:
+        heartbeat: Sends one heartbeat.
+        give_up_after: Age of the activity from which on an error of the cluster is not retried; None retries it until
+            the activity's own timeout.
     """
 
     async def beat() -> None:
@@ -269,18 +354,21 @@ async def _working(
             heartbeat()
             await asyncio.sleep(HEARTBEAT_SECONDS)
 
-    beating = asyncio.create_task(beat())
+    heartbeat_task = asyncio.create_task(beat())
     try:
         yield
     except ClusterError as error:
         delay = None if error.retry_after is None else timedelta(seconds=error.retry_after)
-        given_up = patience is not None and _tried_for() >= patience
+        is_last_attempt = give_up_after is not None and _retry_age() >= give_up_after
         raise ApplicationError(
-            error.message, type=error.trouble, non_retryable=error.permanent or given_up, next_retry_delay=delay
+            error.message,
+            type=error.reason,
+            non_retryable=error.is_permanent or is_last_attempt,
+            next_retry_delay=delay,
         ) from error
-    except RuleBroken as broken:
-        raise refused(broken) from broken
-    except BadTemplate as error:
-        raise ApplicationError(str(error), type=Trouble.INVALID, non_retryable=True) from error
+    except RuleViolation as violation:
+        raise to_application_error(violation) from violation
+    except InvalidTemplate as error:
+        raise ApplicationError(str(error), type=FailureReason.INVALID, non_retryable=True) from error
     finally:
-        beating.cancel()
+        heartbeat_task.cancel()

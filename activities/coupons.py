@@ -1,4 +1,4 @@
-"""A coupon's way: reserved with the order, used by invoices, released when the subscription ends before the first."""
+"""Coupons: reserved by the order, redeemed by invoices, released if the subscription ends before its first invoice."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db.queries import records
-from db.queries.records import Record
-from workflows.ports.subscription import Subscribe
-from workflows.refusals import refuse
-from workflows.rules.errors import Refusal
+from db.queries import locked_subscriptions
+from db.queries.locked_subscriptions import LockedSubscription
+from workflows.errors import non_retryable_error
+from workflows.ports.subscription import CreateSubscription
+from workflows.rules.errors import ErrorCode
 from workflows.rules.pricing import CouponDuration, Discount
 
 
-async def reserve(session: AsyncSession, order: Subscribe, now: datetime) -> Discount | None:
+async def reserve_coupon(session: AsyncSession, order: CreateSubscription, now: datetime) -> Discount | None:
     """Reserve the order's coupon, if it names one, and return its discount.
 
     Raises:
-        ApplicationError: ``COUPON_INVALID`` when it is unknown, used up, expired or withdrawn.
+        ApplicationError: ``COUPON_INVALID`` if it is unknown, used up, expired or inactive.
     """
     if order.coupon is None:
         return None
     statement = text(
         """
-        UPDATE coupons SET redeemed = redeemed + 1
-        WHERE code = :code AND active AND (max_redemptions IS NULL OR redeemed < max_redemptions)
+        UPDATE coupons SET redemption_count = redemption_count + 1
+        WHERE code = :code AND is_active AND (max_redemptions IS NULL OR redemption_count < max_redemptions)
             AND (expires_at IS NULL OR expires_at > :now)
-        RETURNING kind AS coupon_kind, percent AS coupon_percent, amount_minor AS coupon_amount_minor,
-            currency AS coupon_currency, duration, periods
+        RETURNING discount_type AS coupon_kind, percent AS coupon_percent, amount_minor AS coupon_amount_minor,
+            currency AS coupon_currency, duration, duration_periods
         """
     )
     row = (await session.execute(statement, {"code": order.coupon.upper(), "now": now})).mappings().one_or_none()
     if row is None:
-        raise refuse(Refusal.COUPON_INVALID, "This coupon is not valid.")
+        raise non_retryable_error(ErrorCode.COUPON_INVALID, "This coupon is not valid.")
     await session.execute(
         text(
             "INSERT INTO coupon_redemptions (subscription_id, coupon_code, organization_id, status)"
@@ -43,12 +43,14 @@ async def reserve(session: AsyncSession, order: Subscribe, now: datetime) -> Dis
         ),
         {"id": order.subscription_id, "code": order.coupon.upper(), "organization": order.organization_id},
     )
-    left = records.periods_of(CouponDuration(row["duration"]), row["periods"])
-    return records.discount_of(row, code=order.coupon.upper(), periods_left=left)
+    remaining_periods = locked_subscriptions.redemption_periods(
+        CouponDuration(row["duration"]), row["duration_periods"]
+    )
+    return locked_subscriptions.build_discount(row, code=order.coupon.upper(), periods_left=remaining_periods)
 
 
-async def release(session: AsyncSession, subscription_id: str) -> None:
-    """Give a reserved redemption back, once."""
+async def release_coupon(session: AsyncSession, subscription_id: str) -> None:
+    """Release a reserved redemption. Repeating it has no further effect."""
     await session.execute(
         text(
             """
@@ -56,24 +58,33 @@ async def release(session: AsyncSession, subscription_id: str) -> None:
                 UPDATE coupon_redemptions SET status = 'released'
                 WHERE subscription_id = :id AND status = 'reserved' RETURNING coupon_code
             )
-            UPDATE coupons SET redeemed = redeemed - 1 WHERE code IN (SELECT coupon_code FROM released)
+            UPDATE coupons SET redemption_count = redemption_count - 1 WHERE code IN (SELECT coupon_code FROM released)
             """
         ),
         {"id": subscription_id},
     )
 
 
-async def use(session: AsyncSession, record: Record) -> dict[str, Any]:
-    """An invoice of a period is written with the subscription's coupon: return the columns that say so.
+def restore_period(subscription: LockedSubscription) -> dict[str, Any]:
+    """Return the columns that restore the coupon's period that a voided invoice used."""
+    discount = subscription.discount
+    if discount is None or discount.remaining_periods is None:
+        return {}
+    return {"coupon_remaining_periods": discount.remaining_periods + 1}
 
-    A coupon that has no period left changes nothing any more.
+
+async def redeem_coupon(session: AsyncSession, subscription: LockedSubscription) -> dict[str, Any]:
+    """Redeem one period of the subscription's coupon.
+
+    Returns:
+        The columns to update; none if the subscription has no coupon, or the coupon has no remaining period.
     """
-    discount = record.discount
-    if discount is None or discount.periods_left == 0:
+    discount = subscription.discount
+    if discount is None or discount.remaining_periods == 0:
         return {}
     await session.execute(
-        text("UPDATE coupon_redemptions SET status = 'used' WHERE subscription_id = :id AND status = 'reserved'"),
-        {"id": record.id},
+        text("UPDATE coupon_redemptions SET status = 'redeemed' WHERE subscription_id = :id AND status = 'reserved'"),
+        {"id": subscription.id},
     )
-    left = discount.periods_left
-    return {"coupon_used": True, "coupon_periods_left": None if left is None else left - 1}
+    remaining = discount.remaining_periods
+    return {"coupon_redeemed": True, "coupon_remaining_periods": None if remaining is None else remaining - 1}

@@ -1,4 +1,7 @@
-"""What the database is told about instances and operations: one transaction each, by business time of the command."""
+"""Records of instances and their operations in the database.
+
+Each activity is one transaction; its instants are the business time of the command.
+"""
 
 from __future__ import annotations
 
@@ -6,196 +9,255 @@ from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncSession
 from temporalio import activity
-from temporalio.exceptions import ApplicationError
 
 from db.models.instances import Instance
+from db.queries import credentials
 from db.queries import instances as queries
-from db.session import Sessions
+from db.queries.outbox import build_operator_alert, enqueue
+from db.session import SessionFactory
+from workflows.errors import to_application_error
 from workflows.ports.instances import (
     FinishOperation,
-    Instances,
-    Operate,
+    InstanceActivities,
+    OperationInput,
     OperationKind,
     OperationStatus,
-    RecordBlocked,
+    RecordDeletionBlocked,
+    RecordProvisioningRollback,
     RecordReady,
-    RecordUndone,
 )
-from workflows.rules.errors import Refusal, RuleBroken
-from workflows.rules.instance import GONE, InstanceStatus, move, require_operable, settle
+from workflows.rules.errors import ErrorCode, RuleViolation
+from workflows.rules.instance import (
+    CAPACITY_REASONS,
+    REMOVED_STATUSES,
+    FailureReason,
+    InstanceStatus,
+    require_operation_allowed,
+    transition,
+    transition_idempotently,
+)
 
-UNFINISHED = (OperationStatus.PENDING, OperationStatus.RUNNING)
+CAPACITY_MESSAGE = "Waiting for capacity."
+"""Shown to customers instead of the scheduler's message, which names the nodes of the cluster and their sizes."""
 
-
-def refused(broken: RuleBroken) -> ApplicationError:
-    """A rule's refusal, as workflows tell it from a failure."""
-    return ApplicationError(broken.message, dict(broken.details), type=broken.code, non_retryable=True)
-
-
-async def locked(session: AsyncSession, instance_id: str) -> Instance:
-    """Raises: ``RuleBroken`` ``NOT_FOUND``."""
-    found = await queries.instance(session, instance_id, lock=True)
-    if found is None:
-        raise RuleBroken(Refusal.NOT_FOUND, f"There is no instance {instance_id}.")
-    return found
+UNFINISHED_STATUSES = (OperationStatus.PENDING, OperationStatus.RUNNING)
 
 
-async def begin(session: AsyncSession, order: Operate) -> Instance:
-    """Mark the operation as running, if the instance takes it now; return the locked instance.
+async def lock_instance(session: AsyncSession, instance_id: str) -> Instance:
+    """Lock and return the instance.
 
     Raises:
-        RuleBroken: ``ILLEGAL_MOVE``, ``NOT_FOUND``.
+        RuleViolation: ``NOT_FOUND``.
     """
-    found = await locked(session, order.instance_id)
-    require_operable(order.kind, InstanceStatus(found.status))
-    await queries.open_operation(session, **_opened(order))
-    row = await queries.operation(session, order.instance_id, order.operation_id)
+    instance = await queries.get_instance(session, instance_id, lock=True)
+    if instance is None:
+        raise RuleViolation(ErrorCode.NOT_FOUND, f"There is no instance {instance_id}.")
+    return instance
+
+
+async def start_operation(session: AsyncSession, operation: OperationInput) -> Instance:
+    """Mark the operation as running if the instance's status allows it, and return the locked instance.
+
+    Raises:
+        RuleViolation: ``ILLEGAL_MOVE``, ``NOT_FOUND``.
+    """
+    instance = await lock_instance(session, operation.instance_id)
+    require_operation_allowed(operation.kind, InstanceStatus(instance.status))
+    await queries.insert_operation(session, **_operation_row(operation))
+    row = await queries.get_operation(session, operation.instance_id, operation.operation_id)
     if row is not None and row.status == OperationStatus.PENDING:
         row.status = OperationStatus.RUNNING
-        row.started_at = order.business_time
-    return found
+        row.started_at = operation.business_time
+    return instance
 
 
-class InstanceActivities(Instances):
-    """Implements ``Instances``."""
-
-    def __init__(self, sessions: Sessions) -> None:
+class PostgresInstanceActivities(InstanceActivities):
+    def __init__(self, sessions: SessionFactory) -> None:
         self._sessions = sessions
 
-    @activity.defn(name="instances.open_operation")
-    async def open_operation(self, command: Operate) -> None:
+    @activity.defn(name="instances.create_operation")
+    async def create_operation(self, command: OperationInput) -> None:
         async with self._sessions.begin() as session:
-            await queries.open_operation(session, **_opened(command))
+            await queries.insert_operation(session, **_operation_row(command))
 
     @activity.defn(name="instances.record_ready")
     async def record_ready(self, command: RecordReady) -> None:
         try:
             async with self._sessions.begin() as session:
-                found = await locked(session, command.instance_id)
-                found.status = settle(InstanceStatus(found.status), InstanceStatus.READY)
-                found.ready_at = found.ready_at or command.now
-                found.url = f"https://{found.hostname}"
-                _is_well(found, command.now)
-                for told in command.conditions:
-                    made = queries.condition(told.type, told.status, told.reason, told.message, command.now)
-                    found.conditions = queries.with_condition(found.conditions, made)
-        except RuleBroken as broken:
-            raise refused(broken) from broken
+                instance = await lock_instance(session, command.instance_id)
+                instance.status = transition_idempotently(InstanceStatus(instance.status), InstanceStatus.READY)
+                instance.ready_at = instance.ready_at or command.now
+                instance.url = f"https://{instance.hostname}"
+                _set_ready_condition(instance, command.now)
+                for observed in command.conditions:
+                    condition = queries.build_condition(
+                        observed.type, observed.status, observed.reason, observed.message, command.now
+                    )
+                    instance.conditions = queries.replace_condition(instance.conditions, condition)
+        except RuleViolation as violation:
+            raise to_application_error(violation) from violation
 
-    @activity.defn(name="instances.record_undone")
-    async def record_undone(self, command: RecordUndone) -> None:
+    @activity.defn(name="instances.record_provisioning_rollback")
+    async def record_provisioning_rollback(self, command: RecordProvisioningRollback) -> None:
         async with self._sessions.begin() as session:
-            found = await queries.instance(session, command.instance_id, lock=True)
-            if found is None:
+            instance = await queries.get_instance(session, command.instance_id, lock=True)
+            if instance is None:
                 return
-            status = InstanceStatus(found.status)
-            if status is InstanceStatus.DELETING or status in GONE:
-                # A deletion came in between: it wins, and it has its own way of telling how it ended.
+            status = InstanceStatus(instance.status)
+            if status is InstanceStatus.DELETING or status in REMOVED_STATUSES:
+                # A deletion was started meanwhile: its own operation records the result.
                 return
-            if not command.clean:
-                _blocked(found, command.reason or "CleanupPending", command.message or "", command.now)
+            if command.rollback_verified:
+                await credentials.erase(session, instance.id)
+            if not command.rollback_verified:
+                _set_cleanup_pending(instance, command.reason or "CleanupPending", command.message or "", command.now)
             elif command.cancelled or status not in (InstanceStatus.REQUESTED, InstanceStatus.PROVISIONING):
-                _deleted(found, command.now)
+                _set_deleted(instance, command.now)
             else:
-                found.status = settle(status, InstanceStatus.FAILED)
-                _is_ill(found, command.reason or "Failed", command.message or "", command.now)
-                found.deleted_at = command.now
+                instance.status = transition_idempotently(status, InstanceStatus.FAILED)
+                _set_failed_condition(instance, command.reason or "Failed", command.message or "", command.now)
+                instance.deleted_at = command.now
 
-    @activity.defn(name="instances.begin_removal")
-    async def begin_removal(self, command: Operate) -> None:
+    @activity.defn(name="instances.start_deletion")
+    async def start_deletion(self, command: OperationInput) -> None:
         async with self._sessions.begin() as session:
-            found = await begin(session, command)
-            if found.status not in GONE and found.status != InstanceStatus.CLEANUP_PENDING:
-                found.status = settle(InstanceStatus(found.status), InstanceStatus.DELETING)
+            instance = await start_operation(session, command)
+            if instance.status not in REMOVED_STATUSES and instance.status != InstanceStatus.CLEANUP_PENDING:
+                instance.status = transition_idempotently(InstanceStatus(instance.status), InstanceStatus.DELETING)
 
-    @activity.defn(name="instances.record_blocked")
-    async def record_blocked(self, command: RecordBlocked) -> None:
+    @activity.defn(name="instances.record_deletion_blocked")
+    async def record_deletion_blocked(self, command: RecordDeletionBlocked) -> None:
         async with self._sessions.begin() as session:
-            found = await locked(session, command.operation.instance_id)
-            if found.status not in GONE:
-                _blocked(found, command.reason, command.message, command.now)
-            row = await queries.operation(session, found.id, command.operation.operation_id)
-            if row is not None and row.status in UNFINISHED:
-                row.reason = command.reason
+            instance = await lock_instance(session, command.operation.instance_id)
+            if instance.status not in REMOVED_STATUSES:
+                _set_cleanup_pending(instance, command.reason, command.message, command.now)
+            row = await queries.get_operation(session, instance.id, command.operation.operation_id)
+            if row is not None and row.status in UNFINISHED_STATUSES:
+                row.failure_reason = command.reason
 
     @activity.defn(name="instances.finish_operation")
     async def finish_operation(self, command: FinishOperation) -> None:
-        order = command.operation
+        operation = command.operation
         async with self._sessions.begin() as session:
-            found = await locked(session, order.instance_id)
-            await queries.open_operation(session, **_opened(order))
-            row = await queries.operation(session, order.instance_id, order.operation_id)
-            if row is None or row.status not in UNFINISHED:
+            instance = await lock_instance(session, operation.instance_id)
+            await queries.insert_operation(session, **_operation_row(operation))
+            row = await queries.get_operation(session, operation.instance_id, operation.operation_id)
+            if row is None or row.status not in UNFINISHED_STATUSES:
                 return
             row.status = command.status
-            row.reason = command.reason
-            row.started_at = row.started_at or order.business_time
+            row.failure_reason = command.reason
+            row.message = CAPACITY_MESSAGE if command.reason in CAPACITY_REASONS else command.message
+            row.started_at = row.started_at or operation.business_time
             row.finished_at = command.now
-            self._settle(found, command)
+            self._apply_operation_result(instance, command)
+            if _is_resized(command):
+                instance.entitlements = (
+                    await queries.get_instance_terms(session, instance.subscription_id)
+                ).entitlements
+            if command.instance_status is InstanceStatus.DELETED:
+                await credentials.erase(session, instance.id)
+            if operation.kind is OperationKind.BACKUP:
+                await _report_backup(session, instance, command)
 
     @staticmethod
-    def _settle(found: Instance, command: FinishOperation) -> None:
-        order = command.operation
-        if command.instance is InstanceStatus.DELETED:
-            if found.status not in GONE:
-                _deleted(found, command.now)
+    def _apply_operation_result(instance: Instance, command: FinishOperation) -> None:
+        operation = command.operation
+        if command.instance_status is InstanceStatus.DELETED:
+            if instance.status not in REMOVED_STATUSES:
+                _set_deleted(instance, command.now)
             return
-        if found.status in GONE or found.status == InstanceStatus.DELETING:
+        if instance.status in REMOVED_STATUSES or instance.status == InstanceStatus.DELETING:
             return
-        if command.status is OperationStatus.SUCCEEDED and order.kind is OperationKind.RESIZE and order.resources:
-            found.cpu_millicores = order.resources.cpu_millicores
-            found.memory_mib = order.resources.memory_mib
-            found.storage_gib = order.resources.storage_gib
-            found.replicas = order.resources.replicas
-        if command.instance is None:
+        if _is_resized(command) and operation.resources:
+            instance.cpu_millicores = operation.resources.cpu_millicores
+            instance.memory_mib = operation.resources.memory_mib
+            instance.storage_gib = operation.resources.storage_gib
+            instance.replicas = operation.resources.replicas
+        if command.instance_status is None:
             return
-        found.status = settle(InstanceStatus(found.status), command.instance)
-        if command.instance is InstanceStatus.READY:
-            found.restore_replicas = None
-            _is_well(found, command.now)
+        instance.status = transition_idempotently(InstanceStatus(instance.status), command.instance_status)
+        if command.instance_status is InstanceStatus.READY:
+            instance.saved_replicas = None
+            _set_ready_condition(instance, command.now)
         else:
-            _is_ill(found, command.reason or command.instance.title(), command.message or "", command.now)
+            _set_failed_condition(
+                instance, command.reason or command.instance_status.title(), command.message or "", command.now
+            )
 
 
-def _opened(order: Operate) -> dict[str, object]:
+def _is_resized(command: FinishOperation) -> bool:
+    return command.status is OperationStatus.SUCCEEDED and command.operation.kind is OperationKind.RESIZE
+
+
+async def _report_backup(session: AsyncSession, instance: Instance, command: FinishOperation) -> None:
+    """Set the instance's ``Backup`` condition, and alert the operators if the backup failed.
+
+    A backup that was rejected (the instance is stopped) or cancelled changes no condition.
+    """
+    if command.status is OperationStatus.SUCCEEDED:
+        condition = queries.build_condition("Backup", "True", "Succeeded", "", command.now)
+    elif command.status is OperationStatus.FAILED and command.reason in set(FailureReason):
+        reason, message = command.reason or "", command.message or ""
+        condition = queries.build_condition("Backup", "False", reason, message, command.now)
+        alert = build_operator_alert(
+            f"operation/{command.operation.operation_id}/failed",
+            command.now,
+            f"Backup of instance {instance.id} failed",
+            f"{reason}: {message}",
+            severity="critical",
+            instance_id=instance.id,
+            subscription_id=instance.subscription_id,
+        )
+        await enqueue(session, alert)
+    else:
+        return
+    if instance.status not in REMOVED_STATUSES:
+        instance.conditions = queries.replace_condition(instance.conditions, condition)
+
+
+def _operation_row(operation: OperationInput) -> dict[str, object]:
     return {
-        "id": order.operation_id,
-        "organization_id": order.organization_id,
-        "instance_id": order.instance_id,
-        "kind": order.kind,
+        "id": operation.operation_id,
+        "organization_id": operation.organization_id,
+        "instance_id": operation.instance_id,
+        "kind": operation.kind,
         "status": OperationStatus.PENDING,
-        "actor": order.actor,
-        "created_at": order.business_time,
+        "actor": operation.actor,
+        "created_at": operation.business_time,
     }
 
 
-def _is_well(found: Instance, now: datetime) -> None:
-    found.reason = None
-    found.conditions = queries.with_condition(found.conditions, queries.condition("Ready", "True", "Ready", "", now))
+def _set_ready_condition(instance: Instance, now: datetime) -> None:
+    instance.failure_reason = None
+    instance.conditions = queries.replace_condition(
+        instance.conditions, queries.build_condition("Ready", "True", "Ready", "", now)
+    )
 
 
-def _is_ill(found: Instance, reason: str, message: str, now: datetime) -> None:
-    found.reason = reason
-    made = queries.condition("Ready", "False", reason, message, now)
-    found.conditions = queries.with_condition(found.conditions, made)
+def _set_failed_condition(instance: Instance, reason: str, message: str, now: datetime) -> None:
+    instance.failure_reason = reason
+    condition = queries.build_condition("Ready", "False", reason, message, now)
+    instance.conditions = queries.replace_condition(instance.conditions, condition)
 
 
-def _blocked(found: Instance, reason: str, message: str, now: datetime) -> None:
-    status = InstanceStatus(found.status)
+def _set_cleanup_pending(instance: Instance, reason: str, message: str, now: datetime) -> None:
+    status = InstanceStatus(instance.status)
     if status is not InstanceStatus.CLEANUP_PENDING:
-        through = (
+        intermediate_status = (
             status if status in (InstanceStatus.REQUESTED, InstanceStatus.PROVISIONING) else InstanceStatus.DELETING
         )
-        found.status = move(settle(status, through), InstanceStatus.CLEANUP_PENDING)
-    found.reason = reason
-    made = queries.condition("Removed", "False", reason, message, now)
-    found.conditions = queries.with_condition(found.conditions, made)
+        instance.status = transition(
+            transition_idempotently(status, intermediate_status), InstanceStatus.CLEANUP_PENDING
+        )
+    instance.failure_reason = reason
+    condition = queries.build_condition("Removed", "False", reason, message, now)
+    instance.conditions = queries.replace_condition(instance.conditions, condition)
 
 
-def _deleted(found: Instance, now: datetime) -> None:
-    status = settle(InstanceStatus(found.status), InstanceStatus.DELETING)
-    found.status = move(status, InstanceStatus.DELETED)
-    found.deleted_at = now
-    found.url = None
-    found.reason = None
-    found.conditions = [queries.condition("Removed", "True", "Removed", "", now)]
+def _set_deleted(instance: Instance, now: datetime) -> None:
+    status = transition_idempotently(InstanceStatus(instance.status), InstanceStatus.DELETING)
+    instance.status = transition(status, InstanceStatus.DELETED)
+    instance.deleted_at = now
+    instance.url = None
+    instance.failure_reason = None
+    instance.conditions = [queries.build_condition("Removed", "True", "Removed", "", now)]

@@ -1,7 +1,7 @@
-"""Implements ``workflows/ports/notifications.py`` (``Notifications``): drains the outbox over SMTP.
+"""Implements ``workflows/ports/notifications.py`` (``NotificationActivities``): sends the outbox over SMTP.
 
-A notice is claimed, composed, handed over and recorded. Whoever dies between the last two leaves a claim that lapses,
-and the notice is sent again under the same Message-ID: receivers keep one.
+A notification is claimed, rendered, sent and recorded. After a crash between sending and recording, the claim expires
+and the message is sent again under the same Message-ID, by which receivers recognize duplicates.
 """
 
 from __future__ import annotations
@@ -15,41 +15,48 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from email.message import EmailMessage
 from email.utils import format_datetime, parseaddr
+from typing import Any
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 from temporalio import activity
 
-from activities.adapters.smtp import Away, Connection, Interrupted, Refused, Smtp
-from activities.documents import DocumentActivities
-from activities.rendering import Mail, NotRenderable, Reader, Renderer
-from db.queries import delivery
-from db.queries.delivery import Claimed, Outcome
-from db.sealing import Sealer, UnknownKey
-from db.session import Sessions
-from workflows.ports.notifications import Drain, Drained, Notifications
-from workflows.rules.notices import Setback, retry_after
+from activities import reminders
+from activities.adapters.smtp import SmtpClient, SmtpConnection, SmtpConnectionLost, SmtpRejected, SmtpUnavailable
+from activities.invoice_documents import PdfDocumentActivities
+from activities.mail_rendering import MailRenderer, Recipient, RenderedMail, RenderingError
+from db.encryption import FieldEncryption, UnknownEncryptionKey
+from db.queries import outbox_delivery
+from db.queries.outbox_delivery import ClaimedNotification, DeliveryOutcome
+from db.session import SessionFactory
+from workflows.ports.notifications import DrainOutbox, DrainOutcome, NotificationActivities
+from workflows.rules.notifications import DeliveryFailure, is_superseded, next_retry_delay
 
 log = structlog.get_logger(__name__)
 
-BATCH = 20
-CLAIM_LASTS = timedelta(seconds=60)
-LOOK_AGAIN_SECONDS = 0.25
+BATCH_SIZE = 20
+CLAIM_LEASE = timedelta(seconds=60)
+POLL_INTERVAL_SECONDS = 0.25
 HEARTBEAT_SECONDS = 3.0
 
 
-class NotificationActivities(Notifications):
-    """``sender`` is ``Name <address>``; its domain is that of the Message-IDs. ``sealer`` opens queued secrets."""
+class SmtpNotificationActivities(NotificationActivities):
+    """Sends the outbox.
+
+    Args:
+        sender: ``Name <address>``; the domain of the address is that of the Message-IDs.
+        encryptor: Decrypts secret contexts.
+    """
 
     def __init__(
         self,
-        sessions: Sessions,
-        smtp: Smtp,
-        renderer: Renderer,
-        documents: DocumentActivities,
+        sessions: SessionFactory,
+        smtp: SmtpClient,
+        renderer: MailRenderer,
+        documents: PdfDocumentActivities,
         *,
         sender: str,
-        sealer: Sealer | None,
+        encryptor: FieldEncryption | None,
     ) -> None:
         self._sessions = sessions
         self._smtp = smtp
@@ -57,126 +64,157 @@ class NotificationActivities(Notifications):
         self._documents = documents
         self._sender = sender
         self._address = parseaddr(sender)[1]
-        self._sealer = sealer
+        self._encryptor = encryptor
 
-    @activity.defn(name="notifications.drain")
-    async def drain(self, command: Drain) -> Drained:
-        sent = setbacks = 0
-        until = time.monotonic() + command.seconds
-        async with _beating():
-            while time.monotonic() < until and not _stopping():
-                claim = uuid.uuid4().hex
+    @activity.defn(name="notifications.drain_outbox")
+    async def drain_outbox(self, command: DrainOutbox) -> DrainOutcome:
+        sent = failures = 0
+        until = time.monotonic() + command.duration_seconds
+        async with heartbeating():
+            while time.monotonic() < until and not _is_shutting_down():
+                claim_id = uuid.uuid4().hex
                 async with self._sessions.begin() as session:
-                    claimed = await delivery.claim(
-                        session, channel=command.channel, claim=claim, most=BATCH, lasts=CLAIM_LASTS
+                    claimed = await outbox_delivery.claim_due(
+                        session, channel=command.channel, claim_id=claim_id, limit=BATCH_SIZE, lease=CLAIM_LEASE
                     )
                 if not claimed:
-                    await asyncio.sleep(LOOK_AGAIN_SECONDS)
+                    await asyncio.sleep(POLL_INTERVAL_SECONDS)
                     continue
                 try:
-                    async with self._smtp.connected() as connection:
-                        outcomes = [await self._deliver(connection, notice) for notice in claimed]
-                except Away as away:
-                    log.warning("mail.away", error=str(away))
-                    await self._record(claim, [_given_back(notice) for notice in claimed])
-                    return Drained(sent=sent, setbacks=setbacks, away=True)
-                await self._record(claim, outcomes)
-                arrived = sum(outcome.status == "sent" for outcome in outcomes)
-                sent, setbacks = sent + arrived, setbacks + len(outcomes) - arrived
-        return Drained(sent=sent, setbacks=setbacks, away=False)
+                    async with self._smtp.connect() as connection:
+                        outcomes = [await self._deliver(connection, notification) for notification in claimed]
+                except SmtpUnavailable as error:
+                    log.warning("mail.unavailable", error=str(error))
+                    await self._record_deliveries(
+                        claim_id, [_unclaimed_outcome(notification) for notification in claimed]
+                    )
+                    return DrainOutcome(sent=sent, failures=failures, server_unavailable=True)
+                await self._record_deliveries(claim_id, outcomes)
+                sent_count = sum(outcome.status == "sent" for outcome in outcomes)
+                sent, failures = sent + sent_count, failures + len(outcomes) - sent_count
+        return DrainOutcome(sent=sent, failures=failures, server_unavailable=False)
 
-    async def _deliver(self, connection: Connection, notice: Claimed) -> Outcome:
-        if not connection.alive or _stopping():
-            return _given_back(notice)
-        if not notice.addresses:
-            return Outcome(id=notice.id, status="failed", error="NoReader")
+    async def _deliver(self, connection: SmtpConnection, notification: ClaimedNotification) -> DeliveryOutcome:
+        if not connection.is_connected or _is_shutting_down():
+            return _unclaimed_outcome(notification)
+        if not notification.recipient_addresses:
+            return DeliveryOutcome(id=notification.id, status="failed", error="NoRecipient")
         try:
-            message = await self._composed(notice)
+            if (context := await self._load_context(notification)) is None:
+                return DeliveryOutcome(id=notification.id, status="voided")
+            message = await self._compose(notification, context)
         except (SQLAlchemyError, OSError):
-            # The database is away: that is no mail's fault, and the claims lapse.
+            # The database failed, not the message: the claims expire and the messages are claimed again.
             raise
-        except Exception as error:  # noqa: BLE001 - one that cannot be composed must not hold up those behind it
-            # The text of an unforeseen error may hold somebody's words; what it is called does not.
-            known = str(error) if isinstance(error, NotRenderable | UnknownKey) else type(error).__name__
-            log.error("mail.faulty", notice=notice.id, kind=notice.kind, error=known)
-            return _set_back(notice, Setback.FAULTY, type(error).__name__)
+        except Exception as error:  # noqa: BLE001 - a message that cannot be rendered must not block the others
+            # The text of an unexpected error may contain personal data; its type does not.
+            reason = str(error) if isinstance(error, RenderingError | UnknownEncryptionKey) else type(error).__name__
+            log.error("mail.faulty", notification=notification.id, kind=notification.kind, error=reason)
+            return _failure_outcome(notification, DeliveryFailure.UNRENDERABLE, type(error).__name__)
         try:
-            await connection.send(message, sender=self._address, recipients=notice.addresses)
-        except Refused as refused:
-            return _set_back(notice, Setback.PERMANENT if refused.permanent else Setback.TRANSIENT, str(refused))
-        except Interrupted as interrupted:
-            return _set_back(notice, Setback.TRANSIENT, f"Interrupted {interrupted}")
-        log.info("mail.sent", notice=notice.id, kind=notice.kind)
-        return Outcome(
-            id=notice.id, status="sent", recipient=", ".join(notice.addresses), message_id=message["Message-ID"]
+            await connection.send(message, sender=self._address, recipients=notification.recipient_addresses)
+        except SmtpRejected as rejection:
+            return _failure_outcome(
+                notification,
+                DeliveryFailure.PERMANENT if rejection.permanent else DeliveryFailure.TRANSIENT,
+                str(rejection),
+            )
+        except SmtpConnectionLost as interrupted:
+            return _failure_outcome(notification, DeliveryFailure.TRANSIENT, f"SmtpConnectionLost {interrupted}")
+        log.info("mail.sent", notification=notification.id, kind=notification.kind)
+        return DeliveryOutcome(
+            id=notification.id,
+            status="sent",
+            recipient_addresses=", ".join(notification.recipient_addresses),
+            message_id=message["Message-ID"],
         )
 
-    async def _composed(self, notice: Claimed) -> EmailMessage:
-        context = dict(notice.context)
-        if notice.secret_context is not None:
-            if self._sealer is None:
-                raise UnknownKey("no key is configured")
-            context |= self._sealer.open_mapping(notice.secret_context, purpose=f"notifications/{notice.id}")
-        reader = Reader(name=notice.reader_name, organization_name=notice.organization_name, timezone=notice.timezone)
-        attachment = await self._invoice(notice, context)
-        mail = self._renderer.render(notice.kind, context, reader)
-        message = self._message(notice, mail)
+    async def _load_context(self, notification: ClaimedNotification) -> dict[str, Any] | None:
+        """Return the template's context; None for a reminder that no longer applies or that the next one replaces."""
+        if not notification.requires_render:
+            return dict(notification.template_context)
+        if is_superseded(notification.template_context["days"], notification.now - notification.available_at):
+            return None
+        async with self._sessions() as session:
+            return await reminders.load_context(session, notification.template_context)
+
+    async def _compose(self, notification: ClaimedNotification, context: dict[str, Any]) -> EmailMessage:
+        if notification.encrypted_context is not None:
+            if self._encryptor is None:
+                raise UnknownEncryptionKey("no key is configured")
+            context |= self._encryptor.decrypt_mapping(
+                notification.encrypted_context, purpose=f"notifications/{notification.id}"
+            )
+        recipient = Recipient(
+            name=notification.recipient_name,
+            organization_name=notification.organization_name,
+            timezone=notification.timezone,
+        )
+        attachment = await self._invoice_attachment(notification, context)
+        mail = self._renderer.render(notification.kind, context, recipient)
+        message = self._build_message(notification, mail)
         if attachment is not None:
             number, content = attachment
             message.add_attachment(content, maintype="application", subtype="pdf", filename=f"{number}.pdf")
         return message
 
-    async def _invoice(self, notice: Claimed, context: dict[str, object]) -> tuple[str, bytes] | None:
-        """Return number and PDF of the invoice that the mail is about; also tells the template its number."""
+    async def _invoice_attachment(
+        self, notification: ClaimedNotification, context: dict[str, object]
+    ) -> tuple[str, bytes] | None:
+        """Return number and PDF of the mail's invoice; add ``invoice_number`` and ``paid_by`` to ``context``."""
         invoice_id = context.get("invoice_id")
         if not isinstance(invoice_id, str):
             return None
-        found = await self._documents.invoice(invoice_id, notice.organization_id)
-        if found is None:
+        document = await self._documents.get_or_render_invoice_pdf(invoice_id, notification.organization_id)
+        if document is None:
             return None
-        facts, stored = found
+        facts, stored = document
         context.setdefault("invoice_number", facts.number)
+        if facts.payment_summary is not None:
+            context.setdefault("paid_by", facts.payment_summary)
         return facts.number, stored.content
 
-    def _message(self, notice: Claimed, mail: Mail) -> EmailMessage:
+    def _build_message(self, notification: ClaimedNotification, mail: RenderedMail) -> EmailMessage:
         message = EmailMessage()
         message["From"] = self._sender
-        message["To"] = ", ".join(notice.addresses)
+        message["To"] = ", ".join(notification.recipient_addresses)
         message["Subject"] = mail.subject
-        message["Date"] = format_datetime(notice.business_at)
-        message["Message-ID"] = f"<{notice.id}@{self._address.rpartition('@')[2]}>"
+        message["Date"] = format_datetime(notification.occurred_at)
+        message["Message-ID"] = f"<{notification.id}@{self._address.rpartition('@')[2]}>"
         message["Auto-Submitted"] = "auto-generated"
-        message["X-Berth-Kind"] = notice.kind
-        if notice.request_id:
-            message["X-Berth-Request-ID"] = notice.request_id
+        message["X-Berth-Kind"] = notification.kind
+        if notification.request_id:
+            message["X-Berth-Request-ID"] = notification.request_id
         message.set_content(mail.text)
         message.add_alternative(mail.html, subtype="html")
         return message
 
-    async def _record(self, claim: str, outcomes: Sequence[Outcome]) -> None:
+    async def _record_deliveries(self, claim_id: str, outcomes: Sequence[DeliveryOutcome]) -> None:
         async with self._sessions.begin() as session:
-            await delivery.record(session, claim=claim, outcomes=outcomes)
+            await outbox_delivery.record_outcomes(session, claim_id=claim_id, outcomes=outcomes)
 
 
-def _given_back(notice: Claimed) -> Outcome:
-    """Nothing was tried: the notice is due again at once and loses no attempt."""
-    return Outcome(id=notice.id, status="pending", uncounted=True)
+def _unclaimed_outcome(notification: ClaimedNotification) -> DeliveryOutcome:
+    """No attempt was made: the notification is due at once and the attempt is not counted."""
+    return DeliveryOutcome(id=notification.id, status="pending", attempt_refunded=True)
 
 
-def _set_back(notice: Claimed, setback: Setback, error: str) -> Outcome:
-    pause = retry_after(setback, attempts=notice.attempts, created_at=notice.created_at, now=notice.now)
-    if pause is None:
-        return Outcome(id=notice.id, status="failed", error=error)
-    return Outcome(id=notice.id, status="pending", pause=pause, error=error)
+def _failure_outcome(notification: ClaimedNotification, failure: DeliveryFailure, error: str) -> DeliveryOutcome:
+    delay = next_retry_delay(
+        failure, attempts=notification.attempts, available_at=notification.available_at, now=notification.now
+    )
+    if delay is None:
+        return DeliveryOutcome(id=notification.id, status="failed", error=error)
+    return DeliveryOutcome(id=notification.id, status="pending", retry_delay=delay, error=error)
 
 
-def _stopping() -> bool:
+def _is_shutting_down() -> bool:
     return activity.in_activity() and (activity.is_worker_shutdown() or activity.is_cancelled())
 
 
 @asynccontextmanager
-async def _beating() -> AsyncIterator[None]:
-    """Heartbeat beside the work, so that a dead worker is noticed and a cancellation arrives."""
+async def heartbeating() -> AsyncIterator[None]:
+    """Send heartbeats during the block, so that the server notices a dead worker and can deliver a cancellation."""
     if not activity.in_activity():
         yield
         return

@@ -1,4 +1,4 @@
-"""Cards come on file and leave it: at their gateway and in our books."""
+"""Saved cards: attach, set default and detach, at the gateway and in the database."""
 
 from __future__ import annotations
 
@@ -7,44 +7,54 @@ from collections.abc import Mapping
 from sqlalchemy.dialects.postgresql import insert
 from temporalio import activity
 
-from activities.gateways.base import Declined, Gateway, Rejected
-from activities.payments import customer_of
+from activities.credit_arrivals import list_debtors
+from activities.gateways.protocol import CardDeclined, GatewayRejected, PaymentGateway
+from activities.payments import get_or_create_gateway_customer
 from db.models.payments import PaymentMethod
 from db.queries import payments
-from db.session import Sessions
-from workflows.ports.payments import Attach, Attached, Detach, PaymentMethodAdded, PaymentMethods
-from workflows.refusals import refuse
-from workflows.rules.errors import Refusal
+from db.session import SessionFactory
+from workflows.errors import non_retryable_error
+from workflows.ports.payments import (
+    AttachOutcome,
+    AttachPaymentMethod,
+    DetachPaymentMethod,
+    PaymentMethodActivities,
+    PaymentMethodAdded,
+    SetDefault,
+)
+from workflows.rules.errors import ErrorCode
 
 
-class PaymentMethodActivities(PaymentMethods):
-    def __init__(self, sessions: Sessions, gateways: Mapping[str, Gateway]) -> None:
+class GatewayPaymentMethodActivities(PaymentMethodActivities):
+    def __init__(self, sessions: SessionFactory, gateways: Mapping[str, PaymentGateway]) -> None:
         self._sessions = sessions
         self._gateways = gateways
 
     @activity.defn(name="payment_methods.attach")
-    async def attach(self, command: Attach) -> Attached:
-        order = command.order
+    async def attach(self, command: AttachPaymentMethod) -> AttachOutcome:
+        order = command.command
         async with self._sessions.begin() as session:
-            known = await session.get(PaymentMethod, order.payment_method_id)
-            if known is not None:
-                debts = await payments.indebted(session, order.organization_id)
-                return Attached(added=_view(known), indebted=debts)
+            existing = await session.get(PaymentMethod, order.payment_method_id)
+            if existing is not None:
+                past_due_ids = await list_debtors(session, order.organization_id)
+                return AttachOutcome(added=_to_outcome(existing), past_due_subscription_ids=past_due_ids)
         gateway = self._gateways.get(order.gateway)
-        if gateway is None or not gateway.capabilities.saved_methods:
-            raise refuse(Refusal.VALIDATION_ERROR, "This gateway keeps no payment methods.")
-        customer = await customer_of(self._sessions, gateway, order.organization_id)
+        if gateway is None or not gateway.capabilities.saved_payment_methods:
+            raise non_retryable_error(ErrorCode.VALIDATION_ERROR, "This gateway keeps no payment methods.")
+        customer = await get_or_create_gateway_customer(self._sessions, gateway, order.organization_id)
         try:
-            card = await gateway.attach(order.token, customer, key=f"{order.payment_method_id}:attach")
-        except Declined as declined:
+            card = await gateway.attach_payment_method(order.token, customer, key=f"{order.payment_method_id}:attach")
+        except CardDeclined as declined:
             details = {"decline_code": declined.decline_code}
-            raise refuse(Refusal.PAYMENT_DECLINED, "The card was declined.", details) from declined
-        except Rejected as rejected:
+            raise non_retryable_error(ErrorCode.PAYMENT_DECLINED, "The card was declined.", details) from declined
+        except GatewayRejected as rejected:
             details = {"gateway_code": rejected.code}
-            raise refuse(Refusal.VALIDATION_ERROR, "The gateway does not know this card.", details) from rejected
+            raise non_retryable_error(
+                ErrorCode.VALIDATION_ERROR, "The gateway does not know this card.", details
+            ) from rejected
         async with self._sessions.begin() as session:
-            await payments.serialise_methods(session, order.organization_id)
-            others = await payments.methods(session, order.organization_id)
+            await payments.lock_payment_methods(session, order.organization_id)
+            others = await payments.list_payment_methods(session, order.organization_id)
             default = order.default or not others
             if default:
                 for other in others:
@@ -57,53 +67,74 @@ class PaymentMethodActivities(PaymentMethods):
                     id=order.payment_method_id,
                     organization_id=order.organization_id,
                     gateway=order.gateway,
-                    reference=card.reference,
-                    customer_reference=customer,
+                    gateway_reference=card.reference,
+                    gateway_customer_reference=customer,
                     brand=card.brand,
                     last4=card.last4,
                     exp_month=card.exp_month,
                     exp_year=card.exp_year,
                     fingerprint=card.fingerprint,
                     is_default=default,
-                    position=max((other.position for other in others), default=0) + 1,
+                    charge_order=max((other.charge_order for other in others), default=0) + 1,
                     created_at=command.now,
                 )
                 .on_conflict_do_nothing(index_elements=[PaymentMethod.id])
             )
             method = await session.get_one(PaymentMethod, order.payment_method_id)
-            debts = await payments.indebted(session, order.organization_id)
-            return Attached(added=_view(method), indebted=debts)
+            past_due_ids = await list_debtors(session, order.organization_id)
+            return AttachOutcome(added=_to_outcome(method), past_due_subscription_ids=past_due_ids)
 
-    @activity.defn(name="payment_methods.detach")
-    async def detach(self, command: Detach) -> None:
+    @activity.defn(name="payment_methods.set_default")
+    async def set_default(self, command: SetDefault) -> list[str]:
         order = command.order
         async with self._sessions.begin() as session:
-            await payments.serialise_methods(session, order.organization_id)
+            await payments.lock_payment_methods(session, order.organization_id)
+            method = await payments.get_payment_method(session, order.payment_method_id, order.organization_id)
+            if method is None:
+                raise non_retryable_error(ErrorCode.NOT_FOUND, "There is no such payment method.")
+            for other in await payments.list_payment_methods(session, order.organization_id):
+                other.is_default = False
+            # The old default must be gone before the new one stands: the database allows one.
+            await session.flush()
+            method.is_default = True
+            await session.flush()
+            return await list_debtors(session, order.organization_id)
+
+    @activity.defn(name="payment_methods.detach")
+    async def detach(self, command: DetachPaymentMethod) -> list[str]:
+        order = command.command
+        async with self._sessions.begin() as session:
+            await payments.lock_payment_methods(session, order.organization_id)
             method = await session.get(PaymentMethod, order.payment_method_id)
             if method is None or method.organization_id != order.organization_id:
-                raise refuse(Refusal.NOT_FOUND, "There is no such payment method.")
+                raise non_retryable_error(ErrorCode.NOT_FOUND, "There is no such payment method.")
             if method.detached_at is None:
                 others = [
-                    other for other in await payments.methods(session, order.organization_id) if other.id != method.id
+                    other
+                    for other in await payments.list_payment_methods(session, order.organization_id)
+                    if other.id != method.id
                 ]
-                if not others and await payments.indebted(session, order.organization_id):
-                    raise refuse(
-                        Refusal.PAYMENT_METHOD_IN_USE, "The last payment method stays while an invoice is unpaid."
+                if not others and await list_debtors(session, order.organization_id):
+                    raise non_retryable_error(
+                        ErrorCode.PAYMENT_METHOD_IN_USE, "The last payment method stays while an invoice is unpaid."
                     )
-                was_default = method.is_default
-                method.detached_at, method.is_default = command.now, False
+                method.detached_at = command.now
+                # The old default must be detached before the new one stands: the database allows one.
                 await session.flush()
-                if was_default and others:
+                if method.is_default and others:
                     others[0].is_default = True
-            gateway, reference = self._gateways[method.gateway], method.reference
-        await gateway.detach(reference)
+            # A detached default stays marked, so that a repetition returns the same subscriptions.
+            past_due_ids = await list_debtors(session, order.organization_id) if method.is_default else []
+            gateway, reference = self._gateways[method.gateway], method.gateway_reference
+        await gateway.detach_payment_method(reference)
+        return past_due_ids
 
 
-def _view(method: PaymentMethod) -> PaymentMethodAdded:
+def _to_outcome(method: PaymentMethod) -> PaymentMethodAdded:
     return PaymentMethodAdded(
         payment_method_id=method.id,
         brand=method.brand,
         last4=method.last4,
-        expires=f"{method.exp_month:02d}/{method.exp_year}",
+        expires=method.expires,
         default=method.is_default,
     )

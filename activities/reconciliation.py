@@ -1,63 +1,95 @@
-"""Implements ``workflows/ports/reconciliation.py``: finds, tells and reports; repairs nothing by itself."""
+"""Audits the ledger, and delivers webhooks that were stored but not delivered. It changes no balance."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from temporalio import activity
 from temporalio.client import Client
 
-from db.models.payments import Payment, WebhookEvent
+from db.models.payments import Payment, WebhookEventRow
 from db.queries import ledger, outbox, webhooks
-from db.queries.payments import facts_of
-from db.session import Sessions
-from workflows.client import Orchestrator
-from workflows.ports.payments import GatewayEvent, Pay, pay_of
-from workflows.ports.reconciliation import AuditLedger, LedgerAudit, Reconciling, TellUndelivered, Told
+from db.queries.payments import to_payment_record
+from db.session import SessionFactory, allow_long_statements
+from workflows.client import WorkflowClient
+from workflows.ports.payments import GatewayEvent, PaymentInput, payment_input_from_record
+from workflows.ports.reconciliation import (
+    AuditLedger,
+    DeliverPendingWebhooks,
+    LedgerAudit,
+    ReconciliationActivities,
+    WebhookDeliveryOutcome,
+)
 from workflows.rules.money import Money
 from workflows.rules.payment import PaymentStatus
 
+AUDIT_STATEMENT = timedelta(minutes=2)
+"""Time limit of one statement over the whole ledger; the activity runs two of them within 5 minutes."""
 
-class ReconciliationActivities(Reconciling):
-    """``client`` is for telling payments; None takes that of the worker."""
 
-    def __init__(self, sessions: Sessions, client: Client | None = None) -> None:
+class PostgresReconciliationActivities(ReconciliationActivities):
+    """Reconciliation.
+
+    Args:
+        client: Temporal client that delivers events to payments; None uses the worker's.
+        audits: Connection pool of the ledger audit, whose statements take long; None uses ``sessions``.
+    """
+
+    def __init__(
+        self, sessions: SessionFactory, client: Client | None = None, *, audits: SessionFactory | None = None
+    ) -> None:
         self._sessions = sessions
+        self._audits = audits or sessions
         self._client = client
 
     @activity.defn(name="reconciliation.audit_ledger")
     async def audit_ledger(self, command: AuditLedger) -> LedgerAudit:
-        async with self._sessions() as session:
-            drifts, unbalanced = await ledger.drift(session), await ledger.unbalanced(session)
-        audit = LedgerAudit(drifts=len(drifts), unbalanced=unbalanced)
-        _gauge("berth_ledger_drifts", "Kept balances that are not the sum of their entries", audit.drifts)
-        _gauge("berth_ledger_unbalanced", "Transactions that do not sum to zero", audit.unbalanced)
-        if not audit.sound:
-            where = ", ".join(f"{one.account} {one.currency} of {one.organization_id}" for one in drifts[:5])
-            await self._alert(audit, where, command.now)
+        async with self._audits() as session:
+            await allow_long_statements(session, AUDIT_STATEMENT)
+            mismatches, unbalanced = (
+                await ledger.find_balance_mismatches(session),
+                await ledger.count_unbalanced_transactions(session),
+            )
+        audit = LedgerAudit(balance_mismatches=len(mismatches), unbalanced=unbalanced)
+        _gauge(
+            "berth_ledger_balance_mismatches",
+            "Kept balances that are not the sum of their entries",
+            audit.balance_mismatches,
+        )
+        _gauge("berth_ledger_unbalanced_transactions", "Transactions that do not sum to zero", audit.unbalanced)
+        if not audit.is_balanced:
+            where = ", ".join(
+                f"{mismatch.account} {mismatch.currency} of {mismatch.organization_id}" for mismatch in mismatches[:5]
+            )
+            await self._alert_administrators(audit, where, command.now)
         return audit
 
-    @activity.defn(name="reconciliation.tell_undelivered")
-    async def tell_undelivered(self, command: TellUndelivered) -> Told:
-        orchestrator = Orchestrator(self._client or activity.client())
-        waiting = await self._waiting(command)
-        for event, resume in waiting:
-            await orchestrator.payment_event(event, resume)
+    @activity.defn(name="reconciliation.deliver_pending_webhooks")
+    async def deliver_pending_webhooks(self, command: DeliverPendingWebhooks) -> WebhookDeliveryOutcome:
+        workflows = WorkflowClient(self._client or activity.client())
+        pending = await self._pending_webhooks(command)
+        for event, payment_input in pending:
+            await workflows.deliver_gateway_event(event, payment_input)
             async with self._sessions.begin() as session:
-                await webhooks.delivered(session, event.gateway, event.event_id, at=datetime.now(UTC))
-        return Told(events=len(waiting), more=len(waiting) == command.limit)
+                await webhooks.mark_delivered(session, event.gateway, event.event_id, at=datetime.now(UTC))
+        return WebhookDeliveryOutcome(events=len(pending), has_more=len(pending) == command.limit)
 
-    async def _waiting(self, command: TellUndelivered) -> list[tuple[GatewayEvent, Pay]]:
+    async def _pending_webhooks(self, command: DeliverPendingWebhooks) -> list[tuple[GatewayEvent, PaymentInput]]:
         async with self._sessions() as session:
-            events = await webhooks.undelivered(session, before=command.before, limit=command.limit)
+            events = await webhooks.list_undelivered(session, before=command.received_before, limit=command.limit)
             payments = [await session.get_one(Payment, event.payment_id) for event in events]
-            return [(_said(event), pay_of(facts_of(payment))) for event, payment in zip(events, payments, strict=True)]
+            return [
+                (_to_gateway_event(event), payment_input_from_record(to_payment_record(payment)))
+                for event, payment in zip(events, payments, strict=True)
+            ]
 
-    async def _alert(self, audit: LedgerAudit, where: str, now: datetime) -> None:
-        activity.logger.error("the ledger is not sound: %d drifts, %d unbalanced", audit.drifts, audit.unbalanced)
-        details = f"{audit.drifts} balances drifted, {audit.unbalanced} transactions do not sum to zero."
+    async def _alert_administrators(self, audit: LedgerAudit, where: str, now: datetime) -> None:
+        activity.logger.error(
+            "the ledger is not sound: %d drifts, %d unbalanced", audit.balance_mismatches, audit.unbalanced
+        )
+        details = f"{audit.balance_mismatches} balances drifted, {audit.unbalanced} transactions do not sum to zero."
         async with self._sessions.begin() as session:
-            alert = outbox.operator_alert(
+            alert = outbox.build_operator_alert(
                 f"ledger/{now.date().isoformat()}",
                 now,
                 "The ledger does not add up",
@@ -67,15 +99,20 @@ class ReconciliationActivities(Reconciling):
             await outbox.enqueue(session, alert)
 
 
-def _said(event: WebhookEvent) -> GatewayEvent:
-    """Raises: ``ValueError`` for an event without a fact; such are never ``received``."""
-    if event.reference is None or event.fact is None or event.amount_minor is None or event.currency is None:
+def _to_gateway_event(event: WebhookEventRow) -> GatewayEvent:
+    """Convert a stored event. Raises ``ValueError`` if it has no payment status; such events are never ``received``."""
+    if (
+        event.gateway_reference is None
+        or event.payment_status is None
+        or event.amount_minor is None
+        or event.currency is None
+    ):
         raise ValueError(f"{event.gateway} {event.event_id} says nothing about a payment")
     return GatewayEvent(
         event_id=event.event_id,
         gateway=event.gateway,
-        reference=event.reference,
-        status=PaymentStatus(event.fact),
+        gateway_reference=event.gateway_reference,
+        status=PaymentStatus(event.payment_status),
         amount=Money(amount_minor=event.amount_minor, currency=event.currency),
         decline_code=event.decline_code,
     )

@@ -1,109 +1,148 @@
-"""Giving money back: reserved of its payment under a lock, then sent, then recorded."""
+"""Refunds: reserved on the payment under a lock, sent to the gateway, then recorded."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 from temporalio import activity
 
-from activities.gateways.base import Gateway, RefundSeen, RefundStatus, Rejected
+from activities.credit_arrivals import list_debtors
+from activities.gateways.protocol import GatewayRefund, GatewayRejected, PaymentGateway, RefundStatus
+from activities.refund_ledger import (
+    load_invoices,
+    pay_out_from_wallet,
+    remaining_in_wallet,
+    return_refund,
+    take_refund,
+)
 from db.models.payments import Payment, Refund
-from db.queries import ledger, outbox, payments
-from db.queries.outbox import Notice
-from db.queries.payments import RefundRecord
-from db.session import Sessions
-from workflows.ports.payments import GiveBack, Purpose, RefundOrder, RefundOutcome, Refunds, RefundTo, Reserve
-from workflows.refusals import refusal_of, refuse
-from workflows.rules import ledger as accounts
-from workflows.rules.errors import Refusal, RuleBroken
-from workflows.rules.ids import derived
-from workflows.rules.ledger import Account, Kind, Posting, clearing, posting
-from workflows.rules.money import Money, zero
-from workflows.rules.notices import NoticeKind
+from db.queries import audit, outbox, payments
+from db.queries.outbox import OutboxNotification
+from db.queries.payments import LockedRefund
+from db.session import SessionFactory
+from workflows.errors import non_retryable_error, to_application_error
+from workflows.ports.payments import (
+    RefundActivities,
+    RefundDestination,
+    RefundInput,
+    RefundOutcome,
+    ReserveRefund,
+    SendRefund,
+)
+from workflows.rules.allocations import plan_refund
+from workflows.rules.errors import ErrorCode, RuleViolation
+from workflows.rules.money import Money
+from workflows.rules.notifications import NotificationKind
 from workflows.rules.payment import PaymentStatus
 
-REFUNDABLE = (PaymentStatus.SUCCEEDED, PaymentStatus.PARTIALLY_REFUNDED, PaymentStatus.REFUNDED)
+REFUNDABLE_STATUSES = (PaymentStatus.SUCCEEDED, PaymentStatus.PARTIALLY_REFUNDED, PaymentStatus.REFUNDED)
 
 
-class RefundActivities(Refunds):
-    def __init__(self, sessions: Sessions, gateways: Mapping[str, Gateway]) -> None:
+class GatewayRefundActivities(RefundActivities):
+    def __init__(self, sessions: SessionFactory, gateways: Mapping[str, PaymentGateway]) -> None:
         self._sessions = sessions
         self._gateways = gateways
 
     @activity.defn(name="refunds.reserve")
-    async def reserve(self, command: Reserve) -> RefundOutcome:
-        order, now = command.order, command.now
+    async def reserve(self, command: ReserveRefund) -> RefundOutcome:
+        request, now = command.command, command.now
         try:
             async with self._sessions.begin() as session:
-                # The payment's lock lets its refunds decide one after the other.
-                payment = await payments.lock(session, order.payment_id)
-                if payment is None or payment.organization_id != order.organization_id:
-                    raise RuleBroken(Refusal.NOT_FOUND, "There is no such payment.")
-                known = await session.get(Refund, order.refund_id)
-                if known is not None:
-                    return _outcome(known)
-                amount = _refundable(payment, order)
-                in_wallet = payment.purpose == Purpose.TOP_UP or await payments.went_to_wallet(session, payment)
-                refund = _refund(order, amount, now)
+                # A plan change computes its credit from the same invoices, under the same lock.
+                await payments.lock_subscription_of_payment(session, request.payment_id)
+                # The lock of the payment serializes its refunds.
+                payment = await payments.lock_payment(session, request.payment_id)
+                if payment is None or payment.organization_id != request.organization_id:
+                    raise RuleViolation(ErrorCode.NOT_FOUND, "There is no such payment.")
+                existing = await session.get(Refund, request.refund_id)
+                if existing is not None:
+                    return await _outcome(session, existing, payment)
+                amount = _refund_amount(payment, request)
+                invoices = await load_invoices(session, payment)
+                parts = plan_refund(amount, invoices, payment.id, remaining_in_wallet(payment, invoices))
+                if request.destination is RefundDestination.WALLET and parts.from_wallet:
+                    raise RuleViolation(ErrorCode.CONFLICT, "The money of this payment is in the wallet already.")
+                refund = _build_refund(request, amount, parts.from_wallet, now)
                 session.add(refund)
+                status_before, refunded_before = payment.status, payment.refunded_minor
                 payment.refunded_minor += amount.amount_minor
                 await session.flush()
-                if order.to is RefundTo.WALLET:
-                    if in_wallet:
-                        raise RuleBroken(Refusal.CONFLICT, "The money of this payment is in the wallet already.")
-                    await _post(session, refund, accounts.refund_to_wallet(amount), "refund", now)
-                    await _succeed(session, RefundRecord(refund=refund, payment=payment), now)
-                elif in_wallet:
-                    # Set aside now: what is on its way back cannot be spent meanwhile.
-                    aside = accounts.hold(promotional=zero(amount.currency), wallet=amount)
-                    await _post(session, refund, aside, "hold", now)
-                return _outcome(refund)
-        except RuleBroken as broken:
-            raise refusal_of(broken) from broken
+                await take_refund(session, refund, payment, parts, now)
+                if request.destination is RefundDestination.WALLET:
+                    await _mark_succeeded(session, LockedRefund(refund=refund, payment=payment), now)
+                await _audit(
+                    session,
+                    refund,
+                    "billing.refund_created",
+                    now,
+                    before={"payment_status": status_before, "refunded_minor": refunded_before},
+                    after={
+                        "payment_id": payment.id,
+                        "payment_status": payment.status,
+                        "refunded_minor": payment.refunded_minor,
+                        "amount": {"amount_minor": amount.amount_minor, "currency": amount.currency},
+                        "to": refund.destination,
+                        "status": refund.status,
+                    },
+                    ip=request.address,
+                )
+                return await _outcome(session, refund, payment)
+        except RuleViolation as broken:
+            raise to_application_error(broken) from broken
 
-    @activity.defn(name="refunds.give_back")
-    async def give_back(self, command: GiveBack) -> RefundOutcome:
+    @activity.defn(name="refunds.send")
+    async def send(self, command: SendRefund) -> RefundOutcome:
         async with self._sessions.begin() as session:
-            record = await payments.lock_refund(session, command.refund_id)
-            if record is None:
-                raise refuse(Refusal.NOT_FOUND, "There is no such refund.")
-            refund, payment = record.refund, record.payment
+            locked = await payments.lock_refund(session, command.refund_id)
+            if locked is None:
+                raise non_retryable_error(ErrorCode.NOT_FOUND, "There is no such refund.")
+            refund, payment = locked.refund, locked.payment
+            existing = await _outcome(session, refund, payment)
         if refund.status != RefundStatus.PENDING:
-            return _outcome(refund)
+            return existing
         gateway = self._gateways.get(payment.gateway)
-        seen = await _ask(gateway, refund, payment)
+        gateway_refund = await _request_refund(gateway, refund, payment)
         async with self._sessions.begin() as session:
-            record = await payments.lock_refund(session, command.refund_id)
-            assert record is not None  # refunds are never deleted
-            await self._record(session, record, seen, command.now)
-            return _outcome(record.refund)
+            locked = await payments.lock_refund(session, command.refund_id)
+            assert locked is not None  # refunds are never deleted
+            await self._apply_gateway_refund(session, locked, gateway_refund, command.now)
+            return await _outcome(session, locked.refund, locked.payment)
 
-    async def _record(self, session: AsyncSession, record: RefundRecord, seen: RefundSeen, now: datetime) -> None:
-        refund, payment = record.refund, record.payment
+    async def _apply_gateway_refund(
+        self, session: AsyncSession, locked: LockedRefund, gateway_refund: GatewayRefund, now: datetime
+    ) -> None:
+        refund, payment = locked.refund, locked.payment
         if refund.status != RefundStatus.PENDING:
             return
-        refund.gateway_reference = seen.reference or None
-        amount = _amount(refund)
-        in_wallet = payment.purpose == Purpose.TOP_UP or await payments.went_to_wallet(session, payment)
-        if seen.status is RefundStatus.SUCCEEDED:
-            back = _from_held(payment.gateway, amount) if in_wallet else _of_charge(payment.gateway, amount)
-            await _post(session, refund, back, "refund", now)
-            await _succeed(session, record, now)
-        elif seen.status is RefundStatus.FAILED:
+        refund.gateway_reference = gateway_refund.reference or None
+        before = {"status": refund.status, "payment_status": payment.status, "refunded_minor": payment.refunded_minor}
+        if gateway_refund.status is RefundStatus.SUCCEEDED:
+            await pay_out_from_wallet(session, refund, payment.gateway, now)
+            await _mark_succeeded(session, locked, now)
+        elif gateway_refund.status is RefundStatus.FAILED:
             refund.status, refund.updated_at = RefundStatus.FAILED.value, now
-            refund.failure_code = seen.failure_code
+            refund.failure_code = gateway_refund.failure_code
             payment.refunded_minor -= refund.amount_minor
-            if in_wallet:
-                returned = accounts.release(promotional=zero(amount.currency), wallet=amount)
-                await _post(session, refund, returned, "release", now)
-            await _ask_for_payout(session, record, now)
+            await return_refund(session, refund, payment, now)
+            await _alert_manual_payout(session, locked, now)
+        if refund.status != RefundStatus.PENDING:
+            after = {
+                "status": refund.status,
+                "payment_status": payment.status,
+                "refunded_minor": payment.refunded_minor,
+            }
+            if refund.failure_code is not None:
+                after["failure_code"] = refund.failure_code
+            action = f"billing.refund_{RefundStatus(refund.status).value}"
+            await _audit(session, refund, action, now, before=before, after=after)
 
 
-async def _ask(gateway: Gateway | None, refund: Refund, payment: Payment) -> RefundSeen:
-    """Ask for the refund, or for what became of it; a refusal for good is a refund that failed."""
-    failed = RefundSeen(reference="", status=RefundStatus.FAILED, failure_code="not_refundable")
+async def _request_refund(gateway: PaymentGateway | None, refund: Refund, payment: Payment) -> GatewayRefund:
+    """Request the refund, or read one that was requested before. A rejection for good is a failed refund."""
+    failed = GatewayRefund(reference="", status=RefundStatus.FAILED, failure_code="not_refundable")
     if gateway is None or not gateway.capabilities.refund or payment.gateway_reference is None:
         return failed
     try:
@@ -112,110 +151,118 @@ async def _ask(gateway: Gateway | None, refund: Refund, payment: Payment) -> Ref
         return await gateway.refund(
             payment.gateway_reference, _amount(refund), refund_id=refund.id, key=refund.idempotency_key
         )
-    except Rejected as rejected:
-        return RefundSeen(reference="", status=RefundStatus.FAILED, failure_code=rejected.code)
+    except GatewayRejected as rejected:
+        return GatewayRefund(reference="", status=RefundStatus.FAILED, failure_code=rejected.code)
 
 
-def _refundable(payment: Payment, order: RefundOrder) -> Money:
-    """Return how much is to be refunded.
+def _refund_amount(payment: Payment, request: RefundInput) -> Money:
+    """Return the amount to refund.
 
     Raises:
-        RuleBroken: ``CONFLICT``, ``CURRENCY_MISMATCH``, ``VALIDATION_ERROR``, ``REFUND_EXCEEDS_PAYMENT``.
+        RuleViolation: ``CONFLICT``, ``CURRENCY_MISMATCH``, ``VALIDATION_ERROR``, ``REFUND_EXCEEDS_PAYMENT``.
     """
-    if payment.status not in REFUNDABLE:
-        raise RuleBroken(Refusal.CONFLICT, f"A payment that is {payment.status} has nothing to refund.")
-    left = Money(amount_minor=payment.captured_minor - payment.refunded_minor, currency=payment.currency)
-    wanted = left if order.amount is None else order.amount
-    if wanted.currency != payment.currency:
-        raise RuleBroken(Refusal.CURRENCY_MISMATCH, f"The payment is in {payment.currency}.")
-    if order.amount is not None and wanted.amount_minor <= 0:
-        raise RuleBroken(Refusal.VALIDATION_ERROR, "A refund is positive.")
-    if not left or wanted > left:
-        raise RuleBroken(
-            Refusal.REFUND_EXCEEDS_PAYMENT,
+    if payment.status not in REFUNDABLE_STATUSES:
+        raise RuleViolation(ErrorCode.CONFLICT, f"A payment that is {payment.status} has no money to refund.")
+    remaining = Money(amount_minor=payment.captured_minor - payment.refunded_minor, currency=payment.currency)
+    requested = remaining if request.amount is None else request.amount
+    if requested.currency != payment.currency:
+        raise RuleViolation(ErrorCode.CURRENCY_MISMATCH, f"The payment is in {payment.currency}.")
+    if request.amount is not None and requested.amount_minor <= 0:
+        raise RuleViolation(ErrorCode.VALIDATION_ERROR, "A refund is positive.")
+    if not remaining or requested > remaining:
+        raise RuleViolation(
+            ErrorCode.REFUND_EXCEEDS_PAYMENT,
             "No more can be refunded than was received and not refunded yet.",
-            {"left_minor": str(left.amount_minor), "currency": left.currency},
+            {"left_minor": str(remaining.amount_minor), "currency": remaining.currency},
         )
-    return wanted
+    return requested
 
 
-def _refund(order: RefundOrder, amount: Money, now: datetime) -> Refund:
+def _build_refund(request: RefundInput, amount: Money, from_wallet: Money, now: datetime) -> Refund:
     return Refund(
-        id=order.refund_id,
-        organization_id=order.organization_id,
-        payment_id=order.payment_id,
+        id=request.refund_id,
+        organization_id=request.organization_id,
+        payment_id=request.payment_id,
         amount_minor=amount.amount_minor,
+        from_wallet_minor=from_wallet.amount_minor,
         currency=amount.currency,
-        to=order.to.value,
+        destination=request.destination.value,
         status=RefundStatus.PENDING.value,
-        reason=order.reason,
-        actor=order.actor,
-        idempotency_key=f"refund:{order.refund_id}",
+        reason=request.reason,
+        actor=request.actor,
+        request_id=request.request_id or None,
+        idempotency_key=f"refund:{request.refund_id}",
         created_at=now,
         updated_at=now,
     )
 
 
-def _from_held(gateway: str, amount: Money) -> Posting:
-    return posting(Kind.REFUND, (Account.HELD, -amount), (clearing(gateway), amount))
-
-
-def _of_charge(gateway: str, amount: Money) -> Posting:
-    return accounts.refund_of_charge(gateway, amount)
-
-
-async def _post(session: AsyncSession, refund: Refund, what: Posting, step: str, now: datetime) -> None:
-    key = f"refund/{refund.id}/{step}"
-    await ledger.post(
+async def _audit(
+    session: AsyncSession,
+    refund: Refund,
+    action: str,
+    now: datetime,
+    *,
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+    ip: str | None = None,
+) -> None:
+    """Append to the audit log in the transaction that moves the money. The actor is who requested the refund."""
+    await session.flush()
+    await audit.append_audit_entry(
         session,
-        what,
-        transaction_id=derived("tx", key),
         organization_id=refund.organization_id,
+        actor=refund.actor,
+        action=action,
         at=now,
-        ref=refund.payment_id,
-        description="Refund" if step == "refund" else "Refund, set aside" if step == "hold" else "Refund, returned",
-        idempotency_key=key,
+        object=refund.id,
+        before=before,
+        after=after,
+        reason=refund.reason,
+        ip=ip,
+        request_id=refund.request_id,
     )
 
 
-async def _succeed(session: AsyncSession, record: RefundRecord, now: datetime) -> None:
-    refund, payment = record.refund, record.payment
+async def _mark_succeeded(session: AsyncSession, locked: LockedRefund, now: datetime) -> None:
+    refund, payment = locked.refund, locked.payment
     refund.status, refund.updated_at = RefundStatus.SUCCEEDED.value, now
     await session.flush()
-    whole = await payments.refunded(session, payment.id) == payment.captured_minor
-    if payment.status in REFUNDABLE:
-        payment.status = (PaymentStatus.REFUNDED if whole else PaymentStatus.PARTIALLY_REFUNDED).value
+    is_full_refund = await payments.refunded_amount(session, payment.id) == payment.captured_minor
+    if payment.status in REFUNDABLE_STATUSES:
+        payment.status = (PaymentStatus.REFUNDED if is_full_refund else PaymentStatus.PARTIALLY_REFUNDED).value
     payment.updated_at = max(now, payment.updated_at)
-    await payments.tell(
+    await payments.add_timeline_event(
         session,
         payment,
         kind="refund.succeeded",
-        message=f"A refund went to the {'wallet' if refund.to == RefundTo.WALLET else 'card'}.",
+        message=f"A refund went to the {'wallet' if refund.destination == RefundDestination.WALLET else 'card'}.",
         at=now,
         ref=refund.id,
     )
     await outbox.enqueue(
         session,
-        Notice(
+        OutboxNotification(
             organization_id=refund.organization_id,
             user_id=None,
-            kind=NoticeKind.REFUND_SUCCEEDED,
-            fact=f"refund:{refund.id}:succeeded",
+            kind=NotificationKind.REFUND_SUCCEEDED,
+            dedup_key=f"refund:{refund.id}:succeeded",
             context={
                 "amount": {"amount_minor": refund.amount_minor, "currency": refund.currency},
-                "to": refund.to,
+                "to": refund.destination,
                 "payment_id": payment.id,
+                "reason": refund.reason,
             },
-            at=now,
+            occurred_at=now,
         ),
     )
 
 
-async def _ask_for_payout(session: AsyncSession, record: RefundRecord, now: datetime) -> None:
-    """The gateway cannot give it back: a person has to pay it out or credit it."""
-    refund, payment = record.refund, record.payment
+async def _alert_manual_payout(session: AsyncSession, locked: LockedRefund, now: datetime) -> None:
+    """Alert the operators that the gateway cannot return the money: they pay it out by hand or credit the wallet."""
+    refund, payment = locked.refund, locked.payment
     activity.logger.error("refund %s failed: %s", refund.id, refund.failure_code)
-    alert = outbox.operator_alert(
+    alert = outbox.build_operator_alert(
         f"refund:{refund.id}:failed",
         now,
         f"Refund {refund.id} cannot go back to its source",
@@ -230,5 +277,12 @@ def _amount(refund: Refund) -> Money:
     return Money(amount_minor=refund.amount_minor, currency=refund.currency)
 
 
-def _outcome(refund: Refund) -> RefundOutcome:
-    return RefundOutcome(refund_id=refund.id, status=refund.status, amount=_amount(refund))
+async def _outcome(session: AsyncSession, refund: Refund, payment: Payment) -> RefundOutcome:
+    """Return the refund's state, and the past-due subscriptions if it credited the wallet."""
+    credited = refund.destination == RefundDestination.WALLET and refund.status == RefundStatus.SUCCEEDED
+    if refund.status == RefundStatus.FAILED:
+        credited = True
+    past_due_ids = await list_debtors(session, refund.organization_id) if credited else []
+    return RefundOutcome(
+        refund_id=refund.id, status=refund.status, amount=_amount(refund), past_due_subscription_ids=past_due_ids
+    )

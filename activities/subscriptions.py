@@ -1,9 +1,9 @@
-"""A subscription's own records: the order, its end, and the moves that touch no money."""
+"""Activities of subscriptions: creation, abort of an order, and status changes that collect no money."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import text
@@ -11,380 +11,394 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from temporalio import activity
 
-from activities import billing_steps as steps
-from activities import bookkeeping as books
-from activities import coupons
-from activities.terms import terms_of
-from db.queries import invoices, records
-from db.queries.journal import Journal, constraint_of
-from db.queries.records import Funds, PlanRecord, Record
-from db.session import Sessions
-from workflows.ports.billing import Subscriptions
+from activities import coupons, reminders
+from activities.funding import FundingSplit, split_funding
+from activities.holds import place_hold, release_hold
+from activities.invoice_allocations import reverse_all
+from activities.invoicing import format_money
+from activities.notification_context import notification_context
+from activities.order_records import build_subscription, insert_subscription_and_instance
+from activities.outcomes import card_remainder, committed_state, repeated_status_outcome, status_outcome
+from activities.plan_terms import build_plan_terms
+from activities.rule_errors import converts_rule_violations
+from activities.subscription_transitions import lock_subscription, new_change_set
+from db.errors import violated_constraint
+from db.queries import invoices, locked_subscriptions
+from db.queries import reminders as reminder_rows
+from db.queries.change_set import ChangeSet
+from db.queries.locked_subscriptions import AvailableFunds, LockedSubscription, PlanWithPrice
+from db.session import SessionFactory
+from workflows.errors import non_retryable_error
+from workflows.ports.billing import SubscriptionActivities
 from workflows.ports.subscription import (
-    CardDue,
-    CloseOrder,
-    Collection,
-    Opened,
+    AbortOrder,
+    CardCharge,
+    ChangeStatus,
+    CollectionMethod,
+    CommittedState,
+    CreateSubscription,
+    CreateSubscriptionOutcome,
     OpenSubscription,
-    RecordIntent,
-    RecordState,
-    Remind,
-    Secured,
-    Subscribe,
+    PlanTerms,
+    ReleaseReminders,
+    SetCancelAtPeriodEnd,
+    StartProvisioning,
+    StatusOutcome,
 )
-from workflows.refusals import refusal_of, refuse
 from workflows.rules import ledger
-from workflows.rules.errors import Refusal, RuleBroken
-from workflows.rules.ids import dns_label, host_label
-from workflows.rules.money import Money
-from workflows.rules.pricing import Discount, reduction
-from workflows.rules.subscription import BEFORE_READY, INDEBTED, State, move
+from workflows.rules.errors import ErrorCode, RuleViolation
+from workflows.rules.funding import FundingPurpose, GatewayTerms
+from workflows.rules.money import Money, zero_money
+from workflows.rules.notifications import NotificationKind
+from workflows.rules.pricing import discount_amount
+from workflows.rules.subscription import PAST_DUE_STATUSES, PRE_READY_STATUSES, SubscriptionStatus, transition
 
-_REFUSED_BY_CONSTRAINT = {
+_CONSTRAINT_ERRORS = {
     "uq_subscriptions_one_trial_per_service": (
-        Refusal.TRIAL_ALREADY_USED,
+        ErrorCode.TRIAL_ALREADY_USED,
         "This account has already tried this service.",
     ),
-    "uq_instances_hostname": (Refusal.CONFLICT, "This host name is taken."),
+    "uq_instances_hostname": (ErrorCode.CONFLICT, "This host name is taken."),
 }
 
-_NOTICES = {
-    State.FAILED: "subscription_failed",
-    State.EXPIRED: "subscription_expired",
-    State.CANCELLED: "subscription_cancelled",
-    State.SUSPENDED: "subscription_suspended",
-    State.PAUSED: "subscription_paused",
-    State.TERMINATED: "subscription_terminated",
+_NOTIFICATION_KINDS = {
+    SubscriptionStatus.FAILED: NotificationKind.SUBSCRIPTION_FAILED,
+    SubscriptionStatus.EXPIRED: NotificationKind.SUBSCRIPTION_EXPIRED,
+    SubscriptionStatus.CANCELLED: NotificationKind.SUBSCRIPTION_CANCELLED,
+    SubscriptionStatus.SUSPENDED: NotificationKind.SUBSCRIPTION_SUSPENDED,
+    SubscriptionStatus.PAUSED: NotificationKind.SUBSCRIPTION_PAUSED,
+    SubscriptionStatus.TERMINATED: NotificationKind.SUBSCRIPTION_TERMINATED,
 }
 
 
-class SubscriptionActivities(Subscriptions):
-    def __init__(self, sessions: Sessions, base_domain: str) -> None:
+class PostgresSubscriptionActivities(SubscriptionActivities):
+    def __init__(self, sessions: SessionFactory, base_domain: str, gateway: GatewayTerms) -> None:
+        """Initialize.
+
+        Args:
+            base_domain: Parent domain of the instances' host names.
+            gateway: Minimum amounts and currencies of the gateway that charges saved cards.
+        """
         self._sessions = sessions
+        self._gateway = gateway
         self._base_domain = base_domain
 
-    @activity.defn(name="subscriptions.open")
-    async def open(self, command: OpenSubscription) -> Opened:
+    @activity.defn(name="subscriptions.create")
+    @converts_rule_violations
+    async def create(self, command: OpenSubscription) -> CreateSubscriptionOutcome:
         try:
             async with self._sessions.begin() as session:
-                return await self._open(session, command)
-        except RuleBroken as broken:
-            raise refusal_of(broken) from broken
+                return await self._create(session, command)
         except IntegrityError as error:
-            refusal = _REFUSED_BY_CONSTRAINT.get(constraint_of(error))
-            if refusal is None:
+            code_and_message = _CONSTRAINT_ERRORS.get(violated_constraint(error))
+            if code_and_message is None:
                 raise
-            raise refuse(*refusal) from error
+            raise non_retryable_error(*code_and_message) from error
 
-    @activity.defn(name="subscriptions.secured")
-    async def secured(self, command: Secured) -> None:
+    @activity.defn(name="subscriptions.start_provisioning")
+    @converts_rule_violations
+    async def start_provisioning(self, command: StartProvisioning) -> CommittedState:
         async with self._sessions.begin() as session:
-            record = await books.require(session, command.subscription_id)
-            if record.state is not State.PENDING:
-                return
-            journal = books.journal_of(record, command.now, "platform")
-            journal.tell("payment.authorized", "The card is authorised.", ref=command.payment_id)
-            journal.tell("instance.provisioning", f"{record.service_name} is being set up.", ref=record.instance_id)
-            _enter(journal, record, State.PROVISIONING, "secured")
-            await journal.write(session)
+            subscription = await lock_subscription(session, command.subscription_id)
+            if subscription.status is not SubscriptionStatus.PENDING:
+                return await committed_state(session, subscription, None)
+            changes = new_change_set(subscription, command.now, "platform")
+            changes.add_timeline_event("payment.authorized", "The card is authorized.", ref=command.payment_id)
+            changes.add_timeline_event(
+                "instance.provisioning", f"{subscription.service_name} is being set up.", ref=subscription.instance_id
+            )
+            _transition(changes, subscription, SubscriptionStatus.PROVISIONING, "secured")
+            await changes.write(session)
+            return await committed_state(session, subscription, changes)
 
-    @activity.defn(name="subscriptions.close_order")
-    async def close_order(self, command: CloseOrder) -> None:
+    @activity.defn(name="subscriptions.abort_order")
+    @converts_rule_violations
+    async def abort_order(self, command: AbortOrder) -> StatusOutcome:
         async with self._sessions.begin() as session:
-            record = await books.require(session, command.subscription_id)
-            if record.state not in BEFORE_READY:
-                return
-            journal = books.journal_of(record, command.now, command.actor)
-            await books.release_hold(session, journal, record)
-            await coupons.release(session, record.id)
-            # Nobody has begun to set it up, so nobody else will say that it is gone.
+            subscription = await lock_subscription(session, command.subscription_id)
+            if subscription.status not in PRE_READY_STATUSES:
+                return await repeated_status_outcome(session, subscription)
+            changes = new_change_set(subscription, command.now, command.actor)
+            await release_hold(session, changes, subscription)
+            await coupons.release_coupon(session, subscription.id)
+            # Provisioning has not started, so no operation on the instance records the deletion.
             await session.execute(
                 text(
                     "UPDATE instances SET status = 'deleted', deleted_at = :at"
                     " WHERE subscription_id = :id AND status = 'requested'"
                 ),
-                {"id": record.id, "at": command.now},
+                {"id": subscription.id, "at": command.now},
             )
-            journal.tell(f"subscription.{command.state}", command.reason)
-            journal.notify(_NOTICES[command.state], books.mail_context(record, reason=command.reason))
-            columns = {"cancelled_at": command.now} if command.state is State.CANCELLED else {}
-            _enter(journal, record, command.state, command.reason, **columns)
-            await journal.write(session)
+            changes.add_timeline_event(f"subscription.{command.state}", command.reason)
+            changes.enqueue_notification(
+                _NOTIFICATION_KINDS[command.state], notification_context(subscription, reason=command.reason)
+            )
+            columns = {"cancelled_at": command.now} if command.state is SubscriptionStatus.CANCELLED else {}
+            _transition(changes, subscription, command.state, command.reason, **columns)
+            await changes.write(session)
+            return await status_outcome(session, subscription, changes)
 
-    @activity.defn(name="subscriptions.record_state")
-    async def record_state(self, command: RecordState) -> None:
+    @activity.defn(name="subscriptions.change_status")
+    @converts_rule_violations
+    async def change_status(self, command: ChangeStatus) -> StatusOutcome:
         async with self._sessions.begin() as session:
-            record = await books.require(session, command.subscription_id)
-            if record.state is command.to:
-                return
-            journal = books.journal_of(record, command.now, command.actor)
+            subscription = await lock_subscription(session, command.subscription_id)
+            if subscription.status is command.status:
+                if command.void_invoice:
+                    return await repeated_status_outcome(session, subscription)
+                return StatusOutcome(state=await committed_state(session, subscription, None))
+            if subscription.status in PRE_READY_STATUSES:
+                # `abort_order` ends an order, because its hold and its coupon have to be released as well.
+                raise RuleViolation(
+                    ErrorCode.ILLEGAL_MOVE,
+                    f"An order that is {subscription.status} is aborted, not {command.status}.",
+                    {"from": subscription.status, "to": command.status},
+                )
+            changes = new_change_set(subscription, command.now, command.actor)
             columns: dict[str, Any] = {}
-            if command.to is State.CANCELLED:
+            if command.status is SubscriptionStatus.CANCELLED:
                 columns = {
                     "cancelled_at": command.now,
-                    "delete_at": command.delete_at,
+                    "data_deletion_at": command.data_deletion_at,
                     "cancel_at_period_end": False,
                     "pending_plan_id": None,
-                    "first_failure_at": None,
+                    "past_due_since": None,
                 }
-            if command.to is State.PAUSED:
+            changes.void_reminders()
+            if command.status is SubscriptionStatus.PAUSED:
                 columns = {"cancel_at_period_end": False}
             if command.void_invoice:
-                await _void_invoices(session, journal, record)
-            if command.to is State.CANCELLED:
-                await coupons.release(session, record.id)
-            journal.tell(f"subscription.{command.to}", command.reason)
-            context = await _told_of_state(session, record, command)
-            journal.notify(_NOTICES[command.to], context)
-            _enter(journal, record, command.to, command.reason, **columns)
-            await journal.write(session)
+                await _void_invoices(session, changes, subscription)
+            if command.status is SubscriptionStatus.CANCELLED:
+                await coupons.release_coupon(session, subscription.id)
+            changes.add_timeline_event(f"subscription.{command.status}", command.reason)
+            context = await _status_change_context(session, subscription, command)
+            changes.enqueue_notification(_NOTIFICATION_KINDS[command.status], context)
+            _transition(changes, subscription, command.status, command.reason, **columns)
+            await changes.write(session)
+            return await status_outcome(session, subscription, changes)
 
-    @activity.defn(name="subscriptions.record_intent")
-    async def record_intent(self, command: RecordIntent) -> None:
+    @activity.defn(name="subscriptions.set_cancel_at_period_end")
+    @converts_rule_violations
+    async def set_cancel_at_period_end(self, command: SetCancelAtPeriodEnd) -> CommittedState:
         async with self._sessions.begin() as session:
-            record = await books.require(session, command.subscription_id)
-            journal = books.journal_of(record, command.now, command.actor)
-            if record.cancel_at_period_end != command.cancel_at_period_end:
-                before, after = str(record.cancel_at_period_end), str(command.cancel_at_period_end)
-                journal.change("cancel_at_period_end", before, after, command.reason)
+            subscription = await lock_subscription(session, command.subscription_id)
+            changes = new_change_set(subscription, command.now, command.actor)
+            if subscription.cancel_at_period_end != command.cancel_at_period_end:
+                before, after = str(subscription.cancel_at_period_end), str(command.cancel_at_period_end)
+                changes.record_change("cancel_at_period_end", before, after, command.reason)
                 if command.cancel_at_period_end:
-                    journal.tell("subscription.cancellation_scheduled", "It ends with the period that is paid for.")
-                    context = books.mail_context(
-                        record, reason=command.reason, period_end=record.period_end, cancel_at_period_end=True
+                    changes.add_timeline_event(
+                        "subscription.cancellation_scheduled", "It ends with the period that is paid for."
                     )
-                    journal.notify("subscription_cancelled", context)
+                    context = notification_context(
+                        subscription,
+                        reason=command.reason,
+                        period_end=subscription.period_end,
+                        cancel_at_period_end=True,
+                    )
+                    changes.enqueue_notification(NotificationKind.SUBSCRIPTION_CANCELLED, context)
                 else:
-                    journal.tell("subscription.cancellation_withdrawn", "It goes on after all.")
-            journal.update(
+                    changes.add_timeline_event("subscription.cancellation_withdrawn", "It goes on after all.")
+            changes.update_subscription(
                 cancel_at_period_end=command.cancel_at_period_end,
                 pending_plan_id=command.pending_plan_id,
             )
-            await journal.write(session)
+            await changes.write(session)
+            return await committed_state(session, subscription, changes)
 
-    @activity.defn(name="subscriptions.remind")
-    async def remind(self, command: Remind) -> None:
+    @activity.defn(name="subscriptions.release_reminders")
+    @converts_rule_violations
+    async def release_reminders(self, command: ReleaseReminders) -> None:
         async with self._sessions.begin() as session:
-            record = await books.require(session, command.subscription_id)
-            journal = books.journal_of(record, command.now, "platform")
-            due = record.price - reduction(record.price, record.discount)
-            funds = record.funds.wallet + record.funds.promotional
-            context = books.mail_context(
-                record,
-                days=command.days,
-                due_at=command.due_at,
-                amount=due,
-                cancel_at_period_end=record.cancel_at_period_end,
-                balance_too_low=funds.amount_minor < due.amount_minor and record.funds.payment_method_id is None,
-                trial_end=record.trial_end if record.state is State.TRIALING else None,
-            )
-            fact = f"expiring/{command.due_at.isoformat()}/{command.days}"
-            journal.notify("subscription_expiring", context, fact=fact)
-            await journal.write(session)
+            for reminder_id, context in await reminder_rows.lock_due(session, command.subscription_id, command.now):
+                await reminder_rows.release(session, reminder_id, await reminders.load_context(session, context))
+            await reminder_rows.reschedule(session, command.subscription_id, command.now)
 
-    async def _open(self, session: AsyncSession, command: OpenSubscription) -> Opened:
+    async def _create(self, session: AsyncSession, command: OpenSubscription) -> CreateSubscriptionOutcome:
         order = command.order
-        account = await _account(session, order)
-        known = await records.load(session, order.subscription_id)
-        plan = await records.load_plan(session, order.plan_id, account["currency"], command.now)
+        facts = await locked_subscriptions.load_order_facts(
+            session,
+            organization_id=order.organization_id,
+            subscription_id=order.subscription_id,
+            plan_id=order.plan_id,
+            now=command.now,
+        )
+        if facts is None:
+            raise non_retryable_error(ErrorCode.NOT_FOUND, "There is no such account.")
+        if facts.is_recorded:
+            recorded = await lock_subscription(session, order.subscription_id)
+            return await _replayed_creation(session, recorded, command.now)
+        plan = facts.plan
         if plan is None:
-            raise refuse(Refusal.NOT_FOUND, "There is no such plan in the account's currency.")
-        terms = terms_of(plan, account["timezone"])
-        if known is not None:
-            return Opened(terms=terms, card=await _card_due_again(session, known))
-        if not plan.available:
-            raise refuse(Refusal.PLAN_UNAVAILABLE, "This plan is no longer offered.")
-        await _refuse_second(session, order, plan)
-        # Balances before the coupon, as where an order ends: two orders never wait for each other.
-        funds = await records.lock_funds(session, order.organization_id, plan.price.currency)
-        discount = await coupons.reserve(session, order, command.now)
+            raise non_retryable_error(ErrorCode.NOT_FOUND, "There is no such plan in the account's currency.")
+        terms = build_plan_terms(plan, facts.timezone)
+        _require_orderable(plan, facts.past_due_subscription_id)
+        # Lock balances before the coupon, as the end of an order does: otherwise two orders could deadlock.
+        funds = await locked_subscriptions.lock_funds(session, order.organization_id, plan.price.currency)
+        discount = await coupons.reserve_coupon(session, order, command.now)
         trial = plan.trial_days > 0
         due = (
             Money(amount_minor=0, currency=plan.price.currency)
             if trial
-            else plan.price - reduction(plan.price, discount)
+            else plan.price - discount_amount(plan.price, discount)
         )
-        funding = _secure(order, due, funds)
-        state = State.PROVISIONING if funding.covered else State.PENDING
-        await self._insert(session, command, plan, account["timezone"], state, trial, discount)
-        journal = Journal(
+        funding = _fund_first_period(order, due, funds, self._gateway)
+        state = SubscriptionStatus.PROVISIONING if funding.covered else SubscriptionStatus.PENDING
+        subscription = build_subscription(
+            command, plan, facts.timezone, state, discount, funds, base_domain=self._base_domain
+        )
+        await insert_subscription_and_instance(session, command, plan, subscription)
+        changes = ChangeSet(
             organization_id=order.organization_id,
             subscription_id=order.subscription_id,
-            at=command.now,
+            occurred_at=command.now,
             actor=order.user_id,
             run_id=command.run_id,
         )
-        record = await books.require(session, order.subscription_id)
-        journal.change("status", None, state.value, "ordered")
-        journal.tell("subscription.created", f"{plan.service_name}, {plan.name}, was ordered.", ref=order.plan_id)
-        journal.notify("subscription_created", books.mail_context(record, amount=plan.price))
+        changes.record_change("status", None, state.value, "ordered")
+        changes.add_timeline_event(
+            "subscription.created", f"{plan.service_name}, {plan.name}, was ordered.", ref=order.plan_id
+        )
+        changes.enqueue_notification(
+            NotificationKind.SUBSCRIPTION_CREATED, notification_context(subscription, amount=plan.price)
+        )
         if funding.wallet or funding.promotional:
-            await books.hold_beside_card(session, journal, record, funding, "order")
+            await place_hold(session, changes, subscription, funding, "order")
         if funding.covered:
             if due:
-                journal.tell("payment.authorized", f"{steps.plain(due)} is set aside.")
-            journal.tell("instance.provisioning", f"{plan.service_name} is being set up.", ref=order.instance_id)
-        await journal.write(session)
-        if funding.covered:
-            return Opened(terms=terms, card=None)
-        return Opened(terms=terms, card=CardDue(amount=funding.rest, payment_method_id=funds.payment_method_id or ""))
-
-    async def _insert(
-        self,
-        session: AsyncSession,
-        command: OpenSubscription,
-        plan: PlanRecord,
-        timezone: str,
-        state: State,
-        trial: bool,
-        discount: Discount | None,
-    ) -> None:
-        order = command.order
-        wished = json.loads(order.parameters_json).get("subdomain")
-        label = host_label(wished, order.name or plan.service_slug, order.instance_id)
-        await session.execute(
-            _INSERT,
-            {
-                "id": order.subscription_id,
-                "organization_id": order.organization_id,
-                "user_id": order.user_id,
-                "plan_id": plan.plan_id,
-                "price_id": plan.price_id,
-                "service_id": plan.service_id,
-                "name": order.name,
-                "status": state.value,
-                "collection": order.collection.value if order.collection else None,
-                "trial": trial,
-                "currency": plan.price.currency,
-                "price_minor": plan.price.amount_minor,
-                "coupon_code": discount.code if discount else None,
-                "coupon_periods_left": discount.periods_left if discount else None,
-                "timezone": timezone,
-                "workflow_id": command.workflow_id,
-                "at": command.now,
-                "instance_id": order.instance_id,
-                "service_slug": plan.service_slug,
-                "version": plan.service_version,
-                "hostname": f"{label}.{self._base_domain}",
-                "namespace": f"berth-{dns_label(order.instance_id)}",
-                "cpu": plan.cpu_millicores,
-                "memory": plan.memory_mib,
-                "storage": plan.storage_gib,
-                "replicas": plan.replicas,
-                "parameters": order.parameters_json,
-            },
+                changes.add_timeline_event("payment.authorized", f"{format_money(due)} is set aside.")
+            changes.add_timeline_event(
+                "instance.provisioning", f"{plan.service_name} is being set up.", ref=order.instance_id
+            )
+        await changes.write(session)
+        card = (
+            CardCharge(amount=funding.remainder, payment_method_id=funds.payment_method_id or "")
+            if not funding.covered
+            else None
         )
+        committed = await committed_state(session, subscription, changes)
+        return CreateSubscriptionOutcome(state=committed, terms=terms, card=card)
 
 
-_INSERT = text(
-    """
-WITH subscription AS (
-    INSERT INTO subscriptions (id, organization_id, user_id, plan_id, price_id, service_id, name, status, collection,
-        trial, currency, price_minor, coupon_code, coupon_periods_left, timezone, workflow_id, created_at, updated_at)
-    VALUES (:id, :organization_id, :user_id, :plan_id, :price_id, :service_id, :name, :status, :collection, :trial,
-        :currency, :price_minor, :coupon_code, :coupon_periods_left, :timezone, :workflow_id, :at, :at)
-)
-INSERT INTO instances (id, organization_id, subscription_id, service_slug, version, hostname, namespace, status,
-    cpu_millicores, memory_mib, storage_gib, replicas, parameters, created_at)
-VALUES (:instance_id, :organization_id, :id, :service_slug, :version, :hostname, :namespace, 'requested',
-    :cpu, :memory, :storage, :replicas, CAST(:parameters AS jsonb), :at)
-"""
-)
-
-
-def _secure(order: Subscribe, due: Money, funds: Funds) -> ledger.Funding:
-    """Say what secures the first period.
+def _fund_first_period(
+    order: CreateSubscription, due: Money, funds: AvailableFunds, gateway: GatewayTerms
+) -> FundingSplit:
+    """Return the funding of the first period. Credit pays for this order only; a card pays earlier debt as well.
 
     Raises:
         ApplicationError: ``INSUFFICIENT_FUNDS``.
     """
-    nothing = Money(amount_minor=0, currency=due.currency)
-    if order.collection is Collection.CARD:
-        funding = ledger.Funding(promotional=nothing, wallet=nothing, rest=due)
-    else:
-        funding = ledger.fund(due, promotional=funds.promotional, wallet=funds.wallet)
-    if not funding.covered and (order.collection is Collection.WALLET or funds.payment_method_id is None):
-        raise refuse(
-            Refusal.INSUFFICIENT_FUNDS,
+    funding = split_funding(due, funds, method=order.collection_method, purpose=FundingPurpose.ORDER, gateway=gateway)
+    if funding.covered:
+        without_debt = replace(funds, debt=zero_money(due.currency))
+        funding = split_funding(
+            due, without_debt, method=order.collection_method, purpose=FundingPurpose.ORDER, gateway=gateway
+        )
+    if not funding.covered and (order.collection_method is CollectionMethod.WALLET or funds.payment_method_id is None):
+        raise non_retryable_error(
+            ErrorCode.INSUFFICIENT_FUNDS,
             "Neither the wallet nor a card on file covers the first period.",
             {"due_minor": str(due.amount_minor), "currency": due.currency},
         )
     return funding
 
 
-async def _told_of_state(session: AsyncSession, record: Record, command: RecordState) -> dict[str, Any]:
-    """Return what the mail about a move is told; who owes hears how much and until when."""
-    reason, owed = command.reason, {}
-    if record.state in INDEBTED and command.to is State.CANCELLED and command.actor == "platform":
+async def _status_change_context(
+    session: AsyncSession, subscription: LockedSubscription, command: ChangeStatus
+) -> dict[str, Any]:
+    """Return the notification's context; for a suspension with the amount due and its invoice."""
+    reason, open_invoice = command.reason, {}
+    if (
+        subscription.status in PAST_DUE_STATUSES
+        and command.status is SubscriptionStatus.CANCELLED
+        and command.actor == "platform"
+    ):
         reason = "unpaid"
-    if command.to is State.SUSPENDED:
-        for invoice in await invoices.open_invoices(session, record.id):
-            owed = {"amount": invoice.due, "invoice_id": invoice.id}
-    return books.mail_context(
-        record,
+    if command.status is SubscriptionStatus.SUSPENDED:
+        for invoice in await invoices.lock_open_invoices(session, subscription.id):
+            open_invoice = {"amount": invoice.due, "invoice_id": invoice.id}
+    return notification_context(
+        subscription,
         reason=reason,
-        delete_at=command.delete_at or record.delete_at,
-        cancels_at=command.cancels_at,
-        **owed,
+        data_deletion_at=command.data_deletion_at or subscription.data_deletion_at,
+        cancels_at=command.cancellation_at,
+        **open_invoice,
     )
 
 
-async def _account(session: AsyncSession, order: Subscribe) -> Mapping[str, Any]:
-    statement = text("SELECT currency, timezone FROM organizations WHERE id = :id")
-    row = (await session.execute(statement, {"id": order.organization_id})).mappings().one_or_none()
-    if row is None:
-        raise refuse(Refusal.NOT_FOUND, "There is no such account.")
-    return dict(row)
+async def _replayed_creation(
+    session: AsyncSession, subscription: LockedSubscription, now: datetime
+) -> CreateSubscriptionOutcome:
+    """Return the outcome of an order that is already recorded, from its rows.
+
+    It was recorded by a lost run of this activity, or before its workflow was terminated; in that case the plan may
+    have changed since.
+    """
+    pending_id = subscription.pending_plan_id
+    return CreateSubscriptionOutcome(
+        state=await committed_state(session, subscription, None),
+        terms=replace(
+            await _load_terms(session, subscription, subscription.plan_id, now),
+            price_id=subscription.price_id,
+            price=subscription.price,
+        ),
+        pending_terms=await _load_terms(session, subscription, pending_id, now) if pending_id is not None else None,
+        card=await _replayed_card_charge(session, subscription),
+    )
 
 
-async def _card_due_again(session: AsyncSession, record: Record) -> CardDue | None:
-    """The order was opened by an earlier run of this activity: say what it left to the card."""
-    if record.state is not State.PENDING:
+async def _load_terms(
+    session: AsyncSession, subscription: LockedSubscription, plan_id: str, now: datetime
+) -> PlanTerms:
+    plan = await locked_subscriptions.get_plan_with_price(session, plan_id, subscription.currency, now)
+    if plan is None:
+        raise non_retryable_error(ErrorCode.NOT_FOUND, "There is no such plan in the account's currency.")
+    return build_plan_terms(plan, subscription.timezone)
+
+
+async def _replayed_card_charge(session: AsyncSession, subscription: LockedSubscription) -> CardCharge | None:
+    """Return the card charge of an order that an earlier run of this activity created; None if no card is needed."""
+    if subscription.status is not SubscriptionStatus.PENDING:
         return None
-    held = await invoices.open_hold(session, record.id)
-    due = record.price - reduction(record.price, record.discount)
-    rest = due - books.held_amount(held, record.currency)
-    return CardDue(amount=rest, payment_method_id=record.funds.payment_method_id or "")
+    due = subscription.price - discount_amount(subscription.price, subscription.discount)
+    return await card_remainder(session, subscription, due)
 
 
-async def _refuse_second(session: AsyncSession, order: Subscribe, plan: PlanRecord) -> None:
-    """A service that is not paid for is not ordered anew."""
-    statement = text(
-        "SELECT id FROM subscriptions WHERE organization_id = :organization AND service_id = :service"
-        " AND status IN ('past_due', 'suspended') LIMIT 1"
-    )
-    parameters = {"organization": order.organization_id, "service": plan.service_id}
-    owed = (await session.execute(statement, parameters)).scalar_one_or_none()
-    if owed is not None:
-        raise refuse(
-            Refusal.DUPLICATE_SUBSCRIPTION,
+def _require_orderable(plan: PlanWithPrice, past_due_subscription_id: str | None) -> None:
+    """Raise ``PLAN_UNAVAILABLE``, or ``DUPLICATE_SUBSCRIPTION`` if one to the same service is past due."""
+    if not plan.is_orderable:
+        raise non_retryable_error(ErrorCode.PLAN_UNAVAILABLE, "This plan is no longer offered.")
+    if past_due_subscription_id is not None:
+        raise non_retryable_error(
+            ErrorCode.DUPLICATE_SUBSCRIPTION,
             "A subscription to this service waits to be paid.",
-            {"subscription_id": owed},
+            {"subscription_id": past_due_subscription_id},
         )
 
 
-async def _void_invoices(session: AsyncSession, journal: Journal, record: Record) -> None:
-    """Withdraw what is owed or drafted; what credit had already paid of it goes back to the wallet."""
-    await invoices.void_drafts(session, record.id, journal.at)
-    for invoice in await invoices.open_invoices(session, record.id):
-        journal.post(
-            ledger.voided(total=invoice.due, tax=invoice.tax),
+async def _void_invoices(session: AsyncSession, changes: ChangeSet, subscription: LockedSubscription) -> None:
+    """Void open and draft invoices. What they received is returned to its sources."""
+    await invoices.void_drafts(session, subscription.id, changes.occurred_at)
+    for invoice in await invoices.lock_open_invoices(session, subscription.id):
+        changes.add_ledger_transaction(
+            ledger.void_transaction(total=invoice.due, tax=invoice.tax),
             key=f"void/{invoice.id}",
             description="Withdrawn",
             ref=invoice.id,
         )
-        paid = invoice.total - invoice.due
-        if paid:
-            journal.post(
-                ledger.refund_to_wallet(paid),
-                key=f"void/{invoice.id}/paid",
-                description="Withdrawn",
-                ref=invoice.id,
-            )
-        await invoices.mark_void(session, invoice.id, journal.at)
-        journal.tell("invoice.voided", "The open invoice was withdrawn.", ref=invoice.id, fact=f"void/{invoice.id}")
+        await reverse_all(
+            session, changes, invoice.id, invoice.total.currency, key=f"void/{invoice.id}/paid", description="Withdrawn"
+        )
+        await invoices.mark_void(session, invoice.id, changes.occurred_at)
+        changes.add_timeline_event(
+            "invoice.voided", "The open invoice was withdrawn.", ref=invoice.id, dedup_key=f"void/{invoice.id}"
+        )
 
 
-def _enter(journal: Journal, record: Record, state: State, why: str, **columns: Any) -> None:
-    move(record.state, state)
-    journal.change("status", record.state.value, state.value, why)
-    journal.update(status=state.value, **columns)
+def _transition(
+    changes: ChangeSet, subscription: LockedSubscription, state: SubscriptionStatus, why: str, **columns: Any
+) -> None:
+    transition(subscription.status, state)
+    changes.record_change("status", subscription.status.value, state.value, why)
+    changes.update_subscription(status=state.value, **columns)

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from types import FrameType
 from typing import NoReturn
 
@@ -13,12 +14,14 @@ import uvicorn
 
 from api import logs
 from api.app import create_app
-from api.settings import load
+from api.environment import ConfigurationError, report_faults
+from api.settings import load_settings
+from workflows.time_zones import use_packaged_time_zones
 
-STOP_SECONDS = 5
+GRACEFUL_SHUTDOWN_SECONDS = 5
 
 
-def leave(code: int) -> NoReturn:
+def exit_process(code: int) -> NoReturn:
     """End without the interpreter's teardown, in which the Temporal SDK's threads can crash."""
     logging.shutdown()
     sys.stdout.flush()
@@ -26,13 +29,18 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _end(_: int, __: FrameType | None) -> None:
+def _handle_signal(_: int, __: FrameType | None) -> None:
     raise SystemExit(0)
 
 
 def main() -> int:
-    settings = load()
-    logs.configure(level=settings.log_level, form=settings.log_format)
+    use_packaged_time_zones()
+    try:
+        settings = load_settings()
+    except ConfigurationError as error:
+        report_faults("API", error)
+        return 1
+    logs.configure_logging(level=settings.log_level, log_format=settings.log_format)
     server = uvicorn.Server(
         uvicorn.Config(
             create_app(settings),
@@ -41,14 +49,14 @@ def main() -> int:
             log_config=None,
             access_log=False,
             server_header=False,
-            timeout_graceful_shutdown=STOP_SECONDS,
+            timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_SECONDS,
             proxy_headers=bool(settings.trusted_proxies),
             forwarded_allow_ips=settings.trusted_proxies or None,
             backlog=2048,
         )
     )
     # The server raises the signal again once it has shut down; its default action would be a death by signal.
-    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGTERM, _handle_signal)
     server.run()
     return 0 if server.started else 1
 
@@ -61,5 +69,8 @@ if __name__ == "__main__":
         code = ending.code if isinstance(ending.code, int) else 1
     except KeyboardInterrupt:
         code = 0
+    except Exception:  # noqa: BLE001 - the process ends here
+        # `exit_process` below ends before the interpreter would print the traceback.
+        traceback.print_exc()
     finally:
-        leave(code)
+        exit_process(code)

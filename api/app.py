@@ -1,4 +1,4 @@
-"""Puts the API together. Nothing is connected before it is needed: it starts and answers while others are away."""
+"""The FastAPI application. It connects on first use, so that it starts while its dependencies are unavailable."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 
-from api import areas, errors
-from api.bodies import Bodies
-from api.context import Context
-from api.metrics import Metrics
-from api.middleware import Around
-from api.passwords import Passwords
-from api.ratelimit import RateLimits
-from api.revocations import Revocations
-from api.settings import Settings, load
-from api.tokens import Tokens
-from db.session import create_engine, session_factory
-from workflows.client import Orchestrator, connect
+from api import errors, routers
+from api.app_context import AppContext
+from api.metrics import ApiMetrics
+from api.middleware import RequestMiddleware
+from api.passwords import PasswordHasher
+from api.ratelimit import RateLimiter
+from api.revocations import RevocationCache
+from api.settings import ApiSettings, load_settings
+from api.strict_json import StrictJsonMiddleware
+from api.tokens import AccessTokens
+from db.session import create_database_engine, session_factory
+from workflows.client import WorkflowClient
+from workflows.connection import connect
 
 VERSION = "0.1.0"
 DESCRIPTION = (
@@ -34,86 +35,87 @@ DESCRIPTION = (
 )
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
+def create_app(settings: ApiSettings | None = None) -> FastAPI:
     """Return the application; ``settings`` None reads the environment.
 
     Raises:
         pydantic.ValidationError: the environment lacks something or says something impossible.
     """
-    told = settings or load()
-    metrics = Metrics()
+    settings = settings or load_settings()
+    metrics = ApiMetrics()
     app = FastAPI(
         title="Berth",
         version=VERSION,
         description=DESCRIPTION,
-        lifespan=_lifespan(told, metrics),
-        routes=areas.routes(sandbox=told.sandbox),
+        lifespan=_lifespan(settings, metrics),
+        routes=routers.all_routes(sandbox=settings.is_sandbox),
         openapi_url="/openapi.json",
-        # `routes/docs.py` serves the pages without anybody else's servers.
+        # `routes/docs.py` serves the pages without third-party servers.
         docs_url=None,
         redoc_url=None,
     )
-    errors.install(app)
+    errors.install_error_handlers(app)
     # The last one added is the outermost.
-    app.add_middleware(Bodies, limit=told.body_limit)
+    app.add_middleware(StrictJsonMiddleware, limit=settings.max_body_bytes)
     app.add_middleware(GZipMiddleware, minimum_size=1024, compresslevel=5)
-    if told.cors_origins:
+    if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=list(told.cors_origins),
+            allow_origins=list(settings.cors_origins),
             allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "X-Request-ID"],
             expose_headers=["X-Request-ID", "Retry-After", "Idempotent-Replayed"],
             max_age=600,
         )
     app.add_middleware(
-        Around,
+        RequestMiddleware,
         metrics=metrics,
-        seconds=told.request_seconds,
-        https=told.public_url.startswith("https://"),
-        patient=areas.patient(sandbox=told.sandbox),
+        seconds=settings.request_timeout_seconds,
+        https=settings.public_url.startswith("https://"),
+        patient=routers.timeout_overrides(sandbox=settings.is_sandbox),
     )
     return app
 
 
-def _lifespan(settings: Settings, metrics: Metrics) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+def _lifespan(settings: ApiSettings, metrics: ApiMetrics) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         engine = _engine(settings)
         client = await connect(settings.temporal, lazy=True)
-        sessions = session_factory(engine, sealer=settings.sealer)
-        revocations = Revocations(sessions, every=settings.revocation_refresh_seconds)
-        app.state.context = Context(
+        sessions = session_factory(engine, encryptor=settings.field_encryption)
+        revocations = RevocationCache(sessions, every=settings.revocation_refresh_seconds)
+        app.state.context = AppContext(
             settings=settings,
             sessions=sessions,
-            orchestrator=Orchestrator(client),
-            tokens=Tokens(settings.jwt_keys, lifetime=timedelta(seconds=settings.access_token_seconds)),
-            passwords=Passwords(),
+            workflows=WorkflowClient(client),
+            tokens=AccessTokens(settings.jwt_keys, lifetime=timedelta(seconds=settings.access_token_seconds)),
+            passwords=PasswordHasher(),
             revocations=revocations,
-            rate_limits=RateLimits(settings.rate_limit_storage if settings.rate_limit == "on" else None),
+            rate_limits=RateLimiter(settings.rate_limit_storage if settings.rate_limit == "on" else None),
             metrics=metrics,
         )
-        reading = asyncio.create_task(revocations.run(), name="revocations")
+        revocation_task = asyncio.create_task(revocations.run(), name="revocations")
         try:
             yield
         finally:
-            reading.cancel()
+            revocation_task.cancel()
             with suppress(asyncio.CancelledError):
-                await reading
-            await app.state.context.forget_abandoned()
+                await revocation_task
+            await app.state.context.cancel_detached()
             await engine.dispose()
 
     return lifespan
 
 
-def _engine(settings: Settings) -> AsyncEngine:
+def _engine(settings: ApiSettings) -> AsyncEngine:
     url = make_url(settings.api_database_url.get_secret_value()).update_query_dict(
         {"options": "-c timezone=UTC -c statement_timeout=8000 -c idle_in_transaction_session_timeout=60000"}
     )
-    engine = create_engine(
+    engine = create_database_engine(
         url.render_as_string(hide_password=False),
-        pool_size=settings.database_pool,
-        timeout_seconds=settings.database_seconds,
+        pool_size=settings.database_pool_size,
+        timeout_seconds=settings.database_timeout_seconds,
+        explicit_begin=True,
     )
     # A failing statement is reported without what was in it.
     engine.sync_engine.hide_parameters = True

@@ -13,37 +13,37 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InterfaceError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
-from api.envelope import ErrorEnvelope, Json, error_content
-from workflows.client import NotRunning, Unavailable
-from workflows.rules.errors import Refusal, RuleBroken
+from api.response_envelope import ErrorEnvelope, JsonResponse, error_envelope
+from workflows.rpc_errors import TemporalUnavailable, WorkflowNotRunning
+from workflows.rules.errors import ErrorCode, RuleViolation
 
 log = structlog.get_logger("api.errors")
 
 RETRY_AFTER_SECONDS = 2
-_NOTHING: Mapping[str, Any] = {}
+_NO_DETAILS: Mapping[str, Any] = {}
 
-STATUS_OF_RULE: Mapping[Refusal, int] = {
-    Refusal.VALIDATION_ERROR: 422,
-    Refusal.NOT_FOUND: 404,
-    Refusal.CONFLICT: 409,
-    Refusal.ILLEGAL_MOVE: 409,
-    Refusal.INSUFFICIENT_FUNDS: 402,
-    Refusal.PAYMENT_DECLINED: 402,
-    Refusal.PAYMENT_METHOD_IN_USE: 409,
-    Refusal.EMAIL_NOT_VERIFIED: 403,
-    Refusal.PLAN_UNAVAILABLE: 422,
-    Refusal.COUPON_INVALID: 422,
-    Refusal.TRIAL_ALREADY_USED: 409,
-    Refusal.DUPLICATE_SUBSCRIPTION: 409,
-    Refusal.CURRENCY_MISMATCH: 422,
-    Refusal.AMOUNT_TOO_SMALL: 422,
-    Refusal.REFUND_EXCEEDS_PAYMENT: 422,
-    Refusal.PROVISIONING_FAILED: 409,
-    Refusal.CLEANUP_PENDING: 409,
-    Refusal.RESIZE_FAILED: 409,
+STATUS_BY_ERROR_CODE: Mapping[ErrorCode, int] = {
+    ErrorCode.VALIDATION_ERROR: 422,
+    ErrorCode.NOT_FOUND: 404,
+    ErrorCode.CONFLICT: 409,
+    ErrorCode.ILLEGAL_MOVE: 409,
+    ErrorCode.INSUFFICIENT_FUNDS: 402,
+    ErrorCode.PAYMENT_DECLINED: 402,
+    ErrorCode.PAYMENT_METHOD_IN_USE: 409,
+    ErrorCode.EMAIL_NOT_VERIFIED: 403,
+    ErrorCode.PLAN_UNAVAILABLE: 422,
+    ErrorCode.COUPON_INVALID: 422,
+    ErrorCode.TRIAL_ALREADY_USED: 409,
+    ErrorCode.DUPLICATE_SUBSCRIPTION: 409,
+    ErrorCode.CURRENCY_MISMATCH: 422,
+    ErrorCode.AMOUNT_TOO_SMALL: 422,
+    ErrorCode.REFUND_EXCEEDS_PAYMENT: 422,
+    ErrorCode.PROVISIONING_FAILED: 409,
+    ErrorCode.CLEANUP_PENDING: 409,
+    ErrorCode.RESIZE_FAILED: 409,
 }
 
-CODE_OF_STATUS: Mapping[int, str] = {
+CODE_BY_STATUS: Mapping[int, str] = {
     400: "MALFORMED_REQUEST",
     401: "UNAUTHENTICATED",
     403: "FORBIDDEN",
@@ -66,8 +66,8 @@ class ApiError(Exception):
         status: int,
         code: str,
         message: str,
-        details: Mapping[str, Any] = _NOTHING,
-        headers: Mapping[str, str] = _NOTHING,
+        details: Mapping[str, Any] = _NO_DETAILS,
+        headers: Mapping[str, str] = _NO_DETAILS,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -77,148 +77,169 @@ class ApiError(Exception):
         self.headers = headers
 
 
-def not_found(what: str = "object") -> ApiError:
-    """Also for what belongs to somebody else: whether it exists is nobody's business."""
-    return ApiError(404, "NOT_FOUND", f"There is no such {what}.")
+def not_found_error(object_name: str = "object") -> ApiError:
+    """Return the 404 for an object that does not exist or belongs to another organization."""
+    return ApiError(404, "NOT_FOUND", f"{object_name.capitalize()} not found.")
 
 
-def conflict(message: str, details: Mapping[str, Any] = _NOTHING) -> ApiError:
+def conflict_error(message: str, details: Mapping[str, Any] = _NO_DETAILS) -> ApiError:
     return ApiError(409, "CONFLICT", message, details)
 
 
-def invalid(field: str, reason: str) -> ApiError:
+def validation_error(field: str, reason: str) -> ApiError:
     return ApiError(422, "VALIDATION_ERROR", reason, {"field": field, "reason": reason})
 
 
-def unauthenticated(message: str = "Sign in first.") -> ApiError:
+def unauthenticated_error(
+    message: str = "Authentication required. Send `Authorization: Bearer <access token>`.",
+) -> ApiError:
     return ApiError(401, "UNAUTHENTICATED", message, headers={"WWW-Authenticate": "Bearer"})
 
 
-def forbidden(message: str = "This is not yours to do.") -> ApiError:
+def forbidden_error(message: str = "Permission denied.") -> ApiError:
     return ApiError(403, "FORBIDDEN", message)
 
 
-def unavailable(what: str) -> ApiError:
+def unavailable_error(dependency: str) -> ApiError:
     return ApiError(
         503,
         "UNAVAILABLE",
-        f"{what} is not available at the moment. Nothing was lost; try again shortly.",
+        f"{dependency} is temporarily unavailable. Retry after {RETRY_AFTER_SECONDS} s with the same Idempotency-Key.",
         headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
     )
 
 
-def translated(error: BaseException) -> ApiError | None:
+def timeout_error(seconds: float) -> ApiError:
+    return ApiError(
+        503,
+        "UNAVAILABLE",
+        f"The request timed out after {seconds:g} s. Retry with the same Idempotency-Key.",
+        headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
+    )
+
+
+def to_api_error(error: BaseException) -> ApiError | None:
     """Return what ``error`` says to a caller, or None when it is a fault of our own."""
     match error:
         case ApiError():
             return error
-        case RuleBroken():
-            return ApiError(STATUS_OF_RULE.get(error.code, 422), error.code.value, error.message, error.details)
-        case Unavailable():
-            return unavailable("The order desk")
-        case NotRunning():
-            return ApiError(409, Refusal.ILLEGAL_MOVE.value, "This has ended; it takes no more orders.")
+        case RuleViolation():
+            return ApiError(STATUS_BY_ERROR_CODE.get(error.code, 422), error.code.value, error.message, error.details)
+        case TemporalUnavailable():
+            return unavailable_error("Order processing")
+        case WorkflowNotRunning():
+            return ApiError(
+                409,
+                ErrorCode.ILLEGAL_MOVE.value,
+                "The workflow has reached a final status and accepts no more commands.",
+            )
         case PoolTimeout() | OperationalError() | InterfaceError():
-            return unavailable("The database")
+            return unavailable_error("The database")
         case DataError():
-            return ApiError(422, "VALIDATION_ERROR", "A value is outside of what can be stored.")
+            return ApiError(422, "VALIDATION_ERROR", "A value is out of range for its type.")
         case IntegrityError():
-            return ApiError(409, "CONFLICT", "This contradicts what is already there.")
+            return ApiError(409, "CONFLICT", "The request conflicts with an existing object.")
         case DBAPIError() if error.connection_invalidated:
-            return unavailable("The database")
+            return unavailable_error("The database")
         case ConnectionError() | TimeoutError():
-            return unavailable("A service that this needs")
+            return unavailable_error("A dependency")
         case RequestValidationError():
-            return _validation(error)
+            return _from_validation_error(error)
         case HTTPException():
-            code = CODE_OF_STATUS.get(error.status_code, "ERROR")
-            return ApiError(error.status_code, code, str(error.detail), headers=error.headers or _NOTHING)
+            code = CODE_BY_STATUS.get(error.status_code, "ERROR")
+            return ApiError(error.status_code, code, str(error.detail), headers=error.headers or _NO_DETAILS)
         case _:
             return None
 
 
-def response(error: ApiError, request_id: str) -> Json:
-    content = error_content(error.code, error.message, error.details, request_id)
-    return Json(content, status_code=error.status, headers=dict(error.headers))
+def error_response(error: ApiError, request_id: str) -> JsonResponse:
+    content = error_envelope(error.code, error.message, error.details, request_id)
+    return JsonResponse(content, status_code=error.status, headers=dict(error.headers))
 
 
-def failure(error: BaseException, request_id: str) -> Json:
+def internal_error_response(error: BaseException, request_id: str) -> JsonResponse:
     """The answer to a fault of our own: it says nothing but where to look it up."""
-    log.error("request failed", error=type(error).__name__, trace=trace(error), says=_says(error))
-    content = error_content("INTERNAL_ERROR", "Something went wrong on our side.", {}, request_id)
-    return Json(content, status_code=500)
+    log.error("request.failed", error=type(error).__name__, trace=stack_frames(error), detail=_loggable_message(error))
+    content = error_envelope("INTERNAL_ERROR", "Internal error. Contact support with the request id.", {}, request_id)
+    return JsonResponse(content, status_code=500)
 
 
-def trace(error: BaseException) -> list[str]:
-    """Where it happened, innermost last, without the values that were at hand."""
+def stack_frames(error: BaseException) -> list[str]:
+    """Return the innermost 12 frames as `file:line function`, innermost last, without values."""
     frames = traceback.extract_tb(error.__traceback__)[-12:]
     return [f"{frame.filename.rsplit('/', 3)[-1]}:{frame.lineno} {frame.name}" for frame in frames]
 
 
-def _says(error: BaseException) -> str:
+def _loggable_message(error: BaseException) -> str:
     # A database's message quotes rows, a validation's quotes input: neither belongs into a log.
     if isinstance(error, DBAPIError):
         return str(getattr(error.orig, "sqlstate", None))
     return str(error)[:300] if isinstance(error, RuntimeError | TypeError | AttributeError | LookupError) else ""
 
 
-def _validation(error: RequestValidationError) -> ApiError:
+def _from_validation_error(error: RequestValidationError) -> ApiError:
     """Which fields, and why; never what was sent, which may be a password."""
-    found = []
+    failures = []
     for item in error.errors():
         if item["type"] == "json_invalid":
             return ApiError(400, "MALFORMED_REQUEST", "The body is not valid JSON.")
         place = [str(part) for part in item["loc"]]
         field = ".".join(place[1:]) or place[0]
-        found.append({"field": field, "in": place[0], "reason": _reason(item)})
-    details: dict[str, Any] = {"field": found[0]["field"], "reason": found[0]["reason"]} if found else {}
-    if len(found) > 1:
-        details["errors"] = found[:20]
-    return ApiError(422, "VALIDATION_ERROR", "The request is not valid.", details)
+        failures.append({"field": field, "in": place[0], "reason": _reason(item)})
+    details: dict[str, Any] = {"field": failures[0]["field"], "reason": failures[0]["reason"]} if failures else {}
+    message = "Request validation failed."
+    if failures:
+        message = f"Request validation failed: {failures[0]['field']}: {failures[0]['reason'].rstrip('.')}."
+    if len(failures) > 1:
+        details["errors"] = failures[:20]
+    return ApiError(422, "VALIDATION_ERROR", message, details)
 
 
 def _reason(item: Mapping[str, Any]) -> str:
+    if item["type"] == "extra_forbidden":
+        return "Unknown field."
     return str(item["msg"]).removeprefix("Value error, ")
 
 
-async def _handle(request: Request, error: Exception) -> Json:
+async def _handle(request: Request, error: Exception) -> JsonResponse:
     request_id = str(request.scope.get("state", {}).get("request_id", ""))
-    told = translated(error)
-    if told is None:
-        return failure(error, request_id)
-    if told.status >= 500:
-        log.warning("unavailable", error=type(error).__name__, trace=trace(error))
-    return response(told, request_id)
+    api_error = to_api_error(error)
+    if api_error is None:
+        return internal_error_response(error, request_id)
+    if api_error.status >= 500:
+        log.warning("request.dependency_unavailable", error=type(error).__name__, trace=stack_frames(error))
+    return error_response(api_error, request_id)
 
 
-def install(app: FastAPI) -> None:
-    """Faults that nobody foresaw are answered by the outermost middleware, which knows the request's id as well."""
+def install_error_handlers(app: FastAPI) -> None:
+    """Install the handlers of known errors. The outermost middleware answers all others."""
     for kind in (
-        ApiError, RuleBroken, Unavailable, NotRunning, PoolTimeout, DBAPIError, ConnectionError, TimeoutError,
+        ApiError, RuleViolation, TemporalUnavailable, WorkflowNotRunning, PoolTimeout, DBAPIError, ConnectionError,
+        TimeoutError,
         RequestValidationError, HTTPException,
     ):  # fmt: skip
         app.add_exception_handler(kind, _handle)
 
 
 _DESCRIPTIONS: Mapping[int, str] = {
-    400: "Malformed: not JSON, not UTF-8, a key twice, or a required header missing",
-    401: "Not signed in, or no longer",
-    402: "What this costs could not be secured",
-    403: "Not allowed",
-    404: "No such object, or somebody else's",
-    409: "Not possible in the present state",
+    400: "Malformed request: invalid JSON or UTF-8, duplicate key, or missing header",
+    401: "Access token missing, invalid, expired or revoked",
+    402: "Insufficient funds, or payment declined",
+    403: "Permission denied",
+    404: "Not found, or owned by another organization",
+    409: "Conflict with the current state",
     413: "The body is too large",
-    422: "Understood but not valid",
+    422: "Validation failed",
     429: "Too many requests; see Retry-After",
-    503: "A service is away; see Retry-After",
+    503: "A dependency is unavailable; see Retry-After",
 }
 
 
-def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """``responses=`` for a route or router, so that the schema says what may be answered."""
     return {status: {"model": ErrorEnvelope, "description": _DESCRIPTIONS[status]} for status in statuses}
 
 
-COMMON = documented(400, 404, 409, 413, 422, 429, 503)
-SIGNED_IN = COMMON | documented(401, 403)
-ORDERS = SIGNED_IN | documented(402)
+PUBLIC_RESPONSES = error_responses(400, 404, 409, 413, 422, 429, 503)
+AUTHENTICATED_RESPONSES = PUBLIC_RESPONSES | error_responses(401, 403)
+PAYMENT_RESPONSES = AUTHENTICATED_RESPONSES | error_responses(402)

@@ -1,4 +1,4 @@
-"""``Idempotency-Key``: the same order under the same key is done once and answered the same."""
+"""``Idempotency-Key``: the work of a request is done once per key, and a retry returns the first response."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import json
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Annotated, TypeVar
 
@@ -15,192 +15,251 @@ from fastapi import Depends, Header, Request
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.responses import Response
 
-from api.context import Context
-from api.deps import Ctx, RequestId, SignedIn, opened_by, unit_of_work
-from api.envelope import Json
-from api.errors import ApiError, conflict, response, translated
-from api.ids import new_id
+from api.app_context import AppContext
+from api.dependencies.authentication import AuthenticatedCaller
+from api.dependencies.context import AppContextDep, RequestId
+from api.dependencies.transactions import transaction, transaction_starting_with
+from api.errors import ApiError, conflict_error, error_response, forbidden_error, to_api_error
+from api.ids import generate_id
+from api.response_envelope import JsonResponse
 from api.tokens import Caller
 from db.queries import idempotency
-from db.queries.idempotency import Claim
+from db.queries.idempotency import KeyClaim, StoredResponse
+from workflows.rules.ids import derive_id
 
 P = TypeVar("P")
+R = TypeVar("R")
 
-LONGEST_KEY = 255
+MAX_KEY_LENGTH = 255
 WAIT_SECONDS = 4.0
-LOOK_EVERY_SECONDS = 0.05
-FINAL = frozenset({402, 403, 404, 409, 410, 422})
-"""Refusals that another try would not change. Anything else (401, 429, 5xx) gives the key back."""
+POLL_INTERVAL_SECONDS = 0.05
+CACHEABLE_ERROR_STATUSES = frozenset({402, 403, 404, 409, 410, 422})
+"""Errors that a retry would not change. After any other (401, 429, 5xx) a retry does the work again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Once:
-    """Does an order's work at most once per key.
+class IdempotentRequest:
+    """Does the work of a request at most once per organization, route and key.
 
-    ``key`` derives the ids of what is ordered (``workflows.rules.ids.derived``); it is None only where no key was sent
-    to a route that does not insist on one, and then every call does the work.
-
-    The work opens its units of work itself (``UnitsOfWork``): what it writes is committed when it returns, and only
-    then is the answer kept.
+    ``key`` is None only on a route that does not require one; then every request does the work.
     """
 
-    ctx: Context
+    ctx: AppContext
     caller: Caller
     key: str | None
     route: str
     body_hash: str
     request_id: str
 
-    async def __call__(self, work: Callable[[], Awaitable[Json]]) -> Response:
-        """Return the work's answer, or the one that this key was given before, marked ``Idempotent-Replayed``.
+    def derive_id(self, prefix: str) -> str:
+        """Return an id with this prefix: the same for each retry under the key, a fresh one without a key."""
+        if self.key is None:
+            return generate_id(prefix)
+        return derive_id(prefix, self.caller.organization_id, self.route, self.key)
+
+    async def __call__(self, work: Callable[[], Awaitable[JsonResponse]]) -> Response:
+        """Return the response of ``work``, or the final one stored under the key, marked ``Idempotent-Replayed``.
 
         Raises:
-            ApiError: 422 ``IDEMPOTENCY_KEY_REUSED`` for another body; 409 while the first is still at work.
+            ApiError: 422 ``IDEMPOTENCY_KEY_REUSED`` for another body; 409 while another request does the work.
         """
 
-        async def nothing(_: AsyncSession) -> None:
+        async def no_prepare(_: AsyncSession) -> None:
             return None
 
-        async def alone(_: None) -> Json:
+        async def run(_: None) -> JsonResponse:
             return await work()
 
-        return await self.after(nothing, alone)
+        return await self.run_prepared(no_prepare, run)
 
-    async def after(
-        self, prepare: Callable[[AsyncSession], Awaitable[P]], work: Callable[[P], Awaitable[Json]]
+    async def run_prepared(
+        self,
+        prepare: Callable[[AsyncSession], Awaitable[P]],
+        work: Callable[[P], Awaitable[JsonResponse]],
+        *,
+        as_administrator: bool = False,
     ) -> Response:
-        """The same where the work needs to read first: ``prepare`` reads in the transaction that claims the key.
+        """Like a call, for work that needs to read first.
 
-        That transaction speaks for the caller and is over before ``work`` begins; if ``prepare`` refuses, the key stays
-        free.
+        ``prepare`` reads in the transaction that claims the key. The transaction ends before ``work`` begins; if
+        ``prepare`` raises, the key stays free.
         """
-        if self.key is None:
-            async with unit_of_work(self.ctx, self.caller) as session:
-                prepared = await prepare(session)
-            return await work(prepared)
-        claim_id = new_id("clm")
-        claim, found = await self._claim(self.key, claim_id, prepare)
-        if found is None:
-            return self._again(claim)
-        return await self._do(self.key, claim_id, work, found[0])
 
-    async def _do(self, key: str, claim_id: str, work: Callable[[P], Awaitable[Json]], prepared: P) -> Response:
-        try:
-            made = await work(prepared)
-        except Exception as error:
-            told = translated(error)
-            if told is None or told.status not in FINAL:
-                await asyncio.shield(self._settle(key, claim_id, None, None))
-                raise
-            made = response(told, self.request_id)
-        except asyncio.CancelledError:
-            await asyncio.shield(self._settle(key, claim_id, None, None))
-            raise
-        keep = made.status_code < 500
-        await asyncio.shield(
-            self._settle(key, claim_id, made.status_code if keep else None, bytes(made.body).decode() if keep else None)
+        async def finish(prepared: P, held: StoredResponse | None) -> JsonResponse:
+            response = await work(prepared)
+            if held is not None:
+                await asyncio.shield(self._store(_with_response(held, response)))
+            return response
+
+        return await self._run(prepare, finish, as_administrator)
+
+    async def run_and_read(
+        self,
+        prepare: Callable[[AsyncSession], Awaitable[P]],
+        work: Callable[[P], Awaitable[R]],
+        present: Callable[[AsyncSession, P, R], Awaitable[JsonResponse]],
+        *,
+        as_administrator: bool = False,
+    ) -> Response:
+        """Like ``run_prepared``, for a response that is read after the work.
+
+        ``present`` reads in the transaction that stores the response: two transactions in all.
+        """
+
+        async def finish(prepared: P, held: StoredResponse | None) -> JsonResponse:
+            result = await work(prepared)
+            async with transaction(self.ctx, self.caller, as_administrator=as_administrator) as session:
+                response = await present(session, prepared, result)
+                if held is not None:
+                    await idempotency.store_and_commit(session, _with_response(held, response))
+            return response
+
+        return await self._run(prepare, finish, as_administrator)
+
+    async def _run(
+        self,
+        prepare: Callable[[AsyncSession], Awaitable[P]],
+        finish: Callable[[P, StoredResponse | None], Awaitable[JsonResponse]],
+        as_administrator: bool,
+    ) -> Response:
+        if as_administrator and not self.caller.is_administrator:
+            raise forbidden_error()
+        if self.key is None:
+            async with transaction(self.ctx, self.caller, as_administrator=as_administrator) as session:
+                prepared = await prepare(session)
+            return await finish(prepared, None)
+        claim_id = generate_id("clm")
+        claim, result = await self._claim(self.key, claim_id, prepare, as_administrator)
+        if result is None:
+            return _replay(claim)
+        held = StoredResponse(
+            organization_id=self.caller.organization_id,
+            route=self.route,
+            key=self.key,
+            claim_id=claim_id,
+            status=None,
+            body=None,
         )
-        return made
+        try:
+            return await finish(result[0], held)
+        except Exception as error:
+            refused = to_api_error(error)
+            if refused is None or refused.status not in CACHEABLE_ERROR_STATUSES:
+                await asyncio.shield(self._store(held))
+                raise
+            response = error_response(refused, self.request_id)
+            await asyncio.shield(self._store(_with_response(held, response)))
+            return response
+        except asyncio.CancelledError:
+            await asyncio.shield(self._store(held))
+            raise
 
     async def _claim(
-        self, key: str, claim_id: str, prepare: Callable[[AsyncSession], Awaitable[P]]
-    ) -> tuple[Claim, tuple[P] | None]:
+        self, key: str, claim_id: str, prepare: Callable[[AsyncSession], Awaitable[P]], as_administrator: bool
+    ) -> tuple[KeyClaim, tuple[P] | None]:
         deadline = time.monotonic() + WAIT_SECONDS
 
-        async def claim(session: AsyncSession) -> Claim:
-            return await idempotency.claim(
+        async def claim(session: AsyncSession) -> KeyClaim:
+            return await idempotency.claim_key(
                 session,
                 organization_id=self.caller.organization_id,
                 user_id=self.caller.user_id,
+                role=self.caller.platform_role if as_administrator else "USER",
                 route=self.route,
                 key=key,
-                body_hash=self.body_hash,
+                request_hash=self.body_hash,
                 claim_id=claim_id,
                 at=datetime.now(UTC),
             )
 
         while True:
-            async with opened_by(self.ctx, claim) as (session, found):
-                if found.mine:
-                    return found, (await prepare(session),)
-            if not found.same_body:
+            async with transaction_starting_with(self.ctx, claim) as (session, state):
+                if state.acquired:
+                    return state, (await prepare(session),)
+            if not state.is_same_request:
                 raise ApiError(
-                    422, "IDEMPOTENCY_KEY_REUSED", "This key was used for another request; take a fresh one."
+                    422,
+                    "IDEMPOTENCY_KEY_REUSED",
+                    "This Idempotency-Key was used with a different request. Send a new key.",
                 )
-            if found.status is not None:
-                return found, None
+            if state.status is not None:
+                return state, None
             if time.monotonic() >= deadline:
-                raise conflict("The first request under this key is still at work.")
-            await asyncio.sleep(LOOK_EVERY_SECONDS)
+                raise conflict_error("A request with this Idempotency-Key is still in progress. Retry later.")
+            await asyncio.sleep(POLL_INTERVAL_SECONDS)
 
-    def _again(self, claim: Claim) -> Response:
-        return Response(
-            claim.body,
-            status_code=claim.status or 200,
-            media_type="application/json",
-            headers={"Idempotent-Replayed": "true"},
-        )
+    async def _store(self, response: StoredResponse) -> None:
+        async def store(session: AsyncSession) -> None:
+            await idempotency.store_alone(session, response)
 
-    async def _settle(self, key: str, claim_id: str, status: int | None, body: str | None) -> None:
-        async def settle(session: AsyncSession) -> None:
-            await idempotency.settle(
-                session,
-                organization_id=self.caller.organization_id,
-                route=self.route,
-                key=key,
-                claim_id=claim_id,
-                status=status,
-                body=body,
-            )
-
-        async with opened_by(self.ctx, settle):
+        async with transaction_starting_with(self.ctx, store):
             pass
 
 
-def checked_key(key: str | None) -> str | None:
-    """Raises 400 for what cannot be a key."""
+def _replay(claim: KeyClaim) -> Response:
+    return Response(
+        claim.body,
+        status_code=claim.status or 200,
+        media_type="application/json",
+        headers={"Idempotent-Replayed": "true"},
+    )
+
+
+def _with_response(held: StoredResponse, response: JsonResponse) -> StoredResponse:
+    if response.status_code >= 500:
+        return held
+    return replace(held, status=response.status_code, body=bytes(response.body).decode(), is_final=response.is_final)
+
+
+def validate_key(key: str | None) -> str | None:
+    """Return the key. Raises 400 unless it is 1 to 255 printable ASCII characters."""
     if key is None:
         return None
-    if not 1 <= len(key) <= LONGEST_KEY or not key.isascii() or not key.isprintable():
-        raise ApiError(400, "MALFORMED_REQUEST", f"Idempotency-Key has 1 to {LONGEST_KEY} printable ASCII characters.")
+    if not 1 <= len(key) <= MAX_KEY_LENGTH or not key.isascii() or not key.isprintable():
+        raise ApiError(
+            400, "MALFORMED_REQUEST", f"Idempotency-Key must be 1 to {MAX_KEY_LENGTH} printable ASCII characters."
+        )
     return key
 
 
-def canonical_hash(body: bytes) -> str:
-    """SHA-256 of the body; of JSON without regard to spaces and the order of keys."""
+def canonical_body_hash(body: bytes) -> str:
+    """Return the SHA-256 of the body; JSON that differs only in spaces or the order of keys has the same hash."""
     try:
         body = json.dumps(json.loads(body), sort_keys=True, separators=(",", ":")).encode()
-    except ValueError:
+    except (ValueError, RecursionError):
+        # Not JSON, or nested deeper than any route accepts: the hash of the bytes is as good.
         pass
     return hashlib.sha256(body).hexdigest()
 
 
-async def once(
+async def get_idempotent_request(
     request: Request,
-    ctx: Ctx,
-    found: SignedIn,
-    identifier: RequestId,
-    idempotency_key: Annotated[str | None, Header(description="Makes repeating this order harmless.")] = None,
-) -> Once:
-    return Once(
+    ctx: AppContextDep,
+    caller: AuthenticatedCaller,
+    request_id: RequestId,
+    idempotency_key: Annotated[
+        str | None, Header(description="Idempotency key: a retry with the same key returns the first result.")
+    ] = None,
+) -> IdempotentRequest:
+    return IdempotentRequest(
         ctx=ctx,
-        caller=found,
-        key=checked_key(idempotency_key),
+        caller=caller,
+        key=validate_key(idempotency_key),
         route=f"{request.method} {request.url.path}",
-        body_hash=canonical_hash(await request.body()),
-        request_id=identifier,
+        body_hash=canonical_body_hash(await request.body()),
+        request_id=request_id,
     )
 
 
-MaybeOnce = Annotated[Once, Depends(once)]
-"""The key is honoured where one is sent."""
+OptionalIdempotency = Annotated[IdempotentRequest, Depends(get_idempotent_request)]
+"""The key is optional."""
 
 
-async def once_for_sure(found: MaybeOnce) -> Once:
-    if found.key is None:
-        raise ApiError(400, "IDEMPOTENCY_KEY_REQUIRED", "Send an Idempotency-Key header with this order.")
-    return found
+async def require_idempotency_key(request: OptionalIdempotency) -> IdempotentRequest:
+    if request.key is None:
+        raise ApiError(400, "IDEMPOTENCY_KEY_REQUIRED", "The Idempotency-Key header is required.")
+    return request
 
 
-OnlyOnce = Annotated[Once, Depends(once_for_sure)]
+RequiredIdempotency = Annotated[IdempotentRequest, Depends(require_idempotency_key)]
 """The key is required."""

@@ -1,4 +1,4 @@
-"""Rate, errors and duration of every route, by its template; a registry of its own per application."""
+"""Rate, errors and duration of requests per route template, in one registry per application."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from prometheus_client.process_collector import ProcessCollector
 BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 
-class Metrics:
+class ApiMetrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
@@ -18,30 +18,30 @@ class Metrics:
             "berth_http_requests", "Requests answered", ["method", "route", "status"], registry=self.registry
         )
         self._seconds = Histogram(
-            "berth_http_request_seconds",
-            "Time until the answer was sent",
+            "berth_http_request_duration_seconds",
+            "Request duration in seconds",
             ["method", "route"],
             buckets=BUCKETS,
             registry=self.registry,
         )
         self._webhooks = Counter(
-            "berth_webhooks",
-            "Webhooks of gateways: delivered, known, ignored, refused (bad signature), malformed",
+            "berth_webhooks_received",
+            "Gateway webhooks by outcome: delivered, known, ignored, refused (signature invalid), malformed",
             ["gateway", "outcome"],
             registry=self.registry,
         )
-        self.in_flight = Gauge("berth_http_requests_in_flight", "Requests at work", registry=self.registry)
+        self.in_flight = Gauge("berth_http_requests_in_flight", "Requests in flight", registry=self.registry)
 
-    def answered(self, method: str, route: str, status: int, seconds: float) -> None:
+    def record_request(self, method: str, route: str, status: int, seconds: float) -> None:
         # Any word can stand where the method stands: only known ones become a label.
         named = method if method in METHODS else "OTHER"
         self._requests.labels(named, route, str(status)).inc()
         self._seconds.labels(named, route).observe(seconds)
 
-    def webhook(self, gateway: str, outcome: str) -> None:
+    def record_webhook(self, gateway: str, outcome: str) -> None:
         self._webhooks.labels(gateway, outcome).inc()
 
-    def text(self) -> bytes:
+    def render(self) -> bytes:
         return generate_latest(self.registry)
 
 

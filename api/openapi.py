@@ -10,24 +10,24 @@ from typing import Any
 from pydantic import SecretStr
 
 from api.app import create_app
-from api.settings import Settings
+from api.settings import ApiSettings
 
 COMMITTED = Path(__file__).resolve().parents[1] / "openapi.json"
 
 
-def schema() -> dict[str, Any]:
+def build_schema() -> dict[str, Any]:
     """As production shows it: the sandbox's routes are absent."""
-    nobody = "postgresql+psycopg://berth_api@/berth"
-    settings = Settings(environment="test", api_database_url=SecretStr(nobody), jwt_secret=SecretStr("0" * 32))
+    url = "postgresql+psycopg://berth_api@/berth"
+    settings = ApiSettings(environment="test", api_database_url=SecretStr(url), jwt_secret=SecretStr("0" * 32))
     return create_app(settings).openapi()
 
 
-def rendered() -> str:
-    return json.dumps(schema(), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+def render_schema() -> str:
+    return json.dumps(build_schema(), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 
 def main(arguments: list[str]) -> int:
-    text = rendered()
+    text = render_schema()
     if arguments != ["--check"]:
         sys.stdout.write(text)
         return 0

@@ -1,4 +1,4 @@
-"""Passwords: Argon2id, on a thread, and as slow for an address that nobody has as for one that somebody has."""
+"""Argon2id password hashing in a thread pool. Unknown users verify against a dummy hash in the same time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _context = CryptContext(
     argon2__parallelism=1,
 )
 
-AT_ONCE = 4
+MAX_CONCURRENT_HASHES = 4
 """Hashes at work at the same time; each takes 19 MiB."""
 
 
@@ -31,15 +31,15 @@ def hash_password(password: str) -> str:
     return str(_context.hash(password))
 
 
-class Passwords:
+class PasswordHasher:
     """Hashing that does not hold up the event loop."""
 
     def __init__(self) -> None:
-        self._turn = asyncio.Semaphore(AT_ONCE)
-        self._nobodys = hash_password("the password of an account that does not exist")
+        self._semaphore = asyncio.Semaphore(MAX_CONCURRENT_HASHES)
+        self._dummy_hash = hash_password("the password of an account that does not exist")
 
     async def hash(self, password: str) -> str:
-        async with self._turn:
+        async with self._semaphore:
             return await asyncio.to_thread(hash_password, password)
 
     async def verify(self, password: str, hashed: str | None) -> tuple[bool, str | None]:
@@ -47,8 +47,10 @@ class Passwords:
 
         ``hashed`` None (no such account) takes the same time and is wrong.
         """
-        async with self._turn:
-            right, renewed = await asyncio.to_thread(_context.verify_and_update, password, hashed or self._nobodys)
+        async with self._semaphore:
+            right, upgraded_hash = await asyncio.to_thread(
+                _context.verify_and_update, password, hashed or self._dummy_hash
+            )
         if hashed is None or not right:
             return False, None
-        return True, renewed
+        return True, upgraded_hash

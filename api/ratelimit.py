@@ -20,7 +20,7 @@ ADMIN = RateLimitItemPerMinute(200, namespace="admin")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Allowance:
+class RateLimitStatus:
     """What is left; ``reset`` in seconds from now."""
 
     limit: int
@@ -36,18 +36,18 @@ class Allowance:
         }
 
 
-class RateLimits:
+class RateLimiter:
     """``storage`` is ``memory://`` for one process, ``redis://…`` for several. None means that nothing is limited."""
 
     def __init__(self, storage: str | None) -> None:
         self._limiter: MovingWindowRateLimiter | None = None
         if storage is not None:
             url = storage if storage.startswith("async+") else f"async+{storage}"
-            made = storage_from_string(url, wrap_exceptions=True)
-            assert isinstance(made, Storage)
-            self._limiter = MovingWindowRateLimiter(made)
+            storage_client = storage_from_string(url, wrap_exceptions=True)
+            assert isinstance(storage_client, Storage)
+            self._limiter = MovingWindowRateLimiter(storage_client)
 
-    async def take(self, limit: RateLimitItem, *who: str) -> Allowance | None:
+    async def consume(self, limit: RateLimitItem, *key: str) -> RateLimitStatus | None:
         """Count one request of ``who``.
 
         Raises:
@@ -56,19 +56,19 @@ class RateLimits:
         if self._limiter is None:
             return None
         try:
-            allowed = await self._limiter.hit(limit, *who)
-            window = await self._limiter.get_window_stats(limit, *who)
+            allowed = await self._limiter.hit(limit, *key)
+            window = await self._limiter.get_window_stats(limit, *key)
         except StorageError:
-            # A limiter that is away must not take the API with it.
+            # An unavailable limiter must not make the API unavailable.
             return None
         reset = max(1, math.ceil(window.reset_time - time.time()))
-        left = Allowance(limit=limit.amount, remaining=max(0, window.remaining), reset=reset)
+        status = RateLimitStatus(limit=limit.amount, remaining=max(0, window.remaining), reset=reset)
         if not allowed:
             raise ApiError(
                 429,
                 "RATE_LIMITED",
-                "Too many requests. Please wait.",
+                f"Rate limit exceeded. Retry after {reset} s.",
                 {"retry_after_seconds": reset},
-                {**left.headers, "Retry-After": str(reset)},
+                {**status.headers, "Retry-After": str(reset)},
             )
-        return left
+        return status

@@ -1,6 +1,6 @@
 """Which sessions' access tokens are refused although they have not expired, known without asking the database.
 
-Every process keeps the set in memory. What is revoked here is refused here at once; other processes hear of it when
+Every process keeps the set in memory. What is revoked here is refused here at once; other processes learn of it when
 they next read the table, within ``every`` seconds (one second by default). Entries live as long as an access token can.
 """
 
@@ -13,52 +13,52 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from db.queries import identity
-from db.session import Sessions
+from db.session import SessionFactory
 
 log = structlog.get_logger("api.revocations")
 
 PURGE_EVERY = timedelta(minutes=10)
 
 
-class Revocations:
-    def __init__(self, sessions: Sessions, *, every: float) -> None:
+class RevocationCache:
+    def __init__(self, sessions: SessionFactory, *, every: float) -> None:
         self._sessions = sessions
         self._every = every
-        self._until: dict[str, datetime] = {}
+        self._revoked_until: dict[str, datetime] = {}
         self._purge_at = datetime.now(UTC)
 
     def __contains__(self, session_id: str) -> bool:
-        return session_id in self._until
+        return session_id in self._revoked_until
 
     def add(self, session_id: str, until: datetime) -> None:
         """Refuse from now on. The caller has written, or is about to commit, the same to the table."""
-        self._until[session_id] = until
+        self._revoked_until[session_id] = until
 
     async def refresh(self) -> None:
         """Read the table, keep what was revoked here meanwhile, forget what has expired."""
-        async with self._sessions.begin() as session:
-            found = await identity.revocations(session)
+        async with self._sessions() as session:
+            stored = await identity.list_revocations(session)
         moment = datetime.now(UTC)
-        self._until = {name: until for name, until in (self._until | found).items() if until > moment}
+        self._revoked_until = {name: until for name, until in (self._revoked_until | stored).items() if until > moment}
 
     async def purge(self) -> None:
         moment = datetime.now(UTC)
         if moment < self._purge_at:
             return
-        async with self._sessions.begin() as session:
-            await identity.purge(session, moment)
+        async with self._sessions() as session:
+            await identity.delete_expired(session, moment)
         self._purge_at = moment + PURGE_EVERY
 
     async def run(self) -> None:
-        """Until cancelled. While the database is away, what is known stays in force."""
-        away = False
+        """Refresh until cancelled. While the database is unavailable, the known revocations stay in force."""
+        is_database_unavailable = False
         while True:
             try:
                 await self.refresh()
                 await self.purge()
-                away = False
+                is_database_unavailable = False
             except (SQLAlchemyError, OSError) as error:
-                if not away:
-                    log.warning("revocations not read", error=type(error).__name__)
-                away = True
+                if not is_database_unavailable:
+                    log.warning("revocations.refresh_failed", error=type(error).__name__)
+                is_database_unavailable = True
             await asyncio.sleep(self._every)

@@ -1,65 +1,48 @@
-"""What the API is told by its environment: ``BERTH_*``, or ``BERTH_*_FILE`` naming a file that holds the value."""
+"""Settings of the API: ``BERTH_*`` variables, or ``BERTH_*_FILE`` naming a file that holds the value."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
+from pydantic_settings import NoDecode, SettingsConfigDict
 
-from db.sealing import Sealer
+from api.environment import (
+    EnvironmentSettings,
+    check_base_domain,
+    check_networks,
+    check_public_url,
+    is_deployed,
+    load,
+    split_list,
+)
+from db.encryption import FieldEncryption
 from workflows.settings import TemporalSettings, parse_encryption_keys
 
-PREFIX = "BERTH_"
-SHORTEST_JWT_SECRET = 32
+MIN_JWT_SECRET_BYTES = 32
+RATE_LIMIT_STORAGES = ("memory", "redis", "rediss", "redis+sentinel", "redis+cluster")
+
+TextList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_list)]
+Networks = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_list), AfterValidator(check_networks)]
 
 
-class FromFiles(PydanticBaseSettingsSource):
-    """``BERTH_JWT_SECRET_FILE=/run/secrets/jwt`` gives ``jwt_secret`` that file's content without its last newline."""
-
-    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
-        path = os.environ.get(f"{PREFIX}{field_name.upper()}_FILE")
-        return (Path(path).read_text(encoding="utf-8").rstrip("\r\n") if path else None), field_name, False
-
-    def __call__(self) -> dict[str, Any]:
-        found = {name: self.get_field_value(field, name)[0] for name, field in self.settings_cls.model_fields.items()}
-        return {name: value for name, value in found.items() if value is not None}
-
-
-class FromEnvironment(BaseSettings):
-    """Reads the environment, and files that it names; nothing else."""
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings, FromFiles(settings_cls)
-
-
-class Settings(FromEnvironment):
+class ApiSettings(EnvironmentSettings):
     """Durations are seconds, sizes bytes."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", populate_by_name=True, frozen=True)
+    model_config = SettingsConfigDict(frozen=True)
 
-    environment: Literal["production", "staging", "sandbox", "test"] = "production"
     host: str = "127.0.0.1"
-    port: int = 8000
-    public_url: str = "http://127.0.0.1:8000"
-    base_domain: str = "apps.berth.localhost"
-    api_database_url: SecretStr
-    database_pool: int = Field(default=10, ge=1)
+    port: int = Field(default=8000, ge=0, le=65_535)
+    public_url: Annotated[str, AfterValidator(check_public_url)] = "http://127.0.0.1:8000"
+    base_domain: Annotated[str, AfterValidator(check_base_domain)] = "apps.berth.localhost"
+    api_database_url: SecretStr = Field(description="it is the address of the database, as the role berth_api")
+    database_pool_size: int = Field(default=10, ge=1)
     temporal_address: str = "127.0.0.1:7233"
     temporal_namespace: str = "default"
-    jwt_secret: SecretStr
+    jwt_secret: SecretStr = Field(
+        description=f"it signs access tokens. Set at least {MIN_JWT_SECRET_BYTES} random bytes"
+    )
     """One secret, or a ring ``id:secret,id:secret``: the first signs, every one verifies."""
     encryption_key: SecretStr | None = None
     """32 bytes of base64, or a ring ``id:key,id:key``: the first encrypts, every one decrypts."""
@@ -70,57 +53,95 @@ class Settings(FromEnvironment):
 
     access_token_seconds: int = 15 * 60
     refresh_token_seconds: int = 30 * 24 * 3600
-    verification_seconds: int = 48 * 3600
-    reset_seconds: int = 3600
+    verification_token_seconds: int = 48 * 3600
+    reset_token_seconds: int = 3600
     revocation_refresh_seconds: float = 1.0
 
     rate_limit: Literal["on", "off"] = "on"
     rate_limit_storage: str = Field(
         default="memory://", validation_alias=AliasChoices("RATE_LIMIT_STORAGE", "BERTH_RATE_LIMIT_STORAGE")
     )
-    body_limit: int = 256 * 1024
-    request_seconds: float = 10.0
-    database_seconds: float = 4.0
+    max_body_bytes: int = 256 * 1024
+    request_timeout_seconds: float = 10.0
+    database_timeout_seconds: float = 4.0
     """How long a request waits for a connection before it answers 503."""
-    cors_origins: tuple[str, ...] = ()
+    cors_origins: TextList = ()
     trusted_proxies: str = ""
-    """Addresses whose ``X-Forwarded-For`` is believed, as uvicorn spells them."""
-    admin_allow: tuple[str, ...] = ()
+    """Addresses whose ``X-Forwarded-For`` is trusted, as uvicorn's ``forwarded_allow_ips``."""
+    admin_allowed_networks: Networks = ()
     """Networks that may reach administrators' routes; empty means any."""
-    metrics_allow: tuple[str, ...] = ()
+    metrics_allowed_networks: Networks = ()
+    """Networks that may read ``/metrics``; empty means any, which production refuses."""
     log_format: Literal["json", "text"] = "json"
     log_level: str = "INFO"
 
-    @field_validator("public_url", "mailbox_url")
+    @field_validator("mailbox_url")
     @classmethod
-    def _without_last_slash(cls, value: str | None) -> str | None:
+    def _strip_trailing_slash(cls, value: str | None) -> str | None:
         return value.rstrip("/") if value else value
 
-    @model_validator(mode="after")
-    def _secrets_are_strong(self) -> Self:
-        if not self.jwt_keys or any(len(secret) < SHORTEST_JWT_SECRET for _, secret in self.jwt_keys):
-            raise ValueError(f"jwt_secret: every secret has at least {SHORTEST_JWT_SECRET} bytes")
-        if self.environment in ("production", "staging") and self.encryption_key is None:
-            raise ValueError("encryption_key is required outside of a sandbox")
-        return self
+    @field_validator("jwt_secret")
+    @classmethod
+    def _require_strong_jwt_secret(cls, value: SecretStr) -> SecretStr:
+        keys = _split_jwt_keys(value)
+        if not keys or any(len(secret) < MIN_JWT_SECRET_BYTES for _, secret in keys):
+            raise ValueError(
+                f"is too short to sign access tokens: every secret has at least {MIN_JWT_SECRET_BYTES} bytes"
+            )
+        return value
+
+    @field_validator("encryption_key")
+    @classmethod
+    def _require_encryption_key(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        return check_encryption_key(value, info)
+
+    @field_validator("stripe_webhook_secret")
+    @classmethod
+    def _require_webhook_secret(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if is_deployed(info) and not (value and value.get_secret_value()):
+            raise ValueError("is not set: it verifies Stripe's webhooks. Set the endpoint's signing secret")
+        return value
+
+    @field_validator("rate_limit")
+    @classmethod
+    def _require_rate_limit(cls, value: str, info: ValidationInfo) -> str:
+        if value == "off" and is_deployed(info):
+            raise ValueError("is off: passwords could be guessed without limit. Set it to on")
+        return value
+
+    @field_validator("rate_limit_storage")
+    @classmethod
+    def _require_shared_storage(cls, value: str, info: ValidationInfo) -> str:
+        scheme = value.removeprefix("async+").partition("://")[0]
+        if scheme not in RATE_LIMIT_STORAGES:
+            raise ValueError(f"begins with none of {', '.join(f'{name}://' for name in RATE_LIMIT_STORAGES)}")
+        if is_deployed(info) and scheme == "memory":
+            raise ValueError("is memory://: each process would count for itself. Set a redis:// address")
+        return value
+
+    @field_validator("metrics_allowed_networks")
+    @classmethod
+    def _require_metrics_networks(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if is_deployed(info) and not value:
+            raise ValueError("is not set: anyone could read /metrics. Set the networks of the monitoring system")
+        return value
 
     @property
-    def sandbox(self) -> bool:
+    def is_sandbox(self) -> bool:
         return self.environment == "sandbox"
 
     @property
     def jwt_keys(self) -> tuple[tuple[str, bytes], ...]:
         """Pairs of key id and secret; the first one signs."""
-        pairs = (part.strip().rpartition(":") for part in self.jwt_secret.get_secret_value().split(","))
-        return tuple((key_id or "1", secret.encode()) for key_id, _, secret in pairs if secret)
+        return _split_jwt_keys(self.jwt_secret)
 
     @property
     def encryption_keys(self) -> tuple[tuple[str, bytes], ...]:
         return parse_encryption_keys(self.encryption_key.get_secret_value()) if self.encryption_key else ()
 
     @property
-    def sealer(self) -> Sealer | None:
-        return Sealer(self.encryption_keys) if self.encryption_keys else None
+    def field_encryption(self) -> FieldEncryption | None:
+        return FieldEncryption(self.encryption_keys) if self.encryption_keys else None
 
     @property
     def temporal(self) -> TemporalSettings:
@@ -131,11 +152,27 @@ class Settings(FromEnvironment):
         )
 
 
-def networks(given: tuple[str, ...]) -> tuple[IPv4Network | IPv6Network, ...]:
-    return tuple(ip_network(network, strict=False) for network in given)
+def parse_networks(networks: tuple[str, ...]) -> tuple[IPv4Network | IPv6Network, ...]:
+    return tuple(ip_network(network, strict=False) for network in networks)
 
 
-def load(**given: Any) -> Settings:
-    """Read the settings from the environment; ``given`` goes before it. Raises ``pydantic.ValidationError``."""
-    values: Mapping[str, Any] = given
-    return Settings(**values)
+def _split_jwt_keys(ring: SecretStr) -> tuple[tuple[str, bytes], ...]:
+    pairs = (part.strip().rpartition(":") for part in ring.get_secret_value().split(","))
+    return tuple((key_id or "1", secret.encode()) for key_id, _, secret in pairs if secret)
+
+
+def check_encryption_key(value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+    """Require a key where customers' data is real, and a well-formed one everywhere."""
+    text = value.get_secret_value() if value else ""
+    try:
+        keys = parse_encryption_keys(text)
+    except ValueError:
+        raise ValueError("is malformed: each key is 32 bytes of base64, and each id appears once") from None
+    if not keys and is_deployed(info):
+        raise ValueError("is not set: it encrypts customers' data. Set 32 random bytes as base64")
+    return value
+
+
+def load_settings(**overrides: Any) -> ApiSettings:
+    """Read the settings from the environment; ``overrides`` go before it. Raises `ConfigurationError`."""
+    return load(ApiSettings, **overrides)

@@ -2,38 +2,143 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+from psycopg.rows import DictRow, dict_row
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
-from db.sealing import INFO, Sealer
+from db.encryption import SESSION_INFO_KEY, FieldEncryption
 
-Sessions = async_sessionmaker[AsyncSession]
+_REUSED = "berth.reused"
+
+SessionFactory = async_sessionmaker[AsyncSession]
 """``async with sessions.begin() as session`` is one unit of work: it commits at its end or not at all."""
 
 
-def create_engine(url: str, *, pool_size: int = 10, timeout_seconds: float = 5, pre_ping: bool = True) -> AsyncEngine:
-    """Return an engine whose connections give up after ``timeout_seconds`` instead of hanging.
+_SET_CONTEXT = (
+    "SELECT set_config('berth.organization', %(organization)s, true), set_config('berth.user', %(user)s, true),"
+    " set_config('berth.role', %(role)s, true)"
+)
 
-    ``pre_ping`` spares the caller an error after the database was restarted, for a round trip per unit of work; whoever
-    is retried anyway can do without. ``url`` is SQLAlchemy's: ``postgresql+psycopg://role@/berth?host=/socket/directory``.
+
+def create_database_engine(
+    url: str, *, pool_size: int = 10, timeout_seconds: float = 5, pre_ping: bool = True, explicit_begin: bool = False
+) -> AsyncEngine:
+    """Return an engine whose connections fail after ``timeout_seconds`` instead of hanging.
+
+    Args:
+        url: SQLAlchemy's form: ``postgresql+psycopg://role@/berth?host=/socket/directory``.
+        pool_size: Connections kept open; as many again are opened under load.
+        timeout_seconds: Seconds to wait for a connection of the pool, and for a new one.
+        pre_ping: Test each connection before use, for one round trip per transaction.
+        explicit_begin: A transaction begins at ``begin_transaction``, which replaces closed connections itself: no
+            pre-ping. A statement outside of one commits at once.
     """
+    options: dict[str, Any] = {"isolation_level": "AUTOCOMMIT"} if explicit_begin else {}
     return create_async_engine(
         url,
         pool_size=pool_size,
         max_overflow=pool_size,
         pool_timeout=timeout_seconds,
-        pool_pre_ping=pre_ping,
+        pool_pre_ping=pre_ping and not explicit_begin,
         connect_args={"connect_timeout": max(1, int(timeout_seconds)), "prepare_threshold": 2},
+        **options,
     )
 
 
-def session_factory(engine: AsyncEngine, *, sealer: Sealer | None = None) -> Sessions:
-    """``sealer`` encrypts what must not rest readable (secrets of queued mails)."""
-    return async_sessionmaker(engine, expire_on_commit=False, info={INFO: sealer})
+def session_factory(engine: AsyncEngine, *, encryptor: FieldEncryption | None = None) -> SessionFactory:
+    """``encryptor`` encrypts secrets of queued notifications."""
+    return async_sessionmaker(engine, expire_on_commit=False, info={SESSION_INFO_KEY: encryptor})
 
 
-async def act_as(session: AsyncSession, *, organization_id: str | None, user_id: str | None, role: str | None) -> None:
-    """Tell row-level security for whom this transaction speaks. It ends with the transaction."""
+async def begin_transaction(
+    session: AsyncSession, statement: str, parameters: Mapping[str, Any], *, commit: bool = False
+) -> DictRow:
+    """Begin a transaction and execute its first statement, in one round trip.
+
+    The engine of ``session`` must have been created with ``explicit_begin``. A connection that the server has closed
+    fails before anything is committed; it is replaced and both are sent again.
+
+    Args:
+        session: A session without a transaction.
+        statement: SQL with psycopg's placeholders that returns at least one row.
+        parameters: Values of the placeholders.
+        commit: Commit in the same round trip. Only for a statement whose repetition changes nothing more.
+
+    Returns:
+        The first row.
+
+    Raises:
+        DBAPIError: The statement failed, or no connection could be opened.
+    """
+    while True:
+        connection = await session.connection()
+        raw = (await connection.get_raw_connection()).driver_connection
+        assert isinstance(raw, psycopg.AsyncConnection)
+        # Replacing closed connections ends at the first one that is new.
+        is_reused = _REUSED in connection.info
+        connection.info[_REUSED] = True
+        try:
+            cursor = raw.cursor(row_factory=dict_row)
+            async with raw.pipeline():
+                await raw.execute("BEGIN")
+                await cursor.execute(statement.encode(), parameters)
+                if commit:
+                    await raw.execute("COMMIT")
+            row = await cursor.fetchone()
+        except psycopg.Error as error:
+            if raw.closed:
+                await session.invalidate()
+                if is_reused:
+                    continue
+            raise _to_sqlalchemy_error(statement, error) from error
+        assert row is not None
+        return row
+
+
+async def execute_and_commit(session: AsyncSession, statement: str, parameters: Mapping[str, Any]) -> None:
+    """Execute the last statement of a transaction and commit it, in one round trip.
+
+    The transaction was begun by ``begin_transaction``. What the session has to flush is flushed first.
+
+    Raises:
+        DBAPIError: The statement or a deferred constraint failed; nothing was committed.
+    """
+    await session.flush()
+    raw = (await (await session.connection()).get_raw_connection()).driver_connection
+    assert isinstance(raw, psycopg.AsyncConnection)
+    try:
+        async with raw.pipeline():
+            await raw.execute(statement.encode(), parameters)
+            await raw.execute("COMMIT")
+    except psycopg.Error as error:
+        if raw.closed:
+            await session.invalidate()
+        raise _to_sqlalchemy_error(statement, error) from error
+
+
+async def begin_with_rls_context(
+    session: AsyncSession, *, organization_id: str | None, user_id: str | None, role: str | None
+) -> None:
+    """Begin a transaction in which row-level security admits this organization, user and role; one round trip."""
+    context = {"organization": organization_id or "", "user": user_id or "", "role": role or ""}
+    await begin_transaction(session, _SET_CONTEXT, context)
+
+
+def _to_sqlalchemy_error(statement: str, error: psycopg.Error) -> BaseException:
+    """Return SQLAlchemy's error of the same class, without the parameters."""
+    return DBAPIError.instance(statement, None, error, psycopg.Error, hide_parameters=True)
+
+
+async def set_rls_context(
+    session: AsyncSession, *, organization_id: str | None, user_id: str | None, role: str | None
+) -> None:
+    """Set the organization, user and role that row-level security admits, until the transaction ends."""
     await session.execute(
         text(
             "SELECT set_config('berth.organization', :organization, true),"
@@ -41,3 +146,9 @@ async def act_as(session: AsyncSession, *, organization_id: str | None, user_id:
         ),
         {"organization": organization_id or "", "user": user_id or "", "role": role or ""},
     )
+
+
+async def allow_long_statements(session: AsyncSession, limit: timedelta) -> None:
+    """Raise the role's ``statement_timeout`` to ``limit`` until this transaction ends."""
+    milliseconds = str(int(limit.total_seconds() * 1000))
+    await session.execute(text("SELECT set_config('statement_timeout', :limit, true)"), {"limit": milliseconds})

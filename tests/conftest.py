@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.support.scenarios import ScenarioRecorder, note_numbers
+from tests.support.failures import FailureReporter
+from tests.support.scenarios import ScenarioRecorder, attach_scenario_numbers
 
 HERE = Path(__file__).parent
 
@@ -23,6 +24,7 @@ pytest_plugins = [
     "tests.support.databases",
     "tests.support.temporal",
     "tests.support.sandboxes",
+    "tests.support.planes",
 ]
 
 
@@ -32,14 +34,31 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("berth")
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(ScenarioRecorder(config), "berth-scenarios")
+        config.pluginmanager.register(FailureReporter(config), "berth-failures")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # In xdist's workers as well: there the tests are, and the numbers travel with their reports.
-    note_numbers(items)
+    attach_scenario_numbers(items)
     for item in items:
         if any(item.path.is_relative_to(folder) for folder in IN_OTHER_PROCESSES):
             item.add_marker(pytest.mark.no_cover)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown() -> Iterator[None]:
+    """Do not trace what ends a test.
+
+    Hazard: when threads end, greenlet destroys their state in a pending call, which runs Python code (the callback of
+    a weak reference). CPython 3.11 then repeats the first instruction of a traced function while another such call
+    waits: for ever.
+    """
+    tracer = sys.gettrace()
+    sys.settrace(None)
+    try:
+        yield
+    finally:
+        sys.settrace(tracer)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -6,27 +6,34 @@ import asyncio
 
 import structlog
 
+from api.environment import ConfigurationError, load, report_faults
 from worker import logs
-from worker.exit import leave
+from worker.exit import exit_process
 from worker.main import run
-from worker.metrics import Metrics
+from worker.metrics import WorkerMetrics
 from worker.settings import WorkerSettings
+from workflows.time_zones import use_packaged_time_zones
 
 log = structlog.get_logger(__name__)
 
 
 def main() -> None:
-    settings = WorkerSettings()
-    logs.configure(level=settings.log_level, form=settings.log_format)
-    metrics = Metrics()
+    use_packaged_time_zones()
+    try:
+        settings = load(WorkerSettings)
+    except ConfigurationError as error:
+        report_faults("worker", error)
+        exit_process(1)
+    logs.configure_logging(level=settings.log_level, log_format=settings.log_format)
+    metrics = WorkerMetrics()
     if settings.metrics_port:
         metrics.serve(settings.metrics_host, settings.metrics_port)
     try:
         asyncio.run(run(settings, metrics))
     except Exception:
         log.exception("worker.failed")
-        leave(1)
-    leave(0)
+        exit_process(1)
+    exit_process(0)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
-from worker.exit import leave
+from worker.exit import exit_process
+from workflows.time_zones import use_packaged_time_zones
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +27,7 @@ SUBCOMMANDS = {
 }
 
 
-def parse(argv: Sequence[str]) -> tuple[str, argparse.Namespace]:
+def parse_arguments(argv: Sequence[str]) -> tuple[str, argparse.Namespace]:
     """Return the subcommand's name and its arguments; ends the process with 2 and a usage line when they are wrong."""
     parser = argparse.ArgumentParser(prog="berth", description="Runs a managed open-source software business.")
     choices = parser.add_subparsers(dest="subcommand", required=True, metavar="SUBCOMMAND")
@@ -39,16 +40,17 @@ def parse(argv: Sequence[str]) -> tuple[str, argparse.Namespace]:
 
 
 def main() -> None:
+    use_packaged_time_zones()
     try:
-        name, arguments = parse(sys.argv[1:])
+        name, arguments = parse_arguments(sys.argv[1:])
         code: int = import_module(SUBCOMMANDS[name].module).run(arguments)
     except SystemExit as left:
         if left.code is not None and not isinstance(left.code, int):
             print(left.code, file=sys.stderr)
-        leave(left.code if isinstance(left.code, int) else 0 if left.code is None else 1)
+        exit_process(left.code if isinstance(left.code, int) else 0 if left.code is None else 1)
     except KeyboardInterrupt:
-        leave(130)
-    leave(code)
+        exit_process(130)
+    exit_process(code)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import sys
 from typing import NoReturn
 
 
-def leave(code: int) -> NoReturn:
+def exit_process(code: int) -> NoReturn:
     """Flush what was written and leave at once with ``code``.
 
     The interpreter's own teardown can crash a process that used the Temporal SDK (return code 134 or 139,
@@ -19,6 +19,6 @@ def leave(code: int) -> NoReturn:
         try:
             stream.flush()
         except (OSError, ValueError):
-            # Nobody reads any more (a closed pipe); that is no reason to change the code.
+            # The reader has closed the pipe; the exit code stays as it is.
             continue
     os._exit(code)

@@ -15,49 +15,50 @@ from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.runtime import Runtime
 from temporalio.service import RPCError
 from temporalio.worker import Interceptor, Worker
-from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 from worker import schedules
-from worker.exit import leave
-from worker.metrics import Metrics, runtime
-from worker.registry import WORKFLOWS, Dependencies, activities, dependencies
+from worker.exit import exit_process
+from worker.interceptors import ActivityMetricsInterceptor
+from worker.metrics import WorkerMetrics, create_sdk_runtime
+from worker.registry import WORKFLOWS, Dependencies, activities_by_queue, open_dependencies
 from worker.settings import WorkerSettings
-from worker.sight import Sight
+from worker.workflow_runner import sandboxed_runner
 from workflows import names
-from workflows.client import connect
-from workflows.ports.notifications import Dispatch
-from workflows.rules.notices import CHANNEL_EMAIL
+from workflows.connection import connect
+from workflows.ports.notifications import DispatchInput
+from workflows.rules.notifications import CHANNEL_EMAIL
 
 T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
-GRACE = timedelta(seconds=4)
+GRACEFUL_SHUTDOWN_TIMEOUT = timedelta(seconds=4)
 """How long activities may go on after a stop was asked for. Longer ones are repeated elsewhere; all bear it."""
 
-LAST_CALL_SECONDS = 6.5
-"""After this the process ends whatever still hangs: whoever asked would kill it a moment later."""
+FORCED_EXIT_SECONDS = 6.5
+"""The process exits after this time, whatever is still running: the supervisor would kill it next."""
 
-LONGEST_PAUSE_SECONDS = 5.0
+STICKY_TIMEOUT = timedelta(seconds=2)
+"""How long a workflow task waits for the worker that has the workflow cached, before any worker may take it. The
+default of 10 s delays the first update after a worker was killed by as much."""
 
-PURE = ("workflows", "temporalio", "structlog", "pydantic", "pydantic_core", "orjson")
-"""Modules that the sandbox does not import anew: ours do no I/O, which import-linter checks."""
+MAX_BACKOFF_SECONDS = 5.0
 
 
 @asynccontextmanager
-async def running_workers(
-    given: Dependencies, client: Client, interceptors: Sequence[Interceptor] = ()
+async def run_workers(
+    dependencies: Dependencies, client: Client, interceptors: Sequence[Interceptor] = ()
 ) -> AsyncIterator[None]:
     """Run the workers of all queues in this process until the block is left."""
-    settings = given.settings
+    settings = dependencies.settings
     limits = {
-        names.PLATFORM: settings.concurrent_activities,
-        names.INFRASTRUCTURE: settings.cluster_activities,
-        names.NOTICES: 8,
+        names.PLATFORM_QUEUE: settings.max_concurrent_activities,
+        names.INFRASTRUCTURE_QUEUE: settings.max_concurrent_cluster_activities,
+        names.NOTIFICATIONS_QUEUE: 8,
     }
     workers = []
-    for queue, implemented in activities(given).items():
-        platform = queue == names.PLATFORM
+    for queue, implemented in activities_by_queue(dependencies).items():
+        platform = queue == names.PLATFORM_QUEUE
         workers.append(
             Worker(
                 client,
@@ -65,15 +66,14 @@ async def running_workers(
                 workflows=WORKFLOWS if platform else (),
                 activities=implemented,
                 interceptors=interceptors,
-                workflow_runner=SandboxedWorkflowRunner(
-                    restrictions=SandboxRestrictions.default.with_passthrough_modules(*PURE)
-                ),
-                max_cached_workflows=settings.cached_workflows if platform else 0,
+                workflow_runner=sandboxed_runner(),
+                max_cached_workflows=settings.max_cached_workflows if platform else 0,
+                sticky_queue_schedule_to_start_timeout=STICKY_TIMEOUT,
                 max_concurrent_activities=limits[queue],
                 max_concurrent_local_activities=limits[queue],
-                graceful_shutdown_timeout=GRACE,
+                graceful_shutdown_timeout=GRACEFUL_SHUTDOWN_TIMEOUT,
                 # Otherwise the SDK reads and hashes every module that is loaded.
-                build_id=settings.build,
+                build_id=settings.build_id,
             )
         )
     async with AsyncExitStack() as stack:
@@ -86,53 +86,58 @@ async def running_workers(
             await asyncio.gather(*(worker.shutdown() for worker in workers))
 
 
-async def announce(client: Client) -> None:
+async def ensure_dispatchers_and_schedules(client: Client) -> None:
     """See to it that the one dispatcher of each channel and the schedules are there; they outlive every worker."""
     await client.start_workflow(
         names.NOTIFICATION_DISPATCH,
-        Dispatch(channel=CHANNEL_EMAIL),
-        id=names.dispatch_workflow(CHANNEL_EMAIL),
-        task_queue=names.PLATFORM,
+        DispatchInput(channel=CHANNEL_EMAIL),
+        id=names.notification_dispatch_workflow_id(CHANNEL_EMAIL),
+        task_queue=names.PLATFORM_QUEUE,
         id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
     )
-    await schedules.ensure(client)
+    await schedules.upsert_schedules(client)
 
 
-async def insist(what: str, attempt: Callable[[], Awaitable[T]]) -> T:
+async def retry_until_connected(operation: str, attempt: Callable[[], Awaitable[T]]) -> T:
     """Try until the server answers."""
     pause = 0.1
     while True:
         try:
             return await attempt()
         except (RuntimeError, RPCError) as error:
-            log.warning("temporal.away", during=what, error=type(error).__name__, retry_seconds=pause)
+            log.warning("temporal.away", during=operation, error=type(error).__name__, retry_seconds=pause)
         await asyncio.sleep(pause)
-        pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
+        pause = min(pause * 2, MAX_BACKOFF_SECONDS)
 
 
-async def work(given: Dependencies, metrics: Metrics, sdk: Runtime) -> None:
+async def connect_and_serve(dependencies: Dependencies, metrics: WorkerMetrics, sdk: Runtime) -> None:
     """Connect, then work until cancelled."""
-    client = await insist("connect", lambda: connect(given.settings.temporal(), runtime=sdk))
-    async with running_workers(given, client, [Sight(metrics)]):
-        await insist("announce", lambda: announce(client))
-        log.info("worker.ready", queues=[names.PLATFORM, names.INFRASTRUCTURE, names.NOTICES])
+    client = await retry_until_connected(
+        "connect", lambda: connect(dependencies.settings.temporal_settings(), runtime=sdk)
+    )
+    async with run_workers(dependencies, client, [ActivityMetricsInterceptor(metrics)]):
+        await retry_until_connected("announce", lambda: ensure_dispatchers_and_schedules(client))
+        log.info("worker.ready", queues=[names.PLATFORM_QUEUE, names.INFRASTRUCTURE_QUEUE, names.NOTIFICATIONS_QUEUE])
         await asyncio.Event().wait()
 
 
-async def run(settings: WorkerSettings, metrics: Metrics) -> None:
+async def run(settings: WorkerSettings, metrics: WorkerMetrics) -> None:
     """Work until SIGTERM or SIGINT. Raises what ended the work before."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
-    sdk = runtime(metrics if settings.metrics_port else None)
-    async with dependencies(settings) as given:
-        tasks = [asyncio.create_task(work(given, metrics, sdk)), asyncio.create_task(metrics.watch(given.sessions))]
+    sdk = create_sdk_runtime(metrics if settings.metrics_port else None)
+    async with open_dependencies(settings) as dependencies:
+        tasks = [
+            asyncio.create_task(connect_and_serve(dependencies, metrics, sdk)),
+            asyncio.create_task(metrics.refresh_backlog_forever(dependencies.sessions)),
+        ]
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait([*tasks, stopped], return_when=asyncio.FIRST_COMPLETED)
         if stop.is_set():
             log.info("worker.stopping")
-            loop.call_later(LAST_CALL_SECONDS, _hang_up)
+            loop.call_later(FORCED_EXIT_SECONDS, _force_exit)
         for task in (stopped, *tasks):
             task.cancel()
         await asyncio.wait(tasks)
@@ -144,6 +149,6 @@ async def run(settings: WorkerSettings, metrics: Metrics) -> None:
     log.info("worker.stopped")
 
 
-def _hang_up() -> None:
-    log.warning("worker.cut_off", after_seconds=LAST_CALL_SECONDS)
-    leave(0)
+def _force_exit() -> None:
+    log.warning("worker.cut_off", after_seconds=FORCED_EXIT_SECONDS)
+    exit_process(0)

@@ -20,87 +20,87 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
 
-from db.queries import delivery
-from db.session import Sessions
+from db.queries import outbox_delivery
+from db.session import SessionFactory
 from worker import logs
-from workflows.rules.notices import CHANNEL_EMAIL
+from workflows.rules.notifications import CHANNEL_EMAIL
 
 log = structlog.get_logger(__name__)
 
-SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 1800.0)
-LOOK_AT_BACKLOG = timedelta(seconds=10)
+DURATION_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 1800.0)
+BACKLOG_INTERVAL = timedelta(seconds=10)
 LOOPBACK = "127.0.0.1"
 
 
-class Metrics:
-    """A registry of its own per process; labels are names from the code, never anybody's data."""
+class WorkerMetrics:
+    """One registry per process. Labels are names from the code, never personal data."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         GCCollector(registry=self.registry)
         self._activities = Counter(
-            "berth_activities",
+            "berth_activity_attempts",
             "Attempts of activities that ended: done, refused (a rule's no), failed, cancelled",
             ["activity", "outcome"],
             registry=self.registry,
         )
         self._seconds = Histogram(
-            "berth_activity_seconds",
+            "berth_activity_duration_seconds",
             "Time one attempt of an activity took",
             ["activity"],
-            buckets=SECONDS,
+            buckets=DURATION_BUCKETS,
             registry=self.registry,
         )
-        self._waited = Histogram(
-            "berth_activity_wait_seconds",
+        self._schedule_to_start = Histogram(
+            "berth_activity_schedule_to_start_seconds",
             "Time from an attempt's schedule until a worker began with it",
             ["queue"],
-            buckets=SECONDS,
+            buckets=DURATION_BUCKETS,
             registry=self.registry,
         )
-        self._waiting = Gauge(
-            "berth_outbox_waiting", "Notices that are to be sent", ["channel"], registry=self.registry
+        self._outbox_pending = Gauge(
+            "berth_outbox_pending", "Notices that are to be sent", ["channel"], registry=self.registry
         )
         self._overdue = Gauge(
-            "berth_outbox_overdue_seconds",
+            "berth_outbox_oldest_due_age_seconds",
             "How long the oldest notice that is due waits",
             ["channel"],
             registry=self.registry,
         )
-        self._untold = Gauge(
-            "berth_webhooks_untold", "Webhooks that were recorded and not handed on", registry=self.registry
+        self._undelivered_webhooks = Gauge(
+            "berth_webhooks_undelivered", "Webhooks that were recorded and not handed on", registry=self.registry
         )
 
-    def activity(self, name: str, queue: str, outcome: str, seconds: float, waited: float) -> None:
+    def record_activity(self, name: str, queue: str, outcome: str, seconds: float, waited: float) -> None:
         self._activities.labels(name, outcome).inc()
         self._seconds.labels(name).observe(seconds)
-        self._waited.labels(queue).observe(max(waited, 0.0))
+        self._schedule_to_start.labels(queue).observe(max(waited, 0.0))
 
-    async def look(self, session: AsyncSession) -> None:
+    async def refresh_backlog(self, session: AsyncSession) -> None:
         """Read the backlogs."""
-        waiting, overdue = await delivery.backlog(session, CHANNEL_EMAIL)
-        self._waiting.labels(CHANNEL_EMAIL).set(waiting)
+        waiting, overdue = await outbox_delivery.pending_backlog(session, CHANNEL_EMAIL)
+        self._outbox_pending.labels(CHANNEL_EMAIL).set(waiting)
         self._overdue.labels(CHANNEL_EMAIL).set(overdue)
-        untold = text("SELECT count(*) FROM webhook_events WHERE status = 'received'")
-        self._untold.set((await session.execute(untold)).scalar_one())
+        undelivered = text("SELECT count(*) FROM webhook_events WHERE status = 'received'")
+        self._undelivered_webhooks.set((await session.execute(undelivered)).scalar_one())
 
-    async def watch(self, sessions: Sessions) -> None:
-        """Keep the backlogs up to date until cancelled; while the database is away they stay as they were."""
+    async def refresh_backlog_forever(self, sessions: SessionFactory) -> None:
+        """Keep the backlogs up to date until cancelled; they keep their values while the database is unavailable."""
         while True:
             try:
                 async with sessions() as session:
-                    await self.look(session)
+                    await self.refresh_backlog(session)
             except (SQLAlchemyError, OSError) as error:
                 log.warning("backlog.unseen", error=type(error).__name__)
-            await asyncio.sleep(LOOK_AT_BACKLOG.total_seconds())
+            await asyncio.sleep(BACKLOG_INTERVAL.total_seconds())
 
     def serve(self, host: str, port: int) -> None:
-        """Answer Prometheus from a thread of its own until the process ends."""
+        """Serve Prometheus from a separate thread until the process ends."""
         start_http_server(port, addr=host, registry=self.registry)
 
 
-class _Sdk(Collector):
+class SdkMetricsCollector(Collector):
     """What the SDK's own exporter shows, as part of our registry."""
 
     def __init__(self, port: int) -> None:
@@ -112,22 +112,22 @@ class _Sdk(Collector):
 
     def collect(self) -> Iterable[Metric]:
         try:
-            with urllib.request.urlopen(self._url, timeout=2) as answer:
-                shown = answer.read().decode()
+            with urllib.request.urlopen(self._url, timeout=2) as response:
+                text_format = response.read().decode()
         except OSError:
             return []
-        return list(text_string_to_metric_families(shown))
+        return list(text_string_to_metric_families(text_format))
 
 
-def runtime(metrics: Metrics | None) -> Runtime:
+def create_sdk_runtime(metrics: WorkerMetrics | None) -> Runtime:
     """Return the SDK's runtime: its log is ours, and with ``metrics`` its figures are shown there."""
     if metrics is None:
-        return Runtime(telemetry=TelemetryConfig(logging=logs.of_the_core()))
+        return Runtime(telemetry=TelemetryConfig(logging=logs.sdk_logging_config()))
     with socket.create_server((LOOPBACK, 0)) as probe:
         port: int = probe.getsockname()[1]
     exporter = PrometheusConfig(
         bind_address=f"{LOOPBACK}:{port}", counters_total_suffix=True, unit_suffix=True, durations_as_seconds=True
     )
-    made = Runtime(telemetry=TelemetryConfig(logging=logs.of_the_core(), metrics=exporter))
-    metrics.registry.register(_Sdk(port))
-    return made
+    runtime = Runtime(telemetry=TelemetryConfig(logging=logs.sdk_logging_config(), metrics=exporter))
+    metrics.registry.register(SdkMetricsCollector(port))
+    return runtime

@@ -11,7 +11,7 @@ import psycopg
 
 import db
 
-LOCK = 4_212_026
+MIGRATION_LOCK_ID = 4_212_026
 """Advisory lock: of two that start together, the second waits and then finds nothing to do."""
 
 MIGRATIONS = Path(str(db.__file__)).parent / "migrations"
@@ -39,16 +39,16 @@ def migrate(url: str) -> tuple[str | None, str]:
     """
     newest = max(path.stem for path in (MIGRATIONS / "versions").glob("[0-9]*.py"))
     with psycopg.connect(url.replace("+psycopg", "", 1), autocommit=True) as connection:
-        connection.execute("SELECT pg_advisory_lock(%s)", (LOCK,))
-        current = _revision(connection)
+        connection.execute("SELECT pg_advisory_lock(%s)", (MIGRATION_LOCK_ID,))
+        current = _current_revision(connection)
         if current != newest:
             _upgrade(url)
     return current, newest
 
 
-def _revision(connection: psycopg.Connection) -> str | None:
-    known = connection.execute("SELECT to_regclass('alembic_version') IS NOT NULL").fetchone()
-    if known is None or not known[0]:
+def _current_revision(connection: psycopg.Connection) -> str | None:
+    has_version_table = connection.execute("SELECT to_regclass('alembic_version') IS NOT NULL").fetchone()
+    if has_version_table is None or not has_version_table[0]:
         return None
     row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
     return None if row is None else str(row[0])

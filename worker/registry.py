@@ -7,38 +7,41 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from email.utils import parseaddr
 from typing import Any
 
-from activities.adapters.kubernetes.gateway import KubernetesGateway
-from activities.adapters.smtp import Smtp
-from activities.billing import BillingActivities
-from activities.cluster import ClusterActivities
-from activities.documents import DocumentActivities
-from activities.gateways.base import Gateway
+from activities.adapters.kubernetes.client import KubernetesClient
+from activities.adapters.smtp import SmtpClient
+from activities.billing import PostgresBillingActivities
+from activities.cluster import KubernetesClusterActivities
+from activities.gateways.protocol import PaymentGateway
+from activities.gateways.stripe import GATEWAY_NAME as STRIPE
 from activities.gateways.stripe import StripeGateway
-from activities.instances import InstanceActivities
-from activities.notifications import NotificationActivities
-from activities.payment_methods import PaymentMethodActivities
-from activities.payments import PaymentActivities
-from activities.reconciliation import ReconciliationActivities
-from activities.refunds import RefundActivities
-from activities.rendering import Renderer
-from activities.subscriptions import SubscriptionActivities
-from activities.templates import ServiceTemplates
-from db.sealing import Sealer
-from db.session import Sessions, create_engine, session_factory
+from activities.instances import PostgresInstanceActivities
+from activities.invoice_documents import PdfDocumentActivities
+from activities.mail_rendering import MailRenderer
+from activities.notifications import SmtpNotificationActivities
+from activities.payment_methods import GatewayPaymentMethodActivities
+from activities.payments import GatewayPaymentActivities
+from activities.reconciliation import PostgresReconciliationActivities
+from activities.refunds import GatewayRefundActivities
+from activities.service_templates.registry import ServiceTemplateRegistry
+from activities.subscriptions import PostgresSubscriptionActivities
+from db.encryption import FieldEncryption
+from db.session import SessionFactory, create_database_engine, session_factory
 from worker.settings import WorkerSettings
 from workflows import names
-from workflows.adjustment import Adjustment
-from workflows.document import InvoiceDocument
 from workflows.instance_operation import InstanceOperation
-from workflows.notification import NotificationDispatch
+from workflows.invoice_rendering import InvoiceRendering
+from workflows.notification_dispatch import NotificationDispatch
 from workflows.payment import Payment
-from workflows.payment_method import PaymentMethodRemoval, PaymentMethodSetup
+from workflows.payment_methods import PaymentMethodDefault, PaymentMethodRemoval, PaymentMethodSetup
 from workflows.provisioning import Provisioning
-from workflows.reconciliation import OrphanCollection, Reconciliation
+from workflows.reconciliation import OrphanCleanup, Reconciliation
 from workflows.refund import Refund
-from workflows.subscription import Subscription
+from workflows.rules.funding import GatewayTerms
+from workflows.subscription.workflow import Subscription
+from workflows.wallet_adjustment import WalletAdjustment
 
 Activity = Callable[..., Any]
 
@@ -46,59 +49,66 @@ WORKFLOWS: tuple[type, ...] = (
     Subscription,
     Payment,
     Refund,
-    Adjustment,
+    WalletAdjustment,
     PaymentMethodSetup,
+    PaymentMethodDefault,
     PaymentMethodRemoval,
     Provisioning,
     InstanceOperation,
-    InvoiceDocument,
+    InvoiceRendering,
     NotificationDispatch,
-    OrphanCollection,
+    OrphanCleanup,
     Reconciliation,
 )
-"""All workflows run on ``platform``; only activities have queues of their own."""
+"""All workflows run on ``platform``; only activities have separate queues."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dependencies:
-    """What activities are given: made once per process, by ``dependencies`` or by a test."""
+    """What activities are given: made once per process, by ``dependencies`` or by a test.
+
+    ``audits`` has one connection for reads over whole tables, so that they take none of the others.
+    """
 
     settings: WorkerSettings
-    sessions: Sessions
-    gateways: Mapping[str, Gateway]
-    cluster: ClusterActivities
-    smtp: Smtp
-    sealer: Sealer | None
+    sessions: SessionFactory
+    audits: SessionFactory
+    gateways: Mapping[str, PaymentGateway]
+    cluster: KubernetesClusterActivities
+    smtp: SmtpClient
+    field_encryption: FieldEncryption | None
 
 
 @asynccontextmanager
-async def dependencies(settings: WorkerSettings) -> AsyncIterator[Dependencies]:
+async def open_dependencies(settings: WorkerSettings) -> AsyncIterator[Dependencies]:
     """Make what activities need and dispose of it afterwards. Connects to nothing by itself."""
     # Activities are repeated, so a connection that a restarted database has left behind may fail one of them.
-    engine = create_engine(settings.worker_database_url, pool_size=settings.database_pool, pre_ping=False)
+    engine = create_database_engine(settings.worker_database_url, pool_size=settings.database_pool_size, pre_ping=False)
+    audits = create_database_engine(settings.worker_database_url, pool_size=1, pre_ping=False)
     stripe = StripeGateway(
         api_key=settings.stripe_api_key.get_secret_value(),
         base_url=settings.stripe_url,
         return_url=f"{settings.public_url}/billing/return",
     )
-    gateway = KubernetesGateway.from_kubeconfig(settings.kubeconfig, threads=settings.cluster_activities)
-    keys = settings.temporal().encryption_keys
-    sealer = Sealer(keys) if keys else None
-    sessions = session_factory(engine, sealer=sealer)
-    cluster = ClusterActivities(
+    gateway = KubernetesClient.from_kubeconfig(settings.kubeconfig, threads=settings.max_concurrent_cluster_activities)
+    keys = settings.temporal_settings().encryption_keys
+    encryption = FieldEncryption(keys) if keys else None
+    sessions = session_factory(engine, encryptor=encryption)
+    cluster = KubernetesClusterActivities(
         gateway,
-        ServiceTemplates(settings.template_directory / "services", settings.platform()),
+        ServiceTemplateRegistry(settings.template_directory / "services", settings.cluster_profile()),
         sessions,
-        patience=timedelta(seconds=settings.provisioning_patience_seconds),
+        failure_threshold=timedelta(seconds=settings.provisioning_failure_threshold_seconds),
     )
     try:
         yield Dependencies(
             settings=settings,
             sessions=sessions,
+            audits=session_factory(audits, encryptor=encryption),
             gateways={stripe.name: stripe},
             cluster=cluster,
-            smtp=Smtp(settings.smtp()),
-            sealer=sealer,
+            smtp=SmtpClient(settings.smtp_settings()),
+            field_encryption=encryption,
         )
     finally:
         # Joins the threads of its watches.
@@ -106,36 +116,54 @@ async def dependencies(settings: WorkerSettings) -> AsyncIterator[Dependencies]:
         gateway.close()
         await stripe.close()
         await engine.dispose()
+        await audits.dispose()
 
 
-def activities(given: Dependencies) -> dict[str, Sequence[Activity]]:
+def activities_by_queue(dependencies: Dependencies) -> dict[str, Sequence[Activity]]:
     """Return the activities of each task queue."""
-    sessions, settings = given.sessions, given.settings
-    documents = DocumentActivities(sessions)
-    notifications = NotificationActivities(
+    sessions, settings = dependencies.sessions, dependencies.settings
+    cards = terms_of_cards(dependencies.gateways)
+    documents = PdfDocumentActivities(sessions)
+    notifications = SmtpNotificationActivities(
         sessions,
-        given.smtp,
-        Renderer(public_url=settings.public_url, templates=settings.template_directory / "email"),
+        dependencies.smtp,
+        MailRenderer(
+            public_url=settings.public_url,
+            support_email=settings.support_email or parseaddr(settings.mail_from)[1],
+            templates=settings.template_directory / "email",
+        ),
         documents,
         sender=settings.mail_from,
-        sealer=given.sealer,
+        encryptor=dependencies.field_encryption,
     )
     return {
-        names.PLATFORM: [
-            *bound(SubscriptionActivities(sessions, settings.base_domain)),
-            *bound(BillingActivities(sessions)),
-            *bound(PaymentActivities(sessions, given.gateways)),
-            *bound(PaymentMethodActivities(sessions, given.gateways)),
-            *bound(RefundActivities(sessions, given.gateways)),
-            *bound(InstanceActivities(sessions)),
-            *bound(ReconciliationActivities(sessions)),
+        names.PLATFORM_QUEUE: [
+            *activity_methods(PostgresSubscriptionActivities(sessions, settings.base_domain, cards)),
+            *activity_methods(PostgresBillingActivities(sessions, cards)),
+            *activity_methods(GatewayPaymentActivities(sessions, dependencies.gateways)),
+            *activity_methods(GatewayPaymentMethodActivities(sessions, dependencies.gateways)),
+            *activity_methods(GatewayRefundActivities(sessions, dependencies.gateways)),
+            *activity_methods(PostgresInstanceActivities(sessions)),
+            *activity_methods(PostgresReconciliationActivities(sessions, audits=dependencies.audits)),
         ],
-        names.INFRASTRUCTURE: bound(given.cluster),
-        names.NOTICES: [*bound(documents), *bound(notifications)],
+        names.INFRASTRUCTURE_QUEUE: activity_methods(dependencies.cluster),
+        names.NOTIFICATIONS_QUEUE: [*activity_methods(documents), *activity_methods(notifications)],
     }
 
 
-def bound(implementation: object) -> list[Activity]:
+def terms_of_cards(gateways: Mapping[str, PaymentGateway]) -> GatewayTerms:
+    """Return what the gateway of cards on file can do; it is Stripe for every card."""
+    can = gateways[STRIPE].capabilities
+    return GatewayTerms(
+        name=STRIPE,
+        currencies=can.currencies,
+        minimum_minor=can.minimum,
+        off_session=can.off_session,
+        authorization=can.authorization,
+    )
+
+
+def activity_methods(implementation: object) -> list[Activity]:
     """Return the methods of ``implementation`` that are activities."""
-    found = (getattr(implementation, name) for name in dir(implementation) if not name.startswith("_"))
-    return [method for method in found if hasattr(method, "__temporal_activity_definition")]
+    methods = (getattr(implementation, name) for name in dir(implementation) if not name.startswith("_"))
+    return [method for method in methods if hasattr(method, "__temporal_activity_definition")]

@@ -20,67 +20,67 @@ from temporalio.client import (
 )
 
 from workflows import names
-from workflows.ports.instances import CollectOrphans
-from workflows.ports.reconciliation import Reconcile
+from workflows.ports.instances import CleanUpOrphans
+from workflows.ports.reconciliation import ReconciliationInput
 
-ORPHAN_GRACE = timedelta(hours=1)
+ORPHAN_MINIMUM_AGE = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recurring:
+class ScheduleDefinition:
     """``id`` names schedule and workflows; ``offset`` keeps the daily ones out of each other's way."""
 
     id: str
     workflow: str
-    order: object
+    input: object
     every: timedelta
     offset: timedelta = timedelta()
 
-    def schedule(self) -> Schedule:
+    def to_temporal(self) -> Schedule:
         return Schedule(
-            action=ScheduleActionStartWorkflow(self.workflow, self.order, id=self.id, task_queue=names.PLATFORM),
+            action=ScheduleActionStartWorkflow(self.workflow, self.input, id=self.id, task_queue=names.PLATFORM_QUEUE),
             spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=self.every, offset=self.offset)]),
             # A sweep that is late is no reason for two at once, and after an outage one is enough.
             policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP, catchup_window=timedelta(minutes=1)),
         )
 
 
-RECURRING = (
-    Recurring(
+SCHEDULES = (
+    ScheduleDefinition(
         id="orphan-collection",
-        workflow=names.ORPHAN_COLLECTION,
-        order=CollectOrphans(grace_seconds=ORPHAN_GRACE.total_seconds()),
+        workflow=names.ORPHAN_CLEANUP,
+        input=CleanUpOrphans(grace_seconds=ORPHAN_MINIMUM_AGE.total_seconds()),
         every=timedelta(minutes=15),
     ),
-    Recurring(
+    ScheduleDefinition(
         id="reconciliation/events",
         workflow=names.RECONCILIATION,
-        order=Reconcile(ledger=False),
+        input=ReconciliationInput(audit_ledger=False),
         every=timedelta(minutes=5),
     ),
-    Recurring(
+    ScheduleDefinition(
         id="reconciliation/ledger",
         workflow=names.RECONCILIATION,
-        order=Reconcile(ledger=True),
+        input=ReconciliationInput(audit_ledger=True),
         every=timedelta(days=1),
         offset=timedelta(hours=3),
     ),
 )
 
 
-async def ensure(client: Client, wanted: tuple[Recurring, ...] = RECURRING) -> None:
+async def upsert_schedules(client: Client, schedules: tuple[ScheduleDefinition, ...] = SCHEDULES) -> None:
     """Create the schedules, or bring those that exist up to date. Pauses and notes of operators stay."""
-    for recurring in wanted:
+    for recurring in schedules:
         try:
-            await client.create_schedule(recurring.id, recurring.schedule())
+            await client.create_schedule(recurring.id, recurring.to_temporal())
         except ScheduleAlreadyRunningError:
-            await client.get_schedule_handle(recurring.id).update(_renewed(recurring))
+            await client.get_schedule_handle(recurring.id).update(_update_schedule(recurring))
 
 
-def _renewed(recurring: Recurring) -> Callable[[ScheduleUpdateInput], ScheduleUpdate]:
-    def update(found: ScheduleUpdateInput) -> ScheduleUpdate:
-        schedule = recurring.schedule()
-        schedule.state = found.description.schedule.state
+def _update_schedule(recurring: ScheduleDefinition) -> Callable[[ScheduleUpdateInput], ScheduleUpdate]:
+    def update(update_input: ScheduleUpdateInput) -> ScheduleUpdate:
+        schedule = recurring.to_temporal()
+        schedule.state = update_input.description.schedule.state
         return ScheduleUpdate(schedule=schedule)
 
     return update

@@ -9,42 +9,46 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from api.passwords import Passwords
-from db.session import create_engine, session_factory
-from worker import catalogue
-from worker.accounts import Account, accounts, ensure
+from api.passwords import PasswordHasher
+from db.session import create_database_engine, session_factory
+from worker import seed_catalogue
+from worker.seed_users import SeedUser, seed_users_from_environment, upsert_user
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--services", type=Path, default=catalogue.SERVICES, help="folder of the service templates")
+    parser.add_argument(
+        "--services", type=Path, default=seed_catalogue.SERVICES_DIRECTORY, help="folder of the service templates"
+    )
     parser.epilog = (
         "The database is BERTH_OWNER_DATABASE_URL; BERTH_{ADMIN,CUSTOMER}_{EMAIL,PASSWORD} are the accounts."
     )
 
 
-def run(told: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     url = os.environ.get("BERTH_OWNER_DATABASE_URL")
     if not url:
         raise SystemExit("BERTH_OWNER_DATABASE_URL is not set: the seed writes as the owner of the schema")
-    sys.stdout.write(asyncio.run(seed(url, told.services, accounts(os.environ), datetime.now(UTC))) + "\n")
+    sys.stdout.write(
+        asyncio.run(seed(url, arguments.services, seed_users_from_environment(os.environ), datetime.now(UTC))) + "\n"
+    )
     return 0
 
 
-async def seed(url: str, services: Path, people: list[Account], now: datetime) -> str:
+async def seed(url: str, services: Path, users: list[SeedUser], now: datetime) -> str:
     """Write everything in one transaction and say what was done. ``url`` is SQLAlchemy's."""
-    offered = catalogue.offers(services)
-    engine = create_engine(url, pool_size=1)
+    offered = seed_catalogue.load_catalogue(services)
+    engine = create_database_engine(url, pool_size=1)
     try:
         async with session_factory(engine).begin() as session:
-            written = await catalogue.write(session, offered, now)
+            written = await seed_catalogue.upsert_catalogue(session, offered, now)
             created = 0
-            if people:
-                passwords = Passwords()
-                for account in people:
-                    created += await ensure(session, account, passwords, now)
+            if users:
+                passwords = PasswordHasher()
+                for account in users:
+                    created += await upsert_user(session, account, passwords, now)
     finally:
         await engine.dispose()
     return (
         f"{written.services} services, {written.plans} plans, {written.prices} new prices;"
-        f" {len(people)} accounts, {created} new"
+        f" {len(users)} accounts, {created} new"
     )

@@ -1,26 +1,23 @@
-"""What the worker is told by its environment: names begin with ``BERTH_``; secrets may come as ``…_FILE``."""
+"""Settings of the worker: ``BERTH_*`` variables, or ``BERTH_*_FILE`` naming a file that holds the value."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
-from pydantic_settings import NoDecode, SettingsConfigDict
+from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_validator, model_validator
 
 from activities.adapters.smtp import SmtpSettings
-from activities.templates import Platform
-from api.settings import FromEnvironment
+from activities.service_templates.values import ClusterProfile
+from api.environment import EnvironmentSettings, check_base_domain, check_public_url, is_deployed
+from api.settings import check_encryption_key
 from workflows.settings import TemporalSettings, parse_encryption_keys
 
 
-class WorkerSettings(FromEnvironment):
-    model_config = SettingsConfigDict(env_prefix="BERTH_", extra="ignore")
-
-    environment: str = "production"
-    worker_database_url: str
-    database_pool: int = Field(default=16, ge=1)
-    temporal_address: str
+class WorkerSettings(EnvironmentSettings):
+    worker_database_url: str = Field(description="it is the address of the database, as the role berth_worker")
+    database_pool_size: int = Field(default=16, ge=1)
+    temporal_address: str = Field(description="it is the host and port of the Temporal server")
     temporal_namespace: str = "default"
     encryption_key: SecretStr = SecretStr("")
     stripe_url: str | None = None
@@ -31,7 +28,8 @@ class WorkerSettings(FromEnvironment):
     smtp_username: str | None = None
     smtp_password: SecretStr | None = None
     mail_from: str = "Berth <no-reply@berth.localhost>"
-    cluster: str = "simulated"
+    support_email: str | None = None
+    """Address for customers' questions, shown in every mail. None: the address of ``mail_from``."""
     kubeconfig: Path | None = None
     ingress_class: str = "nginx"
     ingress_namespace: str = "ingress-nginx"
@@ -39,35 +37,48 @@ class WorkerSettings(FromEnvironment):
     cluster_issuer: str = "letsencrypt"
     storage_class: str | None = None
     """None takes the cluster's default class."""
-    probe_cidrs: Annotated[tuple[str, ...], NoDecode] = ()
-    """Networks that the API server connects from, parted by commas."""
-    base_domain: str = "apps.berth.localhost"
-    public_url: str = "http://127.0.0.1:8000"
+    base_domain: Annotated[str, AfterValidator(check_base_domain)] = "apps.berth.localhost"
+    public_url: Annotated[str, AfterValidator(check_public_url)] = "http://127.0.0.1:8000"
     metrics_port: int = 0
     metrics_host: str = "127.0.0.1"
     log_format: str = "json"
     log_level: str = "INFO"
-    build: str = "0.1.0"
-    provisioning_patience_seconds: float = Field(default=600, gt=0)
+    build_id: str = "0.1.0"
+    provisioning_failure_threshold_seconds: float = Field(default=600, gt=0)
     template_directory: Path = Path(__file__).resolve().parents[1] / "templates"
-    cached_workflows: int = Field(default=1_000, ge=0)
-    """Idle subscriptions beyond these rest on the server alone and are replayed when they wake: some 70 KiB each."""
-    concurrent_activities: int = 60
-    cluster_activities: int = 24
+    max_cached_workflows: int = Field(default=2_500, ge=0)
+    """Cached workflows, some 73 KiB each. An evicted subscription is replayed when its timer fires: the cache holds a
+    burst of 2,000 renewals that are due at once (decision 13)."""
+    max_concurrent_activities: int = 60
+    max_concurrent_cluster_activities: int = 24
 
-    @field_validator("probe_cidrs", mode="before")
+    @field_validator("encryption_key")
     @classmethod
-    def _parted(cls, told: object) -> object:
-        return [part.strip() for part in told.split(",") if part.strip()] if isinstance(told, str) else told
+    def _require_encryption_key(cls, value: SecretStr, info: ValidationInfo) -> SecretStr | None:
+        return check_encryption_key(value, info)
+
+    @field_validator("stripe_api_key")
+    @classmethod
+    def _require_gateway_key(cls, value: SecretStr, info: ValidationInfo) -> SecretStr:
+        if is_deployed(info) and not value.get_secret_value():
+            raise ValueError("is not set: no payment could be collected. Set Stripe's secret key")
+        return value
+
+    @field_validator("smtp_security")
+    @classmethod
+    def _require_encrypted_mail(cls, value: str, info: ValidationInfo) -> str:
+        if is_deployed(info) and value == "none":
+            raise ValueError("is none: mails with one-time links would travel in clear text. Set starttls or tls")
+        return value
 
     @model_validator(mode="after")
-    def _sandbox_gives_up_sooner(self) -> Self:
-        """As the sandbox's contract says: 60 s of one and the same failing reason."""
-        if self.environment == "sandbox" and "provisioning_patience_seconds" not in self.model_fields_set:
-            self.provisioning_patience_seconds = 60
+    def _default_sandbox_threshold(self) -> Self:
+        """Report a failing instance after 60 s in the sandbox, unless the setting says otherwise."""
+        if self.environment == "sandbox" and "provisioning_failure_threshold_seconds" not in self.model_fields_set:
+            self.provisioning_failure_threshold_seconds = 60
         return self
 
-    def smtp(self) -> SmtpSettings:
+    def smtp_settings(self) -> SmtpSettings:
         return SmtpSettings(
             host=self.smtp_host,
             port=self.smtp_port,
@@ -76,17 +87,16 @@ class WorkerSettings(FromEnvironment):
             password=self.smtp_password.get_secret_value() if self.smtp_password else None,
         )
 
-    def platform(self) -> Platform:
-        return Platform(
+    def cluster_profile(self) -> ClusterProfile:
+        return ClusterProfile(
             ingress_class=self.ingress_class,
             ingress_namespace=self.ingress_namespace,
             dns_namespace=self.dns_namespace,
             cluster_issuer=self.cluster_issuer,
             storage_class=self.storage_class,
-            probe_cidrs=self.probe_cidrs,
         )
 
-    def temporal(self) -> TemporalSettings:
+    def temporal_settings(self) -> TemporalSettings:
         return TemporalSettings(
             address=self.temporal_address,
             namespace=self.temporal_namespace,

@@ -1,19 +1,18 @@
-"""The one way into the workflows: connect, and the ``Orchestrator`` that the API (and the worker's CLI) speaks to.
+"""Client of the workflows, for the API, the activities and the command line.
 
-Every method is one call to the Temporal server with a bounded wait. Orders derive their ids from the account and its
-``Idempotency-Key``, so that a retry finds what the first try started.
+Every method waits a bounded time. Ids of workflows and updates derive from the organization and its
+``Idempotency-Key``, so that a retry finds what the first request started.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable
-from dataclasses import dataclass, replace
+import time
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Generic, TypeVar
 
-import temporalio.converter
 from temporalio.client import (
     Client,
     WithStartWorkflowOperation,
@@ -29,94 +28,64 @@ from temporalio.common import (
     WorkflowIDReusePolicy,
 )
 from temporalio.exceptions import WorkflowAlreadyStartedError
-from temporalio.service import RetryConfig, RPCError, RPCStatusCode
+from temporalio.service import RPCError, RPCStatusCode
 
 from workflows import names
-from workflows.codec import EncryptionCodec
-from workflows.converter import PayloadConverter
-from workflows.ports.billing import AccountAdjustment
-from workflows.ports.notifications import RenderedInvoice, RenderInvoice
+from workflows.errors import to_rule_violation
+from workflows.ports.billing import AdjustWallet
+from workflows.ports.notifications import RenderedDocument, RenderInvoice
 from workflows.ports.payments import (
     AddPaymentMethod,
     GatewayEvent,
-    Pay,
+    MakePaymentMethodDefault,
+    PaymentInput,
     PaymentMethodAdded,
     PaymentOutcome,
-    RefundOrder,
+    RefundInput,
     RefundOutcome,
     RemovePaymentMethod,
 )
 from workflows.ports.subscription import (
-    Cancel,
-    ChangePlanOrder,
-    ClockView,
+    CancelSubscription,
+    ChangePlan,
+    ClockStatus,
+    CreateSubscription,
     FundsArrived,
-    OperateOrder,
-    Order,
-    Subscribe,
-    Subscribed,
-    View,
+    LifecycleCommand,
+    StartOperation,
+    SubscriptionInput,
+    SubscriptionResult,
 )
-from workflows.refusals import refusal_in
-from workflows.settings import TemporalSettings
+from workflows.rpc_errors import (
+    TemporalUnavailable,
+    WorkflowNotRunning,
+    consume_start_error,
+    from_rpc_error,
+    translate_rpc_errors,
+)
 
 T = TypeVar("T")
 
-ANSWER_WITHIN = timedelta(seconds=3)
-"""How long an order waits for its outcome before the caller is told that it is on its way."""
+UPDATE_TIMEOUT = timedelta(seconds=3)
+"""How long an order waits for its result. After that the API answers 202: accepted and in progress."""
 
-DONE_WITHIN = timedelta(seconds=4)
-"""How long a short process (a card is saved, a refund is sent) is waited for: whatever is away, callers hear in 5 s."""
-
-
-class Unavailable(Exception):
-    """The Temporal server, or every worker, is away; nothing is known to have been accepted."""
-
-
-class NotSeenYet(Unavailable):
-    """No worker has taken up the workflow's current run: it has just begun, and nobody can answer for it."""
-
-
-class NotRunning(Exception):
-    """The workflow has ended (or never was): there is nothing to give the order to."""
+RESULT_TIMEOUT = timedelta(seconds=4)
+"""How long a command or a short workflow (saving a card, sending a refund) is awaited: the API responds within 5 s."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Accepted(Generic[T]):
-    """An order that was accepted; ``outcome`` is None when it did not come within ``ANSWER_WITHIN``."""
+class UpdateResult(Generic[T]):
+    """An accepted update; ``result`` is None when it did not come in time."""
 
     workflow_id: str
-    outcome: T | None
+    result: T | None
 
 
-def data_converter(settings: TemporalSettings) -> temporalio.converter.DataConverter:
-    plain = replace(temporalio.converter.default(), payload_converter_class=PayloadConverter)
-    if not settings.encryption_keys:
-        return plain
-    return replace(
-        plain,
-        payload_codec=EncryptionCodec(settings.encryption_keys),
-        failure_converter_class=temporalio.converter.DefaultFailureConverterWithEncodedAttributes,
-    )
+class WorkflowClient:
+    """Starts, updates, signals and queries workflows.
 
-
-async def connect(settings: TemporalSettings, *, lazy: bool = False, **options: Any) -> Client:
-    """Return a client. ``lazy`` connects at the first call, so that the API starts while Temporal is away."""
-    return await Client.connect(
-        settings.address,
-        namespace=settings.namespace,
-        data_converter=data_converter(settings),
-        lazy=lazy,
-        retry_config=RetryConfig(max_retries=2, max_elapsed_time_millis=2_000),
-        **options,
-    )
-
-
-class Orchestrator:
-    """Orders, facts and questions to workflows.
-
-    Raises from every method: ``RuleBroken`` when a rule refused, ``Unavailable`` when nobody answers,
-    ``NotRunning`` when the entity has ended.
+    Every method raises ``RuleViolation`` when a rule rejected the command, ``TemporalUnavailable`` when no response
+    came in time, and ``WorkflowNotRunning`` when the workflow has ended.
     """
 
     def __init__(self, client: Client) -> None:
@@ -126,177 +95,226 @@ class Orchestrator:
     def client(self) -> Client:
         return self._client
 
-    async def subscribe(self, order: Subscribe) -> Accepted[View]:
-        """Start (or find) the subscription's workflow and wait until it is opened or refused."""
-        workflow_id = names.subscription_workflow(order.subscription_id)
+    async def create_subscription(self, order: CreateSubscription) -> UpdateResult[SubscriptionResult]:
+        """Start (or find) the subscription's workflow and wait until the order is recorded or refused."""
+        workflow_id = names.subscription_workflow_id(order.subscription_id)
         start: WithStartWorkflowOperation[Any, Any] = WithStartWorkflowOperation(
             names.SUBSCRIPTION,
-            Subscribed(order=order),
+            SubscriptionInput(command=order),
             id=workflow_id,
-            task_queue=names.PLATFORM,
+            task_queue=names.PLATFORM_QUEUE,
             id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
             id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
-            search_attributes=names.attributes(
+            search_attributes=names.search_attributes(
                 order.organization_id, "subscription", subscription=order.subscription_id, instance=order.instance_id
             ),
             memo={"request_id": order.request_id},
-            result_type=View,
+            result_type=SubscriptionResult,
         )
-        return await self._update_with_start(workflow_id, "opened", f"open/{order.subscription_id}", View, start)
+        return await self._update_with_start(
+            workflow_id, "await_created", f"open/{order.subscription_id}", SubscriptionResult, start
+        )
 
-    async def cancel(self, subscription_id: str, order: Cancel) -> Accepted[View]:
-        return await self._order(subscription_id, "cancel", order, order.order_id)
+    async def restart_subscription(self, order: CreateSubscription) -> None:
+        """Start the workflow of a recorded subscription again after it was terminated; it continues from its row.
 
-    async def resume(self, subscription_id: str, order: Order) -> Accepted[View]:
-        return await self._order(subscription_id, "resume", order, order.order_id)
+        ``create_subscription`` does not: the server answers its update from the terminated run. Does nothing while the
+        workflow runs.
+        """
+        with contextlib.suppress(WorkflowAlreadyStartedError):
+            await self._client.start_workflow(
+                names.SUBSCRIPTION,
+                SubscriptionInput(command=order),
+                id=names.subscription_workflow_id(order.subscription_id),
+                task_queue=names.PLATFORM_QUEUE,
+                id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
+                search_attributes=names.search_attributes(
+                    order.organization_id,
+                    "subscription",
+                    subscription=order.subscription_id,
+                    instance=order.instance_id,
+                ),
+            )
 
-    async def pause(self, subscription_id: str, order: Order) -> Accepted[View]:
-        return await self._order(subscription_id, "pause", order, order.order_id)
+    async def cancel(self, subscription_id: str, command: CancelSubscription) -> UpdateResult[SubscriptionResult]:
+        return await self._execute_update(subscription_id, "cancel", command, command.update_id)
 
-    async def retry_payment(self, subscription_id: str, order: Order) -> Accepted[View]:
-        return await self._order(subscription_id, "retry_payment", order, order.order_id)
+    async def resume(self, subscription_id: str, command: LifecycleCommand) -> UpdateResult[SubscriptionResult]:
+        return await self._execute_update(subscription_id, "resume", command, command.update_id)
 
-    async def change_plan(self, subscription_id: str, order: ChangePlanOrder) -> Accepted[View]:
-        return await self._order(subscription_id, "change_plan", order, order.order_id)
+    async def pause(self, subscription_id: str, command: LifecycleCommand) -> UpdateResult[SubscriptionResult]:
+        return await self._execute_update(subscription_id, "pause", command, command.update_id)
 
-    async def operate(self, subscription_id: str, order: OperateOrder) -> Accepted[View]:
+    async def retry_payment(self, subscription_id: str, command: LifecycleCommand) -> UpdateResult[SubscriptionResult]:
+        return await self._execute_update(subscription_id, "retry_payment", command, command.update_id)
+
+    async def change_plan(self, subscription_id: str, command: ChangePlan) -> UpdateResult[SubscriptionResult]:
+        return await self._execute_update(subscription_id, "change_plan", command, command.update_id)
+
+    async def start_operation(self, subscription_id: str, command: StartOperation) -> UpdateResult[SubscriptionResult]:
         """Restart, stop, start or back up the subscription's instance, one operation at a time."""
-        return await self._order(subscription_id, "operate", order, order.order_id)
+        return await self._execute_update(subscription_id, "start_operation", command, command.update_id)
 
-    async def top_up(self, order: Pay) -> Accepted[PaymentOutcome]:
-        """Start (or find) the top-up's payment and wait until it is settled, refused or needs the customer."""
-        workflow_id = names.payment_workflow(order.payment_id)
+    async def start_top_up(self, command: PaymentInput) -> UpdateResult[PaymentOutcome]:
+        """Start (or find) the top-up's payment and wait until it has an outcome or needs the customer."""
+        workflow_id = names.payment_workflow_id(command.payment_id)
         start: WithStartWorkflowOperation[Any, Any] = WithStartWorkflowOperation(
             names.PAYMENT,
-            order,
+            command,
             id=workflow_id,
-            task_queue=names.PLATFORM,
+            task_queue=names.PLATFORM_QUEUE,
             id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
             id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
-            search_attributes=names.attributes(order.organization_id, "payment"),
-            memo={"request_id": order.request_id},
+            search_attributes=names.search_attributes(command.organization_id, "payment"),
+            memo={"request_id": command.request_id},
         )
-        update_id = f"answered/{order.payment_id}"
-        return await self._update_with_start(workflow_id, "answered", update_id, PaymentOutcome, start)
+        update_id = f"answered/{command.payment_id}"
+        return await self._update_with_start(workflow_id, "await_outcome", update_id, PaymentOutcome, start)
 
-    async def add_payment_method(self, order: AddPaymentMethod) -> PaymentMethodAdded:
+    async def add_payment_method(self, command: AddPaymentMethod) -> PaymentMethodAdded:
         """Attach a card at its gateway and wait for the result."""
-        result: PaymentMethodAdded = await self._run(
+        result: PaymentMethodAdded = await self._execute_workflow(
             names.PAYMENT_METHOD_SETUP,
-            order,
-            names.payment_method_workflow(order.payment_method_id),
+            command,
+            names.payment_method_setup_workflow_id(command.payment_method_id),
             PaymentMethodAdded,
-            order.organization_id,
+            command.organization_id,
         )
         return result
 
-    async def remove_payment_method(self, order: RemovePaymentMethod) -> None:
-        """Take a card off file and wait until it is."""
-        await self._run(
-            names.PAYMENT_METHOD_REMOVAL,
-            order,
-            names.payment_method_removal_workflow(order.payment_method_id),
+    async def make_payment_method_default(self, command: MakePaymentMethodDefault) -> None:
+        """Make a saved card the default; wait until it is recorded and past-due subscriptions are signaled."""
+        await self._execute_workflow(
+            names.PAYMENT_METHOD_DEFAULT,
+            command,
+            names.payment_method_default_workflow_id(command.default_change_id),
             type(None),
-            order.organization_id,
+            command.organization_id,
         )
 
-    async def adjust(self, order: AccountAdjustment) -> str:
-        """Post an administrator's correction; returns the transaction's id."""
-        result: str = await self._run(
-            names.ADJUSTMENT, order, names.adjustment_workflow(order.adjustment_id), str, order.organization_id
+    async def remove_payment_method(self, command: RemovePaymentMethod) -> None:
+        """Detach a saved card and wait for the result."""
+        await self._execute_workflow(
+            names.PAYMENT_METHOD_REMOVAL,
+            command,
+            names.payment_method_removal_workflow_id(command.payment_method_id),
+            type(None),
+            command.organization_id,
+        )
+
+    async def adjust_wallet(self, command: AdjustWallet) -> str:
+        """Post an administrator's correction and return the id of its ledger transaction."""
+        result: str = await self._execute_workflow(
+            names.WALLET_ADJUSTMENT,
+            command,
+            names.adjustment_workflow_id(command.adjustment_id),
+            str,
+            command.organization_id,
         )
         return result
 
-    async def refund(self, order: RefundOrder) -> RefundOutcome:
-        result: RefundOutcome = await self._run(
-            names.REFUND, order, names.refund_workflow(order.refund_id), RefundOutcome, order.organization_id
+    async def refund_payment(self, command: RefundInput) -> RefundOutcome:
+        result: RefundOutcome = await self._execute_workflow(
+            names.REFUND, command, names.refund_workflow_id(command.refund_id), RefundOutcome, command.organization_id
         )
         return result
 
-    async def render_invoice(self, invoice_id: str, organization_id: str) -> RenderedInvoice:
-        """Render an invoice's PDF (again, if it was lost) and wait until it is kept, 3 s at most."""
-        handle: Any = await _bounded(
+    async def render_invoice(self, invoice_id: str, organization_id: str) -> RenderedDocument:
+        """Render an invoice's PDF (again, if it was lost) and wait until it is stored, 3 s at most."""
+        handle: Any = await translate_rpc_errors(
             self._client.start_workflow(
-                names.INVOICE_DOCUMENT,
+                names.INVOICE_RENDERING,
                 RenderInvoice(invoice_id=invoice_id, organization_id=organization_id),
-                id=names.document_workflow(invoice_id),
-                task_queue=names.PLATFORM,
+                id=names.invoice_rendering_workflow_id(invoice_id),
+                task_queue=names.PLATFORM_QUEUE,
                 id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-                search_attributes=names.attributes(organization_id, "document"),
-                result_type=RenderedInvoice,
-                rpc_timeout=ANSWER_WITHIN,
+                search_attributes=names.search_attributes(organization_id, "document"),
+                result_type=RenderedDocument,
+                rpc_timeout=UPDATE_TIMEOUT,
             )
         )
         try:
-            async with asyncio.timeout(ANSWER_WITHIN.total_seconds()):
-                result: RenderedInvoice = await _bounded(handle.result())
+            async with asyncio.timeout(UPDATE_TIMEOUT.total_seconds()):
+                result: RenderedDocument = await translate_rpc_errors(handle.result())
         except TimeoutError as error:
-            raise Unavailable from error
+            raise TemporalUnavailable from error
         except WorkflowFailureError as error:
-            raise refusal_in(error) from error
+            raise to_rule_violation(error) from error
         return result
 
-    async def payment_event(self, event: GatewayEvent, resume: Pay) -> None:
-        """Tell a payment what its gateway said; a payment that has ended is resumed to hear it."""
-        await _bounded(
+    async def deliver_gateway_event(self, event: GatewayEvent, payment_input: PaymentInput) -> None:
+        """Deliver a gateway's event to its payment; a payment that has ended is started again for it."""
+        await translate_rpc_errors(
             self._client.start_workflow(
                 names.PAYMENT,
-                resume,
-                id=names.payment_workflow(resume.payment_id),
-                task_queue=names.PLATFORM,
+                payment_input,
+                id=names.payment_workflow_id(payment_input.payment_id),
+                task_queue=names.PLATFORM_QUEUE,
                 start_signal="gateway_event",
                 start_signal_args=[event],
                 id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
-                search_attributes=names.attributes(resume.organization_id, "payment"),
-                rpc_timeout=ANSWER_WITHIN,
+                search_attributes=names.search_attributes(payment_input.organization_id, "payment"),
+                rpc_timeout=UPDATE_TIMEOUT,
             )
         )
 
-    async def funds_arrived(self, subscription_id: str, fact: FundsArrived) -> None:
-        """Tell a subscription that a debt may be collectable now. A subscription that has ended ignores it."""
-        handle = self._client.get_workflow_handle(names.subscription_workflow(subscription_id))
+    async def signal_funds_arrived(self, subscription_id: str, fact: FundsArrived) -> None:
+        """Signal a subscription that its open invoice may be collectable now. Does nothing when it has ended."""
+        handle = self._client.get_workflow_handle(names.subscription_workflow_id(subscription_id))
         try:
-            await _bounded(handle.signal("funds_arrived", fact, rpc_timeout=ANSWER_WITHIN))
-        except NotRunning:
+            await translate_rpc_errors(handle.signal("funds_arrived", fact, rpc_timeout=UPDATE_TIMEOUT))
+        except WorkflowNotRunning:
             return
 
     async def is_running(self, workflow_id: str) -> bool:
-        """Whether a process is under way; False when it has ended or never was."""
+        """Return whether a workflow is running; False when it has ended or was never started."""
         try:
-            found = await _bounded(self._client.get_workflow_handle(workflow_id).describe(rpc_timeout=ANSWER_WITHIN))
-        except NotRunning:
+            description = await translate_rpc_errors(
+                self._client.get_workflow_handle(workflow_id).describe(rpc_timeout=UPDATE_TIMEOUT)
+            )
+        except WorkflowNotRunning:
             return False
-        return found.status is WorkflowExecutionStatus.RUNNING
+        return description.status is WorkflowExecutionStatus.RUNNING
 
-    async def clock(self, subscription_id: str) -> ClockView:
-        """Where the subscription stands on its own calendar."""
-        handle = self._client.get_workflow_handle(names.subscription_workflow(subscription_id))
-        view: ClockView = await _bounded(
-            handle.query("clock", result_type=ClockView, rpc_timeout=timedelta(seconds=10))
+    async def get_clock_status(self, subscription_id: str) -> ClockStatus:
+        """Return the subscription's time and its next scheduled action."""
+        handle = self._client.get_workflow_handle(names.subscription_workflow_id(subscription_id))
+        view: ClockStatus = await translate_rpc_errors(
+            handle.query("clock_status", result_type=ClockStatus, rpc_timeout=timedelta(seconds=10))
         )
         return view
 
-    async def _order(self, subscription_id: str, name: str, order: object, order_id: str) -> Accepted[View]:
-        workflow_id = names.subscription_workflow(subscription_id)
+    async def release_reminders(self, subscription_id: str) -> None:
+        """Send the reminders that are due on the subscription's clock."""
+        handle = self._client.get_workflow_handle(names.subscription_workflow_id(subscription_id))
+        await translate_rpc_errors(handle.execute_update("release_reminders", rpc_timeout=timedelta(seconds=10)))
+
+    async def _execute_update(
+        self, subscription_id: str, name: str, command: object, update_id: str
+    ) -> UpdateResult[SubscriptionResult]:
+        workflow_id = names.subscription_workflow_id(subscription_id)
         handle = self._client.get_workflow_handle(workflow_id)
-        update: WorkflowUpdateHandle[View] = await _bounded(
+        deadline = time.monotonic() + RESULT_TIMEOUT.total_seconds()
+        update: WorkflowUpdateHandle[SubscriptionResult] = await translate_rpc_errors(
             handle.start_update(
                 name,
-                order,
-                id=order_id,
+                command,
+                id=update_id,
                 wait_for_stage=WorkflowUpdateStage.ACCEPTED,
-                result_type=View,
-                rpc_timeout=ANSWER_WITHIN,
+                result_type=SubscriptionResult,
+                rpc_timeout=UPDATE_TIMEOUT,
             )
         )
         try:
-            view: View = await update.result(rpc_timeout=ANSWER_WITHIN)
+            # Acceptance and result share one limit.
+            remaining = timedelta(seconds=max(deadline - time.monotonic(), 0.05))
+            view: SubscriptionResult = await update.result(rpc_timeout=remaining)
         except WorkflowUpdateFailedError as error:
-            raise refusal_in(error) from error
+            raise to_rule_violation(error) from error
         except (WorkflowUpdateRPCTimeoutOrCancelledError, RPCError):
-            # It was accepted, so it will be carried out; only its outcome is not known yet.
-            return Accepted(workflow_id=workflow_id, outcome=None)
-        return Accepted(workflow_id=workflow_id, outcome=view)
+            # It was accepted, so it will be executed; only its result is missing.
+            return UpdateResult(workflow_id=workflow_id, result=None)
+        return UpdateResult(workflow_id=workflow_id, result=view)
 
     async def _update_with_start(
         self,
@@ -305,97 +323,61 @@ class Orchestrator:
         update_id: str,
         result_type: type[T],
         start: WithStartWorkflowOperation[Any, Any],
-    ) -> Accepted[T]:
+    ) -> UpdateResult[T]:
         try:
             outcome: T = await self._client.execute_update_with_start_workflow(
                 update,
                 id=update_id,
                 start_workflow_operation=start,
                 result_type=result_type,
-                rpc_timeout=ANSWER_WITHIN,
+                rpc_timeout=UPDATE_TIMEOUT,
             )
         except WorkflowUpdateFailedError as error:
-            raise refusal_in(error) from error
+            raise to_rule_violation(error) from error
         except (WorkflowUpdateRPCTimeoutOrCancelledError, WorkflowAlreadyStartedError):
-            await _forget(start)
-            return await self._started(workflow_id)
+            await consume_start_error(start)
+            return await self._accepted_if_started(workflow_id)
         except RPCError as error:
-            await _forget(start)
+            await consume_start_error(start)
             if error.status in (RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED):
-                return await self._started(workflow_id)
-            raise _translated(error) from error
-        return Accepted(workflow_id=workflow_id, outcome=outcome)
+                return await self._accepted_if_started(workflow_id)
+            raise from_rpc_error(error) from error
+        return UpdateResult(workflow_id=workflow_id, result=outcome)
 
-    async def _started(self, workflow_id: str) -> Accepted[Any]:
-        """Say accepted only when the server says that the start is there."""
+    async def _accepted_if_started(self, workflow_id: str) -> UpdateResult[Any]:
+        """Return an accepted update without a result, once the server confirms that the workflow was started."""
         handle = self._client.get_workflow_handle(workflow_id)
         try:
-            await _bounded(handle.describe(rpc_timeout=timedelta(seconds=1)))
-        except NotRunning as error:
-            raise Unavailable from error
-        return Accepted(workflow_id=workflow_id, outcome=None)
+            await translate_rpc_errors(handle.describe(rpc_timeout=timedelta(seconds=1)))
+        except WorkflowNotRunning as error:
+            raise TemporalUnavailable from error
+        return UpdateResult(workflow_id=workflow_id, result=None)
 
-    async def _run(
-        self, workflow: str, order: object, workflow_id: str, result_type: type[T], organization_id: str
+    async def _execute_workflow(
+        self, workflow: str, command: object, workflow_id: str, result_type: type[T], organization_id: str
     ) -> T:
         handle: Any = self._client.get_workflow_handle(workflow_id, result_type=result_type)
-        # It ran and ended before: the handle has its outcome.
+        # A workflow that ran and ended before: the handle has its result.
         with contextlib.suppress(WorkflowAlreadyStartedError):
-            handle = await _bounded(
+            handle = await translate_rpc_errors(
                 self._client.start_workflow(
                     workflow,
-                    order,
+                    command,
                     id=workflow_id,
-                    task_queue=names.PLATFORM,
+                    task_queue=names.PLATFORM_QUEUE,
                     id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
                     id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
-                    search_attributes=names.attributes(organization_id, workflow.lower()),
+                    search_attributes=names.search_attributes(organization_id, workflow.lower()),
                     result_type=result_type,
-                    rpc_timeout=ANSWER_WITHIN,
+                    rpc_timeout=UPDATE_TIMEOUT,
                 )
             )
         try:
-            # Asking for the result looks again until it is there: only a bound around it ends that.
-            async with asyncio.timeout(DONE_WITHIN.total_seconds()):
-                result: T = await _bounded(handle.result())
+            # The SDK polls for the result without a limit.
+            async with asyncio.timeout(RESULT_TIMEOUT.total_seconds()):
+                result: T = await translate_rpc_errors(handle.result())
         except TimeoutError as error:
-            raise Unavailable from error
+            raise TemporalUnavailable from error
         except WorkflowFailureError as error:
-            raise refusal_in(error) from error
+            raise to_rule_violation(error) from error
         return result
-
-
-async def _forget(start: WithStartWorkflowOperation[Any, Any]) -> None:
-    """Collect the error that the SDK keeps for whoever asks for the handle; nobody else will."""
-    with contextlib.suppress(Exception):
-        async with asyncio.timeout(0.05):
-            await start.workflow_handle()
-
-
-async def _bounded(call: Awaitable[T]) -> T:
-    try:
-        return await call
-    except WorkflowUpdateFailedError as error:
-        raise refusal_in(error) from error
-    except WorkflowUpdateRPCTimeoutOrCancelledError as error:
-        raise Unavailable from error
-    except RPCError as error:
-        raise _translated(error) from error
-
-
-def _translated(error: RPCError) -> Exception:
-    if error.status is RPCStatusCode.NOT_FOUND:
-        return NotRunning(error.message)
-    if error.status is RPCStatusCode.FAILED_PRECONDITION:
-        return NotSeenYet(error.message)
-    if error.status in _AWAY:
-        return Unavailable(error.message)
-    return error
-
-
-_AWAY = (
-    RPCStatusCode.UNAVAILABLE,
-    RPCStatusCode.DEADLINE_EXCEEDED,
-    RPCStatusCode.CANCELLED,
-    RPCStatusCode.RESOURCE_EXHAUSTED,
-)

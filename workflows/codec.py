@@ -17,7 +17,7 @@ ENCODING = b"binary/encrypted"
 NONCE_BYTES = 12
 
 
-class UnknownKey(Exception):
+class UnknownEncryptionKey(Exception):
     """A payload was encrypted with a key that this process does not have."""
 
 
@@ -26,7 +26,7 @@ class EncryptionCodec(PayloadCodec):
 
     def __init__(self, keys: Iterable[tuple[str, bytes]]) -> None:
         pairs = tuple(keys)
-        self._current = pairs[0][0]
+        self._active_key_id = pairs[0][0]
         self._ciphers = {key_id: AESGCM(key) for key_id, key in pairs}
 
     async def encode(self, payloads: Sequence[Payload]) -> list[Payload]:
@@ -37,9 +37,9 @@ class EncryptionCodec(PayloadCodec):
 
     def _encrypted(self, payload: Payload) -> Payload:
         nonce = os.urandom(NONCE_BYTES)
-        sealed = self._ciphers[self._current].encrypt(nonce, payload.SerializeToString(), None)
-        metadata = {"encoding": ENCODING, "encryption-key-id": self._current.encode()}
-        return Payload(metadata=metadata, data=nonce + sealed)
+        ciphertext = self._ciphers[self._active_key_id].encrypt(nonce, payload.SerializeToString(), None)
+        metadata = {"encoding": ENCODING, "encryption-key-id": self._active_key_id.encode()}
+        return Payload(metadata=metadata, data=nonce + ciphertext)
 
     def _decrypted(self, payload: Payload) -> Payload:
         if payload.metadata.get("encoding") != ENCODING:
@@ -47,5 +47,5 @@ class EncryptionCodec(PayloadCodec):
         key_id = payload.metadata["encryption-key-id"].decode()
         cipher = self._ciphers.get(key_id)
         if cipher is None:
-            raise UnknownKey(key_id)
+            raise UnknownEncryptionKey(key_id)
         return Payload.FromString(cipher.decrypt(payload.data[:NONCE_BYTES], payload.data[NONCE_BYTES:], None))

@@ -1,7 +1,7 @@
 """Commands and outcomes as JSON: written by orjson, read back by validators that are built once per type.
 
-The SDK's own converter looks up a dataclass's type hints anew for every payload, which is a millisecond for a renewal's
-command. The JSON is the same, so that either reads what the other wrote.
+The SDK's converter looks up a dataclass's type hints again for every payload, which takes a millisecond for the command
+of a renewal. Both converters read each other's JSON.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from temporalio.converter import (
 
 
 @lru_cache(maxsize=512)
-def _reader(type_hint: Any) -> TypeAdapter[Any]:
+def _type_adapter(type_hint: Any) -> TypeAdapter[Any]:
     return TypeAdapter(type_hint)
 
 
-class JsonConverter(EncodingPayloadConverter):
+class OrjsonPayloadConverter(EncodingPayloadConverter):
     """``json/plain``, like the SDK's."""
 
     @property
@@ -38,13 +38,13 @@ class JsonConverter(EncodingPayloadConverter):
     def from_payload(self, payload: Payload, type_hint: Any = None) -> Any:
         if type_hint is None or type_hint is Any:
             return orjson.loads(payload.data)
-        return _reader(type_hint).validate_json(payload.data)
+        return _type_adapter(type_hint).validate_json(payload.data)
 
 
 class PayloadConverter(CompositePayloadConverter):
     def __init__(self) -> None:
-        plain = (
-            JsonConverter() if isinstance(converter, JSONPlainPayloadConverter) else converter
+        converters = (
+            OrjsonPayloadConverter() if isinstance(converter, JSONPlainPayloadConverter) else converter
             for converter in DefaultPayloadConverter.default_encoding_payload_converters
         )
-        super().__init__(*plain)
+        super().__init__(*converters)

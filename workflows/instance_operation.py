@@ -11,36 +11,37 @@ from temporalio.exceptions import ActivityError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
     from workflows import names, policies
+    from workflows.attention import set_needs_attention
+    from workflows.failure_reasons import failure_reason
     from workflows.ports.instances import (
         AwaitReady,
-        Cluster,
+        ClusterActivities,
+        DeletionOutcome,
         FinishOperation,
-        InstanceRef,
-        Instances,
-        Operate,
+        InstanceActivities,
+        InstanceId,
+        OperationInput,
         OperationKind,
         OperationOutcome,
         OperationStatus,
-        RecordBlocked,
-        Removed,
+        RecordDeletionBlocked,
     )
-    from workflows.rules.errors import Refusal
-    from workflows.rules.instance import InstanceStatus, Trouble
-    from workflows.troubles import trouble_of
+    from workflows.rules.errors import ErrorCode
+    from workflows.rules.instance import FailureReason, InstanceStatus
 
-STARTING = frozenset({OperationKind.RESTART, OperationKind.START, OperationKind.RESUME})
+START_KINDS = frozenset({OperationKind.RESTART, OperationKind.START, OperationKind.RESUME})
 
-FIRST_PAUSE = timedelta(seconds=15)
-LONGEST_PAUSE = timedelta(minutes=10)
+RETRY_INITIAL_INTERVAL = timedelta(seconds=15)
+RETRY_MAXIMUM_INTERVAL = timedelta(minutes=10)
 
 
-class _Failed(Exception):
+class _OperationFailed(Exception):
     """An operation did not succeed; ``instance`` is what it left behind, None if it changed nothing."""
 
     def __init__(self, error: ActivityError, instance: InstanceStatus | None) -> None:
         super().__init__(str(error))
         self.error = error
-        self.instance = instance
+        self.instance_status = instance
 
 
 @workflow.defn(name=names.INSTANCE_OPERATION)
@@ -51,97 +52,100 @@ class InstanceOperation:
     """
 
     @workflow.init
-    def __init__(self, order: Operate) -> None:
-        self._order = order
+    def __init__(self, order: OperationInput) -> None:
+        self._input = order
 
     @workflow.run
-    async def run(self, order: Operate) -> OperationOutcome:
+    async def run(self, order: OperationInput) -> OperationOutcome:
         if order.kind is OperationKind.DELETE:
-            return await self._shielded(self._delete())
+            return await self._run_to_completion(self._delete())
         try:
-            instance = await self._perform()
-        except _Failed as failed:
-            reason, message = trouble_of(failed.error)
-            return await self._finish(OperationStatus.FAILED, failed.instance, reason, message)
+            instance = await self._execute()
+        except _OperationFailed as failed:
+            reason, message = failure_reason(failed.error)
+            return await self._finish(OperationStatus.FAILED, failed.instance_status, reason, message)
         except asyncio.CancelledError:
-            await self._shielded(self._finish(OperationStatus.CANCELLED, None, None, None))
+            await self._run_to_completion(self._finish(OperationStatus.CANCELLED, None, None, None))
             raise
         return await self._finish(OperationStatus.SUCCEEDED, instance, None, None)
 
-    async def _perform(self) -> InstanceStatus | None:
+    async def _execute(self) -> InstanceStatus | None:
         """Do it and return what the instance is afterwards; None means unchanged."""
-        match self._order.kind:
+        match self._input.kind:
             case OperationKind.RESTART:
-                await self._do(Cluster.restart)
+                await self._run_cluster_activity(ClusterActivities.restart)
                 await self._await_ready()
                 return InstanceStatus.READY
             case OperationKind.START | OperationKind.RESUME:
-                await self._do(Cluster.scale_up)
+                await self._run_cluster_activity(ClusterActivities.scale_up)
                 await self._await_ready()
                 return InstanceStatus.READY
             case OperationKind.STOP:
-                await self._do(Cluster.scale_down)
+                await self._run_cluster_activity(ClusterActivities.scale_down)
                 return InstanceStatus.STOPPED
             case OperationKind.SUSPEND:
-                await self._do(Cluster.scale_down)
+                await self._run_cluster_activity(ClusterActivities.scale_down)
                 return InstanceStatus.SUSPENDED
             case OperationKind.BACKUP:
-                await self._do(Cluster.backup)
+                await self._run_cluster_activity(ClusterActivities.run_backup)
                 return None
             case OperationKind.RESIZE:
                 await self._resize()
                 return None
             case OperationKind.DELETE:
-                raise AssertionError("a deletion has a path of its own")
+                raise AssertionError("a deletion does not run as an operation")
 
     async def _resize(self) -> None:
         """Resize; an instance that does not get ready in its new envelope goes back to the former one."""
         try:
-            await self._do(Cluster.resize)
+            await self._run_cluster_activity(ClusterActivities.resize)
             await self._await_ready()
-        except _Failed as failed:
-            if trouble_of(failed.error)[0] == Refusal.ILLEGAL_MOVE:
+        except _OperationFailed as failed:
+            if failure_reason(failed.error)[0] == ErrorCode.ILLEGAL_MOVE:
                 raise
             try:
-                await self._do(Cluster.resize, restoring=True)
+                await self._run_cluster_activity(ClusterActivities.resize, use_recorded_resources=True)
                 await self._await_ready()
-            except _Failed as again:
-                raise _Failed(failed.error, InstanceStatus.DEGRADED) from again
-            raise _Failed(failed.error, None) from failed
+            except _OperationFailed as again:
+                raise _OperationFailed(failed.error, InstanceStatus.DEGRADED) from again
+            raise _OperationFailed(failed.error, None) from failed
 
     async def _delete(self) -> OperationOutcome:
-        await self._record(Instances.begin_removal, self._order)
-        pause = FIRST_PAUSE
-        while not (removed := await self._removed()).clean:
-            reason, *rest = removed.blocking or (Trouble.TERMINATING.value,)
-            blocked = RecordBlocked(
-                operation=self._order, reason=reason, message=", ".join(rest or removed.blocking), now=workflow.now()
+        await self._run_database_activity(InstanceActivities.start_deletion, self._input)
+        pause = RETRY_INITIAL_INTERVAL
+        while not (removed := await self._delete_namespace()).is_verified:
+            reason, *blockers = removed.blockers or (FailureReason.TERMINATING.value,)
+            blocked = RecordDeletionBlocked(
+                operation=self._input,
+                reason=reason,
+                message=", ".join(blockers or removed.blockers),
+                now=workflow.now(),
             )
-            await self._record(Instances.record_blocked, blocked)
-            workflow.upsert_search_attributes([names.ATTENTION_KEY.value_set(True)])
+            await self._run_database_activity(InstanceActivities.record_deletion_blocked, blocked)
+            set_needs_attention(True)
             await workflow.sleep(pause)
-            pause = min(pause * 2, LONGEST_PAUSE)
+            pause = min(pause * 2, RETRY_MAXIMUM_INTERVAL)
             if workflow.info().is_continue_as_new_suggested():
-                workflow.continue_as_new(self._order)
-        if pause > FIRST_PAUSE:
-            workflow.upsert_search_attributes([names.ATTENTION_KEY.value_set(False)])
+                workflow.continue_as_new(self._input)
+        # An earlier run of this deletion may have set it.
+        set_needs_attention(False)
         return await self._finish(OperationStatus.SUCCEEDED, InstanceStatus.DELETED, None, None)
 
-    async def _removed(self) -> Removed:
+    async def _delete_namespace(self) -> DeletionOutcome:
         try:
             return await workflow.execute_activity_method(
-                Cluster.remove,
-                InstanceRef(instance_id=self._order.instance_id),
-                task_queue=names.INFRASTRUCTURE,
+                ClusterActivities.delete_namespace,
+                InstanceId(instance_id=self._input.instance_id),
+                task_queue=names.INFRASTRUCTURE_QUEUE,
                 **policies.CLUSTER_CLEANUP,
             )
         except ActivityError as error:
-            return Removed(clean=False, blocking=trouble_of(error))
+            return DeletionOutcome(is_verified=False, blockers=failure_reason(error))
 
-    async def _do(self, step: Any, *, restoring: bool = False) -> None:
-        order = self._order
-        if restoring:
-            order = Operate(
+    async def _run_cluster_activity(self, step: Any, *, use_recorded_resources: bool = False) -> None:
+        order = self._input
+        if use_recorded_resources:
+            order = OperationInput(
                 operation_id=order.operation_id,
                 instance_id=order.instance_id,
                 subscription_id=order.subscription_id,
@@ -150,45 +154,45 @@ class InstanceOperation:
                 actor=order.actor,
                 business_time=order.business_time,
             )
-        policy = policies.CLUSTER_WAIT if order.kind is OperationKind.BACKUP else policies.CLUSTER
+        policy = policies.CLUSTER_WAIT if order.kind is OperationKind.BACKUP else policies.CLUSTER_CALL
         try:
-            await workflow.execute_activity_method(step, order, task_queue=names.INFRASTRUCTURE, **policy)
+            await workflow.execute_activity_method(step, order, task_queue=names.INFRASTRUCTURE_QUEUE, **policy)
         except ActivityError as error:
             if is_cancelled_exception(error):
                 raise asyncio.CancelledError from error
-            raise _Failed(error, None) from error
+            raise _OperationFailed(error, None) from error
 
     async def _await_ready(self) -> None:
         try:
             await workflow.execute_activity_method(
-                Cluster.await_ready,
-                AwaitReady(instance_id=self._order.instance_id, started=self._order.kind in STARTING),
-                task_queue=names.INFRASTRUCTURE,
+                ClusterActivities.await_ready,
+                AwaitReady(instance_id=self._input.instance_id, was_just_started=self._input.kind in START_KINDS),
+                task_queue=names.INFRASTRUCTURE_QUEUE,
                 **policies.CLUSTER_WAIT,
             )
         except ActivityError as error:
             if is_cancelled_exception(error):
                 raise asyncio.CancelledError from error
-            raise _Failed(error, InstanceStatus.DEGRADED) from error
+            raise _OperationFailed(error, InstanceStatus.DEGRADED) from error
 
     async def _finish(
         self, status: OperationStatus, instance: InstanceStatus | None, reason: str | None, message: str | None
     ) -> OperationOutcome:
         finish = FinishOperation(
-            operation=self._order,
+            operation=self._input,
             status=status,
-            instance=instance,
+            instance_status=instance,
             reason=reason,
             message=message,
             now=workflow.now(),
         )
-        await self._record(Instances.finish_operation, finish)
-        return OperationOutcome(operation_id=self._order.operation_id, status=status, reason=reason)
+        await self._run_database_activity(InstanceActivities.finish_operation, finish)
+        return OperationOutcome(operation_id=self._input.operation_id, status=status, reason=reason)
 
-    async def _record(self, step: Any, command: Any) -> None:
-        await workflow.execute_activity_method(step, command, task_queue=names.PLATFORM, **policies.DATABASE)
+    async def _run_database_activity(self, step: Any, command: Any) -> None:
+        await workflow.execute_activity_method(step, command, task_queue=names.PLATFORM_QUEUE, **policies.DATABASE)
 
-    async def _shielded(self, work: Any) -> OperationOutcome:
+    async def _run_to_completion(self, work: Any) -> OperationOutcome:
         """Run ``work`` to its end whatever is cancelled."""
         task: asyncio.Task[OperationOutcome] = asyncio.create_task(work)
         while not task.done():

@@ -6,80 +6,93 @@ from typing import Any
 
 from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes
 
-PLATFORM = "platform"
-INFRASTRUCTURE = "infrastructure"
-NOTICES = "notices"
+PLATFORM_QUEUE = "platform"
+INFRASTRUCTURE_QUEUE = "infrastructure"
+NOTIFICATIONS_QUEUE = "notifications"
 
 SUBSCRIPTION = "Subscription"
 PAYMENT = "Payment"
 REFUND = "Refund"
-ADJUSTMENT = "Adjustment"
+WALLET_ADJUSTMENT = "WalletAdjustment"
 PAYMENT_METHOD_SETUP = "PaymentMethodSetup"
+PAYMENT_METHOD_DEFAULT = "PaymentMethodDefault"
 PAYMENT_METHOD_REMOVAL = "PaymentMethodRemoval"
 PROVISIONING = "Provisioning"
 INSTANCE_OPERATION = "InstanceOperation"
 NOTIFICATION_DISPATCH = "NotificationDispatch"
-INVOICE_DOCUMENT = "InvoiceDocument"
-ORPHAN_COLLECTION = "OrphanCollection"
+INVOICE_RENDERING = "InvoiceRendering"
+ORPHAN_CLEANUP = "OrphanCleanup"
 RECONCILIATION = "Reconciliation"
 
-ACCOUNT_KEY = SearchAttributeKey.for_keyword("BerthAccount")
+ORGANIZATION_KEY = SearchAttributeKey.for_keyword("BerthOrganization")
 SUBSCRIPTION_KEY = SearchAttributeKey.for_keyword("BerthSubscription")
 INSTANCE_KEY = SearchAttributeKey.for_keyword("BerthInstance")
 NODE_KEY = SearchAttributeKey.for_keyword("BerthNode")
-KIND_KEY = SearchAttributeKey.for_keyword("BerthKind")
+KIND_KEY = SearchAttributeKey.for_keyword("BerthWorkflowKind")
 STATUS_KEY = SearchAttributeKey.for_keyword("BerthStatus")
-ATTENTION_KEY = SearchAttributeKey.for_bool("BerthAttention")
+NEEDS_ATTENTION_KEY = SearchAttributeKey.for_bool("BerthNeedsAttention")
 
-SEARCH_ATTRIBUTES = (ACCOUNT_KEY, SUBSCRIPTION_KEY, INSTANCE_KEY, NODE_KEY, KIND_KEY, STATUS_KEY, ATTENTION_KEY)
+SEARCH_ATTRIBUTES = (
+    ORGANIZATION_KEY,
+    SUBSCRIPTION_KEY,
+    INSTANCE_KEY,
+    NODE_KEY,
+    KIND_KEY,
+    STATUS_KEY,
+    NEEDS_ATTENTION_KEY,
+)
 
 
-def subscription_workflow(subscription_id: str) -> str:
+def subscription_workflow_id(subscription_id: str) -> str:
     return f"subscription/{subscription_id}"
 
 
-def payment_workflow(payment_id: str) -> str:
+def payment_workflow_id(payment_id: str) -> str:
     return f"payment/{payment_id}"
 
 
-def provisioning_workflow(instance_id: str) -> str:
+def provisioning_workflow_id(instance_id: str) -> str:
     return f"instance/{instance_id}/provision"
 
 
-def operation_workflow(instance_id: str, operation_id: str) -> str:
+def operation_workflow_id(instance_id: str, operation_id: str) -> str:
     return f"instance/{instance_id}/{operation_id}"
 
 
-def refund_workflow(refund_id: str) -> str:
+def refund_workflow_id(refund_id: str) -> str:
     return f"refund/{refund_id}"
 
 
-def adjustment_workflow(adjustment_id: str) -> str:
+def adjustment_workflow_id(adjustment_id: str) -> str:
     return f"adjustment/{adjustment_id}"
 
 
-def payment_method_workflow(payment_method_id: str) -> str:
+def payment_method_setup_workflow_id(payment_method_id: str) -> str:
     return f"payment-method/{payment_method_id}"
 
 
-def payment_method_removal_workflow(payment_method_id: str) -> str:
+def payment_method_default_workflow_id(default_change_id: str) -> str:
+    return f"payment-method-default/{default_change_id}"
+
+
+def payment_method_removal_workflow_id(payment_method_id: str) -> str:
     return f"payment-method/{payment_method_id}/removal"
 
 
-def document_workflow(invoice_id: str) -> str:
+def invoice_rendering_workflow_id(invoice_id: str) -> str:
     return f"document/{invoice_id}"
 
 
-def dispatch_workflow(channel: str) -> str:
+def notification_dispatch_workflow_id(channel: str) -> str:
     return f"notification-dispatch/{channel}"
 
 
-def attributes(
+def search_attributes(
     account: str, kind: str, *, subscription: str | None = None, instance: str | None = None
 ) -> TypedSearchAttributes:
     """Return what operators find a workflow by. Plaintext on the server: ids and states only."""
     pairs: list[SearchAttributePair[Any]] = [
-        SearchAttributePair(ACCOUNT_KEY, account),
+        SearchAttributePair(ORGANIZATION_KEY, account),
         SearchAttributePair(KIND_KEY, kind),
     ]
     if subscription is not None:

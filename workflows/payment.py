@@ -1,8 +1,9 @@
 """One payment: charged once, and followed until its outcome is certain.
 
-A gateway's silence is ``unknown``, never ``failed``. Whoever waits for the payment hears each status by the signal
-``payment_moved``, and the certain one as this workflow's result. Facts come from answers, polls and webhooks in any
-order; rules decide which one counts. A webhook for a payment that has ended starts it anew under the same id.
+A gateway's silence is ``unknown``, never ``failed``. The parent workflow receives each status by the
+signal ``payment_status_changed``, and the final one as this workflow's result. Status arrives from responses, polls
+and webhooks in any order; ``rules.payment`` resolves conflicts. A webhook for a closed payment restarts the workflow
+under the same id.
 """
 
 from __future__ import annotations
@@ -20,67 +21,74 @@ from temporalio.exceptions import ActivityError, ApplicationError, FailureError,
 
 with workflow.unsafe.imports_passed_through():
     from workflows import names, policies
-    from workflows.funds import tell_indebted
+    from workflows.errors import from_activity_error, non_retryable_error
+    from workflows.past_due_signals import signal_past_due_subscriptions
     from workflows.ports.payments import (
-        Capture,
-        Charge,
+        ApplyGatewayEvent,
+        CancelPayment,
+        CapturePayment,
+        ChargePayment,
         GatewayEvent,
-        Hear,
-        Inquire,
-        Pay,
+        PaymentActivities,
+        PaymentInput,
         PaymentOutcome,
-        Payments,
-        Progress,
+        PaymentProgress,
+        PollPayment,
         Purpose,
-        Withdraw,
     )
-    from workflows.refusals import refuse, refused_by
-    from workflows.rules.errors import Refusal
-    from workflows.rules.payment import CLOSED, PENDING_AT_MOST, RECEIVED, PaymentStatus, next_poll
+    from workflows.rules.dunning import FundsKind
+    from workflows.rules.errors import ErrorCode
+    from workflows.rules.payment import (
+        CUSTOMER_ACTION_TIMEOUT,
+        PAID_STATUSES,
+        UNPAID_FINAL_STATUSES,
+        PaymentStatus,
+        next_poll_at,
+    )
 
 
 @workflow.defn(name=names.PAYMENT)
 class Payment:
     @workflow.init
-    def __init__(self, pay: Pay) -> None:
-        self._pay = pay
+    def __init__(self, input: PaymentInput) -> None:
+        self._input = input
         self._events: deque[GatewayEvent] = deque()
-        self._capture_wanted = False
-        # A payment for something that was not started by it (its workflow had ended) has nobody waiting for it.
-        self._abandoned = pay.purpose is not Purpose.TOP_UP and workflow.info().parent is None
-        self._progress: Progress | None = None
-        self._for_the_waiting: PaymentOutcome | None = None
-        self._refusal: ApplicationError | None = None
-        self._since: datetime = workflow.now()
-        self._polls = 0
-        self._patient = False
+        self._capture_requested = False
+        # Hazard: the workflow that ordered the payment may have ended; its signal then fails.
+        self._is_abandoned = input.purpose is not Purpose.TOP_UP and workflow.info().parent is None
+        self._progress: PaymentProgress | None = None
+        self._outcome_for_parent: PaymentOutcome | None = None
+        self._error: ApplicationError | None = None
+        self._status_since: datetime = workflow.now()
+        self._poll_count = 0
+        self._retry_at_next_poll = False
 
     @workflow.run
-    async def run(self, pay: Pay) -> PaymentOutcome:
+    async def run(self, pay: PaymentInput) -> PaymentOutcome:
         if not self._events:
-            await self._open()
+            await self._charge()
         while True:
-            while self._refusal is None and (self._events or not self._settled()):
-                await self._step()
+            while self._error is None and (self._events or not self._is_final()):
+                await self._run_next_step()
             await workflow.wait_condition(lambda: bool(self._events) or workflow.all_handlers_finished())
-            if self._refusal is not None or not self._events:
+            if self._error is not None or not self._events:
                 break
         return self._result()
 
     @workflow.update
-    async def answered(self) -> PaymentOutcome:
-        """Wait for the first outcome that means something to whoever ordered the payment.
+    async def await_outcome(self) -> PaymentOutcome:
+        """Wait for the first outcome that the caller of the payment acts on.
 
         Raises:
             ApplicationError: ``PAYMENT_DECLINED`` with ``decline_code`` and ``payment_id``, or the order's refusal.
         """
-        await workflow.wait_condition(lambda: self._refusal is not None or self._progress is not None)
-        if self._refusal is not None:
-            raise self._refusal
+        await workflow.wait_condition(lambda: self._error is not None or self._progress is not None)
+        if self._error is not None:
+            raise self._error
         outcome = self._outcome()
         if outcome.status is PaymentStatus.FAILED:
             details = {"decline_code": outcome.decline_code or "declined", "payment_id": outcome.payment_id}
-            raise refuse(Refusal.PAYMENT_DECLINED, "The payment was declined.", details)
+            raise non_retryable_error(ErrorCode.PAYMENT_DECLINED, "The payment was declined.", details)
         return outcome
 
     @workflow.signal
@@ -89,26 +97,28 @@ class Payment:
 
     @workflow.signal
     async def capture(self) -> None:
-        """Take what was authorised, as soon as it is."""
-        self._capture_wanted = True
+        """Capture the payment, as soon as it is authorized."""
+        self._capture_requested = True
 
     @workflow.signal
-    async def release(self) -> None:
-        """Nobody waits for this payment any more: let go of what was authorised, keep what was taken as credit."""
-        self._abandoned = True
-        self._since, self._polls, self._patient = workflow.now(), 0, False
+    async def cancel_authorization(self) -> None:
+        """Abandon the payment: void an authorization; money that was captured becomes wallet credit."""
+        self._is_abandoned = True
+        self._status_since, self._poll_count, self._retry_at_next_poll = workflow.now(), 0, False
 
     # Steps
 
-    async def _open(self) -> None:
+    async def _charge(self) -> None:
         """Charge; a webhook that is faster than the gateway's answer is heard meanwhile."""
-        charging = asyncio.create_task(self._ask(Payments.charge, Charge(pay=self._pay, now=self._now())))
+        charging = asyncio.create_task(
+            self._call_gateway(PaymentActivities.charge, ChargePayment(input=self._input, now=self._business_time()))
+        )
         while not charging.done():
             await workflow.wait_condition(lambda: charging.done() or bool(self._events))
             if charging.done():
                 break
-            await self._hear(self._events.popleft())
-            if self._settled():
+            await self._apply_gateway_event(self._events.popleft())
+            if self._is_final():
                 charging.cancel()
                 with contextlib.suppress(ActivityError, asyncio.CancelledError):
                     await charging
@@ -116,149 +126,159 @@ class Payment:
         try:
             progress = await charging
         except ActivityError as error:
-            self._refusal = refused_by(error)
+            self._error = from_activity_error(error)
         else:
-            await self._take(progress)
+            await self._apply_progress(progress)
 
-    async def _step(self) -> None:
+    async def _run_next_step(self) -> None:
         """Do the one thing that is due, or wait until one is."""
         if self._events:
-            await self._hear(self._events.popleft())
-        elif self._to_capture():
-            command = Capture(payment_id=self._pay.payment_id, now=self._now())
-            await self._try(Payments.capture, command)
-        elif self._to_withdraw():
-            await self._withdraw(PaymentStatus.CANCELLED)
+            await self._apply_gateway_event(self._events.popleft())
+        elif self._should_capture():
+            command = CapturePayment(payment_id=self._input.payment_id, now=self._business_time())
+            await self._request_transition(PaymentActivities.capture, command)
+        elif self._should_cancel():
+            await self._cancel_at_gateway(PaymentStatus.CANCELLED)
         else:
-            await self._wait()
+            await self._wait_or_poll()
 
-    async def _wait(self) -> None:
+    async def _wait_or_poll(self) -> None:
         """Wait for a fact or an order; ask the gateway when none came in time."""
-        since = self._since
-        due = next_poll(since, self._polls)
-        expiry = since + PENDING_AT_MOST if self._awaits_customer() else None
+        since = self._status_since
+        due = next_poll_at(since, self._poll_count)
+        expiry = since + CUSTOMER_ACTION_TIMEOUT if self._requires_customer_action() else None
         wake = min(due, expiry) if expiry is not None else due
         try:
             await workflow.wait_condition(
-                lambda: bool(self._events) or self._to_capture() or self._to_withdraw() or self._since != since,
+                lambda: (
+                    bool(self._events) or self._should_capture() or self._should_cancel() or self._status_since != since
+                ),
                 timeout=max(wake - workflow.now(), timedelta()),
             )
         except TimeoutError:
             if expiry is not None and workflow.now() >= expiry:
-                await self._withdraw(PaymentStatus.EXPIRED)
+                await self._cancel_at_gateway(PaymentStatus.EXPIRED)
             else:
-                await self._inquire()
+                await self._poll_gateway()
 
-    async def _inquire(self) -> None:
-        self._polls += 1
-        self._patient = False
-        command = Inquire(pay=self._pay, abandoned=self._abandoned, now=self._now())
+    async def _poll_gateway(self) -> None:
+        self._poll_count += 1
+        self._retry_at_next_poll = False
+        command = PollPayment(pay=self._input, is_abandoned=self._is_abandoned, now=self._business_time())
         try:
-            progress = await workflow.execute_activity_method(Payments.inquire, command, **policies.GATEWAY)
+            progress = await workflow.execute_activity_method(PaymentActivities.poll, command, **policies.GATEWAY)
         except ActivityError as error:
             if is_cancelled_exception(error):
                 raise
             workflow.logger.warning("the gateway does not say where the payment stands: %s", error.cause)
         else:
-            await self._take(progress)
+            await self._apply_progress(progress)
 
-    async def _hear(self, event: GatewayEvent) -> None:
-        command = Hear(payment_id=self._pay.payment_id, event=event, abandoned=self._abandoned, now=self._now())
+    async def _apply_gateway_event(self, event: GatewayEvent) -> None:
+        command = ApplyGatewayEvent(
+            payment_id=self._input.payment_id, event=event, abandoned=self._is_abandoned, now=self._business_time()
+        )
         try:
-            progress = await workflow.execute_activity_method(Payments.hear, command, **policies.DATABASE)
+            progress = await workflow.execute_activity_method(
+                PaymentActivities.apply_gateway_event, command, **policies.DATABASE
+            )
         except ActivityError as error:
-            self._refusal = refused_by(error)
+            self._error = from_activity_error(error)
         else:
-            await self._take(progress)
+            await self._apply_progress(progress)
 
-    async def _withdraw(self, ends_as: PaymentStatus) -> None:
-        command = Withdraw(payment_id=self._pay.payment_id, ends_as=ends_as, now=self._now())
-        await self._try(Payments.withdraw, command)
+    async def _cancel_at_gateway(self, final_status: PaymentStatus) -> None:
+        command = CancelPayment(payment_id=self._input.payment_id, final_status=final_status, now=self._business_time())
+        await self._request_transition(PaymentActivities.cancel, command)
 
-    async def _try(self, method: Callable[[Any, Any], Any], command: object) -> None:
+    async def _request_transition(self, method: Callable[[Any, Any], Any], command: object) -> None:
         """Ask for a move. When the gateway leaves the payment as it is, the next try comes with the next poll."""
         before = self._status()
-        await self._take(await self._ask(method, command))
-        self._patient = self._status() is before
+        await self._apply_progress(await self._call_gateway(method, command))
+        self._retry_at_next_poll = self._status() is before
 
-    async def _ask(self, method: Callable[[Any, Any], Any], command: object) -> Progress:
+    async def _call_gateway(self, method: Callable[[Any, Any], Any], command: object) -> PaymentProgress:
         """Ask the gateway; when it stays silent over all retries, the payment is unknown.
 
         Raises:
             ActivityError: a refusal, or the process is being cancelled.
         """
         try:
-            answer: Progress = await workflow.execute_activity_method(method, command, **policies.GATEWAY)
+            progress: PaymentProgress = await workflow.execute_activity_method(method, command, **policies.GATEWAY)
         except ActivityError as error:
-            refused = isinstance(error.cause, ApplicationError) and error.cause.type in Refusal.__members__
+            refused = isinstance(error.cause, ApplicationError) and error.cause.type in ErrorCode.__members__
             if refused or is_cancelled_exception(error):
                 raise
-            workflow.logger.warning("the gateway's answer stays out: %s", error.cause)
-            lost = Charge(pay=self._pay, now=self._now())
-            return await workflow.execute_activity_method(Payments.lose_sight, lost, **policies.DATABASE)
-        return answer
+            workflow.logger.warning("the gateway did not respond; the payment is unknown: %s", error.cause)
+            command = ChargePayment(input=self._input, now=self._business_time())
+            return await workflow.execute_activity_method(PaymentActivities.mark_unknown, command, **policies.DATABASE)
+        return progress
 
-    async def _take(self, progress: Progress) -> None:
-        """Take over where the payment stands, and tell whoever waits for it."""
+    async def _apply_progress(self, progress: PaymentProgress) -> None:
+        """Store the progress of the payment and signal the workflow that waits for it."""
         before, self._progress = self._progress, progress
         status = progress.outcome.status
         if before is None or before.outcome.status is not status:
-            self._since, self._polls, self._patient = workflow.now(), 0, False
-            if progress.late:
-                # The money is in the wallet: whoever waited for this payment must not apply it a second time.
-                ended = before.outcome if before is not None and before.outcome.status in CLOSED else None
-                self._for_the_waiting = ended or replace(progress.outcome, status=PaymentStatus.CANCELLED)
+            self._status_since, self._poll_count, self._retry_at_next_poll = workflow.now(), 0, False
+            if progress.received_after_close:
+                # The money is in the wallet: the waiting workflow must not apply it a second time.
+                error = (
+                    before.outcome if before is not None and before.outcome.status in UNPAID_FINAL_STATUSES else None
+                )
+                self._outcome_for_parent = error or replace(progress.outcome, status=PaymentStatus.CANCELLED)
             else:
-                await self._tell_waiting(progress.outcome)
-        await tell_indebted(progress.indebted, self._pay.payment_id)
-        if progress.stray:
-            await self._withdraw(status)
+                await self._signal_parent(progress.outcome)
+        await signal_past_due_subscriptions(
+            progress.past_due_subscription_ids, self._input.payment_id, FundsKind.CREDIT
+        )
+        if progress.has_unwanted_authorization:
+            await self._cancel_at_gateway(status)
 
-    async def _tell_waiting(self, outcome: PaymentOutcome) -> None:
+    async def _signal_parent(self, outcome: PaymentOutcome) -> None:
         parent = workflow.info().parent
         if parent is None:
             return
         handle: workflow.ExternalWorkflowHandle[object] = workflow.get_external_workflow_handle(parent.workflow_id)
         try:
-            await handle.signal("payment_moved", outcome)
+            await handle.signal("payment_status_changed", outcome)
         except FailureError as ended:
-            workflow.logger.info("nobody waits for the payment any more: %s", ended)
+            workflow.logger.info("the workflow that waited for the payment has ended: %s", ended)
 
     # What it looks at
 
-    def _now(self) -> datetime:
+    def _business_time(self) -> datetime:
         """The subscription's clock where it is ahead, else this workflow's own."""
-        return max(self._pay.business_time or workflow.now(), workflow.now())
+        return max(self._input.business_time or workflow.now(), workflow.now())
 
     def _status(self) -> PaymentStatus | None:
         return self._progress.outcome.status if self._progress else None
 
     def _outcome(self) -> PaymentOutcome:
         if self._progress is None:
-            return PaymentOutcome(payment_id=self._pay.payment_id, status=PaymentStatus.CREATED)
+            return PaymentOutcome(payment_id=self._input.payment_id, status=PaymentStatus.CREATED)
         return self._progress.outcome
 
-    def _settled(self) -> bool:
+    def _is_final(self) -> bool:
         status = self._status()
-        return status is not None and (status in RECEIVED or status in CLOSED)
+        return status is not None and (status in PAID_STATUSES or status in UNPAID_FINAL_STATUSES)
 
-    def _awaits_customer(self) -> bool:
+    def _requires_customer_action(self) -> bool:
         outcome = self._outcome()
         return outcome.status is PaymentStatus.PENDING and outcome.redirect_url is not None
 
-    def _to_capture(self) -> bool:
-        wanted = self._capture_wanted and not self._abandoned and not self._patient
-        return wanted and self._status() is PaymentStatus.AUTHORIZED
+    def _should_capture(self) -> bool:
+        is_due = self._capture_requested and not self._is_abandoned and not self._retry_at_next_poll
+        return is_due and self._status() is PaymentStatus.AUTHORIZED
 
-    def _to_withdraw(self) -> bool:
+    def _should_cancel(self) -> bool:
         open_there = self._status() in (PaymentStatus.AUTHORIZED, PaymentStatus.PENDING)
-        return self._abandoned and not self._patient and open_there
+        return self._is_abandoned and not self._retry_at_next_poll and open_there
 
     def _result(self) -> PaymentOutcome:
-        if self._refusal is None:
-            return self._for_the_waiting or self._outcome()
+        if self._error is None:
+            return self._outcome_for_parent or self._outcome()
         if workflow.info().parent is None:
-            raise self._refusal
-        # Whoever waits gets an outcome: an order that was refused is a payment that did not happen.
-        code = (self._refusal.type or "refused").lower()
-        return PaymentOutcome(payment_id=self._pay.payment_id, status=PaymentStatus.FAILED, decline_code=code)
+            raise self._error
+        # The waiting workflow gets an outcome: a rejected order is a payment that was cancelled.
+        code = (self._error.type or "refused").lower()
+        return PaymentOutcome(payment_id=self._input.payment_id, status=PaymentStatus.FAILED, decline_code=code)

@@ -7,22 +7,22 @@ from temporalio.exceptions import ActivityError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
     from workflows import names, policies
+    from workflows.failure_reasons import failure_reason
     from workflows.ports.instances import (
         AwaitReady,
-        Cluster,
-        InstanceRef,
-        Instances,
-        Operate,
+        ClusterActivities,
+        DeletionOutcome,
+        InstanceActivities,
+        InstanceId,
+        OperationInput,
         OperationKind,
-        Provision,
-        Provisioned,
+        ProvisioningInput,
+        ProvisioningOutcome,
+        RecordProvisioningRollback,
         RecordReady,
-        RecordUndone,
-        Removed,
     )
-    from workflows.rules.instance import CAPACITY, Trouble
+    from workflows.rules.instance import CAPACITY_REASONS, FailureReason
     from workflows.saga import Saga
-    from workflows.troubles import trouble_of
 
 
 @workflow.defn(name=names.PROVISIONING)
@@ -34,101 +34,103 @@ class Provisioning:
     """
 
     @workflow.init
-    def __init__(self, order: Provision) -> None:
-        self._order = order
+    def __init__(self, order: ProvisioningInput) -> None:
+        self._input = order
         self._saga = Saga()
-        self._clean = True
+        self._rollback_verified = True
 
     @workflow.run
-    async def run(self, order: Provision) -> Provisioned:
+    async def run(self, order: ProvisioningInput) -> ProvisioningOutcome:
         try:
             async with self._saga as saga:
-                saga.on_failure(self._undo)
+                saga.add_compensation(self._roll_back)
                 await self._provision()
         except ActivityError as error:
             if is_cancelled_exception(error):
                 raise
-            reason, message = trouble_of(error)
-            return Provisioned(ready=False, reason=reason, message=message, clean=self._clean)
-        return Provisioned(ready=True)
+            reason, message = failure_reason(error)
+            return ProvisioningOutcome(
+                ready=False, reason=reason, message=message, rollback_verified=self._rollback_verified
+            )
+        return ProvisioningOutcome(ready=True)
 
     async def _provision(self) -> None:
-        instance_id = self._order.instance_id
+        instance_id = self._input.instance_id
         applied = await workflow.execute_activity_method(
-            Cluster.apply,
-            InstanceRef(instance_id=instance_id),
-            task_queue=names.INFRASTRUCTURE,
+            ClusterActivities.apply,
+            InstanceId(instance_id=instance_id),
+            task_queue=names.INFRASTRUCTURE_QUEUE,
             **policies.CLUSTER_APPLY,
         )
-        if applied.settled:
+        if applied.already_provisioned:
             return
         ready = await workflow.execute_activity_method(
-            Cluster.await_ready,
-            AwaitReady(instance_id=instance_id, started=True),
-            task_queue=names.INFRASTRUCTURE,
+            ClusterActivities.await_ready,
+            AwaitReady(instance_id=instance_id, was_just_started=True),
+            task_queue=names.INFRASTRUCTURE_QUEUE,
             **policies.CLUSTER_WAIT,
         )
         await workflow.execute_activity_method(
-            Instances.record_ready,
+            InstanceActivities.record_ready,
             RecordReady(instance_id=instance_id, conditions=ready.conditions, now=workflow.now()),
-            task_queue=names.PLATFORM,
+            task_queue=names.PLATFORM_QUEUE,
             **policies.DATABASE,
         )
 
-    async def _undo(self) -> None:
+    async def _roll_back(self) -> None:
         """Remove whatever was made and record how it ended. One undo: everything of an instance is in its namespace."""
-        removed = await self._removed()
-        self._clean = removed.clean
+        removed = await self._delete_namespace()
+        self._rollback_verified = removed.is_verified
         cancelled = self._saga.cause is None or is_cancelled_exception(self._saga.cause)
-        reason, message = (None, None) if cancelled else trouble_of(self._saga.cause)
-        if not removed.clean:
-            message = ", ".join(removed.blocking) or message
+        reason, message = (None, None) if cancelled else failure_reason(self._saga.cause)
+        if not removed.is_verified:
+            message = ", ".join(removed.blockers) or message
         await workflow.execute_activity_method(
-            Instances.record_undone,
-            RecordUndone(
-                instance_id=self._order.instance_id,
-                clean=removed.clean,
+            InstanceActivities.record_provisioning_rollback,
+            RecordProvisioningRollback(
+                instance_id=self._input.instance_id,
+                rollback_verified=removed.is_verified,
                 cancelled=cancelled,
                 reason=reason,
                 message=message,
                 now=workflow.now(),
             ),
-            task_queue=names.PLATFORM,
+            task_queue=names.PLATFORM_QUEUE,
             **policies.DATABASE,
         )
-        if not removed.clean or reason in (*CAPACITY, Trouble.POD_SECURITY):
-            workflow.upsert_search_attributes([names.ATTENTION_KEY.value_set(True)])
-        if not removed.clean:
-            await self._leave_to_cleanup()
+        if not removed.is_verified or reason in (*CAPACITY_REASONS, FailureReason.POD_SECURITY):
+            workflow.upsert_search_attributes([names.NEEDS_ATTENTION_KEY.value_set(True)])
+        if not removed.is_verified:
+            await self._start_cleanup_operation()
 
-    async def _removed(self) -> Removed:
+    async def _delete_namespace(self) -> DeletionOutcome:
         try:
             return await workflow.execute_activity_method(
-                Cluster.remove,
-                InstanceRef(instance_id=self._order.instance_id),
-                task_queue=names.INFRASTRUCTURE,
+                ClusterActivities.delete_namespace,
+                InstanceId(instance_id=self._input.instance_id),
+                task_queue=names.INFRASTRUCTURE_QUEUE,
                 **policies.CLUSTER_CLEANUP,
             )
         except ActivityError as error:
-            reason, message = trouble_of(error)
-            return Removed(clean=False, blocking=(reason or Trouble.UNAVAILABLE, message or ""))
+            reason, message = failure_reason(error)
+            return DeletionOutcome(is_verified=False, blockers=(reason or FailureReason.UNAVAILABLE, message or ""))
 
-    async def _leave_to_cleanup(self) -> None:
-        operation = Operate(
-            operation_id=f"{self._order.instance_id}-cleanup",
-            instance_id=self._order.instance_id,
-            subscription_id=self._order.subscription_id,
-            organization_id=self._order.organization_id,
+    async def _start_cleanup_operation(self) -> None:
+        operation = OperationInput(
+            operation_id=f"{self._input.instance_id}-cleanup",
+            instance_id=self._input.instance_id,
+            subscription_id=self._input.subscription_id,
+            organization_id=self._input.organization_id,
             kind=OperationKind.DELETE,
             actor="platform",
-            business_time=self._order.business_time,
+            business_time=self._input.business_time,
         )
         await workflow.start_child_workflow(
             names.INSTANCE_OPERATION,
             operation,
-            id=names.operation_workflow(operation.instance_id, operation.operation_id),
+            id=names.operation_workflow_id(operation.instance_id, operation.operation_id),
             parent_close_policy=workflow.ParentClosePolicy.ABANDON,
-            search_attributes=names.attributes(
+            search_attributes=names.search_attributes(
                 operation.organization_id,
                 "operation",
                 subscription=operation.subscription_id,

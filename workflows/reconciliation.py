@@ -1,4 +1,4 @@
-"""The sweeps: they find what should not be there, or was never told. Schedules start them; they live in real time."""
+"""``OrphanCleanup`` and ``Reconciliation``: started by schedules, on the server's clock."""
 
 from __future__ import annotations
 
@@ -8,57 +8,64 @@ from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
     from workflows import names, policies
-    from workflows.ports.instances import Cluster, Collected, CollectOrphans
+    from workflows.ports.instances import CleanUpOrphans, ClusterActivities, OrphanCleanupOutcome
     from workflows.ports.reconciliation import (
         AuditLedger,
+        DeliverPendingWebhooks,
         LedgerAudit,
-        Reconcile,
-        Reconciled,
-        Reconciling,
-        TellUndelivered,
+        ReconciliationActivities,
+        ReconciliationInput,
+        ReconciliationOutcome,
     )
 
-ON_THEIR_WAY = timedelta(minutes=2)
-"""How long a webhook's own delivery may take before somebody else hands it on."""
+WEBHOOK_DELIVERY_GRACE = timedelta(minutes=2)
+"""Age at which reconciliation delivers a webhook that its own request has not delivered."""
 
-ROUNDS = 20
+MAX_BATCHES = 20
 """Bounds one sweep; the next one goes on."""
 
 
-@workflow.defn(name=names.ORPHAN_COLLECTION)
-class OrphanCollection:
-    """Removes from the cluster what no instance owns."""
+@workflow.defn(name=names.ORPHAN_CLEANUP)
+class OrphanCleanup:
+    """Deletes from the cluster what is left of deleted and failed instances."""
 
     @workflow.run
-    async def run(self, order: CollectOrphans) -> Collected:
-        return await workflow.execute_activity_method(
-            Cluster.collect_orphans, order, task_queue=names.INFRASTRUCTURE, **policies.SWEEP
+    async def run(self, order: CleanUpOrphans) -> OrphanCleanupOutcome:
+        collected = await workflow.execute_activity_method(
+            ClusterActivities.clean_up_orphans, order, task_queue=names.INFRASTRUCTURE_QUEUE, **policies.ORPHAN_CLEANUP
         )
+        if collected.unknown or collected.paused:
+            workflow.upsert_search_attributes([names.NEEDS_ATTENTION_KEY.value_set(True)])
+        return collected
 
 
 @workflow.defn(name=names.RECONCILIATION)
 class Reconciliation:
     @workflow.run
-    async def run(self, order: Reconcile) -> Reconciled:
-        told = await self._tell()
-        audit = LedgerAudit(drifts=0, unbalanced=0)
-        if order.ledger:
+    async def run(self, order: ReconciliationInput) -> ReconciliationOutcome:
+        delivered = await self._deliver_pending_webhooks()
+        audit = LedgerAudit(balance_mismatches=0, unbalanced=0)
+        if order.audit_ledger:
             audit = await workflow.execute_activity_method(
-                Reconciling.audit_ledger, AuditLedger(now=workflow.now()), **policies.AUDIT
+                ReconciliationActivities.audit_ledger, AuditLedger(now=workflow.now()), **policies.RECONCILIATION
             )
-        if not audit.sound:
-            workflow.upsert_search_attributes([names.ATTENTION_KEY.value_set(True)])
-        return Reconciled(drifts=audit.drifts, unbalanced=audit.unbalanced, told=told)
+        if not audit.is_balanced:
+            workflow.upsert_search_attributes([names.NEEDS_ATTENTION_KEY.value_set(True)])
+        return ReconciliationOutcome(
+            balance_mismatches=audit.balance_mismatches,
+            unbalanced_transactions=audit.unbalanced,
+            webhooks_delivered=delivered,
+        )
 
-    async def _tell(self) -> int:
-        told = 0
-        for _ in range(ROUNDS):
+    async def _deliver_pending_webhooks(self) -> int:
+        delivered = 0
+        for _ in range(MAX_BATCHES):
             step = await workflow.execute_activity_method(
-                Reconciling.tell_undelivered,
-                TellUndelivered(before=workflow.now() - ON_THEIR_WAY),
-                **policies.AUDIT,
+                ReconciliationActivities.deliver_pending_webhooks,
+                DeliverPendingWebhooks(received_before=workflow.now() - WEBHOOK_DELIVERY_GRACE),
+                **policies.RECONCILIATION,
             )
-            told += step.events
-            if not step.more:
+            delivered += step.events
+            if not step.has_more:
                 break
-        return told
+        return delivered

@@ -9,9 +9,11 @@ from temporalio.exceptions import ActivityError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
     from workflows import names, policies
-    from workflows.ports.payments import GiveBack, RefundOrder, RefundOutcome, Refunds, Reserve
-    from workflows.refusals import refused_by
-    from workflows.rules.payment import next_poll
+    from workflows.errors import from_activity_error
+    from workflows.past_due_signals import signal_past_due_subscriptions
+    from workflows.ports.payments import RefundActivities, RefundInput, RefundOutcome, ReserveRefund, SendRefund
+    from workflows.rules.dunning import FundsKind
+    from workflows.rules.payment import next_poll_at
 
 PENDING = "pending"
 
@@ -19,7 +21,7 @@ PENDING = "pending"
 @workflow.defn(name=names.REFUND)
 class Refund:
     @workflow.run
-    async def run(self, order: RefundOrder) -> RefundOutcome:
+    async def run(self, order: RefundInput) -> RefundOutcome:
         """Reserve, have the gateway give back, and follow until it says that it did or did not.
 
         Raises:
@@ -27,24 +29,25 @@ class Refund:
         """
         try:
             outcome = await workflow.execute_activity_method(
-                Refunds.reserve, Reserve(order=order, now=workflow.now()), **policies.DATABASE
+                RefundActivities.reserve, ReserveRefund(command=order, now=workflow.now()), **policies.DATABASE
             )
         except ActivityError as error:
-            raise refused_by(error) from error
+            raise from_activity_error(error) from error
         since, polls = workflow.now(), 0
         while outcome.status == PENDING:
             try:
                 outcome = await workflow.execute_activity_method(
-                    Refunds.give_back, GiveBack(refund_id=order.refund_id, now=workflow.now()), **policies.GATEWAY
+                    RefundActivities.send, SendRefund(refund_id=order.refund_id, now=workflow.now()), **policies.GATEWAY
                 )
             except ActivityError as error:
                 if is_cancelled_exception(error):
                     raise
                 workflow.logger.warning("the gateway does not say whether it gave back: %s", error.cause)
             if outcome.status == PENDING:
-                await self._pause_until(next_poll(since, polls))
+                await self._sleep_until(next_poll_at(since, polls))
                 polls += 1
+        await signal_past_due_subscriptions(outcome.past_due_subscription_ids, order.refund_id, FundsKind.CREDIT)
         return outcome
 
-    async def _pause_until(self, due: datetime) -> None:
+    async def _sleep_until(self, due: datetime) -> None:
         await workflow.sleep(max(due - workflow.now(), timedelta()))

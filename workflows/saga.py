@@ -1,4 +1,4 @@
-"""The undo stack: what was done is undone, newest first, when a process fails or is cancelled."""
+"""Saga: runs the compensations of completed steps, newest first, when a workflow fails or is cancelled."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from types import TracebackType
 
 from temporalio import workflow
 
-Undo = Callable[[], Awaitable[None]]
+Compensation = Callable[[], Awaitable[None]]
 
 
 class Saga:
-    """``async with Saga() as saga:`` and, **before** each step, ``saga.on_failure(undo)``.
+    """``async with Saga() as saga:`` and, **before** each step, ``saga.add_compensation(compensate)``.
 
-    An undo is armed before the deed because a deed whose answer was lost may have happened; it therefore has to bear
-    that nothing happened at all, and that it is called twice. On any ``Exception`` and on cancellation
-    (``asyncio.CancelledError``, which an activity reports as ``ActivityError``) the undos run newest first, shielded
-    from further cancellation, each one even when another has failed; then the original exception goes on.
+    A compensation is added before its step, because a step whose response was lost may have happened. It must
+    tolerate that nothing happened, and that it is called twice. On any ``Exception`` and on cancellation
+    (``asyncio.CancelledError``, which an activity reports as ``ActivityError``) the compensations run newest first,
+    shielded from further cancellation, each one even when another has failed. The original exception then propagates.
 
     Attributes:
-        cause: Why the undos run; an undo may ask.
-        failed: What the undos themselves raised; empty means that everything was undone.
+        cause: The error that started the compensations; a compensation may read it.
+        compensation_errors: Errors of the compensations; empty means that every step was compensated.
     """
 
     def __init__(self) -> None:
-        self._undos: list[Undo] = []
+        self._compensations: list[Compensation] = []
         self.cause: BaseException | None = None
-        self.failed: list[Exception] = []
+        self.compensation_errors: list[Exception] = []
 
-    def on_failure(self, undo: Undo) -> None:
-        self._undos.append(undo)
+    def add_compensation(self, compensation: Compensation) -> None:
+        self._compensations.append(compensation)
 
     async def __aenter__(self) -> Saga:
         return self
@@ -42,18 +42,18 @@ class Saga:
         if not isinstance(error, Exception | asyncio.CancelledError):
             return
         self.cause = error
-        undoing = asyncio.create_task(self._undo())
-        while not undoing.done():
+        compensating = asyncio.create_task(self._compensate())
+        while not compensating.done():
             try:
-                await asyncio.shield(undoing)
+                await asyncio.shield(compensating)
             except asyncio.CancelledError:
                 continue
 
-    async def _undo(self) -> None:
-        while self._undos:
-            undo = self._undos.pop()
+    async def _compensate(self) -> None:
+        while self._compensations:
+            compensation = self._compensations.pop()
             try:
-                await undo()
-            except Exception as error:  # noqa: BLE001 - kept in `failed`; the other undos must have their turn
-                workflow.logger.warning("an undo failed", exc_info=error)
-                self.failed.append(error)
+                await compensation()
+            except Exception as error:  # noqa: BLE001 - kept in `compensation_errors`; the others still run
+                workflow.logger.warning("a compensation failed", exc_info=error)
+                self.compensation_errors.append(error)

@@ -1,4 +1,4 @@
-"""What the orchestration needs to be told by its surroundings."""
+"""Settings of the connection to Temporal."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ class TemporalSettings:
     encryption_keys: tuple[tuple[str, bytes], ...] = ()
 
 
-def parse_encryption_keys(given: str) -> tuple[tuple[str, bytes], ...]:
+def parse_encryption_keys(text: str) -> tuple[tuple[str, bytes], ...]:
     """Read keys as settings spell them: ``id:base64[,id:base64…]``, the first one encrypts; without an id it is ``1``.
 
     Raises:
         ValueError: a key is not 32 bytes of base64 (either alphabet), or an id appears twice.
     """
     keys: dict[str, bytes] = {}
-    for part in filter(None, (piece.strip() for piece in given.split(","))):
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
         key_id, _, encoded = part.rpartition(":")
         key = base64.b64decode(encoded.replace("-", "+").replace("_", "/"), validate=True)
         if len(key) != 32 or (key_id or "1") in keys:
-            raise ValueError("encryption keys are 32 bytes each, under ids of their own")
+            raise ValueError("each encryption key has 32 bytes and a unique id")
         keys[key_id or "1"] = key
     return tuple(keys.items())

@@ -1,4 +1,4 @@
-"""Mail over SMTP: one connection for a batch, and every way to fail sorted into the three that matter."""
+"""Mail over SMTP: one connection per batch. Errors are unavailable (retry all), rejected, or connection lost."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from email.message import EmailMessage
 import aiosmtplib
 
 
-class Away(Exception):
-    """No server answers, or it lets nobody in: nothing was sent, and it is no mail's fault."""
+class SmtpUnavailable(Exception):
+    """The server is unreachable or rejects the login. No mail was sent; retry the whole batch later."""
 
 
-class Refused(Exception):
-    """The server refused this mail. ``permanent`` for a 5xx code; the code is the message, addresses never are."""
+class SmtpRejected(Exception):
+    """The server rejected this mail. ``permanent`` for a 5xx code. The message has the code and no addresses."""
 
     def __init__(self, code: int) -> None:
         super().__init__(f"SMTP {code}")
         self.permanent = code >= 500
 
 
-class Interrupted(Exception):
-    """The connection broke over this mail: it may have arrived. Sending it again under its Message-ID is safe."""
+class SmtpConnectionLost(Exception):
+    """The connection was lost while sending: the mail may have arrived. A resend with the same Message-ID is safe."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SmtpSettings:
-    """Where mails are handed over. ``security`` is ``none``, ``starttls`` or ``tls``; ``timeout`` is per command."""
+    """The SMTP server and its login. ``security`` is ``none``, ``starttls`` or ``tls``; the timeout is per command."""
 
     host: str
     port: int
@@ -38,48 +38,48 @@ class SmtpSettings:
     timeout_seconds: float = 8.0
 
 
-class Connection:
+class SmtpConnection:
     """An open session with the server."""
 
     def __init__(self, client: aiosmtplib.SMTP) -> None:
         self._client = client
 
     @property
-    def alive(self) -> bool:
+    def is_connected(self) -> bool:
         return self._client.is_connected
 
     async def send(self, message: EmailMessage, *, sender: str, recipients: Sequence[str]) -> None:
-        """Hand one mail over; returns once the server has said that it keeps it.
+        """Send one mail. Returns once the server has accepted it.
 
         Raises:
-            Refused: for all recipients. Where the server takes it for some, it is sent.
-            Interrupted: nobody knows.
+            SmtpRejected: The server rejected all recipients. If it accepts some, the mail counts as sent.
+            SmtpConnectionLost: the outcome is unknown.
         """
         try:
             await self._client.send_message(message, sender=sender, recipients=list(recipients))
         except aiosmtplib.SMTPRecipientsRefused as error:
-            raise Refused(min(refusal.code for refusal in error.recipients)) from error
+            raise SmtpRejected(min(rejected.code for rejected in error.recipients)) from error
         except (aiosmtplib.SMTPServerDisconnected, aiosmtplib.SMTPTimeoutError, OSError) as error:
             self._client.close()
-            raise Interrupted(type(error).__name__) from error
+            raise SmtpConnectionLost(type(error).__name__) from error
         except aiosmtplib.SMTPResponseException as error:
-            raise Refused(error.code) from error
+            raise SmtpRejected(error.code) from error
         except (aiosmtplib.SMTPException, ValueError) as error:
-            raise Refused(554) from error
+            raise SmtpRejected(554) from error
 
 
-class Smtp:
+class SmtpClient:
     """Opens connections. ``sender`` is the envelope's and the mail's ``From``."""
 
     def __init__(self, settings: SmtpSettings) -> None:
         self._settings = settings
 
     @asynccontextmanager
-    async def connected(self) -> AsyncIterator[Connection]:
-        """A connection that is closed at the end, politely where the server still listens.
+    async def connect(self) -> AsyncIterator[SmtpConnection]:
+        """Open a connection and close it at the end, with QUIT if the server still answers.
 
         Raises:
-            Away: on entering.
+            SmtpUnavailable: On entering, when no connection can be opened.
         """
         client = aiosmtplib.SMTP(
             hostname=self._settings.host,
@@ -94,14 +94,14 @@ class Smtp:
             await client.connect()
         except (aiosmtplib.SMTPException, OSError, ValueError) as error:
             client.close()
-            raise Away(type(error).__name__) from error
+            raise SmtpUnavailable(type(error).__name__) from error
         try:
-            yield Connection(client)
+            yield SmtpConnection(client)
         finally:
-            await _leave(client)
+            await _quit(client)
 
 
-async def _leave(client: aiosmtplib.SMTP) -> None:
+async def _quit(client: aiosmtplib.SMTP) -> None:
     if not client.is_connected:
         return
     try:

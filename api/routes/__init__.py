@@ -1,1 +1,1 @@
-"""One module per family of routes; ``api/areas.py`` lists them."""
+"""One module per family of routes; ``api/routers.py`` lists them."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from fastapi import APIRouter
 from starlette.responses import FileResponse, HTMLResponse, Response
 
-from api.errors import not_found
+from api.errors import not_found_error
 
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 
@@ -18,7 +18,7 @@ ASSETS = {
     "redoc.standalone.js": "text/javascript",
     "favicon.png": "image/png",
 }
-DAY = {"Cache-Control": "public, max-age=86400"}
+CACHE_ONE_DAY = {"Cache-Control": "public, max-age=86400"}
 
 HEAD = """<!DOCTYPE html>
 <html lang="en">
@@ -37,7 +37,7 @@ SWAGGER = f"""{HEAD}<title>Berth: the API</title>
 </body>
 </html>
 """
-START = """SwaggerUIBundle({
+SWAGGER_INIT_SCRIPT = """SwaggerUIBundle({
   url: "/openapi.json",
   dom_id: "#swagger-ui",
   deepLinking: true,
@@ -71,7 +71,7 @@ async def redoc() -> Response:
 
 @router.get("/docs/assets/start.js")
 async def start() -> Response:
-    return Response(START, media_type="text/javascript")
+    return Response(SWAGGER_INIT_SCRIPT, media_type="text/javascript")
 
 
 @router.get("/docs/assets/{name}")
@@ -80,5 +80,5 @@ async def asset(name: str) -> Response:
     # Only the files of the package are used: none of its code is imported.
     package = find_spec("fastapi_offline")
     if kind is None or package is None or package.origin is None:
-        raise not_found("page")
-    return FileResponse(Path(package.origin).parent / "static" / name, media_type=kind, headers=DAY)
+        raise not_found_error("page")
+    return FileResponse(Path(package.origin).parent / "static" / name, media_type=kind, headers=CACHE_ONE_DAY)

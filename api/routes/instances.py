@@ -2,121 +2,193 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from fastapi import Path
+import structlog
+from cryptography.exceptions import InvalidTag
+from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.responses import Response
 
-from api.deps import Orders, SignedIn, Units, UnitsOfWork, Work
-from api.envelope import Envelope, Json, Page, answer, listed, ok
-from api.errors import SIGNED_IN, not_found
-from api.families import family
-from api.idempotency import MaybeOnce, Once
-from api.ids import new_id
-from api.listing import LongPageOf, after_created
-from api.routes.subscriptions import order_id
+from api.dependencies.authentication import AuthenticatedCaller
+from api.dependencies.context import AppContextDep, Workflows
+from api.dependencies.transactions import Session
+from api.errors import AUTHENTICATED_RESPONSES, ApiError, conflict_error, not_found_error, unavailable_error
+from api.idempotency import IdempotentRequest, OptionalIdempotency
+from api.locks import SUBSCRIPTION_LOCKS
+from api.pagination import FullPage, created_cursor
+from api.response_envelope import Envelope, JsonResponse, Page, format_instant, list_response, success
+from api.router_factory import PathId, api_router
 from api.schemas.instances import (
+    CredentialsOut,
     InstanceOut,
     OperationOut,
     OperationStarted,
     instance_out,
     operation_out,
 )
-from api.serial import ORDERS as TURNS
+from db.encryption import UnknownEncryptionKey
 from db.models.instances import Instance, InstanceOperation
-from db.queries import instance_reads
+from db.queries import credentials, instance_reads
 from workflows import names
+from workflows.client import UpdateResult
 from workflows.ports.instances import OperationStatus
-from workflows.ports.subscription import CustomerOperation, OperateOrder
-from workflows.rules.ids import derived
-from workflows.rules.instance import InstanceStatus, require_operable
+from workflows.ports.subscription import CustomerOperation, StartOperation, SubscriptionResult
+from workflows.rules.errors import ErrorCode
+from workflows.rules.instance import PROVISIONED_STATUSES, InstanceStatus, require_operation_allowed
 
-router = family("instances", prefix="/instances", responses=SIGNED_IN)
+log = structlog.get_logger("api.instances")
 
-Id = Annotated[str, Path(max_length=100)]
-KINDS = {"restart": CustomerOperation.RESTART, "stop": CustomerOperation.STOP, "start": CustomerOperation.START}
+router = api_router("instances", prefix="/instances", responses=AUTHENTICATED_RESPONSES)
+
+OPERATIONS = {"restart": CustomerOperation.RESTART, "stop": CustomerOperation.STOP, "start": CustomerOperation.START}
 
 
 @router.get("", response_model=Page[InstanceOut])
 async def instances(
-    session: Work, caller: SignedIn, page: LongPageOf, status: InstanceStatus | None = None
+    session: Session, caller: AuthenticatedCaller, page: FullPage, status: InstanceStatus | None = None
 ) -> Response:
-    rows = await instance_reads.instances(
-        session, caller.organization_id, limit=page.limit + 1, after=after_created(page), status=status
+    rows = await instance_reads.list_instances(
+        session, caller.organization_id, limit=page.limit + 1, after=created_cursor(page), status=status
     )
-    shown, meta = page.cut(rows, "created_at", "id")
-    return listed([_shown(row) for row in shown], meta, page.fields)
+    items, meta = page.split_page(rows, "created_at", "id")
+    return list_response([_to_response(row) for row in items], meta, page.fields)
 
 
 @router.get("/{instance_id}", response_model=Envelope[InstanceOut])
-async def instance(session: Work, caller: SignedIn, instance_id: Id) -> Envelope[InstanceOut]:
-    found = await instance_reads.instance(session, instance_id, caller.organization_id)
-    if found is None:
-        raise not_found("instance")
-    return ok(_shown(found))
+async def instance(session: Session, caller: AuthenticatedCaller, instance_id: PathId) -> JsonResponse:
+    row = await instance_reads.get_instance(session, instance_id, caller.organization_id)
+    if row is None:
+        raise not_found_error("instance")
+    return success(_to_response(row))
 
 
 @router.post("/{instance_id}/backups", response_model=Envelope[OperationStarted], status_code=202)
-async def back_up(instance_id: Id, once: MaybeOnce, units: UnitsOfWork, orders: Orders) -> Response:
-    return await _operate(once, units, orders, instance_id, CustomerOperation.BACKUP)
+async def create_backup(instance_id: PathId, once: OptionalIdempotency, workflows: Workflows) -> Response:
+    return await _operate(once, workflows, instance_id, CustomerOperation.BACKUP)
+
+
+@router.post("/{instance_id}/credentials", response_model=Envelope[CredentialsOut])
+async def hand_over_credentials(
+    session: Session, ctx: AppContextDep, caller: AuthenticatedCaller, instance_id: PathId
+) -> JsonResponse:
+    """Return the first administrator's credentials, once. Any later call answers 409 `CONFLICT`.
+
+    `Idempotency-Key` has no effect here: a stored answer would be a stored password.
+    """
+    sealed = await credentials.take(
+        session,
+        instance_id=instance_id,
+        organization_id=caller.organization_id,
+        user_id=caller.user_id,
+        statuses=PROVISIONED_STATUSES,
+    )
+    if sealed is None:
+        raise await _why_no_credentials(session, instance_id, caller.organization_id)
+    encryption = ctx.settings.field_encryption
+    # Raising rolls the transaction back: what cannot be opened is not used up.
+    if encryption is None:
+        raise unavailable_error("The credential store")
+    try:
+        plain = encryption.decrypt_mapping(sealed, purpose=credentials.purpose(instance_id))
+    except (UnknownEncryptionKey, InvalidTag) as error:
+        log.error("credentials cannot be opened", instance=instance_id, error=type(error).__name__)
+        raise unavailable_error("The credential store") from error
+    return success(CredentialsOut(**plain), "These credentials are shown once. Store them now.")
 
 
 @router.post("/{instance_id}/{kind}", response_model=Envelope[OperationStarted], status_code=202)
 async def operate(
-    instance_id: Id, kind: Literal["restart", "stop", "start"], once: MaybeOnce, units: UnitsOfWork, orders: Orders
+    instance_id: PathId,
+    kind: Literal["restart", "stop", "start"],
+    once: OptionalIdempotency,
+    workflows: Workflows,
 ) -> Response:
     """One operation at a time: another one on its way answers 409."""
-    return await _operate(once, units, orders, instance_id, KINDS[kind])
+    return await _operate(once, workflows, instance_id, OPERATIONS[kind])
 
 
 @router.get("/{instance_id}/operations", response_model=Page[OperationOut])
-async def operations(session: Work, caller: SignedIn, instance_id: Id, page: LongPageOf) -> Response:
-    if await instance_reads.instance(session, instance_id, caller.organization_id) is None:
-        raise not_found("instance")
-    rows = await instance_reads.operations(session, instance_id, limit=page.limit + 1, after=after_created(page))
-    shown, meta = page.cut(rows, "created_at", "id")
-    return listed([_operation(row) for row in shown], meta, page.fields)
+async def operations(session: Session, caller: AuthenticatedCaller, instance_id: PathId, page: FullPage) -> Response:
+    rows = await instance_reads.list_operations(
+        session, instance_id, caller.organization_id, limit=page.limit + 1, after=created_cursor(page)
+    )
+    if rows is None:
+        raise not_found_error("instance")
+    items, meta = page.split_page(rows, "created_at", "id")
+    return list_response([_to_operation_response(row) for row in items], meta, page.fields)
 
 
 @router.get("/{instance_id}/operations/{operation_id}", response_model=Envelope[OperationOut])
-async def operation(session: Work, caller: SignedIn, instance_id: Id, operation_id: Id) -> Envelope[OperationOut]:
-    if await instance_reads.instance(session, instance_id, caller.organization_id) is None:
-        raise not_found("instance")
-    found = await instance_reads.operation(session, instance_id, operation_id)
-    if found is None:
-        raise not_found("operation")
-    return ok(_operation(found))
+async def operation(
+    session: Session, caller: AuthenticatedCaller, instance_id: PathId, operation_id: PathId
+) -> JsonResponse:
+    row = await instance_reads.get_operation(session, instance_id, operation_id, caller.organization_id)
+    if row is None:
+        raise not_found_error("operation")
+    return success(_to_operation_response(row))
 
 
-async def _operate(once: Once, units: Units, orders: Orders, instance_id: str, kind: CustomerOperation) -> Response:
-    caller = once.caller
+async def _operate(
+    once: IdempotentRequest, workflows: Workflows, instance_id: str, kind: CustomerOperation
+) -> Response:
+    operation_id = once.derive_id("op")
 
-    async def work() -> Json:
-        async with units.begin() as session:
-            found = await instance_reads.instance(session, instance_id, caller.organization_id)
-        if found is None:
-            raise not_found("instance")
-        require_operable(kind.value, InstanceStatus(found.status))
-        key = (caller.organization_id, once.route, once.key)
-        operation_id = derived("op", *(part or "" for part in key)) if once.key is not None else new_id("op")
-        command = OperateOrder(order_id=order_id(once), actor=caller.user_id, operation_id=operation_id, kind=kind)
-        async with TURNS.of(found.subscription_id):
-            await orders.operate(found.subscription_id, command)
-        async with units.begin() as session:
-            row = await instance_reads.operation(session, instance_id, operation_id)
-        shown = (
-            _operation(row)
+    async def prepare(session: AsyncSession) -> str:
+        instance = await instance_reads.get_instance(session, instance_id, once.caller.organization_id)
+        if instance is None:
+            raise not_found_error("instance")
+        require_operation_allowed(kind.value, InstanceStatus(instance.status))
+        return instance.subscription_id
+
+    async def send(subscription_id: str) -> UpdateResult[SubscriptionResult]:
+        command = StartOperation(
+            update_id=once.derive_id("ord"), actor=once.caller.user_id, operation_id=operation_id, kind=kind
+        )
+        async with SUBSCRIPTION_LOCKS.hold(subscription_id):
+            return await workflows.start_operation(subscription_id, command)
+
+    async def present(session: AsyncSession, _: str, accepted: UpdateResult[SubscriptionResult]) -> JsonResponse:
+        row = await instance_reads.get_operation(session, instance_id, operation_id, once.caller.organization_id)
+        operation = (
+            _to_operation_response(row)
             if row is not None
             else OperationOut(id=operation_id, kind=kind, status=OperationStatus.PENDING)
         )
-        return answer(OperationStarted(operation=shown), status=202, message="The operation is on its way.")
+        return success(
+            OperationStarted(operation=operation),
+            status=202,
+            message=f"Operation accepted. Poll `GET /api/v1/instances/{instance_id}/operations/{operation_id}`.",
+            # Until the outcome is known the operation may still be refused: a retry under the same key asks again.
+            is_final=accepted.result is not None,
+        )
 
-    return await once(work)
+    return await once.run_and_read(prepare, send, present)
 
 
-def _shown(row: Instance) -> InstanceOut:
-    return instance_out(row, names.subscription_workflow(row.subscription_id))
+async def _why_no_credentials(session: AsyncSession, instance_id: str, organization_id: str) -> Exception:
+    instance = await instance_reads.get_instance(session, instance_id, organization_id)
+    if instance is None:
+        return not_found_error("instance")
+    if instance.status not in PROVISIONED_STATUSES:
+        return ApiError(
+            409,
+            ErrorCode.ILLEGAL_MOVE,
+            f"The instance is {instance.status}. Its credentials are available once it is ready.",
+            {"status": instance.status},
+        )
+    at = await credentials.handed_over_at(session, instance_id)
+    if at is None:
+        return ApiError(404, "NOT_FOUND", "This instance has no credentials to hand over.")
+    return conflict_error(
+        "The credentials of this instance were already handed over; they are shown once. "
+        "If you no longer have them, ask support for a reset.",
+        {"handed_over_at": format_instant(at)},
+    )
 
 
-def _operation(row: InstanceOperation) -> OperationOut:
-    return operation_out(row, names.operation_workflow(row.instance_id, row.id))
+def _to_response(row: Instance) -> InstanceOut:
+    return instance_out(row, names.subscription_workflow_id(row.subscription_id))
+
+
+def _to_operation_response(row: InstanceOperation) -> OperationOut:
+    return operation_out(row, names.operation_workflow_id(row.instance_id, row.id))

@@ -1,20 +1,29 @@
-"""Orders of money: top-ups and cards on file. Each is a workflow's work; the rest is read from the database."""
+"""Top-ups and payment methods. Changes are workflows; reads come from the database."""
 
 from __future__ import annotations
 
 import re
 from typing import Annotated
 
-from fastapi import Path, Query
+from fastapi import Query
+from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.responses import Response
 
-from api.deps import Orders, SignedIn, Units, UnitsOfWork, Work
-from api.envelope import Amount, Envelope, Json, Page, answer, listed, ok
-from api.errors import ORDERS, SIGNED_IN, ApiError, documented, invalid, not_found
-from api.families import family
-from api.idempotency import MaybeOnce, Once, OnlyOnce
-from api.ids import new_id
-from api.listing import LongPageOf, after_created
+from api.dependencies.authentication import AuthenticatedCaller
+from api.dependencies.context import Workflows
+from api.dependencies.transactions import Session
+from api.errors import (
+    AUTHENTICATED_RESPONSES,
+    PAYMENT_RESPONSES,
+    ApiError,
+    error_responses,
+    not_found_error,
+    validation_error,
+)
+from api.idempotency import IdempotentRequest, OptionalIdempotency, RequiredIdempotency
+from api.pagination import FullPage, created_cursor
+from api.response_envelope import Amount, Envelope, JsonResponse, Page, list_response, success
+from api.router_factory import PathId, api_router
 from api.schemas.billing import (
     PaymentMethodIn,
     PaymentMethodOut,
@@ -23,102 +32,113 @@ from api.schemas.billing import (
     payment_method_out,
     payment_out,
 )
-from db.models.payments import Payment
+from db.models.payments import PaymentMethod
 from db.queries import payment_reads
 from db.queries import payments as payment_queries
-from workflows.client import Accepted
-from workflows.ports.payments import AddPaymentMethod, Pay, PaymentOutcome, Purpose, RemovePaymentMethod
+from workflows.client import UpdateResult
+from workflows.ports.payments import (
+    AddPaymentMethod,
+    MakePaymentMethodDefault,
+    PaymentInput,
+    PaymentOutcome,
+    Purpose,
+    RemovePaymentMethod,
+)
 from workflows.rules.currencies import require_chargeable
-from workflows.rules.errors import Refusal
-from workflows.rules.ids import derived
+from workflows.rules.errors import ErrorCode
 from workflows.rules.money import Money
 from workflows.rules.payment import PaymentStatus
 
-router = family("billing", responses=SIGNED_IN)
+router = api_router("billing", responses=AUTHENTICATED_RESPONSES)
 
-Id = Annotated[str, Path(max_length=100)]
 GATEWAYS = frozenset({"stripe"})
-NOT_PAID = frozenset({PaymentStatus.FAILED, PaymentStatus.EXPIRED, PaymentStatus.CANCELLED})
-OUR_METHOD = re.compile(r"pm_[a-z2-7]{24}")
-"""The form of our own ids of cards; the gateways' tokens look otherwise."""
+UNPAID_STATUSES = frozenset({PaymentStatus.FAILED, PaymentStatus.EXPIRED, PaymentStatus.CANCELLED})
+PAYMENT_METHOD_ID = re.compile(r"pm_[a-z2-7]{24}")
+"""The form of our ids of payment methods; a gateway's tokens have another."""
 
 
-@router.post("/billing/topups", response_model=Envelope[PaymentOut], status_code=201, responses=ORDERS)
+@router.post("/billing/topups", response_model=Envelope[PaymentOut], status_code=201, responses=PAYMENT_RESPONSES)
 @router.post(
-    "/payments/create-intent", response_model=Envelope[PaymentOut], status_code=201, responses=ORDERS,
+    "/payments/create-intent", response_model=Envelope[PaymentOut], status_code=201, responses=PAYMENT_RESPONSES,
     name="create_intent",
 )  # fmt: skip
-async def top_up(body: TopUpIn, once: OnlyOnce, units: UnitsOfWork, orders: Orders) -> Response:
-    """Add to the wallet by card. 201 once it is paid or waits for the customer; 402 when the card is declined."""
+async def top_up(body: TopUpIn, once: RequiredIdempotency, workflows: Workflows) -> Response:
+    """Charge a payment method and credit the wallet. 201 once it succeeded or needs the customer; 402 if declined."""
 
-    async def work() -> Json:
-        command = await _pay(body, once, units)
-        accepted = await orders.top_up(command)
-        row = await _row(units, command)
-        shown = payment_out(row) if row is not None else _expected(command, accepted)
-        status = PaymentStatus(accepted.outcome.status if accepted.outcome else shown.status)
-        if status in NOT_PAID:
-            raise _declined(command, accepted.outcome.decline_code if accepted.outcome else shown.decline_code)
-        if accepted.outcome is not None:
-            redirect = accepted.outcome.redirect_url
-            shown = shown.model_copy(update={"status": status, "redirect_url": redirect or shown.redirect_url})
-        known = accepted.outcome is not None or row is not None
-        message = "Topped up." if status is PaymentStatus.SUCCEEDED else "It is on its way."
-        return answer(shown, status=201 if known else 202, message=message)
+    async def prepare(session: AsyncSession) -> PaymentInput:
+        return await _payment_input(body, once, session)
 
-    return await once(work)
+    async def present(
+        session: AsyncSession, command: PaymentInput, accepted: UpdateResult[PaymentOutcome]
+    ) -> JsonResponse:
+        row = await payment_reads.get_payment(session, command.payment_id, command.organization_id)
+        payment = payment_out(row) if row is not None else _provisional_payment(command, accepted)
+        status = PaymentStatus(accepted.result.status if accepted.result else payment.status)
+        if status in UNPAID_STATUSES:
+            raise _declined_error(command, accepted.result.decline_code if accepted.result else payment.decline_code)
+        if accepted.result is not None:
+            redirect = accepted.result.redirect_url
+            payment = payment.model_copy(update={"status": status, "redirect_url": redirect or payment.redirect_url})
+        is_known = accepted.result is not None or row is not None
+        message = "Top-up succeeded." if status is PaymentStatus.SUCCEEDED else "Top-up is being processed."
+        return success(payment, status=201 if is_known else 202, message=message, is_final=accepted.result is not None)
+
+    return await once.run_and_read(prepare, workflows.start_top_up, present)
 
 
 @router.get("/billing/payments", response_model=Page[PaymentOut])
 async def payments(
-    session: Work,
-    caller: SignedIn,
-    page: LongPageOf,
+    session: Session,
+    caller: AuthenticatedCaller,
+    page: FullPage,
     subscription_id: Annotated[str | None, Query(max_length=100)] = None,
     status: PaymentStatus | None = None,
 ) -> Response:
-    rows = await payment_reads.payments_of(
+    rows = await payment_reads.list_payments(
         session,
         caller.organization_id,
         limit=page.limit + 1,
-        after=after_created(page),
+        after=created_cursor(page),
         subscription_id=subscription_id,
         status=status,
     )
-    shown, meta = page.cut(rows, "created_at", "id")
-    return listed([payment_out(row) for row in shown], meta, page.fields)
+    items, meta = page.split_page(rows, "created_at", "id")
+    return list_response([payment_out(row) for row in items], meta, page.fields)
 
 
 @router.get("/billing/payments/{payment_id}", response_model=Envelope[PaymentOut])
-async def payment(session: Work, caller: SignedIn, payment_id: Id) -> Envelope[PaymentOut]:
-    found = await payment_reads.payment(session, payment_id, caller.organization_id)
-    if found is None:
-        raise not_found("payment")
-    return ok(payment_out(found))
+async def payment(session: Session, caller: AuthenticatedCaller, payment_id: PathId) -> JsonResponse:
+    row = await payment_reads.get_payment(session, payment_id, caller.organization_id)
+    if row is None:
+        raise not_found_error("payment")
+    return success(payment_out(row))
 
 
 @router.get("/billing/payment-methods", response_model=Page[PaymentMethodOut])
-async def payment_methods(session: Work, caller: SignedIn, page: LongPageOf) -> Response:
-    """The default first, then the backups in the order in which they are tried."""
-    rows = await payment_queries.methods(session, caller.organization_id)
-    place = page.place(str)
+async def payment_methods(session: Session, caller: AuthenticatedCaller, page: FullPage) -> Response:
+    """Return the default first, then the backups in the order in which they are charged."""
+    rows = await payment_queries.list_payment_methods(session, caller.organization_id)
+    place = page.cursor_as(str)
     skip = next((index for index, row in enumerate(rows, 1) if place and row.id == place[0]), 0)
-    shown, meta = page.cut(rows[skip:], "id")
-    return listed([payment_method_out(row) for row in shown], meta, page.fields)
+    items, meta = page.split_page(rows[skip:], "id")
+    return list_response([payment_method_out(row) for row in items], meta, page.fields)
 
 
 @router.post(
-    "/billing/payment-methods", response_model=Envelope[PaymentMethodOut], status_code=201, responses=documented(402)
+    "/billing/payment-methods",
+    response_model=Envelope[PaymentMethodOut],
+    status_code=201,
+    responses=error_responses(402),
 )
-async def add_payment_method(body: PaymentMethodIn, once: MaybeOnce, orders: Orders) -> Response:
-    """Save a card at its gateway and put it on file. Open debts try it at once."""
+async def add_payment_method(body: PaymentMethodIn, once: OptionalIdempotency, workflows: Workflows) -> Response:
+    """Save a card at its gateway. Open invoices are collected with it at once."""
 
-    async def work() -> Json:
+    async def work() -> JsonResponse:
         _check_gateway(body.gateway)
         account = once.caller.organization_id
-        added = await orders.add_payment_method(
+        added = await workflows.add_payment_method(
             AddPaymentMethod(
-                payment_method_id=derived("pm", account, once.key) if once.key is not None else new_id("pm"),
+                payment_method_id=once.derive_id("pm"),
                 organization_id=account,
                 gateway=body.gateway,
                 token=body.token,
@@ -127,7 +147,7 @@ async def add_payment_method(body: PaymentMethodIn, once: MaybeOnce, orders: Ord
                 request_id=once.request_id,
             )
         )
-        shown = PaymentMethodOut(
+        method = PaymentMethodOut(
             id=added.payment_method_id,
             gateway=body.gateway,
             brand=added.brand,
@@ -135,89 +155,114 @@ async def add_payment_method(body: PaymentMethodIn, once: MaybeOnce, orders: Ord
             expires=added.expires,
             default=added.default,
         )
-        return answer(shown, status=201, message="The card is on file.")
+        return success(method, status=201, message="Card added.")
 
     return await once(work)
 
 
 @router.post("/billing/payment-methods/{payment_method_id}/default", response_model=Envelope[PaymentMethodOut])
-async def make_default(session: Work, caller: SignedIn, payment_method_id: Id) -> Envelope[PaymentMethodOut]:
-    """Charge this card first from now on."""
-    found = await payment_reads.make_default(session, payment_method_id, caller.organization_id)
-    if found is None:
-        raise not_found("payment method")
-    return ok(payment_method_out(found))
+async def set_default_payment_method(
+    payment_method_id: PathId, once: OptionalIdempotency, workflows: Workflows
+) -> Response:
+    """Charge this payment method first. Open invoices are collected with it at once."""
+    organization_id = once.caller.organization_id
+
+    async def prepare(session: AsyncSession) -> None:
+        await _require_own_payment_method(session, payment_method_id, organization_id)
+
+    async def send(_: None) -> None:
+        await workflows.make_payment_method_default(
+            MakePaymentMethodDefault(
+                default_change_id=once.derive_id("default"),
+                payment_method_id=payment_method_id,
+                organization_id=organization_id,
+                actor=once.caller.user_id,
+                request_id=once.request_id,
+            )
+        )
+
+    async def present(session: AsyncSession, _: None, __: None) -> JsonResponse:
+        return success(
+            payment_method_out(await _require_own_payment_method(session, payment_method_id, organization_id))
+        )
+
+    return await once.run_and_read(prepare, send, present)
 
 
 @router.delete("/billing/payment-methods/{payment_method_id}", response_model=Envelope[None])
-async def remove_payment_method(
-    payment_method_id: Id, once: MaybeOnce, units: UnitsOfWork, orders: Orders
-) -> Envelope[None]:
-    """Take a card off file. The last one stays as long as a debt is open (409)."""
-    account = once.caller.organization_id
-    async with units.begin() as session:
-        if await payment_queries.method(session, payment_method_id, account) is None:
-            raise not_found("payment method")
-    await orders.remove_payment_method(
-        RemovePaymentMethod(
-            payment_method_id=payment_method_id,
-            organization_id=account,
-            actor=once.caller.user_id,
-            request_id=once.request_id,
+async def remove_payment_method(payment_method_id: PathId, once: OptionalIdempotency, workflows: Workflows) -> Response:
+    """Remove a payment method. The last one cannot be removed while an invoice is open (409)."""
+    organization_id = once.caller.organization_id
+
+    async def prepare(session: AsyncSession) -> None:
+        await _require_own_payment_method(session, payment_method_id, organization_id)
+
+    async def work(_: None) -> JsonResponse:
+        await workflows.remove_payment_method(
+            RemovePaymentMethod(
+                payment_method_id=payment_method_id,
+                organization_id=organization_id,
+                actor=once.caller.user_id,
+                request_id=once.request_id,
+            )
         )
-    )
-    return ok(None, "The card is no longer on file.")
+        return success(None, message="Card removed.")
+
+    return await once.run_prepared(prepare, work)
+
+
+async def _require_own_payment_method(
+    session: AsyncSession, payment_method_id: str, organization_id: str
+) -> PaymentMethod:
+    method = await payment_queries.get_payment_method(session, payment_method_id, organization_id)
+    if method is None:
+        raise not_found_error("payment method")
+    return method
 
 
 def _check_gateway(gateway: str) -> None:
     if gateway not in GATEWAYS:
-        raise invalid("gateway", f"Not one of {', '.join(sorted(GATEWAYS))}.")
+        raise validation_error("gateway", f"Unknown gateway. Supported: {', '.join(sorted(GATEWAYS))}.")
 
 
-async def _pay(body: TopUpIn, once: Once, units: Units) -> Pay:
-    """Build the order. Raises 422 for what cannot be charged, 404 for a card that is not the account's."""
+async def _payment_input(body: TopUpIn, once: IdempotentRequest, session: AsyncSession) -> PaymentInput:
+    """Return the payment's input. Raises 422 for an amount that no gateway charges, 404 for an unknown card."""
     _check_gateway(body.gateway)
     amount = Money(amount_minor=body.amount_minor, currency=body.currency)
     require_chargeable(amount)
-    account, given = once.caller.organization_id, body.payment_method
-    async with units.begin() as session:
-        if given is None:
-            on_file = next(iter(await payment_queries.methods(session, account)), None)
-            if on_file is None:
-                raise invalid("payment_method", "There is no card on file; name one.")
-        else:
-            on_file = await payment_queries.method(session, given, account)
-            if on_file is None and OUR_METHOD.fullmatch(given):
-                raise not_found("payment method")
-    return Pay(
-        payment_id=derived("pay", account, once.key or ""),
+    account, requested_method = once.caller.organization_id, body.payment_method
+    if requested_method is None:
+        on_file = next(iter(await payment_queries.list_payment_methods(session, account)), None)
+        if on_file is None:
+            raise validation_error("payment_method", "No saved card. Send `payment_method`.")
+    else:
+        on_file = await payment_queries.get_payment_method(session, requested_method, account)
+        if on_file is None and PAYMENT_METHOD_ID.fullmatch(requested_method):
+            raise not_found_error("payment method")
+    return PaymentInput(
+        payment_id=once.derive_id("pay"),
         organization_id=account,
         amount=amount,
         gateway=body.gateway,
         purpose=Purpose.TOP_UP,
         payment_method_id=on_file.id if on_file is not None else None,
-        token=given if on_file is None else None,
+        gateway_token=requested_method if on_file is None else None,
         actor=once.caller.user_id,
         request_id=once.request_id,
     )
 
 
-async def _row(units: Units, command: Pay) -> Payment | None:
-    async with units.begin() as session:
-        return await payment_reads.payment(session, command.payment_id, command.organization_id)
-
-
-def _expected(command: Pay, accepted: Accepted[PaymentOutcome]) -> PaymentOut:
-    """What is known of a payment before its row is there."""
-    nothing = Amount(amount_minor=0, currency=command.amount.currency)
+def _provisional_payment(command: PaymentInput, accepted: UpdateResult[PaymentOutcome]) -> PaymentOut:
+    """Return an accepted payment whose row does not exist yet."""
+    zero = Amount(amount_minor=0, currency=command.amount.currency)
     return PaymentOut(
         id=command.payment_id,
-        status=accepted.outcome.status if accepted.outcome else PaymentStatus.PENDING,
+        status=accepted.result.status if accepted.result else PaymentStatus.PENDING,
         amount=Amount(amount_minor=command.amount.amount_minor, currency=command.amount.currency),
         gateway=command.gateway,
         purpose=command.purpose,
-        refunded=nothing,
-        redirect_url=accepted.outcome.redirect_url if accepted.outcome else None,
+        refunded=zero,
+        redirect_url=accepted.result.redirect_url if accepted.result else None,
         decline_code=None,
         payment_method_id=command.payment_method_id,
         subscription_id=None,
@@ -227,6 +272,6 @@ def _expected(command: Pay, accepted: Accepted[PaymentOutcome]) -> PaymentOut:
     )
 
 
-def _declined(command: Pay, code: str | None) -> ApiError:
+def _declined_error(command: PaymentInput, code: str | None) -> ApiError:
     details = {"payment_id": command.payment_id, "decline_code": code or "declined"}
-    return ApiError(402, Refusal.PAYMENT_DECLINED.value, "The card was declined.", details)
+    return ApiError(402, ErrorCode.PAYMENT_DECLINED.value, "The card was declined.", details)

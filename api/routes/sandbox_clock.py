@@ -8,81 +8,83 @@ from datetime import timedelta
 
 from pydantic import AwareDatetime, Field, model_validator
 
-from api.deps import Orders, SignedIn, Units, UnitsOfWork
-from api.envelope import Body, Envelope, Instant, Schema, ok
-from api.errors import SIGNED_IN, invalid, not_found
-from api.families import family
-from api.serial import CLOCKS
-from db.models.billing import Subscription
-from db.queries import notice_reads, subscriptions
-from workflows.clock import SubscriptionClock
-from workflows.rules.errors import Refusal, RuleBroken
-from workflows.rules.subscription import BEFORE_READY, State
+from api.dependencies.authentication import AuthenticatedCaller
+from api.dependencies.context import Workflows
+from api.dependencies.transactions import CallerTransactions, Transactions
+from api.errors import AUTHENTICATED_RESPONSES, not_found_error, validation_error
+from api.locks import CLOCK_LOCKS
+from api.response_envelope import Envelope, Instant, JsonResponse, RequestModel, ResponseModel, success
+from api.router_factory import api_router
+from db.queries import notification_reads, subscriptions
+from db.queries.subscriptions import SubscriptionDetails
+from workflows.rules.errors import ErrorCode, RuleViolation
+from workflows.rules.subscription import PRE_READY_STATUSES, SubscriptionStatus
+from workflows.subscription.test_clock import SubscriptionClock
 
 PATH = "/sandbox/clock/advance"
-SECONDS = 600.0
+TIMEOUT_SECONDS = 600.0
 """Two years of renewals, each with its payment and mails, take their time."""
 
-MAILS_WITHIN_SECONDS = 10.0
-LOOK_AGAIN_SECONDS = 0.1
-FARTHEST_DAYS = 3660
+MAIL_WAIT_SECONDS = 10.0
+POLL_INTERVAL_SECONDS = 0.1
+MAX_ADVANCE_DAYS = 3660
 
-router = family("sandbox", responses=SIGNED_IN)
+router = api_router("sandbox", responses=AUTHENTICATED_RESPONSES)
 
 
-class AdvanceIn(Body):
+class AdvanceIn(RequestModel):
     """``days`` from the subscription's own now, or ``until`` an instant; exactly one of them."""
 
     subscription_id: str = Field(min_length=1, max_length=100)
-    days: float | None = Field(default=None, ge=0, le=FARTHEST_DAYS, examples=[31])
+    days: float | None = Field(default=None, ge=0, le=MAX_ADVANCE_DAYS, examples=[31])
     until: AwareDatetime | None = None
 
     @model_validator(mode="after")
-    def _one_of_them(self) -> AdvanceIn:
+    def _require_exactly_one(self) -> AdvanceIn:
         if (self.days is None) == (self.until is None):
-            raise ValueError("Give either `days` or `until`.")
+            raise ValueError("Send exactly one of `days` and `until`.")
         return self
 
 
-class AdvancedOut(Schema):
+class AdvancedOut(ResponseModel):
     now: Instant
 
 
 @router.post(PATH, response_model=Envelope[AdvancedOut])
-async def advance(body: AdvanceIn, caller: SignedIn, units: UnitsOfWork, orders: Orders) -> Envelope[AdvancedOut]:
+async def advance(body: AdvanceIn, caller: AuthenticatedCaller, units: Transactions, orders: Workflows) -> JsonResponse:
     """Answers when everything that fell due on the way is done, the mails included. No other clock moves."""
-    row = await _known(units, body.subscription_id)
-    if State(row.status) in BEFORE_READY:
-        raise RuleBroken(
-            Refusal.CONFLICT, f"A subscription that is {row.status} has no calendar yet.", {"status": row.status}
+    row = await _load_subscription(units, body.subscription_id)
+    if SubscriptionStatus(row.status) in PRE_READY_STATUSES:
+        raise RuleViolation(
+            ErrorCode.CONFLICT, f"A subscription that is {row.status} has no calendar yet.", {"status": row.status}
         )
     clock = SubscriptionClock(orders)
     by = timedelta(days=body.days) if body.days is not None else None
-    if body.until is not None and body.until - await clock.now(row.id) > timedelta(days=FARTHEST_DAYS):
-        raise invalid("until", f"At most {FARTHEST_DAYS} days at once.")
-    async with CLOCKS.of(row.id):
+    if body.until is not None and body.until - await clock.now(row.id) > timedelta(days=MAX_ADVANCE_DAYS):
+        raise validation_error("until", f"At most {MAX_ADVANCE_DAYS} days at once.")
+    async with CLOCK_LOCKS.hold(row.id):
         reached = await clock.advance(row.id, by=by, until=body.until)
-    await _mailed(units, row)
-    return ok(AdvancedOut(now=reached))
+    await _wait_for_mails(units, row)
+    return success(AdvancedOut(now=reached))
 
 
-async def _known(units: Units, subscription_id: str) -> Subscription:
-    """One's own subscription; an administrator's view has everybody's."""
+async def _load_subscription(units: CallerTransactions, subscription_id: str) -> SubscriptionDetails:
+    """Return the caller's subscription; an administrator may advance the clock of any."""
     administrator = units.caller.is_administrator
-    async with units.begin(as_administrator=administrator) as session:
-        found = await subscriptions.subscription(
+    async with units.open(as_administrator=administrator) as session:
+        subscription = await subscriptions.get_subscription(
             session, subscription_id, None if administrator else units.caller.organization_id
         )
-    if found is None:
-        raise not_found("subscription")
-    return found.subscription
+    if subscription is None:
+        raise not_found_error("subscription")
+    return subscription
 
 
-async def _mailed(units: Units, row: Subscription) -> None:
-    """Wait until the account's mails are out, but not for a mail server that is away."""
-    deadline = time.monotonic() + MAILS_WITHIN_SECONDS
+async def _wait_for_mails(units: CallerTransactions, row: SubscriptionDetails) -> None:
+    """Wait at most ``MAIL_WAIT_SECONDS`` until the mails are sent: the mail server may be unavailable."""
+    deadline = time.monotonic() + MAIL_WAIT_SECONDS
     while time.monotonic() < deadline:
-        async with units.begin(as_administrator=units.caller.is_administrator) as session:
-            if not await notice_reads.is_waiting(session, row.organization_id):
+        async with units.open(as_administrator=units.caller.is_administrator) as session:
+            if not await notification_reads.has_pending_notification(session, row.organization_id):
                 return
-        await asyncio.sleep(LOOK_AGAIN_SECONDS)
+        await asyncio.sleep(POLL_INTERVAL_SECONDS)

@@ -1,257 +1,304 @@
-"""Subscriptions: orders go to their workflow, everything shown is read from the database."""
+"""Subscriptions: commands go to the workflow, responses are read from the database."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import Path
 from jsonschema import Draft202012Validator
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.responses import Response
 
-from api.deps import Orders, SignedIn, Units, UnitsOfWork, Verified, Work
-from api.envelope import Envelope, Json, Page, answer, listed, ok
-from api.errors import ORDERS, SIGNED_IN, documented, invalid, not_found
-from api.families import family
-from api.idempotency import MaybeOnce, Once, OnlyOnce
-from api.ids import new_id
-from api.listing import LongPageOf, StoryPageOf, after_created, instant_of
+from api.dependencies.authentication import AuthenticatedCaller
+from api.dependencies.context import Workflows
+from api.dependencies.transactions import Session, Transactions, VerifiedCaller
+from api.errors import AUTHENTICATED_RESPONSES, PAYMENT_RESPONSES, error_responses, not_found_error, validation_error
+from api.idempotency import IdempotentRequest, OptionalIdempotency, RequiredIdempotency
+from api.locks import SUBSCRIPTION_LOCKS
+from api.pagination import FullPage, TimelinePage, created_cursor, parse_cursor_instant
+from api.response_envelope import Envelope, JsonResponse, Page, list_response, success
+from api.router_factory import PathId, api_router
 from api.schemas.subscriptions import (
     CancelIn,
     ChangePlanIn,
-    InstanceRef,
-    OrderIn,
+    CreateSubscriptionIn,
+    PlanChangePreviewOut,
     PlanRef,
-    QuoteOut,
+    SubscriptionInstanceOut,
     SubscriptionOut,
     TimelineOut,
     quote_out,
     subscription_out,
     timeline_out,
 )
-from api.serial import ORDERS as TURNS
 from api.tokens import Caller
 from db.models.catalogue import Plan
 from db.queries import catalogue, idempotency, subscriptions
-from db.queries.plan_changes import quote_change
-from db.queries.subscriptions import SubscriptionRow
-from db.queries.timeline_reads import timeline
+from db.queries.plan_changes import load_plan_change_facts
+from db.queries.timeline_reads import list_timeline_events
 from workflows import names
-from workflows.client import Accepted, Orchestrator, Unavailable
-from workflows.clock import SubscriptionClock
-from workflows.ports.subscription import Cancel, ChangePlanOrder, Order, Subscribe, View
-from workflows.rules.ids import derived
-from workflows.rules.subscription import State
+from workflows.client import UpdateResult, WorkflowClient
+from workflows.ports.subscription import (
+    CancelSubscription,
+    ChangePlan,
+    CreateSubscription,
+    LifecycleCommand,
+    SubscriptionResult,
+)
+from workflows.rpc_errors import TemporalUnavailable
+from workflows.rules.plan_change import decide_plan_change
+from workflows.rules.subscription import SubscriptionStatus
+from workflows.subscription.test_clock import SubscriptionClock
 
-router = family("subscriptions", prefix="/subscriptions", responses=SIGNED_IN)
+router = api_router("subscriptions", prefix="/subscriptions", responses=AUTHENTICATED_RESPONSES)
 
-Id = Annotated[str, Path(max_length=100)]
-ORDER_ROUTE = "POST /api/v1/subscriptions"
+CREATE_ROUTE = "POST /api/v1/subscriptions"
 
 
-@router.post("", response_model=Envelope[SubscriptionOut], status_code=201, responses=ORDERS)
-async def order(body: OrderIn, once: OnlyOnce, caller: Verified, units: UnitsOfWork, orders: Orders) -> Response:
-    """Order a plan. 201 with the subscription; 202 where it is on its way but was not opened within three seconds."""
+ACCEPTED_RESPONSE: dict[int | str, dict[str, Any]] = {
+    202: {"model": Envelope[SubscriptionOut], "description": "Accepted; the outcome is not known yet."}
+}
+CHARGING_RESPONSES = ACCEPTED_RESPONSE | error_responses(402)
 
-    async def orderable(session: AsyncSession) -> Plan:
-        plan = await catalogue.plan(session, body.plan_id)
-        if plan is None or not plan.service.published:
-            raise not_found("plan")
+
+@router.post(
+    "", response_model=Envelope[SubscriptionOut], status_code=201, responses=PAYMENT_RESPONSES | ACCEPTED_RESPONSE
+)
+async def create_subscription(
+    body: CreateSubscriptionIn, once: RequiredIdempotency, caller: VerifiedCaller, workflows: Workflows
+) -> Response:
+    """Order a plan. 201 with the subscription; 202 if the order was accepted but not created within 3 s."""
+
+    async def load_orderable_plan(session: AsyncSession) -> Plan:
+        plan = await catalogue.get_plan(session, body.plan_id)
+        if plan is None or not plan.service.is_published:
+            raise not_found_error("plan")
         _check_parameters(plan.service.parameters_schema, body.parameters)
         return plan
 
-    async def work(plan: Plan) -> Json:
-        command = _subscribe(once, caller, plan, body)
-        accepted = await orders.subscribe(command)
-        row = await _read(units, command.subscription_id, caller)
-        if row is None:
-            return answer(
-                _expected(command, plan, accepted), status=202, message="The order was accepted and is being opened."
-            )
-        return answer(subscription_out(row), status=201, message="Ordered.")
+    async def send(plan: Plan) -> UpdateResult[SubscriptionResult]:
+        return await workflows.create_subscription(_create_command(once, caller, plan, body))
 
-    return await once.after(orderable, work)
+    async def present(session: AsyncSession, plan: Plan, accepted: UpdateResult[SubscriptionResult]) -> JsonResponse:
+        command = _create_command(once, caller, plan, body)
+        row = await subscriptions.get_subscription(session, command.subscription_id, caller.organization_id)
+        if row is None:
+            return success(
+                _provisional_subscription(command, plan, accepted),
+                status=202,
+                message="Order accepted; poll the subscription for its status.",
+                is_final=False,
+            )
+        return success(subscription_out(row), status=201, message="Order accepted.")
+
+    return await once.run_and_read(load_orderable_plan, send, present)
 
 
 @router.get("", response_model=Page[SubscriptionOut])
-async def subscriptions_of_the_account(
-    session: Work, caller: SignedIn, page: LongPageOf, status: State | None = None
+async def list_subscriptions(
+    session: Session, caller: AuthenticatedCaller, page: FullPage, status: SubscriptionStatus | None = None
 ) -> Response:
-    rows = await subscriptions.subscriptions(
-        session, caller.organization_id, limit=page.limit + 1, after=after_created(page), status=status
+    rows = await subscriptions.list_subscriptions(
+        session, caller.organization_id, limit=page.limit + 1, after=created_cursor(page), status=status
     )
-    shown, meta = page.cut([_Placed(row) for row in rows], "created_at", "id")
-    return listed([subscription_out(placed.row) for placed in shown], meta, page.fields)
+    items, meta = page.split_page(rows, "created_at", "id")
+    return list_response([subscription_out(row) for row in items], meta, page.fields)
 
 
 @router.get("/{subscription_id}", response_model=Envelope[SubscriptionOut])
-async def subscription(
-    subscription_id: Id, caller: SignedIn, units: UnitsOfWork, orders: Orders
-) -> Envelope[SubscriptionOut]:
-    row = await _read(units, subscription_id, caller)
-    return ok(subscription_out(row) if row is not None else await _on_its_way(units, orders, subscription_id))
+async def get_subscription(
+    subscription_id: PathId, caller: AuthenticatedCaller, transactions: Transactions, workflows: Workflows
+) -> JsonResponse:
+    async with transactions.open() as session:
+        row = await subscriptions.get_subscription(session, subscription_id, caller.organization_id)
+        if row is not None:
+            return success(subscription_out(row))
+        accepted = await idempotency.find_accepted_response(
+            session, caller.organization_id, CREATE_ROUTE, subscription_id
+        )
+    return success(await _pending_subscription(workflows, subscription_id, accepted))
 
 
-@router.post("/{subscription_id}/cancel", response_model=Envelope[SubscriptionOut])
-async def cancel(
-    subscription_id: Id, body: CancelIn, once: MaybeOnce, caller: SignedIn, units: UnitsOfWork, orders: Orders
-) -> Response:
-    """Now, or when the period that is paid for ends."""
-    command = Cancel(order_id=order_id(once), actor=caller.user_id, at=body.at, reason=body.reason)
-    return await _order(once, units, subscription_id, lambda: orders.cancel(subscription_id, command))
+@router.post("/{subscription_id}/cancel", response_model=Envelope[SubscriptionOut], responses=ACCEPTED_RESPONSE)
+async def cancel(subscription_id: PathId, body: CancelIn, once: OptionalIdempotency, workflows: Workflows) -> Response:
+    """Cancel now, or at the end of the paid period."""
+    command = CancelSubscription(
+        update_id=once.derive_id("ord"), actor=once.caller.user_id, at=body.at, reason=body.reason
+    )
+    return await _run_update(once, subscription_id, lambda: workflows.cancel(subscription_id, command))
 
 
-@router.post("/{subscription_id}/resume", response_model=Envelope[SubscriptionOut], responses=documented(402))
-async def resume(
-    subscription_id: Id, once: MaybeOnce, caller: SignedIn, units: UnitsOfWork, orders: Orders
-) -> Response:
-    """Take back a cancellation at the period's end, or go on after a pause: a new period begins and is charged now."""
-    command = Order(order_id=order_id(once), actor=caller.user_id)
-    return await _order(once, units, subscription_id, lambda: orders.resume(subscription_id, command))
+@router.post("/{subscription_id}/resume", response_model=Envelope[SubscriptionOut], responses=CHARGING_RESPONSES)
+async def resume(subscription_id: PathId, once: OptionalIdempotency, workflows: Workflows) -> Response:
+    """Withdraw a cancellation at the period's end, or resume a paused subscription: a new period is charged now."""
+    command = LifecycleCommand(update_id=once.derive_id("ord"), actor=once.caller.user_id)
+    return await _run_update(once, subscription_id, lambda: workflows.resume(subscription_id, command))
 
 
-@router.post("/{subscription_id}/pause", response_model=Envelope[SubscriptionOut])
-async def pause(subscription_id: Id, once: MaybeOnce, caller: SignedIn, units: UnitsOfWork, orders: Orders) -> Response:
-    """Nothing runs and nothing is billed until it is resumed; the data stays."""
-    command = Order(order_id=order_id(once), actor=caller.user_id)
-    return await _order(once, units, subscription_id, lambda: orders.pause(subscription_id, command))
+@router.post("/{subscription_id}/pause", response_model=Envelope[SubscriptionOut], responses=ACCEPTED_RESPONSE)
+async def pause(subscription_id: PathId, once: OptionalIdempotency, workflows: Workflows) -> Response:
+    """Stop the instance and the billing until the subscription is resumed. The data is kept."""
+    command = LifecycleCommand(update_id=once.derive_id("ord"), actor=once.caller.user_id)
+    return await _run_update(once, subscription_id, lambda: workflows.pause(subscription_id, command))
 
 
-@router.post("/{subscription_id}/retry-payment", response_model=Envelope[SubscriptionOut], responses=documented(402))
-async def retry_payment(
-    subscription_id: Id, once: MaybeOnce, caller: SignedIn, units: UnitsOfWork, orders: Orders
-) -> Response:
-    """Try to collect the open invoice now. It consumes none of the scheduled attempts."""
-    command = Order(order_id=order_id(once), actor=caller.user_id)
-    return await _order(once, units, subscription_id, lambda: orders.retry_payment(subscription_id, command))
+@router.post("/{subscription_id}/retry-payment", response_model=Envelope[SubscriptionOut], responses=CHARGING_RESPONSES)
+async def retry_payment(subscription_id: PathId, once: OptionalIdempotency, workflows: Workflows) -> Response:
+    """Collect the open invoice now. The scheduled retries stay."""
+    command = LifecycleCommand(update_id=once.derive_id("ord"), actor=once.caller.user_id)
+    return await _run_update(once, subscription_id, lambda: workflows.retry_payment(subscription_id, command))
 
 
-@router.post("/{subscription_id}/change-plan/preview", response_model=Envelope[QuoteOut])
+@router.post("/{subscription_id}/change-plan/preview", response_model=Envelope[PlanChangePreviewOut])
 async def preview_plan_change(
-    subscription_id: Id, body: ChangePlanIn, caller: SignedIn, units: UnitsOfWork, orders: Orders
-) -> Envelope[QuoteOut]:
-    """The exact lines that the change would invoice now; nothing is changed."""
-    await _owned(units, subscription_id)
-    # Read between two transactions: none is open while Temporal is asked.
-    at = await SubscriptionClock(orders).now(subscription_id)
-    async with units.begin() as session:
-        row = await subscriptions.subscription(session, subscription_id, caller.organization_id)
-        plan = await catalogue.plan(session, body.plan_id)
-        if row is None or plan is None:
-            raise not_found("plan")
-        return ok(quote_out(await quote_change(session, row.subscription, plan, at=at, mode=body.mode)))
+    subscription_id: PathId,
+    body: ChangePlanIn,
+    caller: AuthenticatedCaller,
+    transactions: Transactions,
+    workflows: Workflows,
+) -> JsonResponse:
+    """Return the lines that the change would invoice now. Nothing is changed."""
+    async with transactions.open() as session:
+        await _require_own_subscription(session, subscription_id, caller)
+    # No transaction is open while Temporal is asked.
+    at = await SubscriptionClock(workflows).now(subscription_id)
+    async with transactions.open() as session:
+        subscription = await subscriptions.get_subscription_row(session, subscription_id, caller.organization_id)
+        plan = await catalogue.get_plan(session, body.plan_id)
+        if subscription is None or plan is None:
+            raise not_found_error("plan")
+        facts = await load_plan_change_facts(session, subscription, plan, at=at)
+        return success(quote_out(decide_plan_change(facts, at=at, mode=body.mode)))
 
 
-@router.post("/{subscription_id}/change-plan", response_model=Envelope[SubscriptionOut], responses=documented(402))
+@router.post("/{subscription_id}/change-plan", response_model=Envelope[SubscriptionOut], responses=CHARGING_RESPONSES)
 async def change_plan(
-    subscription_id: Id, body: ChangePlanIn, once: MaybeOnce, caller: SignedIn, units: UnitsOfWork, orders: Orders
+    subscription_id: PathId, body: ChangePlanIn, once: OptionalIdempotency, workflows: Workflows
 ) -> Response:
-    async with units.begin() as session:
-        plan = await catalogue.plan(session, body.plan_id)
-    if plan is None:
-        raise not_found("plan")
-    command = ChangePlanOrder(order_id=order_id(once), actor=caller.user_id, plan_id=plan.id, mode=body.mode)
-    return await _order(once, units, subscription_id, lambda: orders.change_plan(subscription_id, command))
+    """Change the plan now or at the end of the period."""
+
+    async def prepare(session: AsyncSession) -> ChangePlan:
+        await _require_own_subscription(session, subscription_id, once.caller)
+        plan_id = await catalogue.find_plan_id(session, body.plan_id)
+        if plan_id is None:
+            raise not_found_error("plan")
+        return ChangePlan(update_id=once.derive_id("ord"), actor=once.caller.user_id, plan_id=plan_id, mode=body.mode)
+
+    async def send(command: ChangePlan) -> UpdateResult[SubscriptionResult]:
+        async with SUBSCRIPTION_LOCKS.hold(subscription_id):
+            return await workflows.change_plan(subscription_id, command)
+
+    async def present(session: AsyncSession, _: ChangePlan, accepted: UpdateResult[SubscriptionResult]) -> JsonResponse:
+        return await _subscription_response(session, subscription_id, once.caller, accepted)
+
+    return await once.run_and_read(prepare, send, present)
 
 
 @router.get("/{subscription_id}/timeline", response_model=Page[TimelineOut])
-async def story(session: Work, caller: SignedIn, subscription_id: Id, page: StoryPageOf) -> Response:
-    """What happened, oldest first: the whole story, or a page of it where a ``limit`` is given."""
-    if await subscriptions.subscription(session, subscription_id, caller.organization_id) is None:
-        raise not_found("subscription")
-    place = page.place(str, int)
-    after = (instant_of(place[0]), place[1]) if place else None
-    rows = await timeline(session, subscription_id, limit=page.limit + 1, after=after)
-    shown, meta = page.cut(rows, "at", "id")
-    return listed([timeline_out(event) for event in shown], meta, page.fields)
-
-
-class _Placed:
-    """A row with the attributes that its cursor is made of."""
-
-    def __init__(self, row: SubscriptionRow) -> None:
-        self.row = row
-        self.id = row.subscription.id
-        self.created_at = row.subscription.created_at
-
-
-def order_id(once: Once) -> str:
-    """The same for every try under one key, so that Temporal and the workflow recognise the order."""
-    if once.key is None:
-        return new_id("ord")
-    return derived("ord", once.caller.organization_id, once.route, once.key)
-
-
-async def _order(
-    once: Once, units: Units, subscription_id: str, send: Callable[[], Awaitable[Accepted[View]]]
+async def timeline(
+    session: Session, caller: AuthenticatedCaller, subscription_id: PathId, page: TimelinePage
 ) -> Response:
-    """Give an order to one's own subscription and answer with the subscription as it is then."""
+    """Return the timeline events, oldest first: all of them, or a page if ``limit`` is given."""
+    place = page.cursor_as(str, int)
+    after = (parse_cursor_instant(place[0]), place[1]) if place else None
+    rows = await list_timeline_events(
+        session, subscription_id, caller.organization_id, limit=page.limit + 1, after=after
+    )
+    if rows is None:
+        raise not_found_error("subscription")
+    items, meta = page.split_page(rows, "occurred_at", "id")
+    return list_response([timeline_out(event) for event in items], meta, page.fields)
 
-    async def work() -> Json:
-        await _owned(units, subscription_id)
-        async with TURNS.of(subscription_id):
-            await send()
-        return answer(subscription_out(await _owned(units, subscription_id)))
 
-    return await once(work)
+async def _run_update(
+    once: IdempotentRequest,
+    subscription_id: str,
+    send: Callable[[], Awaitable[UpdateResult[SubscriptionResult]]],
+) -> Response:
+    """Send an update to the caller's subscription and return the subscription as it is then.
+
+    The status is 202 if the outcome was not known in time: the subscription is then still shown as before.
+    """
+
+    async def prepare(session: AsyncSession) -> None:
+        await _require_own_subscription(session, subscription_id, once.caller)
+
+    async def work(_: None) -> UpdateResult[SubscriptionResult]:
+        async with SUBSCRIPTION_LOCKS.hold(subscription_id):
+            return await send()
+
+    async def present(session: AsyncSession, _: None, accepted: UpdateResult[SubscriptionResult]) -> JsonResponse:
+        return await _subscription_response(session, subscription_id, once.caller, accepted)
+
+    return await once.run_and_read(prepare, work, present)
 
 
-async def _owned(units: Units, subscription_id: str) -> SubscriptionRow:
-    row = await _read(units, subscription_id, units.caller)
+async def _subscription_response(
+    session: AsyncSession, subscription_id: str, caller: Caller, accepted: UpdateResult[SubscriptionResult]
+) -> JsonResponse:
+    row = await subscriptions.get_subscription(session, subscription_id, caller.organization_id)
     if row is None:
-        raise not_found("subscription")
-    return row
+        raise not_found_error("subscription")
+    if accepted.result is None:
+        return success(
+            subscription_out(row),
+            status=202,
+            message="Accepted and in progress; poll the subscription for the outcome.",
+            is_final=False,
+        )
+    return success(subscription_out(row))
 
 
-async def _read(units: Units, subscription_id: str, caller: Caller) -> SubscriptionRow | None:
-    async with units.begin() as session:
-        return await subscriptions.subscription(session, subscription_id, caller.organization_id)
+async def _require_own_subscription(session: AsyncSession, subscription_id: str, caller: Caller) -> None:
+    if not await subscriptions.subscription_exists(session, subscription_id, caller.organization_id):
+        raise not_found_error("subscription")
 
 
-async def _on_its_way(units: Units, orders: Orchestrator, subscription_id: str) -> SubscriptionOut:
-    """An order that was answered 202 and has no row yet: what it was answered, as long as it may still come true."""
-    async with units.begin() as session:
-        kept = await idempotency.accepted_order(session, units.caller.organization_id, ORDER_ROUTE, subscription_id)
-    if kept is None:
-        raise not_found("subscription")
+async def _pending_subscription(
+    workflows: WorkflowClient, subscription_id: str, accepted: dict[str, Any] | None
+) -> SubscriptionOut:
+    """Return an accepted order that has no row yet, as its 202 showed it, unless its workflow has ended."""
+    if accepted is None:
+        raise not_found_error("subscription")
     try:
-        under_way = await orders.is_running(names.subscription_workflow(subscription_id))
-    except Unavailable:
-        under_way = True
-    if not under_way:
-        raise not_found("subscription")
-    return SubscriptionOut.model_validate(kept)
+        is_running = await workflows.is_running(names.subscription_workflow_id(subscription_id))
+    except TemporalUnavailable:
+        is_running = True
+    if not is_running:
+        raise not_found_error("subscription")
+    return SubscriptionOut.model_validate(accepted)
 
 
-def _subscribe(once: Once, caller: Caller, plan: Plan, body: OrderIn) -> Subscribe:
-    account, key = caller.organization_id, once.key or ""
-    return Subscribe(
-        subscription_id=derived("sub", account, key),
-        instance_id=derived("ins", account, key),
-        organization_id=account,
+def _create_command(
+    once: IdempotentRequest, caller: Caller, plan: Plan, body: CreateSubscriptionIn
+) -> CreateSubscription:
+    return CreateSubscription(
+        subscription_id=once.derive_id("sub"),
+        instance_id=once.derive_id("ins"),
+        organization_id=caller.organization_id,
         user_id=caller.user_id,
         plan_id=plan.id,
         name=body.name,
-        parameters_json=json.dumps(body.parameters, sort_keys=True),
+        parameters=body.parameters,
         coupon=body.coupon.upper() if body.coupon else None,
-        collection=body.collection,
+        collection_method=body.collection,
         request_id=once.request_id,
     )
 
 
-def _expected(command: Subscribe, plan: Plan, accepted: Accepted[View]) -> SubscriptionOut:
-    """What is known of an order before its row is there."""
+def _provisional_subscription(
+    command: CreateSubscription, plan: Plan, accepted: UpdateResult[SubscriptionResult]
+) -> SubscriptionOut:
+    """Return an accepted order whose row does not exist yet."""
     return SubscriptionOut(
         id=command.subscription_id,
-        status=State.PENDING,
+        status=SubscriptionStatus.PENDING,
         name=command.name,
         service=plan.service.slug,
         plan=PlanRef(id=plan.id, code=plan.code),
         pending_plan_id=None,
         price=None,
-        instance=InstanceRef(id=command.instance_id, status="requested", url=None, hostname=None),
+        instance=SubscriptionInstanceOut(id=command.instance_id, status="requested", url=None, hostname=None),
         current_period=None,
         trial_end=None,
         cancel_at_period_end=False,
@@ -264,20 +311,26 @@ def _expected(command: Subscribe, plan: Plan, accepted: Accepted[View]) -> Subsc
 
 
 def _check_parameters(schema: dict[str, Any], parameters: dict[str, Any]) -> None:
-    """Raises 422 with the first thing that is wrong; what was sent is not repeated."""
-    error = next(iter(sorted(Draft202012Validator(schema).iter_errors(parameters), key=_place)), None)
+    """Raise 422 for the first violation of the schema; the message does not quote the value."""
+    error = next(iter(sorted(Draft202012Validator(schema).iter_errors(parameters), key=_error_path)), None)
     if error is None:
         return
     field = ".".join(["parameters", *(str(part) for part in error.absolute_path)])
     reason = {
-        "additionalProperties": "There is no such parameter.",
-        "required": "A required parameter is missing.",
-        "pattern": "Not of the form that is wanted.",
-        "type": f"Not of type {error.validator_value}.",
-        "enum": "Not one of the values that are offered.",
-    }.get(str(error.validator), f"Breaks the rule {error.validator}: {error.validator_value}.")
-    raise invalid(field, reason)
+        "additionalProperties": "Unknown parameter.",
+        "required": "Missing required parameter.",
+        "pattern": "Does not match the required pattern.",
+        "type": f"Must be of type {error.validator_value}.",
+        "enum": f"Must be one of: {_allowed_values(error)}.",
+    }.get(str(error.validator), f"Violates the schema constraint {error.validator}: {error.validator_value}.")
+    raise validation_error(field, reason)
 
 
-def _place(error: Any) -> list[str]:
+def _allowed_values(error: Any) -> str:
+    # Another validator may carry a value that is no list.
+    values = error.validator_value if error.validator == "enum" else ()
+    return ", ".join(str(value) for value in values)
+
+
+def _error_path(error: Any) -> list[str]:
     return [str(part) for part in error.absolute_path]

@@ -13,71 +13,76 @@ import structlog
 from fastapi import Header, Request
 from pydantic import SecretStr
 
-from api.context import Context
-from api.deps import Ctx, Orders, gateway_work
-from api.envelope import Envelope, Schema, now, ok
-from api.errors import ApiError, documented
-from api.families import family
+from api.app_context import AppContext
+from api.dependencies.context import AppContextDep, Workflows
+from api.dependencies.transactions import gateway_transaction
+from api.errors import ApiError, error_responses
+from api.response_envelope import Envelope, JsonResponse, ResponseModel, now, success
+from api.router_factory import api_router
 from db.queries import webhooks
-from workflows.client import Orchestrator
-from workflows.ports.payments import event_of, pay_of
-from workflows.rules import gateway_events, signatures
-from workflows.rules.gateway_events import GatewayMessage, Malformed, PaymentFact
+from workflows.client import WorkflowClient
+from workflows.ports.payments import payment_input_from_record, to_gateway_event
+from workflows.rules import webhook_events, webhook_signatures
+from workflows.rules.webhook_events import MalformedWebhook, PaymentEvent, WebhookEvent
 
-router = family("webhooks", responses=documented(400, 413, 503))
+router = api_router("webhooks", responses=error_responses(400, 413, 503))
 
 log = structlog.get_logger("api.webhooks")
 
-Read = Callable[[Mapping[str, Any]], GatewayMessage]
+WebhookParser = Callable[[Mapping[str, Any]], WebhookEvent]
 Signature = Annotated[str, Header(max_length=2000)]
-_SIGNED_BY_MIDTRANS = ("order_id", "status_code", "gross_amount", "signature_key")
+_MIDTRANS_SIGNED_FIELDS = ("order_id", "status_code", "gross_amount", "signature_key")
 
 
-class Taken(Schema):
+class WebhookResult(ResponseModel):
     """``ignored`` says nothing about a payment of ours; ``known`` was dealt with before."""
 
     outcome: str
 
 
-@router.post("/webhooks/stripe", response_model=Envelope[Taken])
-async def stripe(request: Request, ctx: Ctx, orders: Orders, stripe_signature: Signature = "") -> Envelope[Taken]:
+@router.post("/webhooks/stripe", response_model=Envelope[WebhookResult])
+async def stripe(
+    request: Request, ctx: AppContextDep, orders: Workflows, stripe_signature: Signature = ""
+) -> JsonResponse:
     payload = await request.body()
     secret = _secret(ctx.settings.stripe_webhook_secret)
-    if not signatures.verify_stripe(payload, stripe_signature, secret, now()):
-        raise _refused(ctx, "stripe")
-    return await _take(ctx, orders, "stripe", payload, gateway_events.stripe)
+    if not webhook_signatures.verify_stripe(payload, stripe_signature, secret, now()):
+        raise _bad_signature_error(ctx, "stripe")
+    return await _process(ctx, orders, "stripe", payload, webhook_events.parse_stripe_event)
 
 
-@router.post("/webhooks/midtrans", response_model=Envelope[Taken])
-async def midtrans(request: Request, ctx: Ctx, orders: Orders) -> Envelope[Taken]:
+@router.post("/webhooks/midtrans", response_model=Envelope[WebhookResult])
+async def midtrans(request: Request, ctx: AppContextDep, orders: Workflows) -> JsonResponse:
     payload = await request.body()
     body = _mapping(ctx, "midtrans", payload)
     secret = _secret(ctx.settings.midtrans_server_key)
-    order, code, amount, signed = (body.get(name) for name in _SIGNED_BY_MIDTRANS)
+    order, code, amount, signed = (body.get(name) for name in _MIDTRANS_SIGNED_FIELDS)
     texts = isinstance(order, str) and isinstance(code, str) and isinstance(amount, str) and isinstance(signed, str)
-    if not texts or not signatures.verify_midtrans(str(order), str(code), str(amount), str(signed), secret):
-        raise _refused(ctx, "midtrans")
-    return await _take(ctx, orders, "midtrans", payload, gateway_events.midtrans)
+    if not texts or not webhook_signatures.verify_midtrans(str(order), str(code), str(amount), str(signed), secret):
+        raise _bad_signature_error(ctx, "midtrans")
+    return await _process(ctx, orders, "midtrans", payload, webhook_events.parse_midtrans_notification)
 
 
-@router.post("/webhooks/razorpay", response_model=Envelope[Taken])
+@router.post("/webhooks/razorpay", response_model=Envelope[WebhookResult])
 async def razorpay(
     request: Request,
-    ctx: Ctx,
-    orders: Orders,
+    ctx: AppContextDep,
+    orders: Workflows,
     x_razorpay_signature: Signature = "",
     x_razorpay_event_id: Signature = "",
-) -> Envelope[Taken]:
+) -> JsonResponse:
     payload = await request.body()
-    if not signatures.verify_razorpay(payload, x_razorpay_signature, _secret(ctx.settings.razorpay_webhook_secret)):
-        raise _refused(ctx, "razorpay")
-    return await _take(
-        ctx, orders, "razorpay", payload, lambda body: gateway_events.razorpay(body, x_razorpay_event_id)
+    if not webhook_signatures.verify_razorpay(
+        payload, x_razorpay_signature, _secret(ctx.settings.razorpay_webhook_secret)
+    ):
+        raise _bad_signature_error(ctx, "razorpay")
+    return await _process(
+        ctx, orders, "razorpay", payload, lambda body: webhook_events.parse_razorpay_event(body, x_razorpay_event_id)
     )
 
 
-@router.post("/payments/webhook", response_model=Envelope[Taken])
-async def any_gateway(request: Request, ctx: Ctx, orders: Orders) -> Envelope[Taken]:
+@router.post("/payments/webhook", response_model=Envelope[WebhookResult])
+async def receive_any(request: Request, ctx: AppContextDep, orders: Workflows) -> JsonResponse:
     """One address for all: the headers tell the gateway."""
     if "stripe-signature" in request.headers:
         return await stripe(request, ctx, orders, request.headers["stripe-signature"])
@@ -92,49 +97,53 @@ async def any_gateway(request: Request, ctx: Ctx, orders: Orders) -> Envelope[Ta
     return await midtrans(request, ctx, orders)
 
 
-async def _take(ctx: Context, orders: Orchestrator, gateway: str, payload: bytes, read: Read) -> Envelope[Taken]:
-    """Record, tell the payment, note that it was told: no transaction is open while Temporal is asked."""
+async def _process(
+    ctx: AppContext, orders: WorkflowClient, gateway: str, payload: bytes, read: WebhookParser
+) -> JsonResponse:
+    """Record the event, signal the payment, record the delivery. No transaction is open during the call to Temporal."""
     try:
         message = read(_mapping(ctx, gateway, payload))
-    except Malformed as error:
-        raise _malformed(ctx, gateway, str(error)) from error
-    async with gateway_work(ctx) as session:
-        received = await webhooks.receive(session, message, payload, at=now())
-    if received.payment is None or not isinstance(message, PaymentFact):
-        return _done(ctx, gateway, "ignored", message)
-    if received.settled:
-        return _done(ctx, gateway, "known", message)
-    await orders.payment_event(event_of(message), pay_of(received.payment))
-    async with gateway_work(ctx) as session:
-        await webhooks.delivered(session, gateway, message.event_id, at=now())
-    return _done(ctx, gateway, "delivered", message)
+    except MalformedWebhook as error:
+        raise _malformed_error(ctx, gateway, str(error)) from error
+    async with gateway_transaction(ctx) as session:
+        received = await webhooks.record_webhook(session, message, payload, at=now())
+    if received.payment is None or not isinstance(message, PaymentEvent):
+        return _result(ctx, gateway, "ignored", message)
+    if received.needs_no_delivery:
+        return _result(ctx, gateway, "known", message)
+    await orders.deliver_gateway_event(to_gateway_event(message), payment_input_from_record(received.payment))
+    async with gateway_transaction(ctx) as session:
+        await webhooks.mark_delivered(session, gateway, message.event_id, at=now())
+    return _result(ctx, gateway, "delivered", message)
 
 
-def _done(ctx: Context, gateway: str, outcome: str, message: GatewayMessage) -> Envelope[Taken]:
-    ctx.metrics.webhook(gateway, outcome)
-    log.info("webhook", gateway=gateway, outcome=outcome, event_id=message.event_id, kind=message.kind)
-    return ok(Taken(outcome=outcome))
+def _result(ctx: AppContext, gateway: str, outcome: str, message: WebhookEvent) -> JsonResponse:
+    ctx.metrics.record_webhook(gateway, outcome)
+    log.info("webhook.processed", gateway=gateway, outcome=outcome, event_id=message.event_id, kind=message.event_type)
+    return success(WebhookResult(outcome=outcome))
 
 
-def _refused(ctx: Context, gateway: str) -> ApiError:
-    ctx.metrics.webhook(gateway, "refused")
-    log.warning("webhook refused", gateway=gateway)
-    return ApiError(400, "BAD_SIGNATURE", "The signature does not hold, or is too old.")
+def _bad_signature_error(ctx: AppContext, gateway: str) -> ApiError:
+    ctx.metrics.record_webhook(gateway, "refused")
+    log.warning("webhook.signature_invalid", gateway=gateway)
+    return ApiError(400, "BAD_SIGNATURE", "Webhook signature invalid or outside the timestamp tolerance.")
 
 
-def _malformed(ctx: Context, gateway: str, what: str) -> ApiError:
-    ctx.metrics.webhook(gateway, "malformed")
-    log.warning("webhook malformed", gateway=gateway, what=what)
-    return ApiError(400, "MALFORMED_REQUEST", "This is not what the gateway documents.", {"field": what})
+def _malformed_error(ctx: AppContext, gateway: str, field: str) -> ApiError:
+    ctx.metrics.record_webhook(gateway, "malformed")
+    log.warning("webhook.malformed", gateway=gateway, field=field)
+    return ApiError(
+        400, "MALFORMED_REQUEST", f"Webhook payload is missing or has an invalid {field}.", {"field": field}
+    )
 
 
-def _mapping(ctx: Context, gateway: str, payload: bytes) -> Mapping[str, Any]:
+def _mapping(ctx: AppContext, gateway: str, payload: bytes) -> Mapping[str, Any]:
     try:
         body = orjson.loads(payload)
     except orjson.JSONDecodeError as error:
-        raise _malformed(ctx, gateway, "body") from error
+        raise _malformed_error(ctx, gateway, "body") from error
     if not isinstance(body, dict):
-        raise _malformed(ctx, gateway, "body")
+        raise _malformed_error(ctx, gateway, "body")
     return body
 
 

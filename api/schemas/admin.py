@@ -6,12 +6,12 @@ from typing import Annotated, Any
 
 from pydantic import AwareDatetime, Field, field_validator, model_validator
 
-from api.envelope import Amount, Body, Instant, Schema
-from api.schemas.billing import Currency
+from api.response_envelope import Amount, Instant, RequestModel, ResponseModel
+from api.schemas.billing import CurrencyField
 from api.schemas.identity import Name
 from api.schemas.subscriptions import SubscriptionOut
-from workflows.ports.payments import RefundTo
-from workflows.rules.currencies import LARGEST, MINIMUM_CHARGE
+from workflows.ports.payments import RefundDestination
+from workflows.rules.currencies import MAX_AMOUNT_MINOR, MINIMUM_CHARGE
 from workflows.rules.periods import Interval
 from workflows.rules.pricing import CouponDuration, CouponKind
 
@@ -20,32 +20,32 @@ Slug = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,48}[a-z0-9])?$", exa
 Reason = Annotated[str, Field(min_length=1, max_length=500)]
 
 
-class AdjustmentIn(Body):
+class AdjustmentIn(RequestModel):
     """A correction of a wallet: positive adds, negative takes."""
 
     organization_id: Id
-    amount_minor: int = Field(ge=-LARGEST, le=LARGEST, strict=True, examples=[1000])
-    currency: str = Currency
+    amount_minor: int = Field(ge=-MAX_AMOUNT_MINOR, le=MAX_AMOUNT_MINOR, strict=True, examples=[1000])
+    currency: str = CurrencyField
     reason: Reason
 
     @field_validator("amount_minor")
     @classmethod
-    def _something(cls, value: int) -> int:
+    def _reject_zero(cls, value: int) -> int:
         if value == 0:
-            raise ValueError("An adjustment of nothing is none.")
+            raise ValueError("`amount_minor` must not be 0.")
         return value
 
 
-class RefundIn(Body):
+class RefundIn(RequestModel):
     """Without ``amount_minor``: all that is left."""
 
     payment_id: Id
-    amount_minor: int | None = Field(default=None, gt=0, le=LARGEST, strict=True)
-    to: RefundTo
+    amount_minor: int | None = Field(default=None, gt=0, le=MAX_AMOUNT_MINOR, strict=True)
+    to: RefundDestination
     reason: Reason
 
 
-class RefundOut(Schema):
+class RefundOut(ResponseModel):
     id: str
     payment_id: str
     status: str
@@ -55,22 +55,22 @@ class RefundOut(Schema):
     workflow_id: str
 
 
-class PriceIn(Body):
+class PriceIn(RequestModel):
     """From ``effective_from`` on; absent: from now on. Existing subscribers keep the price that they agreed to."""
 
-    amount_minor: int = Field(ge=0, le=LARGEST, strict=True)
-    currency: str = Currency
+    amount_minor: int = Field(ge=0, le=MAX_AMOUNT_MINOR, strict=True)
+    currency: str = CurrencyField
     effective_from: AwareDatetime | None = None
 
     @field_validator("currency")
     @classmethod
-    def _taken(cls, value: str) -> str:
+    def _require_supported_currency(cls, value: str) -> str:
         if value not in MINIMUM_CHARGE:
-            raise ValueError("This currency is not taken.")
+            raise ValueError("Unsupported currency.")
         return value
 
 
-class PriceOut(Schema):
+class PriceOut(ResponseModel):
     id: str
     plan_id: str
     amount_minor: int
@@ -78,7 +78,7 @@ class PriceOut(Schema):
     effective_from: Instant
 
 
-class ServiceIn(Body):
+class ServiceIn(RequestModel):
     """``template`` is the folder of ``templates/services`` that its instances are made from."""
 
     slug: Slug
@@ -92,7 +92,7 @@ class ServiceIn(Body):
     parameters_schema: dict[str, Any] = Field(default_factory=dict)
 
 
-class Dunning(Body):
+class DunningPolicyIn(RequestModel):
     """Overrides of the default calendar, in days from the first failure (retention: from the cancellation)."""
 
     retry_days: list[Annotated[int, Field(ge=1, le=90)]] | None = Field(default=None, max_length=10)
@@ -100,16 +100,16 @@ class Dunning(Body):
     retention_days: int | None = Field(default=None, ge=0, le=365)
 
     @model_validator(mode="after")
-    def _in_order(self) -> Dunning:
+    def _validate_schedule(self) -> DunningPolicyIn:
         days = self.retry_days or []
         if days != sorted(set(days)):
-            raise ValueError("Retries are on ascending days.")
+            raise ValueError("`retry_days` must be strictly ascending.")
         if days and self.cancel_day is not None and self.cancel_day <= days[-1]:
-            raise ValueError("The cancellation comes after the last retry.")
+            raise ValueError("`cancel_day` must be later than the last retry day.")
         return self
 
 
-class PlanIn(Body):
+class PlanIn(RequestModel):
     service: Slug
     code: Slug
     name: Name
@@ -120,7 +120,7 @@ class PlanIn(Body):
     storage_gib: int = Field(gt=0, le=1_000_000)
     replicas: int = Field(default=1, gt=0, le=100)
     entitlements: dict[str, Any] = Field(default_factory=dict)
-    dunning: Dunning | None = None
+    dunning: DunningPolicyIn | None = None
     public: bool = True
     retired: bool = False
     prices: list[PriceIn] = Field(min_length=1, max_length=20)
@@ -129,32 +129,34 @@ class PlanIn(Body):
     @classmethod
     def _one_per_currency(cls, value: list[PriceIn]) -> list[PriceIn]:
         if len({price.currency for price in value}) != len(value):
-            raise ValueError("One price per currency.")
+            raise ValueError("Duplicate currency: send one price per currency.")
         return value
 
 
-class CouponIn(Body):
+class CouponIn(RequestModel):
     code: str = Field(pattern=r"^[A-Z0-9][A-Z0-9_-]{2,49}$", examples=["WELCOME10"])
     kind: CouponKind
     percent: int | None = Field(default=None, ge=1, le=100)
-    amount_minor: int | None = Field(default=None, gt=0, le=LARGEST, strict=True)
-    currency: Annotated[str, Currency] | None = None
+    amount_minor: int | None = Field(default=None, gt=0, le=MAX_AMOUNT_MINOR, strict=True)
+    currency: Annotated[str, CurrencyField] | None = None
     duration: CouponDuration
     periods: int | None = Field(default=None, ge=1, le=120)
     max_redemptions: int | None = Field(default=None, ge=1, le=1_000_000_000)
     expires_at: AwareDatetime | None = None
 
     @model_validator(mode="after")
-    def _says_what_it_reduces(self) -> CouponIn:
+    def _require_consistent_discount(self) -> CouponIn:
         percent, fixed = self.percent is not None, self.amount_minor is not None and self.currency is not None
         if (self.kind is CouponKind.PERCENT) != percent or (self.kind is CouponKind.FIXED) != fixed:
-            raise ValueError("A percent coupon has `percent`, a fixed one `amount_minor` and `currency`.")
+            raise ValueError(
+                "A percent coupon requires `percent`; a fixed coupon requires `amount_minor` and `currency`."
+            )
         if (self.duration is CouponDuration.PERIODS) != (self.periods is not None):
-            raise ValueError("`periods` belongs to the duration `periods`.")
+            raise ValueError("`periods` is required for, and only allowed with, `duration: periods`.")
         return self
 
 
-class UserRow(Schema):
+class AdminUserOut(ResponseModel):
     id: str
     email: str
     name: str
@@ -164,7 +166,7 @@ class UserRow(Schema):
     created_at: Instant
 
 
-class OrganizationRow(Schema):
+class AdminOrganizationOut(ResponseModel):
     id: str
     name: str
     currency: str
@@ -173,18 +175,19 @@ class OrganizationRow(Schema):
     created_at: Instant
 
 
-class SubscriptionRowOut(SubscriptionOut):
+class AdminSubscriptionOut(SubscriptionOut):
     organization_id: str
 
 
-class AuditRow(Schema):
+class AuditEntryOut(ResponseModel):
     id: int
     organization_id: str | None
     actor: str
     action: str
-    object: str | None
+    object: str | None = Field(validation_alias="object_id")
     before: dict[str, Any] | None
     after: dict[str, Any] | None
+    reason: str | None
     ip: str | None
     request_id: str | None
     at: Instant

@@ -6,26 +6,27 @@ from typing import Any
 
 from pydantic import Field
 
-from api.envelope import Amount, Body, Instant, Schema
+from api.response_envelope import Amount, Instant, RequestModel, ResponseModel
 from api.schemas.subscriptions import PeriodOut
-from db.models.billing import Invoice, InvoiceLine
+from db.models.invoices import Invoice, InvoiceLine
 from db.models.payments import Payment, PaymentMethod
-from db.queries.billing_reads import TransactionRow
-from workflows.rules.currencies import LARGEST
+from db.queries.billing_reads import InvoiceWithPayments, TransactionDetails
+from workflows.rules.currencies import MAX_AMOUNT_MINOR
+from workflows.rules.invoice import covered_amounts
 
-Currency = Field(pattern=r"^[A-Z]{3}$", examples=["USD"])
+CurrencyField = Field(pattern=r"^[A-Z]{3}$", examples=["USD"])
 
 
-class TopUpIn(Body):
+class TopUpIn(RequestModel):
     """``payment_method`` is the id of a card on file, or a token of the gateway's own; absent: the default card."""
 
-    amount_minor: int = Field(gt=0, le=LARGEST, strict=True, examples=[5000])
-    currency: str = Currency
+    amount_minor: int = Field(gt=0, le=MAX_AMOUNT_MINOR, strict=True, examples=[5000])
+    currency: str = CurrencyField
     gateway: str = Field(max_length=50, examples=["stripe"])
     payment_method: str | None = Field(default=None, min_length=1, max_length=255, examples=["pm_card_visa"])
 
 
-class PaymentMethodIn(Body):
+class PaymentMethodIn(RequestModel):
     """``token`` is the gateway's own name of the card: card data never reaches us. The first card is the default."""
 
     gateway: str = Field(max_length=50, examples=["stripe"])
@@ -33,14 +34,14 @@ class PaymentMethodIn(Body):
     default: bool = False
 
 
-class WalletOut(Schema):
+class WalletOut(ResponseModel):
     """By currency. ``balances`` can be spent, ``held`` is set aside for orders and open invoices."""
 
     balances: list[Amount]
     held: list[Amount]
 
 
-class TransactionOut(Schema):
+class TransactionOut(ResponseModel):
     """Signed: what it added to balances and held; ``balance_after`` is their sum in its currency after it."""
 
     id: str
@@ -52,7 +53,7 @@ class TransactionOut(Schema):
     description: str
 
 
-class PaymentOut(Schema):
+class PaymentOut(ResponseModel):
     """``redirect_url`` is where the customer confirms it, as long as it is pending there."""
 
     id: str
@@ -70,18 +71,18 @@ class PaymentOut(Schema):
     workflow_id: str
 
 
-class PaymentMethodOut(Schema):
-    """``expires`` is ``MM/YYYY``."""
+class PaymentMethodOut(ResponseModel):
+    """``expires`` is ``MM/YYYY``, null where the gateway does not state it."""
 
     id: str
     gateway: str
     brand: str
     last4: str
-    expires: str
+    expires: str | None
     default: bool
 
 
-class InvoiceLineOut(Schema):
+class InvoiceLineOut(ResponseModel):
     description: str
     quantity: int
     unit_price: Amount
@@ -91,8 +92,8 @@ class InvoiceLineOut(Schema):
     period: PeriodOut
 
 
-class InvoiceOut(Schema):
-    """``number`` is drawn when the invoice is finalised; a draft has none."""
+class InvoiceOut(ResponseModel):
+    """``number`` is drawn when the invoice is finalized; a draft has none."""
 
     id: str
     number: str | None
@@ -110,7 +111,7 @@ class InvoiceOut(Schema):
     amount_due: Amount
 
 
-class ExplanationOut(Schema):
+class ExplanationOut(ResponseModel):
     """Why an invoice costs what it costs: its lines, how each was computed, what covered it, every payment tried."""
 
     invoice_id: str
@@ -122,16 +123,15 @@ class ExplanationOut(Schema):
     payments: list[PaymentOut]
 
 
-def transaction_out(row: TransactionRow) -> TransactionOut:
-    known = row.transaction
+def transaction_out(row: TransactionDetails) -> TransactionOut:
     return TransactionOut(
-        id=known.id,
-        kind=known.kind,
-        amount=Amount(amount_minor=known.effect_minor, currency=known.currency),
-        balance_after=Amount(amount_minor=row.balance_after.amount_minor, currency=row.balance_after.currency),
-        at=known.at,
-        ref=known.ref,
-        description=known.description,
+        id=row.id,
+        kind=row.kind,
+        amount=Amount(amount_minor=row.customer_delta_minor, currency=row.currency),
+        balance_after=Amount(amount_minor=row.balance_after_minor, currency=row.currency),
+        at=row.posted_at,
+        ref=row.reference_id,
+        description=row.description,
     )
 
 
@@ -159,7 +159,7 @@ def payment_method_out(row: PaymentMethod) -> PaymentMethodOut:
         gateway=row.gateway,
         brand=row.brand,
         last4=row.last4,
-        expires=f"{row.exp_month:02d}/{row.exp_year:04d}",
+        expires=row.expires,
         default=row.is_default,
     )
 
@@ -174,9 +174,9 @@ def invoice_out(row: Invoice) -> InvoiceOut:
         id=row.id,
         number=row.number,
         status=row.status,
-        kind=row.kind,
+        kind=row.billing_reason,
         subscription_id=row.subscription_id,
-        issued_at=row.issued_at,
+        issued_at=row.finalized_at,
         paid_at=row.paid_at,
         period_start=row.period_start,
         period_end=row.period_end,
@@ -203,14 +203,22 @@ def _line(line: InvoiceLine, currency: str) -> InvoiceLineOut:
     )
 
 
-def explanation_out(row: Invoice, payments: list[PaymentOut]) -> ExplanationOut:
-    shown = invoice_out(row)
+def explanation_out(result: InvoiceWithPayments) -> ExplanationOut:
+    row = result.invoice
+    invoice = invoice_out(row)
+    covered = covered_amounts(result.sources, row.currency)
     return ExplanationOut(
         invoice_id=row.id,
         number=row.number,
         status=row.status,
-        total=shown.total,
-        lines=shown.lines,
-        explanation=row.explanation,
-        payments=payments,
+        total=invoice.total,
+        lines=invoice.lines,
+        explanation={
+            **row.explanation,
+            "covered": {
+                name: Amount(amount_minor=amount.amount_minor, currency=amount.currency)
+                for name, amount in covered.items()
+            },
+        },
+        payments=[payment_out(payment) for payment in result.payments],
     )

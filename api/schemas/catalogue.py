@@ -5,12 +5,12 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Literal
 
-from api.envelope import Amount, Instant, Schema
+from api.response_envelope import Amount, Instant, ResponseModel
 from db.models.catalogue import Coupon, Plan, Service
 from db.queries import catalogue
 
 
-class ResourcesOut(Schema):
+class ResourcesOut(ResponseModel):
     """The envelope of an instance."""
 
     cpu_millicores: int
@@ -19,7 +19,7 @@ class ResourcesOut(Schema):
     replicas: int
 
 
-class PlanOut(Schema):
+class PlanOut(ResponseModel):
     """``prices`` are those in force now, one per currency."""
 
     id: str
@@ -32,11 +32,11 @@ class PlanOut(Schema):
     prices: list[Amount]
 
 
-class ServicePlanOut(PlanOut):
+class PlanWithServiceOut(PlanOut):
     service: str
 
 
-class ServiceOut(Schema):
+class ServiceOut(ResponseModel):
     id: str
     slug: str
     name: str
@@ -49,7 +49,7 @@ class ServiceOut(Schema):
     plans: list[PlanOut]
 
 
-class DifferenceOut(Schema):
+class PlanDifferenceOut(ResponseModel):
     """What ``plan_id`` has more (or, negative, less) than the first plan of the comparison."""
 
     plan_id: str
@@ -58,12 +58,12 @@ class DifferenceOut(Schema):
     prices: list[Amount]
 
 
-class ComparisonOut(Schema):
-    plans: list[ServicePlanOut]
-    differences: list[DifferenceOut]
+class PlanComparisonOut(ResponseModel):
+    plans: list[PlanWithServiceOut]
+    differences: list[PlanDifferenceOut]
 
 
-class CouponOut(Schema):
+class CouponOut(ResponseModel):
     """``valid`` says whether an order may use it now."""
 
     code: str
@@ -102,14 +102,14 @@ def resources_of(row: Any) -> ResourcesOut:
     )
 
 
-def plan_out(plan: Plan, at: datetime) -> ServicePlanOut:
+def plan_out(plan: Plan, at: datetime) -> PlanWithServiceOut:
     """``plan.service`` and ``plan.prices`` are loaded."""
-    return ServicePlanOut(service=plan.service.slug, **_plan(plan, at))
+    return PlanWithServiceOut(service=plan.service.slug, **_plan(plan, at))
 
 
 def service_out(service: Service, at: datetime) -> ServiceOut:
     """With the plans on sale, the cheapest first; plans and prices are loaded."""
-    shown = [PlanOut(**_plan(plan, at)) for plan in service.plans if plan.public and not plan.retired]
+    plans = [PlanOut(**_plan(plan, at)) for plan in service.plans if plan.is_public and not plan.is_retired]
     return ServiceOut(
         id=service.id,
         slug=service.slug,
@@ -119,7 +119,7 @@ def service_out(service: Service, at: datetime) -> ServiceOut:
         version=service.version,
         icon=service.icon,
         parameters=service.parameters_schema,
-        plans=sorted(shown, key=_cheapest_first),
+        plans=sorted(plans, key=_cheapest_first),
     )
 
 
@@ -134,27 +134,27 @@ def coupon_out(coupon: Coupon, at: datetime) -> CouponOut:
         amount = Amount(amount_minor=coupon.amount_minor, currency=coupon.currency)
     return CouponOut(
         code=coupon.code,
-        kind=coupon.kind,  # type: ignore[arg-type] # the table's check admits only these
+        kind=coupon.discount_type,  # type: ignore[arg-type] # the table's check admits only these
         percent=coupon.percent,
         amount=amount,
         duration=coupon.duration,  # type: ignore[arg-type] # the table's check admits only these
-        periods=coupon.periods,
+        periods=coupon.duration_periods,
         expires_at=coupon.expires_at,
-        valid=catalogue.redeemable(coupon, at),
+        valid=catalogue.is_redeemable(coupon, at),
     )
 
 
-def comparison(plans: list[ServicePlanOut]) -> ComparisonOut:
+def comparison(plans: list[PlanWithServiceOut]) -> PlanComparisonOut:
     """Each plan against the first: resources, entitlements, and prices of the same interval and currency."""
-    first, rest = plans[0], plans[1:]
-    return ComparisonOut(plans=plans, differences=[_difference(first, plan) for plan in rest])
+    first, others = plans[0], plans[1:]
+    return PlanComparisonOut(plans=plans, differences=[_difference(first, plan) for plan in others])
 
 
-def _difference(first: ServicePlanOut, plan: ServicePlanOut) -> DifferenceOut:
+def _difference(first: PlanWithServiceOut, plan: PlanWithServiceOut) -> PlanDifferenceOut:
     before, after = first.resources.model_dump(), plan.resources.model_dump()
     names = sorted(first.entitlements.keys() | plan.entitlements.keys())
     base = {price.currency: price.amount_minor for price in first.prices}
-    return DifferenceOut(
+    return PlanDifferenceOut(
         plan_id=plan.id,
         resources={name: after[name] - before[name] for name in before},
         entitlements={

@@ -9,99 +9,99 @@ from zoneinfo import available_timezones
 import email_validator
 from pydantic import AfterValidator, Field
 
-from api.envelope import Body, Instant, Schema
+from api.response_envelope import Instant, RequestModel, ResponseModel
 
-# Whoever runs this inside a company or a sandbox mails to addresses that the public internet does not know.
+# Installations inside a company and sandboxes send mail to domains that do not exist on the public internet.
 email_validator.SPECIAL_USE_DOMAIN_NAMES.clear()
 
-LONGEST_PASSWORD = 256
+MAX_PASSWORD_LENGTH = 256
 
 
-def _address(given: str) -> str:
+def _normalize_email(text: str) -> str:
     try:
-        found = email_validator.validate_email(given.strip(), check_deliverability=False, allow_quoted_local=False)
+        validated = email_validator.validate_email(text.strip(), check_deliverability=False, allow_quoted_local=False)
     except email_validator.EmailNotValidError:
-        raise ValueError("This is not an email address.") from None
-    return found.normalized
+        raise ValueError("Invalid email address.") from None
+    return validated.normalized
 
 
-def _one_line(given: str) -> str:
+def _single_line(text: str) -> str:
     """Names end up in mail headers and pages: line breaks, control and direction characters become spaces."""
-    visible = "".join(" " if unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp") else c for c in given)
-    found = " ".join(visible.split())
-    if not found:
-        raise ValueError("This must not be empty.")
-    return found
+    visible = "".join(" " if unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp") else c for c in text)
+    line = " ".join(visible.split())
+    if not line:
+        raise ValueError("Must not be empty.")
+    return line
 
 
-def _zone(given: str) -> str:
-    if given not in available_timezones():
-        raise ValueError("This is not the name of a time zone.")
-    return given
+def _require_timezone(name: str) -> str:
+    if name not in available_timezones():
+        raise ValueError("Unknown IANA time zone.")
+    return name
 
 
-Email = Annotated[str, Field(max_length=254, examples=["ada@example.com"]), AfterValidator(_address)]
-Name = Annotated[str, Field(min_length=1, max_length=200, examples=["Ada Lovelace"]), AfterValidator(_one_line)]
-NewPassword = Annotated[str, Field(min_length=8, max_length=LONGEST_PASSWORD, examples=["correct horse battery"])]
-Password = Annotated[str, Field(max_length=LONGEST_PASSWORD, examples=["correct horse battery"])]
+Email = Annotated[str, Field(max_length=254, examples=["ada@example.com"]), AfterValidator(_normalize_email)]
+Name = Annotated[str, Field(min_length=1, max_length=200, examples=["Ada Lovelace"]), AfterValidator(_single_line)]
+NewPassword = Annotated[str, Field(min_length=8, max_length=MAX_PASSWORD_LENGTH, examples=["correct horse battery"])]
+Password = Annotated[str, Field(max_length=MAX_PASSWORD_LENGTH, examples=["correct horse battery"])]
 Token = Annotated[str, Field(min_length=1, max_length=512)]
 Country = Annotated[str, Field(pattern=r"^[A-Z]{2}$", examples=["DE"])]
-Currency = Annotated[str, Field(pattern=r"^[A-Z]{3}$", examples=["USD"])]
-Zone = Annotated[str, Field(max_length=64, examples=["Europe/Berlin"]), AfterValidator(_zone)]
+CurrencyCode = Annotated[str, Field(pattern=r"^[A-Z]{3}$", examples=["USD"])]
+TimezoneName = Annotated[str, Field(max_length=64, examples=["Europe/Berlin"]), AfterValidator(_require_timezone)]
 
 
-class Registration(Body):
+class RegistrationIn(RequestModel):
     email: Email
     password: NewPassword
     name: Name
     country: Country | None = None
-    currency: Currency = "USD"
-    timezone: Zone = "UTC"
+    currency: CurrencyCode = "USD"
+    timezone: TimezoneName = "UTC"
 
 
-class Login(Body):
+class LoginIn(RequestModel):
     email: Annotated[str, Field(max_length=254, examples=["ada@example.com"])]
     password: Password
 
 
-class Refresh(Body):
+class RefreshIn(RequestModel):
     refresh_token: Token
 
 
-class Logout(Body):
+class LogoutIn(RequestModel):
     refresh_token: Token | None = None
 
 
-class TokenBody(Body):
+class TokenIn(RequestModel):
     token: Token
 
 
-class Forgotten(Body):
+class ForgotPasswordIn(RequestModel):
     email: Annotated[str, Field(max_length=254, examples=["ada@example.com"])]
 
 
-class Reset(Body):
+class ResetPasswordIn(RequestModel):
     token: Token
     password: NewPassword
 
 
-class PasswordChange(Body):
+class ChangePasswordIn(RequestModel):
     current_password: Password
     password: NewPassword
 
 
-class OrganizationPatch(Body):
+class UpdateOrganizationIn(RequestModel):
     name: Name | None = None
     country: Country | None = None
-    timezone: Zone | None = None
+    timezone: TimezoneName | None = None
 
 
-class UserPatch(Body):
+class UpdateUserIn(RequestModel):
     name: Name | None = None
-    organization: OrganizationPatch | None = None
+    organization: UpdateOrganizationIn | None = None
 
 
-class OrganizationView(Schema):
+class OrganizationOut(ResponseModel):
     id: str
     name: str
     currency: str
@@ -109,7 +109,7 @@ class OrganizationView(Schema):
     timezone: str
 
 
-class UserView(Schema):
+class UserOut(ResponseModel):
     id: str
     email: str
     name: str
@@ -117,17 +117,17 @@ class UserView(Schema):
     email_verified: bool
 
 
-class Registered(Schema):
-    user: UserView
-    organization: OrganizationView
+class RegistrationOut(ResponseModel):
+    user: UserOut
+    organization: OrganizationOut
 
 
-class MeView(UserView):
-    organization: OrganizationView
+class MeOut(UserOut):
+    organization: OrganizationOut
     created_at: Instant
 
 
-class TokensView(Schema):
+class TokensOut(ResponseModel):
     """``expires_in`` seconds."""
 
     access_token: str
@@ -136,7 +136,7 @@ class TokensView(Schema):
     refresh_token: str
 
 
-class SessionView(Schema):
+class SessionOut(ResponseModel):
     id: str
     created_at: Instant
     last_used_at: Instant
@@ -146,5 +146,5 @@ class SessionView(Schema):
     current: bool
 
 
-class Nothing(Schema):
+class EmptyOut(ResponseModel):
     """There is nothing more to say."""

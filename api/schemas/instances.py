@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from api.envelope import Instant, Schema
+from api.response_envelope import Instant, ResponseModel
 from api.schemas.catalogue import ResourcesOut, resources_of
 from db.models.instances import Instance, InstanceOperation
 
 
-class ConditionOut(Schema):
+class ConditionOut(ResponseModel):
     type: str
     status: str
     reason: str | None = None
@@ -17,7 +17,7 @@ class ConditionOut(Schema):
     at: Instant | None = None
 
 
-class InstanceOut(Schema):
+class InstanceOut(ResponseModel):
     """``reason`` is a stable code that says why it is not ready; ``conditions`` say it in words."""
 
     id: str
@@ -38,19 +38,30 @@ class InstanceOut(Schema):
     workflow_id: str
 
 
-class OperationOut(Schema):
+class OperationOut(ResponseModel):
+    """``reason`` is a stable code of why it failed; ``message`` says it in words."""
+
     id: str
     kind: str
     status: str
     reason: str | None = None
+    message: str | None = None
     created_at: Instant | None = None
     started_at: Instant | None = None
     finished_at: Instant | None = None
     workflow_id: str | None = None
 
 
-class OperationStarted(Schema):
+class OperationStarted(ResponseModel):
     operation: OperationOut
+
+
+class CredentialsOut(ResponseModel):
+    """The first administrator's. ``url`` is where to sign in."""
+
+    url: str
+    username: str
+    password: str
 
 
 def instance_out(row: Instance, workflow_id: str) -> InstanceOut:
@@ -58,7 +69,7 @@ def instance_out(row: Instance, workflow_id: str) -> InstanceOut:
         id=row.id,
         subscription_id=row.subscription_id,
         status=row.status,
-        reason=row.reason,
+        reason=row.failure_reason,
         url=row.url,
         hostname=row.hostname,
         namespace=row.namespace,
@@ -79,7 +90,8 @@ def operation_out(row: InstanceOperation, workflow_id: str) -> OperationOut:
         id=row.id,
         kind=row.kind,
         status=row.status,
-        reason=row.reason,
+        reason=row.failure_reason,
+        message=row.message,
         created_at=row.created_at,
         started_at=row.started_at,
         finished_at=row.finished_at,

@@ -6,55 +6,55 @@ from typing import Any
 
 from pydantic import Field
 
-from api.envelope import Amount, Body, Instant, Schema
-from db.models.billing import TimelineEvent
-from db.queries.subscriptions import SubscriptionRow
-from workflows.ports.subscription import CancelAt, Collection
+from api.response_envelope import Amount, Instant, RequestModel, ResponseModel
+from db.models.subscriptions import TimelineEvent
+from db.queries.subscriptions import SubscriptionDetails
+from workflows.ports.subscription import CancelAt, CollectionMethod
 from workflows.rules.money import Money
-from workflows.rules.plan_change import Quote
-from workflows.rules.proration import Mode
+from workflows.rules.plan_change import PlanChangeQuote
+from workflows.rules.proration import PlanChangeMode
 
 
-class OrderIn(Body):
+class CreateSubscriptionIn(RequestModel):
     """``collection``: the wallet alone, a card alone, or (absent) the wallet and a card for the rest."""
 
     plan_id: str = Field(min_length=1, max_length=100, description="A plan's id or code")
     name: str | None = Field(default=None, min_length=1, max_length=100)
-    parameters: dict[str, Any] = Field(default_factory=dict, description="As the service's `parameters` schema says")
+    parameters: dict[str, Any] = Field(default_factory=dict, description="Must match the service's `parameters_schema`")
     coupon: str | None = Field(default=None, min_length=1, max_length=100)
-    collection: Collection | None = None
+    collection: CollectionMethod | None = None
 
 
-class CancelIn(Body):
+class CancelIn(RequestModel):
     at: CancelAt
     reason: str = Field(default="", max_length=500)
 
 
-class ChangePlanIn(Body):
+class ChangePlanIn(RequestModel):
     """Without ``mode``: upgrades at once, downgrades when the paid period ends."""
 
     plan_id: str = Field(min_length=1, max_length=100, description="A plan's id or code")
-    mode: Mode | None = None
+    mode: PlanChangeMode | None = None
 
 
-class PeriodOut(Schema):
+class PeriodOut(ResponseModel):
     start: Instant
     end: Instant
 
 
-class PlanRef(Schema):
+class PlanRef(ResponseModel):
     id: str
     code: str
 
 
-class InstanceRef(Schema):
+class SubscriptionInstanceOut(ResponseModel):
     id: str
     status: str
     url: str | None
     hostname: str | None
 
 
-class SubscriptionOut(Schema):
+class SubscriptionOut(ResponseModel):
     """``current_period`` is null until the instance was ready; ``workflow_id`` names the process that drives it."""
 
     id: str
@@ -64,7 +64,7 @@ class SubscriptionOut(Schema):
     plan: PlanRef
     pending_plan_id: str | None
     price: Amount | None
-    instance: InstanceRef
+    instance: SubscriptionInstanceOut
     current_period: PeriodOut | None
     trial_end: Instant | None
     cancel_at_period_end: bool
@@ -75,7 +75,7 @@ class SubscriptionOut(Schema):
     workflow_id: str
 
 
-class QuoteLineOut(Schema):
+class PreviewLineOut(ResponseModel):
     description: str
     amount: Amount
     period: PeriodOut
@@ -87,64 +87,65 @@ class NextInvoiceOut(Amount):
     at: Instant
 
 
-class QuoteOut(Schema):
+class PlanChangePreviewOut(ResponseModel):
     """What a plan change would invoice now. ``mode`` is the one asked for, or the default."""
 
-    mode: Mode
-    lines: list[QuoteLineOut]
+    mode: PlanChangeMode
+    lines: list[PreviewLineOut]
     due_now: Amount
     credit: Amount
     next_invoice: NextInvoiceOut
 
 
-class TimelineOut(Schema):
+class TimelineOut(ResponseModel):
     at: Instant
     kind: str
     message: str
     ref: str | None
 
 
-def amount(money: Money) -> Amount:
+def to_amount(money: Money) -> Amount:
     return Amount(amount_minor=money.amount_minor, currency=money.currency)
 
 
-def subscription_out(row: SubscriptionRow) -> SubscriptionOut:
-    known, instance = row.subscription, row.instance
-    start, end = known.current_period_start, known.current_period_end
+def subscription_out(row: SubscriptionDetails) -> SubscriptionOut:
+    start, end = row.current_period_start, row.current_period_end
     return SubscriptionOut(
-        id=known.id,
-        status=known.status,
-        name=known.name,
-        service=row.service.slug,
-        plan=PlanRef(id=row.plan.id, code=row.plan.code),
-        pending_plan_id=known.pending_plan_id,
-        price=Amount(amount_minor=known.price_minor, currency=known.currency),
-        instance=InstanceRef.model_validate(instance),
+        id=row.id,
+        status=row.status,
+        name=row.name,
+        service=row.service,
+        plan=PlanRef(id=row.plan_id, code=row.plan_code),
+        pending_plan_id=row.pending_plan_id,
+        price=Amount(amount_minor=row.price_minor, currency=row.currency),
+        instance=SubscriptionInstanceOut(
+            id=row.instance_id, status=row.instance_status, url=row.instance_url, hostname=row.instance_hostname
+        ),
         current_period=PeriodOut(start=start, end=end) if start is not None and end is not None else None,
-        trial_end=known.trial_end,
-        cancel_at_period_end=known.cancel_at_period_end,
-        cancelled_at=known.cancelled_at,
-        delete_at=known.delete_at,
-        coupon=known.coupon_code,
-        created_at=known.created_at,
-        workflow_id=known.workflow_id,
+        trial_end=row.trial_end,
+        cancel_at_period_end=row.cancel_at_period_end,
+        cancelled_at=row.cancelled_at,
+        delete_at=row.data_deletion_at,
+        coupon=row.coupon_code,
+        created_at=row.created_at,
+        workflow_id=row.workflow_id,
     )
 
 
-def quote_out(quote: Quote) -> QuoteOut:
+def quote_out(quote: PlanChangeQuote) -> PlanChangePreviewOut:
     following = quote.next_invoice
-    return QuoteOut(
+    return PlanChangePreviewOut(
         mode=quote.mode,
         lines=[
-            QuoteLineOut(
+            PreviewLineOut(
                 description=line.description,
-                amount=amount(line.amount),
+                amount=to_amount(line.amount),
                 period=PeriodOut(start=line.period.start, end=line.period.end),
             )
             for line in quote.lines
         ],
-        due_now=amount(quote.due),
-        credit=amount(quote.credit),
+        due_now=to_amount(quote.amount_due),
+        credit=to_amount(quote.credit),
         next_invoice=NextInvoiceOut(
             amount_minor=following.amount_minor, currency=following.currency, at=quote.period.end
         ),
@@ -152,4 +153,4 @@ def quote_out(quote: Quote) -> QuoteOut:
 
 
 def timeline_out(event: TimelineEvent) -> TimelineOut:
-    return TimelineOut.model_validate(event)
+    return TimelineOut(at=event.occurred_at, kind=event.kind, message=event.message, ref=event.reference_id)

@@ -9,7 +9,7 @@ from sqlalchemy import CheckConstraint, ForeignKey, UniqueConstraint, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from db.base import Base
+from db.base import Base, same_organization
 
 
 class Service(Base):
@@ -26,10 +26,10 @@ class Service(Base):
     name: Mapped[str]
     description: Mapped[str]
     category: Mapped[str]
-    template: Mapped[str]
+    template_directory: Mapped[str]
     version: Mapped[str]
     icon: Mapped[str]
-    published: Mapped[bool] = mapped_column(default=True, server_default=text("true"))
+    is_published: Mapped[bool] = mapped_column(default=True, server_default=text("true"))
     parameters_schema: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'::jsonb"))
     plans: Mapped[list[Plan]] = relationship(lazy="raise", viewonly=True, back_populates="service")
 
@@ -59,9 +59,9 @@ class Plan(Base):
     storage_gib: Mapped[int]
     replicas: Mapped[int] = mapped_column(default=1, server_default=text("1"))
     entitlements: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'::jsonb"))
-    dunning: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
-    public: Mapped[bool] = mapped_column(default=True, server_default=text("true"))
-    retired: Mapped[bool] = mapped_column(default=False, server_default=text("false"))
+    dunning_policy: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    is_public: Mapped[bool] = mapped_column(default=True, server_default=text("true"))
+    is_retired: Mapped[bool] = mapped_column(default=False, server_default=text("false"))
     service: Mapped[Service] = relationship(lazy="raise", viewonly=True, back_populates="plans")
     prices: Mapped[list[Price]] = relationship(
         lazy="raise", viewonly=True, order_by="(Price.currency, Price.effective_from)"
@@ -91,42 +91,48 @@ class Coupon(Base):
     __tablename__ = "coupons"
     __table_args__ = (
         CheckConstraint(
-            "(kind = 'percent' AND percent IS NOT NULL AND percent BETWEEN 1 AND 100"
+            "(discount_type = 'percent' AND percent IS NOT NULL AND percent BETWEEN 1 AND 100"
             " AND amount_minor IS NULL AND currency IS NULL)"
-            " OR (kind = 'fixed' AND percent IS NULL AND amount_minor IS NOT NULL AND amount_minor > 0"
+            " OR (discount_type = 'fixed' AND percent IS NULL AND amount_minor IS NOT NULL AND amount_minor > 0"
             " AND currency IS NOT NULL)",
-            name="kind",
+            name="discount_type",
         ),
         CheckConstraint(
-            "(duration IN ('once', 'forever') AND periods IS NULL)"
-            " OR (duration = 'periods' AND periods IS NOT NULL AND periods > 0)",
+            "(duration IN ('once', 'forever') AND duration_periods IS NULL)"
+            " OR (duration = 'periods' AND duration_periods IS NOT NULL AND duration_periods > 0)",
             name="duration",
         ),
         CheckConstraint(
-            "redeemed >= 0 AND (max_redemptions IS NULL OR redeemed <= max_redemptions)", name="redemptions"
+            "redemption_count >= 0 AND (max_redemptions IS NULL OR redemption_count <= max_redemptions)",
+            name="redemptions",
         ),
     )
 
     code: Mapped[str] = mapped_column(primary_key=True)
-    kind: Mapped[str]
+    discount_type: Mapped[str]
     percent: Mapped[int | None]
     amount_minor: Mapped[int | None]
     currency: Mapped[str | None]
     duration: Mapped[str]
-    periods: Mapped[int | None]
+    duration_periods: Mapped[int | None]
     max_redemptions: Mapped[int | None]
-    redeemed: Mapped[int] = mapped_column(default=0, server_default=text("0"))
+    redemption_count: Mapped[int] = mapped_column(default=0, server_default=text("0"))
     expires_at: Mapped[datetime | None]
-    active: Mapped[bool] = mapped_column(default=True, server_default=text("true"))
+    is_active: Mapped[bool] = mapped_column(default=True, server_default=text("true"))
 
 
 class CouponRedemption(Base):
-    """One subscription's use of a coupon: ``reserved`` with the order, then ``used`` or ``released`` once."""
+    """One subscription's use of a coupon: ``reserved`` with the order, then ``redeemed`` or ``released`` once."""
 
     __tablename__ = "coupon_redemptions"
-    __table_args__ = (CheckConstraint("status IN ('reserved', 'used', 'released')", name="status"),)
+    __table_args__ = (
+        CheckConstraint("status IN ('reserved', 'redeemed', 'released')", name="status"),
+        same_organization(
+            "coupon_redemptions", "subscription_id", "subscriptions", deferrable=True, initially="DEFERRED"
+        ),
+    )
 
     subscription_id: Mapped[str] = mapped_column(primary_key=True)
     coupon_code: Mapped[str] = mapped_column(ForeignKey("coupons.code"), index=True)
-    organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"), index=True)
+    organization_id: Mapped[str] = mapped_column(index=True)
     status: Mapped[str]

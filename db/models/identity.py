@@ -1,4 +1,4 @@
-"""People, the organisations they act for, their sessions, and what they did."""
+"""People, the organizations they act for, their sessions, and what they did."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Organization(Base):
 
 
 class User(Base):
-    """A person. ``email`` is unique whatever its case; ``role`` is the platform's, an organisation's is a membership's.
+    """A person. ``email`` is unique whatever its case; ``role`` is the platform's, an organization's is a membership's.
 
     ``role`` is one of ``USER ADMINISTRATOR NODE_OPERATOR DASHBOARD_OPERATOR``; the API's database role cannot write it.
     """
@@ -55,7 +55,7 @@ class User(Base):
 
 
 class Membership(Base):
-    """What a user may do in an organisation: ``owner admin billing member``."""
+    """What a user may do in an organization: ``owner admin billing member``."""
 
     __tablename__ = "memberships"
     __table_args__ = (CheckConstraint("role IN ('owner', 'admin', 'billing', 'member')", name="role"),)
@@ -66,10 +66,10 @@ class Membership(Base):
     created_at: Mapped[datetime]
 
 
-class LoginSession(Base):
+class UserSession(Base):
     """One sign-in and the family of refresh tokens that grew from it. A revoked one takes its tokens with it."""
 
-    __tablename__ = "sessions"
+    __tablename__ = "user_sessions"
 
     id: Mapped[str] = mapped_column(primary_key=True)
     user_id: Mapped[str] = mapped_column(ForeignKey("users.id"), index=True)
@@ -78,7 +78,7 @@ class LoginSession(Base):
     last_used_at: Mapped[datetime]
     expires_at: Mapped[datetime]
     revoked_at: Mapped[datetime | None]
-    revoked_because: Mapped[str | None]
+    revocation_reason: Mapped[str | None]
     ip: Mapped[str | None]
     user_agent: Mapped[str | None]
 
@@ -89,7 +89,7 @@ class RefreshToken(Base):
     __tablename__ = "refresh_tokens"
 
     token_hash: Mapped[str] = mapped_column(primary_key=True)
-    session_id: Mapped[str] = mapped_column(ForeignKey("sessions.id", ondelete="CASCADE"), index=True)
+    session_id: Mapped[str] = mapped_column(ForeignKey("user_sessions.id", ondelete="CASCADE"), index=True)
     user_id: Mapped[str] = mapped_column(ForeignKey("users.id"))
     issued_at: Mapped[datetime]
     expires_at: Mapped[datetime]
@@ -109,10 +109,10 @@ class OneTimeToken(Base):
     used_at: Mapped[datetime | None]
 
 
-class RevokedToken(Base):
+class RevokedSession(Base):
     """A session whose access tokens are refused although they have not expired. Short-lived, read by every process."""
 
-    __tablename__ = "revoked_tokens"
+    __tablename__ = "revoked_sessions"
 
     session_id: Mapped[str] = mapped_column(primary_key=True)
     revoked_at: Mapped[datetime]
@@ -120,9 +120,11 @@ class RevokedToken(Base):
 
 
 class IdempotencyRecord(Base):
-    """What an order was answered, kept a day. ``status`` is null while the first request is at work.
+    """The response stored under an idempotency key, kept as long as the objects whose ids derive from the key.
 
-    ``route`` is method and path, ``body_hash`` the SHA-256 of the canonical body.
+    ``route`` is method and path,
+    ``request_hash`` the SHA-256 of the canonical body. ``response_status`` is null until a response
+    is stored; a response that is not final (202) is replaced by the next request under the key.
     """
 
     __tablename__ = "idempotency_records"
@@ -130,31 +132,37 @@ class IdempotencyRecord(Base):
     organization_id: Mapped[str] = mapped_column(primary_key=True)
     route: Mapped[str] = mapped_column(primary_key=True)
     key: Mapped[str] = mapped_column(primary_key=True)
-    body_hash: Mapped[str]
-    claim: Mapped[str]
+    request_hash: Mapped[str]
+    claim_id: Mapped[str]
     claimed_until: Mapped[datetime]
-    status: Mapped[int | None]
-    body: Mapped[str | None]
-    expires_at: Mapped[datetime] = mapped_column(index=True)
+    response_status: Mapped[int | None]
+    response_body: Mapped[str | None]
+    is_final: Mapped[bool] = mapped_column(server_default=text("false"))
 
 
 class AuditEntry(Base):
-    """Who did what, when, from where; append-only and chained by hash, one chain per organisation.
+    """Who did what, when, from where; append-only and chained by hash, one chain per organization.
 
     ``sequence``, ``previous_hash`` and ``hash`` are written by the database itself. ``organization_id`` is null for
     what concerns the platform as a whole.
     """
 
     __tablename__ = "audit_log"
-    __table_args__ = (Index("ix_audit_log_organization_id_id", "organization_id", "id"),)
+    __table_args__ = (
+        Index("ix_audit_log_organization_id_id", "organization_id", "id"),
+        Index("ix_audit_log_actor_id", "actor", "id"),
+        Index("ix_audit_log_action_id", "action", "id"),
+        Index("ix_audit_log_object_id_id", "object_id", "id"),
+    )
 
     id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
     organization_id: Mapped[str | None]
     actor: Mapped[str]
     action: Mapped[str]
-    object: Mapped[str | None]
+    object_id: Mapped[str | None]
     before: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
     after: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    reason: Mapped[str | None]
     ip: Mapped[str | None]
     request_id: Mapped[str | None]
     at: Mapped[datetime]
@@ -163,10 +171,10 @@ class AuditEntry(Base):
     hash: Mapped[str | None]
 
 
-class AuditHead(Base):
+class AuditChainHead(Base):
     """Where each chain of the audit log stands; a chain that was cut short no longer ends here."""
 
-    __tablename__ = "audit_heads"
+    __tablename__ = "audit_chain_heads"
 
     chain: Mapped[str] = mapped_column(primary_key=True)
     sequence: Mapped[int]

@@ -1,4 +1,4 @@
-"""Payments, methods on file, refunds, and what gateways told us."""
+"""Payments, payment methods, refunds and webhook events."""
 
 from __future__ import annotations
 
@@ -7,22 +7,25 @@ from datetime import datetime
 from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from db.base import Base
+from db.base import Base, same_organization
 
 
 class Payment(Base):
     """One payment. Written by its ``Payment`` workflow alone.
 
-    ``idempotency_key`` is the root of every key toward the gateway, stored before the first call. ``settled_run`` is
-    the workflow run that saw it succeed, so that this run alone tells subscriptions of the money; ``to_wallet`` says
-    that the money went there although something else was to be paid. ``requested_at`` is the database's own clock,
-    because a gateway forgets keys by its own; the other instants are business time. Per invoice at most one payment
-    is in flight.
+    ``idempotency_key`` is the root of every key toward the gateway, stored before the first call. ``closing_run_id`` is
+    the workflow run that saw it succeed: this run alone signals subscriptions of the money. ``credited_to_wallet``:
+    the money went to the wallet although the payment was for an invoice. ``gateway_requested_at`` is an instant of the
+    database's clock, because a gateway forgets keys by real time; the other instants are of the subscription's clock.
+    Per invoice at most one payment is in flight.
     """
 
     __tablename__ = "payments"
     __table_args__ = (
         UniqueConstraint("gateway", "gateway_reference"),
+        UniqueConstraint("organization_id", "id", "currency"),
+        same_organization("payments", "subscription_id", "subscriptions"),
+        same_organization("payments", "payment_method_id", "payment_methods"),
         Index(
             "uq_payments_one_in_flight_per_invoice",
             "invoice_id",
@@ -34,7 +37,8 @@ class Payment(Base):
         Index("ix_payments_organization_id_created_at_id", "organization_id", "created_at", "id"),
         CheckConstraint("amount_minor > 0", name="amount"),
         CheckConstraint(
-            "captured_minor IN (0, amount_minor) AND refunded_minor BETWEEN 0 AND captured_minor", name="moved"
+            "captured_minor IN (0, amount_minor) AND refunded_minor BETWEEN 0 AND captured_minor",
+            name="valid_captured_and_refunded",
         ),
         CheckConstraint("purpose IN ('top_up', 'order', 'invoice')", name="purpose"),
         CheckConstraint(
@@ -46,12 +50,12 @@ class Payment(Base):
 
     id: Mapped[str] = mapped_column(primary_key=True)
     organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"))
-    subscription_id: Mapped[str | None] = mapped_column(ForeignKey("subscriptions.id"), index=True)
+    subscription_id: Mapped[str | None] = mapped_column(index=True)
     invoice_id: Mapped[str | None] = mapped_column(index=True)
     purpose: Mapped[str]
     gateway: Mapped[str]
     gateway_reference: Mapped[str | None]
-    payment_method_id: Mapped[str | None] = mapped_column(ForeignKey("payment_methods.id"))
+    payment_method_id: Mapped[str | None]
     amount_minor: Mapped[int]
     currency: Mapped[str]
     captured_minor: Mapped[int] = mapped_column(default=0, server_default=text("0"))
@@ -60,83 +64,97 @@ class Payment(Base):
     decline_code: Mapped[str | None]
     redirect_url: Mapped[str | None]
     idempotency_key: Mapped[str] = mapped_column(unique=True)
-    requested_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    gateway_requested_at: Mapped[datetime] = mapped_column(server_default=func.now())
     workflow_id: Mapped[str]
-    settled_run: Mapped[str | None]
-    to_wallet: Mapped[bool] = mapped_column(default=False, server_default=text("false"))
+    closing_run_id: Mapped[str | None]
+    credited_to_wallet: Mapped[bool] = mapped_column(default=False, server_default=text("false"))
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
     succeeded_at: Mapped[datetime | None]
 
 
 class PaymentMethod(Base):
-    """A card on file: the gateway's name of it, and what a person recognises it by. Never card data.
+    """A card on file: the gateway's name of it, and what a person recognizes it by. Never card data.
 
-    ``position`` orders the backups; a detached method stays for the history of what it paid.
+    ``charge_order`` orders the backups; a detached method stays for the history of what it paid.
     """
 
     __tablename__ = "payment_methods"
     __table_args__ = (
-        UniqueConstraint("gateway", "reference"),
+        UniqueConstraint("gateway", "gateway_reference"),
+        UniqueConstraint("organization_id", "id"),
         Index(
             "uq_payment_methods_one_default",
             "organization_id",
             unique=True,
             postgresql_where=text("is_default AND detached_at IS NULL"),
         ),
-        Index("ix_payment_methods_organization_id_position", "organization_id", "position"),
+        Index("ix_payment_methods_organization_id_charge_order", "organization_id", "charge_order"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
     organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"))
     gateway: Mapped[str]
-    reference: Mapped[str]
-    customer_reference: Mapped[str]
+    gateway_reference: Mapped[str]
+    gateway_customer_reference: Mapped[str]
     brand: Mapped[str]
     last4: Mapped[str]
-    exp_month: Mapped[int]
-    exp_year: Mapped[int]
+    exp_month: Mapped[int | None]
+    exp_year: Mapped[int | None]
     fingerprint: Mapped[str | None]
     is_default: Mapped[bool]
-    position: Mapped[int]
+    charge_order: Mapped[int]
     created_at: Mapped[datetime]
     detached_at: Mapped[datetime | None]
 
+    @property
+    def expires(self) -> str | None:
+        """Return ``MM/YYYY``, None where the gateway did not state the expiry."""
+        if self.exp_month is None or self.exp_year is None:
+            return None
+        return f"{self.exp_month:02d}/{self.exp_year:04d}"
+
 
 class GatewayCustomer(Base):
-    """What a gateway calls an organisation."""
+    """What a gateway calls an organization."""
 
     __tablename__ = "gateway_customers"
-    __table_args__ = (UniqueConstraint("gateway", "reference"),)
+    __table_args__ = (UniqueConstraint("gateway", "gateway_reference"),)
 
     organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"), primary_key=True)
     gateway: Mapped[str] = mapped_column(primary_key=True)
-    reference: Mapped[str]
+    gateway_reference: Mapped[str]
 
 
 class Refund(Base):
-    """Money given back of one payment; ``idempotency_key`` makes a repeated order the same refund.
+    """A refund of one payment; a repeated request with the same ``idempotency_key`` is the same refund.
 
-    ``pending`` ones are reserved: they count in ``payments.refunded_minor`` until they fail.
+    Pending refunds are reserved: they count in ``payments.refunded_minor`` until they fail. ``from_wallet_minor`` is
+    the part that is taken from the wallet, because no invoice holds it; the invoices return the remainder. It is
+    decided when the refund is reserved.
     """
 
     __tablename__ = "refunds"
     __table_args__ = (
         UniqueConstraint("gateway_reference"),
         CheckConstraint("amount_minor > 0", name="amount"),
+        CheckConstraint("from_wallet_minor BETWEEN 0 AND amount_minor", name="from_wallet"),
         CheckConstraint("status IN ('pending', 'succeeded', 'failed')", name="status"),
-        CheckConstraint("\"to\" IN ('source', 'wallet')", name="to"),
+        CheckConstraint("destination IN ('source', 'wallet')", name="destination"),
+        same_organization("refunds", "payment_id", "payments", with_currency=True),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
-    organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"), index=True)
-    payment_id: Mapped[str] = mapped_column(ForeignKey("payments.id"), index=True)
+    organization_id: Mapped[str] = mapped_column(index=True)
+    payment_id: Mapped[str] = mapped_column(index=True)
     amount_minor: Mapped[int]
+    from_wallet_minor: Mapped[int]
     currency: Mapped[str]
-    to: Mapped[str]
+    destination: Mapped[str]
     status: Mapped[str]
     reason: Mapped[str]
     actor: Mapped[str]
+    request_id: Mapped[str | None]
     failure_code: Mapped[str | None]
     gateway_reference: Mapped[str | None]
     idempotency_key: Mapped[str] = mapped_column(unique=True)
@@ -144,11 +162,11 @@ class Refund(Base):
     updated_at: Mapped[datetime]
 
 
-class WebhookEvent(Base):
-    """A verified webhook, once per gateway and event. Only facts about a payment are kept, nothing of a person.
+class WebhookEventRow(Base):
+    """A verified webhook, once per gateway and event. It holds data of a payment, none of a person.
 
-    ``received`` until its payment was told, then ``delivered``; ``ignored`` says nothing about a payment of ours;
-    ``mismatch`` contradicts the payment and moved nothing.
+    ``received`` until the payment's workflow has accepted it, then ``delivered``. ``ignored``: it is about no payment
+    of this installation. ``mismatch``: it contradicts the payment and changed nothing.
     """
 
     __tablename__ = "webhook_events"
@@ -159,15 +177,15 @@ class WebhookEvent(Base):
 
     gateway: Mapped[str] = mapped_column(primary_key=True)
     event_id: Mapped[str] = mapped_column(primary_key=True)
-    kind: Mapped[str]
+    event_type: Mapped[str]
     payment_id: Mapped[str | None] = mapped_column(index=True)
-    reference: Mapped[str | None]
-    fact: Mapped[str | None]
+    gateway_reference: Mapped[str | None]
+    payment_status: Mapped[str | None]
     amount_minor: Mapped[int | None]
     currency: Mapped[str | None]
     decline_code: Mapped[str | None]
     payload_sha256: Mapped[str]
     status: Mapped[str]
-    note: Mapped[str | None]
+    mismatch_reason: Mapped[str | None]
     received_at: Mapped[datetime]
     delivered_at: Mapped[datetime | None]

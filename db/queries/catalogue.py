@@ -13,84 +13,85 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import distinct_on, insert
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import joinedload, selectinload
+from sqlalchemy.orm import joinedload
 
 from db.models.catalogue import Coupon, Plan, Price, Service
-from workflows.rules.ids import derived
+from workflows.rules.ids import derive_id
 from workflows.rules.money import Money
-from workflows.rules.pricing import CouponDuration, CouponKind, Discount, in_force
+from workflows.rules.pricing import CouponDuration, CouponKind, Discount, is_effective
 
 
 def service_id(slug: str) -> str:
-    return derived("svc", slug)
+    return derive_id("svc", slug)
 
 
 def plan_id(code: str) -> str:
-    return derived("pln", code)
+    return derive_id("pln", code)
 
 
 def price_id(plan: str, currency: str, effective_from: datetime) -> str:
-    return derived("prc", plan, currency, effective_from.isoformat())
+    return derive_id("prc", plan, currency, effective_from.isoformat())
 
 
 def current_prices(plan: Plan, at: datetime) -> list[Price]:
     """Return the price in force at ``at`` of each currency, by currency. ``plan.prices`` is loaded."""
     current: dict[str, Price] = {}
     for price in plan.prices:
-        known = current.get(price.currency)
-        if in_force(price.effective_from, at) and (known is None or known.effective_from < price.effective_from):
+        latest = current.get(price.currency)
+        if is_effective(price.effective_from, at) and (latest is None or latest.effective_from < price.effective_from):
             current[price.currency] = price
     return [current[currency] for currency in sorted(current)]
 
 
-def price_in(plan: Plan, currency: str, at: datetime) -> Price | None:
+def current_price(plan: Plan, currency: str, at: datetime) -> Price | None:
     """Return what one interval of ``plan`` costs in ``currency`` at ``at``; None when it is not sold in it."""
     return next((price for price in current_prices(plan, at) if price.currency == currency), None)
 
 
-def on_sale(plan: Plan) -> bool:
+def is_orderable(plan: Plan) -> bool:
     """Whether new subscribers may order it. ``plan.service`` is loaded."""
-    return plan.public and not plan.retired and plan.service.published
+    return plan.is_public and not plan.is_retired and plan.service.is_published
 
 
-async def services(
+async def list_services(
     session: AsyncSession,
     *,
     limit: int,
     after: str | None = None,
     category: str | None = None,
     slug: str | None = None,
-    every: bool = False,
+    include_unpublished: bool = False,
 ) -> Sequence[Service]:
     """Services by slug, with plans and prices. ``every`` includes unpublished ones."""
     query = (
         select(Service)
-        .options(selectinload(Service.plans).selectinload(Plan.prices))
+        .options(joinedload(Service.plans).joinedload(Plan.prices))
         .order_by(Service.slug)
         .limit(limit)
         .execution_options(populate_existing=True)
     )
-    if not every:
-        query = query.where(Service.published)
+    if not include_unpublished:
+        query = query.where(Service.is_published)
     if category is not None:
         query = query.where(Service.category == category)
     if slug is not None:
         query = query.where(Service.slug == slug)
     if after is not None:
         query = query.where(Service.slug > after)
-    return (await session.scalars(query)).all()
+    return (await session.scalars(query)).unique().all()
 
 
-async def service(session: AsyncSession, slug: str) -> Service | None:
+async def get_published_service(session: AsyncSession, slug: str) -> Service | None:
     """The published service called ``slug``, with plans and prices."""
-    return await session.scalar(
+    query = (
         select(Service)
-        .options(selectinload(Service.plans).selectinload(Plan.prices))
-        .where(Service.slug == slug, Service.published)
+        .options(joinedload(Service.plans).joinedload(Plan.prices))
+        .where(Service.slug == slug, Service.is_published)
     )
+    return (await session.scalars(query)).unique().one_or_none()
 
 
-async def plans(
+async def list_plans(
     session: AsyncSession,
     *,
     limit: int,
@@ -98,18 +99,18 @@ async def plans(
     service_slug: str | None = None,
     interval: str | None = None,
     ids: Sequence[str] | None = None,
-    every: bool = False,
+    include_hidden: bool = False,
 ) -> Sequence[Plan]:
     """Plans on sale by code, with service and prices. ``every`` includes hidden and retired ones."""
     query = (
         select(Plan)
         .join(Plan.service)
-        .options(joinedload(Plan.service), selectinload(Plan.prices))
+        .options(joinedload(Plan.service), joinedload(Plan.prices))
         .order_by(Plan.code)
         .limit(limit)
     )
-    if not every:
-        query = query.where(Plan.public, ~Plan.retired, Service.published)
+    if not include_hidden:
+        query = query.where(Plan.is_public, ~Plan.is_retired, Service.is_published)
     if after is not None:
         query = query.where(Plan.code > after)
     if service_slug is not None:
@@ -118,74 +119,83 @@ async def plans(
         query = query.where(Plan.interval == interval)
     if ids is not None:
         query = query.where(Plan.id.in_(ids) | Plan.code.in_(ids))
-    return (await session.scalars(query)).all()
+    return (await session.scalars(query)).unique().all()
 
 
-async def plan(session: AsyncSession, identifier: str) -> Plan | None:
+async def get_plan(session: AsyncSession, identifier: str) -> Plan | None:
     """The plan of that id or code whatever its standing, with service and prices."""
-    return await session.scalar(
+    query = (
         select(Plan)
-        .options(joinedload(Plan.service), selectinload(Plan.prices))
+        .options(joinedload(Plan.service), joinedload(Plan.prices))
         .where((Plan.id == identifier) | (Plan.code == identifier))
         .limit(1)
     )
+    return (await session.scalars(query)).unique().first()
 
 
-async def coupon(session: AsyncSession, code: str) -> Coupon | None:
+async def find_plan_id(session: AsyncSession, identifier: str) -> str | None:
+    """Return the id of the plan with this id or code, published or not."""
+    plan: str | None = await session.scalar(
+        select(Plan.id).where((Plan.id == identifier) | (Plan.code == identifier)).limit(1)
+    )
+    return plan
+
+
+async def get_coupon(session: AsyncSession, code: str) -> Coupon | None:
     return await session.get(Coupon, code.upper())
 
 
-def redeemable(coupon: Coupon, at: datetime) -> bool:
+def is_redeemable(coupon: Coupon, at: datetime) -> bool:
     """Whether another subscription may use it at ``at``."""
     return (
-        coupon.active
+        coupon.is_active
         and (coupon.expires_at is None or at < coupon.expires_at)
-        and (coupon.max_redemptions is None or coupon.redeemed < coupon.max_redemptions)
+        and (coupon.max_redemptions is None or coupon.redemption_count < coupon.max_redemptions)
     )
 
 
-def discount(coupon: Coupon, periods_left: int | None) -> Discount:
+def build_discount(coupon: Coupon, periods_left: int | None) -> Discount:
     """The coupon as one subscription has it; ``periods_left`` None is for ever."""
     amount = None
     if coupon.amount_minor is not None and coupon.currency is not None:
         amount = Money(amount_minor=coupon.amount_minor, currency=coupon.currency)
     return Discount(
         code=coupon.code,
-        kind=CouponKind(coupon.kind),
+        kind=CouponKind(coupon.discount_type),
         percent=coupon.percent or 0,
         amount=amount,
-        periods_left=periods_left,
+        remaining_periods=periods_left,
     )
 
 
-def periods_of(coupon: Coupon) -> int | None:
+def redemption_periods(coupon: Coupon) -> int | None:
     """How many periods a new redemption of it reduces; None is for ever."""
     match CouponDuration(coupon.duration):
         case CouponDuration.ONCE:
             return 1
         case CouponDuration.PERIODS:
-            return coupon.periods
+            return coupon.duration_periods
         case CouponDuration.FOREVER:
             return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServiceFacts:
+class ServiceDefinition:
     """A service as its template or an administrator describes it."""
 
     slug: str
     name: str
     description: str
     category: str
-    template: str
+    template_directory: str
     version: str
     icon: str
-    published: bool
+    is_published: bool
     parameters_schema: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlanFacts:
+class PlanDefinition:
     """A plan without its prices. CPU in millicores, memory in MiB, storage in GiB."""
 
     code: str
@@ -197,24 +207,24 @@ class PlanFacts:
     storage_gib: int
     replicas: int
     entitlements: dict[str, Any]
-    dunning: dict[str, Any] | None
-    public: bool
-    retired: bool
+    dunning_policy: dict[str, Any] | None
+    is_public: bool
+    is_retired: bool
 
 
-def _values(facts: ServiceFacts | PlanFacts) -> dict[str, Any]:
+def _values(facts: ServiceDefinition | PlanDefinition) -> dict[str, Any]:
     return {name: getattr(facts, name) for name in facts.__slots__}
 
 
-async def put_service(session: AsyncSession, facts: ServiceFacts, *, keep: Collection[str] = ()) -> str:
+async def upsert_service(session: AsyncSession, facts: ServiceDefinition, *, preserve: Collection[str] = ()) -> str:
     """Write a service, whether or not it exists, and return its id. What ``keep`` names stays as it was."""
     values = _values(facts)
     row = insert(Service).values(id=service_id(facts.slug), **values)
-    await session.execute(row.on_conflict_do_update(index_elements=[Service.slug], set_=_without(values, keep)))
+    await session.execute(row.on_conflict_do_update(index_elements=[Service.slug], set_=_without(values, preserve)))
     return service_id(facts.slug)
 
 
-async def put_plan(session: AsyncSession, service: str, facts: PlanFacts, *, keep: Collection[str] = ()) -> str:
+async def upsert_plan(session: AsyncSession, service: str, facts: PlanDefinition, *, keep: Collection[str] = ()) -> str:
     """Write a plan of the service of id ``service``, whether or not it exists, and return its id."""
     values = _values(facts) | {"service_id": service}
     row = insert(Plan).values(id=plan_id(facts.code), **values)
@@ -226,7 +236,7 @@ def _without(values: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in names}
 
 
-async def put_price(session: AsyncSession, plan: str, amount: Money, effective_from: datetime) -> str | None:
+async def insert_price(session: AsyncSession, plan: str, amount: Money, effective_from: datetime) -> str | None:
     """Insert a price of the plan of id ``plan``; None when that plan has one in force from that instant already."""
     identifier = price_id(plan, amount.currency, effective_from)
     row = insert(Price).values(
@@ -239,7 +249,7 @@ async def put_price(session: AsyncSession, plan: str, amount: Money, effective_f
     return await session.scalar(row.on_conflict_do_nothing().returning(Price.id))
 
 
-async def latest_prices(session: AsyncSession, plan: str) -> dict[str, Price]:
+async def latest_declared_prices(session: AsyncSession, plan: str) -> dict[str, Price]:
     """The last declared price of each currency, also one that is not in force yet."""
     rows = await session.scalars(
         select(Price)
@@ -251,7 +261,7 @@ async def latest_prices(session: AsyncSession, plan: str) -> dict[str, Price]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CouponFacts:
+class CouponDefinition:
     """A coupon as an administrator describes it; ``code`` is upper-case."""
 
     code: str
@@ -264,16 +274,16 @@ class CouponFacts:
     expires_at: datetime | None = None
 
 
-async def add_coupon(session: AsyncSession, facts: CouponFacts) -> bool:
-    """Insert a coupon; False when the code is taken (a coupon that somebody may have used never changes)."""
+async def add_coupon(session: AsyncSession, facts: CouponDefinition) -> bool:
+    """Insert a coupon; return False when the code is taken, because a redeemed coupon must not change."""
     row = insert(Coupon).values(
         code=facts.code,
-        kind=facts.kind.value,
+        discount_type=facts.kind.value,
         percent=facts.percent,
         amount_minor=facts.amount.amount_minor if facts.amount else None,
         currency=facts.amount.currency if facts.amount else None,
         duration=facts.duration.value,
-        periods=facts.periods,
+        duration_periods=facts.periods,
         max_redemptions=facts.max_redemptions,
         expires_at=facts.expires_at,
     )

@@ -1,4 +1,8 @@
-"""Answers that are given once per key: claimed before the work, settled after it. One statement each."""
+"""Responses stored per idempotency key: claimed before the work, stored after it. One statement each.
+
+A row is never deleted while its organization exists: the ids of what a request creates derive from organization, route
+and key, so a key that was forgotten would return an older object to a different request.
+"""
 
 from __future__ import annotations
 
@@ -9,93 +13,119 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-KEEP = timedelta(hours=24)
-HOLD = timedelta(seconds=12)
-"""After which a claim whose request never came back is given to the next one."""
+from db.session import begin_transaction, execute_and_commit
+
+CLAIM_LEASE = timedelta(seconds=12)
+"""How long a claim is held; a later request under the key takes over the claim of a process that died."""
+
+_CLAIM = (
+    "SELECT acquired, is_same_request, response_status, response_body, set_config('berth.user', %(user)s, true),"
+    " set_config('berth.role', %(role)s, true), set_config('synchronous_commit', 'off', true)"
+    " FROM idempotency_claim_key(%(organization)s, %(route)s, %(key)s, %(request_hash)s, %(claim_id)s, %(at)s,"
+    " %(lease)s)"
+)
+_STORE = (
+    "SELECT idempotency_store_response(%(organization)s, %(route)s, %(key)s, %(claim_id)s, %(status)s, %(body)s,"
+    " %(is_final)s)"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Claim:
-    """What stands under a key. ``mine`` is leave to do the work; ``status`` None is somebody else at work."""
+class KeyClaim:
+    """State of a key. ``acquired``: this request does the work. ``status`` None: another request is doing it."""
 
-    mine: bool
-    same_body: bool
+    acquired: bool
+    is_same_request: bool
     status: int | None
     body: str | None
 
 
-async def claim(
+async def claim_key(
     session: AsyncSession,
     *,
     organization_id: str,
     user_id: str,
+    role: str,
     route: str,
     key: str,
-    body_hash: str,
+    request_hash: str,
     claim_id: str,
     at: datetime,
-) -> Claim:
-    """Claim the key for this request, unless it is claimed or answered.
+) -> KeyClaim:
+    """Begin the transaction and claim the key, unless it is claimed or its final response is stored.
 
-    From here on the transaction speaks for the organisation and user, as after ``act_as``: it is the first statement.
+    The transaction's row-level security context is the organization, the user and ``role``. Its commit does not wait
+    for the disk, so write nothing else in it. The first commit that does wait, of the work, covers the claim too; a
+    claim that a power failure took before that leaves the key free, and the ids that derive from it are the same.
     """
-    found = await session.execute(
-        text(
-            "SELECT mine, same_body, status, body, set_config('berth.user', :user, true),"
-            " set_config('berth.role', 'USER', true)"
-            " FROM idempotency_claim(:account, :route, :key, :hashed, :claim, :at, :hold, :keep)"
-        ),
+    row = await begin_transaction(
+        session,
+        _CLAIM,
         {
-            "account": organization_id,
+            "organization": organization_id,
             "user": user_id,
+            "role": role,
             "route": route,
             "key": key,
-            "hashed": body_hash,
-            "claim": claim_id,
+            "request_hash": request_hash,
+            "claim_id": claim_id,
             "at": at,
-            "hold": HOLD,
-            "keep": KEEP,
+            "lease": CLAIM_LEASE,
         },
     )
-    row = found.one()
-    return Claim(mine=row.mine, same_body=row.same_body, status=row.status, body=row.body)
-
-
-async def settle(
-    session: AsyncSession,
-    *,
-    organization_id: str,
-    route: str,
-    key: str,
-    claim_id: str,
-    status: int | None,
-    body: str | None,
-) -> None:
-    """Keep the answer, or (``status`` None) give the claim back."""
-    await session.execute(
-        text("SELECT idempotency_settle(:account, :route, :key, :claim, :status, :body)"),
-        {
-            "account": organization_id,
-            "route": route,
-            "key": key,
-            "claim": claim_id,
-            "status": status,
-            "body": body,
-        },
+    return KeyClaim(
+        acquired=row["acquired"],
+        is_same_request=row["is_same_request"],
+        status=row["response_status"],
+        body=row["response_body"],
     )
 
 
-async def accepted_order(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredResponse:
+    """What a claim ends with. ``status`` None releases it; a response that is not final is superseded by a retry."""
+
+    organization_id: str
+    route: str
+    key: str
+    claim_id: str
+    status: int | None
+    body: str | None
+    is_final: bool = True
+
+    def parameters(self) -> dict[str, Any]:
+        return {
+            "organization": self.organization_id,
+            "route": self.route,
+            "key": self.key,
+            "claim_id": self.claim_id,
+            "status": self.status,
+            "body": self.body,
+            "is_final": self.is_final,
+        }
+
+
+async def store_and_commit(session: AsyncSession, response: StoredResponse) -> None:
+    """Store the response and commit the transaction that ``session`` is in: one round trip."""
+    await execute_and_commit(session, _STORE, response.parameters())
+
+
+async def store_alone(session: AsyncSession, response: StoredResponse) -> None:
+    """Store the response in a separate transaction: one round trip."""
+    await begin_transaction(session, _STORE, response.parameters(), commit=True)
+
+
+async def find_accepted_response(
     session: AsyncSession, organization_id: str, route: str, identifier: str
 ) -> dict[str, Any] | None:
-    """Return ``data`` of the 202 that ``route`` answered about the object of this id, as long as answers are kept."""
-    found = await session.scalars(
+    """Return ``data`` of the 202 that ``route`` returned for the object with this id, or None."""
+    responses = await session.scalars(
         text(
-            "SELECT CAST(body AS jsonb) -> 'data' FROM idempotency_records"
-            " WHERE organization_id = :account AND route = :route AND status = 202"
-            " AND CAST(body AS jsonb) -> 'data' ->> 'id' = :id LIMIT 1"
+            "SELECT CAST(response_body AS jsonb) -> 'data' FROM idempotency_records"
+            " WHERE organization_id = :account AND route = :route AND response_status = 202"
+            " AND CAST(response_body AS jsonb) -> 'data' ->> 'id' = :id LIMIT 1"
         ),
         {"account": organization_id, "route": route, "id": identifier},
     )
-    kept: dict[str, Any] | None = found.first()
-    return kept
+    data: dict[str, Any] | None = responses.first()
+    return data

@@ -1,7 +1,7 @@
-"""People, organisations, sessions and what belongs to signing in. Functions take a session and never commit.
+"""People, organizations, sessions and what belongs to signing in. Functions take a session and never commit.
 
-Before anybody is known, ``sign_in``, ``refreshed``, ``use_token`` and ``revocations`` are all that the API's role can
-call; everything else sees the rows of the user and organisation that ``act_as`` named.
+Before authentication the API's role can call only ``find_credentials``, ``find_refresh_token``,
+``consume_one_time_token`` and ``list_revocations``. The others see the rows that the RLS context admits.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.models.identity import (
-    AuditEntry,
-    LoginSession,
     Membership,
     OneTimeToken,
     Organization,
     RefreshToken,
-    RevokedToken,
+    RevokedSession,
     User,
+    UserSession,
 )
-from db.session import act_as
+from db.session import set_rls_context
 
 VERIFY_EMAIL = "verify_email"
 RESET_PASSWORD = "reset_password"  # noqa: S105 - the name of a purpose
@@ -33,7 +32,7 @@ RESET_PASSWORD = "reset_password"  # noqa: S105 - the name of a purpose
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewAccount:
-    """A user with an organisation of their own. ``role`` other than ``USER`` takes the worker's database role."""
+    """A user who owns a new organization. ``role`` other than ``USER`` takes the worker's database role."""
 
     user_id: str
     organization_id: str
@@ -49,8 +48,8 @@ class NewAccount:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Credentials:
-    """What a sign-in is checked against. ``membership`` is the role in the organisation."""
+class CredentialsRecord:
+    """What a sign-in is checked against. ``membership`` is the role in the organization."""
 
     user_id: str
     email: str
@@ -65,7 +64,7 @@ class Credentials:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Refreshed:
+class RefreshTokenRecord:
     """A refresh token, its session and its user, whatever state they are in."""
 
     session_id: str
@@ -83,7 +82,7 @@ class Refreshed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Holder:
+class TokenOwner:
     """Whose one-time token it was."""
 
     user_id: str
@@ -91,55 +90,61 @@ class Holder:
     role: str
 
 
-# ---------------------------------------------------------------- before anybody is known
+# ---------------------------------------------------------------- before authentication
 
 
-async def sign_in(session: AsyncSession, email: str) -> Credentials | None:
-    row = (await session.execute(text("SELECT * FROM identity_sign_in(:email)"), {"email": email})).mappings().first()
+async def find_credentials(session: AsyncSession, email: str) -> CredentialsRecord | None:
+    row = (
+        (await session.execute(text("SELECT * FROM auth_find_credentials(:email)"), {"email": email}))
+        .mappings()
+        .first()
+    )
     if row is None:
         return None
-    return Credentials(**{("membership" if name == "membership_role" else name): row[name] for name in row})
+    return CredentialsRecord(**{("membership" if name == "membership_role" else name): row[name] for name in row})
 
 
-async def refreshed(session: AsyncSession, token_hash: str) -> Refreshed | None:
-    found = await session.execute(text("SELECT * FROM identity_refresh(:hashed)"), {"hashed": token_hash})
-    row = found.mappings().first()
+async def find_refresh_token(session: AsyncSession, token_hash: str) -> RefreshTokenRecord | None:
+    result = await session.execute(text("SELECT * FROM auth_find_refresh_token(:hashed)"), {"hashed": token_hash})
+    row = result.mappings().first()
     if row is None:
         return None
-    return Refreshed(**{("membership" if name == "membership_role" else name): row[name] for name in row})
+    return RefreshTokenRecord(**{("membership" if name == "membership_role" else name): row[name] for name in row})
 
 
-async def use_token(session: AsyncSession, token_hash: str, purpose: str, at: datetime) -> Holder | None:
+async def consume_one_time_token(
+    session: AsyncSession, token_hash: str, purpose: str, at: datetime
+) -> TokenOwner | None:
     """Use up a one-time token; None when it is unknown, was used, has expired or serves another purpose."""
-    found = await session.execute(
-        text("SELECT * FROM identity_use_token(:hashed, :purpose, :at)"),
+    result = await session.execute(
+        text("SELECT * FROM auth_consume_one_time_token(:hashed, :purpose, :at)"),
         {"hashed": token_hash, "purpose": purpose, "at": at},
     )
-    row = found.mappings().first()
-    return Holder(**row) if row is not None else None
+    row = result.mappings().first()
+    return TokenOwner(**row) if row is not None else None
 
 
-async def speak_for(session: AsyncSession, holder: Holder) -> None:
-    """The rest of the transaction speaks for whoever held a one-time token."""
-    await act_as(session, organization_id=holder.organization_id, user_id=holder.user_id, role=holder.role)
+async def act_as_token_owner(session: AsyncSession, holder: TokenOwner) -> None:
+    """Set the RLS context of the rest of the transaction to the owner of a one-time token."""
+    await set_rls_context(session, organization_id=holder.organization_id, user_id=holder.user_id, role=holder.role)
 
 
-async def revocations(session: AsyncSession) -> dict[str, datetime]:
+async def list_revocations(session: AsyncSession) -> dict[str, datetime]:
     """Return until when the access tokens of which sessions are refused."""
-    found = await session.execute(select(RevokedToken.session_id, RevokedToken.expires_at))
-    return {row.session_id: row.expires_at for row in found}
+    rows = await session.execute(select(RevokedSession.session_id, RevokedSession.expires_at))
+    return {row.session_id: row.expires_at for row in rows}
 
 
-async def purge(session: AsyncSession, at: datetime) -> None:
+async def delete_expired(session: AsyncSession, at: datetime) -> None:
     """Remove what has expired: revocations, idempotency records, one-time tokens, sessions."""
-    await session.execute(text("SELECT identity_purge(:at)"), {"at": at})
+    await session.execute(text("SELECT auth_delete_expired(:at)"), {"at": at})
 
 
 # ---------------------------------------------------------------- accounts
 
 
-async def create_account(session: AsyncSession, account: NewAccount, at: datetime) -> None:
-    """Write user, organisation and membership.
+async def create_user_with_organization(session: AsyncSession, account: NewAccount, at: datetime) -> None:
+    """Write user, organization and membership. ``set_rls_context`` has named the user.
 
     Raises:
         sqlalchemy.exc.IntegrityError: the address is taken (``uq_users_email_lower``).
@@ -159,53 +164,56 @@ async def create_account(session: AsyncSession, account: NewAccount, at: datetim
         user["email_verified_at"] = at
     await session.execute(insert(User.__table__).values(user))  # type: ignore[arg-type] # a Table, typed FromClause
     await session.execute(
-        insert(Organization).values(
-            id=account.organization_id,
-            name=account.organization_name,
-            currency=account.currency,
-            country=account.country,
-            timezone=account.timezone,
-            created_at=at,
-            updated_at=at,
-        )
-    )
-    await session.execute(
-        insert(Membership).values(
-            organization_id=account.organization_id, user_id=account.user_id, role="owner", created_at=at
-        )
+        text(
+            "SELECT identity_create_organization("
+            ":organization_id, :user_id, :name, :currency, :country, :timezone, :at)"
+        ),
+        {
+            "organization_id": account.organization_id,
+            "user_id": account.user_id,
+            "name": account.organization_name,
+            "currency": account.currency,
+            "country": account.country,
+            "timezone": account.timezone,
+            "at": at,
+        },
     )
 
 
-async def profile(session: AsyncSession, user_id: str, organization_id: str) -> tuple[User, Organization] | None:
-    """The user and the organisation that they act for, in one query."""
-    found = await session.execute(
+async def get_user_and_organization(
+    session: AsyncSession, user_id: str, organization_id: str
+) -> tuple[User, Organization] | None:
+    """The user and the organization that they act for, in one query."""
+    result = await session.execute(
         select(User, Organization)
         .join(Membership, Membership.user_id == User.id)
         .join(Organization, Organization.id == Membership.organization_id)
         .where(User.id == user_id, Organization.id == organization_id)
     )
-    row = found.first()
+    row = result.first()
     return (row[0], row[1]) if row is not None else None
 
 
-async def organization(session: AsyncSession, organization_id: str) -> Organization | None:
-    found: Organization | None = await session.scalar(select(Organization).where(Organization.id == organization_id))
-    return found
+async def get_organization(session: AsyncSession, organization_id: str) -> Organization | None:
+    organization: Organization | None = await session.scalar(
+        select(Organization).where(Organization.id == organization_id)
+    )
+    return organization
 
 
-async def is_verified(session: AsyncSession, user_id: str) -> bool:
-    found = await session.scalar(select(User.email_verified_at).where(User.id == user_id))
-    return found is not None
+async def is_email_verified(session: AsyncSession, user_id: str) -> bool:
+    verified_at = await session.scalar(select(User.email_verified_at).where(User.id == user_id))
+    return verified_at is not None
 
 
-async def mark_verified(session: AsyncSession, user_id: str, at: datetime) -> bool:
+async def mark_email_verified(session: AsyncSession, user_id: str, at: datetime) -> bool:
     """Return whether it was not verified before."""
     done = await session.execute(
         update(User)
         .where(User.id == user_id, User.email_verified_at.is_(None))
         .values(email_verified_at=at, updated_at=at)
     )
-    return _count(done) == 1
+    return _row_count(done) == 1
 
 
 async def set_password(session: AsyncSession, user_id: str, password_hash: str, at: datetime) -> None:
@@ -216,7 +224,7 @@ async def set_password(session: AsyncSession, user_id: str, password_hash: str, 
     )
 
 
-async def rehash(session: AsyncSession, user_id: str, password_hash: str) -> None:
+async def update_password_hash(session: AsyncSession, user_id: str, password_hash: str) -> None:
     """The same password under newer parameters."""
     await session.execute(update(User).where(User.id == user_id).values(password_hash=password_hash))
 
@@ -236,7 +244,7 @@ async def update_organization(
 # ---------------------------------------------------------------- sessions and tokens
 
 
-async def open_session(
+async def create_session(
     session: AsyncSession,
     *,
     session_id: str,
@@ -248,7 +256,7 @@ async def open_session(
     user_agent: str | None,
 ) -> None:
     await session.execute(
-        insert(LoginSession).values(
+        insert(UserSession).values(
             id=session_id,
             user_id=user_id,
             organization_id=organization_id,
@@ -271,60 +279,63 @@ async def add_refresh_token(
     )
 
 
-async def use_refresh_token(session: AsyncSession, token_hash: str, session_id: str, at: datetime) -> bool:
+async def consume_refresh_token(session: AsyncSession, token_hash: str, session_id: str, at: datetime) -> bool:
     """Mark a refresh token and its session as used; False when another request was first."""
     done = await session.execute(
         update(RefreshToken)
         .where(RefreshToken.token_hash == token_hash, RefreshToken.used_at.is_(None))
         .values(used_at=at)
     )
-    if _count(done) != 1:
+    if _row_count(done) != 1:
         return False
     touched = await session.execute(
-        update(LoginSession)
-        .where(LoginSession.id == session_id, LoginSession.revoked_at.is_(None))
+        update(UserSession)
+        .where(UserSession.id == session_id, UserSession.revoked_at.is_(None))
         .values(last_used_at=at)
     )
-    return _count(touched) == 1
+    return _row_count(touched) == 1
 
 
 async def revoke_sessions(
     session: AsyncSession,
     user_id: str,
     *,
-    because: str,
+    reason: str,
     at: datetime,
     access_lifetime: timedelta,
-    only: str | None = None,
-    sparing: str | None = None,
+    session_id: str | None = None,
+    except_session_id: str | None = None,
 ) -> dict[str, datetime]:
-    """Revoke a user's sessions, or ``only`` one of them, or all ``sparing`` one.
+    """Revoke a user's sessions: all, only ``session_id``, or all but ``except_session_id``.
 
-    Returns the sessions that were revoked and until when their access tokens must be refused.
+    Returns:
+        The revoked sessions, each with the instant until which its access tokens must be rejected.
     """
-    wanted = update(LoginSession).where(LoginSession.user_id == user_id, LoginSession.revoked_at.is_(None))
-    if only is not None:
-        wanted = wanted.where(LoginSession.id == only)
-    if sparing is not None:
-        wanted = wanted.where(LoginSession.id != sparing)
-    gone = await session.scalars(wanted.values(revoked_at=at, revoked_because=because).returning(LoginSession.id))
+    statement = update(UserSession).where(UserSession.user_id == user_id, UserSession.revoked_at.is_(None))
+    if session_id is not None:
+        statement = statement.where(UserSession.id == session_id)
+    if except_session_id is not None:
+        statement = statement.where(UserSession.id != except_session_id)
+    revoked_ids = await session.scalars(
+        statement.values(revoked_at=at, revocation_reason=reason).returning(UserSession.id)
+    )
     until = at + access_lifetime
-    revoked = dict.fromkeys(gone.all(), until)
+    revoked = dict.fromkeys(revoked_ids.all(), until)
     if revoked:
         rows = [{"session_id": name, "revoked_at": at, "expires_at": until} for name in revoked]
-        await session.execute(upsert(RevokedToken).values(rows).on_conflict_do_nothing())
+        await session.execute(upsert(RevokedSession).values(rows).on_conflict_do_nothing())
     return revoked
 
 
-async def open_sessions(session: AsyncSession, user_id: str, at: datetime) -> Sequence[LoginSession]:
+async def list_active_sessions(session: AsyncSession, user_id: str, at: datetime) -> Sequence[UserSession]:
     """A user's sessions that are neither revoked nor expired, the most recently used first."""
-    found = await session.scalars(
-        select(LoginSession)
-        .where(LoginSession.user_id == user_id, LoginSession.revoked_at.is_(None), LoginSession.expires_at > at)
-        .order_by(LoginSession.last_used_at.desc(), LoginSession.id)
+    sessions = await session.scalars(
+        select(UserSession)
+        .where(UserSession.user_id == user_id, UserSession.revoked_at.is_(None), UserSession.expires_at > at)
+        .order_by(UserSession.last_used_at.desc(), UserSession.id)
         .limit(100)
     )
-    return found.all()
+    return sessions.all()
 
 
 async def add_one_time_token(
@@ -343,37 +354,5 @@ async def add_one_time_token(
     )
 
 
-# ---------------------------------------------------------------- audit
-
-
-async def record(
-    session: AsyncSession,
-    *,
-    organization_id: str | None,
-    actor: str,
-    action: str,
-    at: datetime,
-    object: str | None = None,
-    before: Mapping[str, Any] | None = None,
-    after: Mapping[str, Any] | None = None,
-    ip: str | None = None,
-    request_id: str | None = None,
-) -> None:
-    """Append to the audit log; the database chains it. Never a secret in ``before`` or ``after``."""
-    await session.execute(
-        insert(AuditEntry).values(
-            organization_id=organization_id,
-            actor=actor,
-            action=action,
-            object=object,
-            before=dict(before) if before is not None else None,
-            after=dict(after) if after is not None else None,
-            ip=ip,
-            request_id=request_id,
-            at=at,
-        )
-    )
-
-
-def _count(result: object) -> int:
+def _row_count(result: object) -> int:
     return cast("CursorResult[Any]", result).rowcount

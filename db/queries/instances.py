@@ -3,65 +3,92 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db.models.instances import Instance, InstanceOperation
+from db.models.catalogue import Plan
+from db.models.identity import User
+from db.models.instances import Installation, Instance, InstanceOperation
+from db.models.subscriptions import Subscription
 from workflows.rules.instance import InstanceStatus
 
 
-async def instance(session: AsyncSession, instance_id: str, *, lock: bool = False) -> Instance | None:
+async def get_instance(session: AsyncSession, instance_id: str, *, lock: bool = False) -> Instance | None:
     """Return an instance; ``lock`` keeps its row until the transaction ends."""
     query = select(Instance).where(Instance.id == instance_id)
-    found: Instance | None = await session.scalar(query.with_for_update() if lock else query)
-    return found
+    instance: Instance | None = await session.scalar(query.with_for_update() if lock else query)
+    return instance
 
 
-async def of_subscriptions(session: AsyncSession, subscription_ids: Collection[str]) -> dict[str, Instance]:
-    """Return instances by the subscription that owns them."""
-    found = await session.scalars(select(Instance).where(Instance.subscription_id.in_(subscription_ids)))
-    return {one.subscription_id: one for one in found}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceTerms:
+    """Entitlements of the subscription's plan; ``customer_email`` is empty when the user does not exist."""
+
+    entitlements: dict[str, Any]
+    customer_email: str
 
 
-async def statuses(session: AsyncSession, instance_ids: Collection[str]) -> dict[str, InstanceStatus]:
-    """Return the status of each known instance; ids that nobody knows are left out."""
-    rows = await session.execute(select(Instance.id, Instance.status).where(Instance.id.in_(instance_ids)))
-    return {found_id: InstanceStatus(status) for found_id, status in rows}
+async def get_instance_terms(session: AsyncSession, subscription_id: str) -> InstanceTerms:
+    """Return the present plan's entitlements and the address of the user who ordered."""
+    query = (
+        select(Plan.entitlements, User.email)
+        .select_from(Subscription)
+        .join(Plan, Plan.id == Subscription.plan_id)
+        .outerjoin(User, User.id == Subscription.user_id)
+        .where(Subscription.id == subscription_id)
+    )
+    entitlements, email = (await session.execute(query)).one()
+    return InstanceTerms(entitlements=entitlements, customer_email=email or "")
 
 
-async def operation(session: AsyncSession, instance_id: str, operation_id: str) -> InstanceOperation | None:
-    found: InstanceOperation | None = await session.scalar(
+async def installation_id(session: AsyncSession) -> str:
+    """Return the id that was created with this database."""
+    identifier: UUID = (await session.scalars(select(Installation.id))).one()
+    return str(identifier)
+
+
+async def get_statuses(session: AsyncSession, instance_ids: Collection[str]) -> dict[tuple[str, str], InstanceStatus]:
+    """Return statuses by instance id and namespace; unknown ids are left out."""
+    query = select(Instance.id, Instance.namespace, Instance.status).where(Instance.id.in_(instance_ids))
+    rows = await session.execute(query)
+    return {(instance_id, namespace): InstanceStatus(status) for instance_id, namespace, status in rows}
+
+
+async def get_operation(session: AsyncSession, instance_id: str, operation_id: str) -> InstanceOperation | None:
+    operation: InstanceOperation | None = await session.scalar(
         select(InstanceOperation).where(
             InstanceOperation.instance_id == instance_id, InstanceOperation.id == operation_id
         )
     )
-    return found
+    return operation
 
 
-async def operations(session: AsyncSession, instance_id: str, *, limit: int = 50) -> Sequence[InstanceOperation]:
+async def list_operations(session: AsyncSession, instance_id: str, *, limit: int = 50) -> Sequence[InstanceOperation]:
     """Return the latest operations, newest first."""
-    found = await session.scalars(
+    operations = await session.scalars(
         select(InstanceOperation)
         .where(InstanceOperation.instance_id == instance_id)
         .order_by(InstanceOperation.created_at.desc(), InstanceOperation.id.desc())
         .limit(limit)
     )
-    return found.all()
+    return operations.all()
 
 
-async def open_operation(session: AsyncSession, **values: Any) -> None:
+async def insert_operation(session: AsyncSession, **values: Any) -> None:
     """Insert an operation; one with that id stays as it is."""
     await session.execute(insert(InstanceOperation).values(**values).on_conflict_do_nothing(index_elements=["id"]))
 
 
-def condition(type_: str, status: str, reason: str, message: str, at: datetime) -> dict[str, Any]:
+def build_condition(type_: str, status: str, reason: str, message: str, at: datetime) -> dict[str, Any]:
     return {"type": type_, "status": status, "reason": reason, "message": message, "at": at.isoformat()}
 
 
-def with_condition(conditions: Sequence[dict[str, Any]], made: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the conditions with ``made`` in the place of the one of its type."""
-    return [one for one in conditions if one["type"] != made["type"]] + [made]
+def replace_condition(conditions: Sequence[dict[str, Any]], condition: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the conditions with ``condition`` in place of the one of its type."""
+    return [other for other in conditions if other["type"] != condition["type"]] + [condition]

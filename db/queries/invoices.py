@@ -17,21 +17,22 @@ ISSUER = "BERTH"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InvoiceRecord:
+class InvoiceSummary:
     id: str
-    kind: str
+    billing_reason: str
     status: InvoiceStatus
     total: Money
     tax: Money
     due: Money
     period_start: datetime
     period_end: datetime
+    plan_change_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HoldRecord:
+class OpenHold:
     id: int
-    purpose: str
+    dedup_key: str
     wallet: Money
     promotional: Money
 
@@ -40,86 +41,97 @@ class HoldRecord:
         return self.wallet + self.promotional
 
 
-_COLUMNS = "id, kind, status, currency, total_minor, tax_minor, amount_due_minor, period_start, period_end"
+_COLUMNS = (
+    "id, billing_reason, status, currency, total_minor, tax_minor, amount_due_minor, period_start, period_end,"
+    " plan_change_id"
+)
 
-DRAW = """
-INSERT INTO invoice_series (issuer, year, last)
-    SELECT CAST(:issuer AS text), CAST(:year AS bigint), 1 WHERE CAST(:drawn AS boolean)
-    ON CONFLICT (issuer, year) DO UPDATE SET last = invoice_series.last + 1
-    RETURNING issuer || '-' || year || '-' || lpad(last::text, greatest(6, length(last::text)), '0') AS number
+NEXT_INVOICE_NUMBER = """
+INSERT INTO invoice_number_sequences AS s (issuer, year, last_number)
+    SELECT CAST(:issuer AS text), :year, 1 WHERE :drawn
+    ON CONFLICT (issuer, year) DO UPDATE SET last_number = s.last_number + 1
+    RETURNING issuer || '-' || year || '-' || lpad(last_number::text,
+        greatest(6, length(last_number::text)), '0') AS number
 """
 """Draws the year's next number and prints it: issuer, year, and a sequence without gaps."""
 
 
-def drawn_at(at: datetime, *, wanted: bool = True) -> dict[str, Any]:
-    """Return the parameters of ``DRAW``."""
-    return {"issuer": ISSUER, "year": at.year, "drawn": wanted}
+def number_parameters(at: datetime, *, is_needed: bool = True) -> dict[str, Any]:
+    """Return the parameters of ``NEXT_INVOICE_NUMBER``; without ``is_needed`` the statement draws no number."""
+    return {"issuer": ISSUER, "year": at.year, "drawn": is_needed}
 
 
-async def draw_number(session: AsyncSession, at: datetime) -> str:
+async def assign_invoice_number(session: AsyncSession, at: datetime) -> str:
     """Draw the next number of the year. The series stays locked until the commit, so call it as late as possible."""
-    return str((await session.execute(text(DRAW), drawn_at(at))).scalar_one())
+    return str((await session.execute(text(NEXT_INVOICE_NUMBER), number_parameters(at))).scalar_one())
 
 
-async def find(session: AsyncSession, invoice_id: str) -> InvoiceRecord | None:
+async def lock_invoice(session: AsyncSession, invoice_id: str) -> InvoiceSummary | None:
     row = (
-        (await session.execute(text(f"SELECT {_COLUMNS} FROM invoices WHERE id = :id FOR UPDATE"), {"id": invoice_id}))
+        (
+            await session.execute(
+                text(f"SELECT {_COLUMNS} FROM invoices WHERE id = :id FOR NO KEY UPDATE"), {"id": invoice_id}
+            )
+        )
         .mappings()
         .one_or_none()
     )
-    return None if row is None else _invoice(row)
+    return None if row is None else _to_summary(row)
 
 
-async def find_period(session: AsyncSession, subscription_id: str, period_start: datetime) -> InvoiceRecord | None:
+async def find_period_invoice(
+    session: AsyncSession, subscription_id: str, period_start: datetime
+) -> InvoiceSummary | None:
     """Return the one invoice of a period that is not void, if it was written already."""
     statement = text(
         f"SELECT {_COLUMNS} FROM invoices WHERE subscription_id = :id AND period_start = :start"
-        " AND kind = 'period' AND status <> 'void'"
+        " AND billing_reason = 'period' AND status <> 'void'"
     )
     row = (await session.execute(statement, {"id": subscription_id, "start": period_start})).mappings().one_or_none()
-    return None if row is None else _invoice(row)
+    return None if row is None else _to_summary(row)
 
 
-async def open_invoices(session: AsyncSession, subscription_id: str) -> list[InvoiceRecord]:
+async def lock_open_invoices(session: AsyncSession, subscription_id: str) -> list[InvoiceSummary]:
     statement = text(
-        f"SELECT {_COLUMNS} FROM invoices WHERE subscription_id = :id AND status = 'open' ORDER BY issued_at FOR UPDATE"
+        f"SELECT {_COLUMNS} FROM invoices WHERE subscription_id = :id AND status = 'open'"
+        " ORDER BY finalized_at FOR NO KEY UPDATE"
     )
-    return [_invoice(row) for row in (await session.execute(statement, {"id": subscription_id})).mappings()]
+    return [_to_summary(row) for row in (await session.execute(statement, {"id": subscription_id})).mappings()]
 
 
-async def find_order(session: AsyncSession, order_id: str) -> InvoiceRecord | None:
+async def find_open_invoice_id(session: AsyncSession, subscription_id: str) -> str | None:
+    """Return the id of the subscription's open invoice, the oldest if there are several."""
+    statement = text(
+        "SELECT id FROM invoices WHERE subscription_id = :id AND status = 'open' ORDER BY period_start, id LIMIT 1"
+    )
+    return (await session.execute(statement, {"id": subscription_id})).scalar_one_or_none()
+
+
+async def find_plan_change_invoice(session: AsyncSession, plan_change_id: str) -> InvoiceSummary | None:
     """Return the invoice that a plan change's order wrote, if it did."""
     row = (
-        (await session.execute(text(f"SELECT {_COLUMNS} FROM invoices WHERE order_id = :id"), {"id": order_id}))
+        (
+            await session.execute(
+                text(f"SELECT {_COLUMNS} FROM invoices WHERE plan_change_id = :id"), {"id": plan_change_id}
+            )
+        )
         .mappings()
         .one_or_none()
     )
-    return None if row is None else _invoice(row)
+    return None if row is None else _to_summary(row)
 
 
-async def paid_in_period(session: AsyncSession, subscription_id: str, start: datetime, end: datetime) -> int:
-    """Return what was paid for ``[start, end)`` less the credit that changes in it gave, in minor units.
-
-    A change that was undone counts for nothing: its invoice was returned, its credit taken back.
-    """
-    statement = text(
-        """
-        SELECT COALESCE((SELECT sum(i.total_minor) FROM invoices i WHERE i.subscription_id = :id AND i.status = 'paid'
-                AND i.period_start >= :start AND i.period_start < :end AND NOT EXISTS (
-                    SELECT FROM ledger_transactions WHERE idempotency_key = 'reverted/' || i.order_id)), 0)
-            - COALESCE((SELECT sum(effect_minor) FROM ledger_transactions WHERE ref = :id
-                AND kind IN ('credit', 'charge') AND at >= :start AND at < :end), 0)
-        """
-    )
-    result = await session.execute(statement, {"id": subscription_id, "start": start, "end": end})
-    return int(result.scalar_one())
+async def has_discount(session: AsyncSession, invoice_id: str) -> bool:
+    """Return whether a coupon reduced the invoice."""
+    statement = text("SELECT EXISTS (SELECT FROM invoice_lines WHERE invoice_id = :id AND discount_minor > 0)")
+    return bool((await session.execute(statement, {"id": invoice_id})).scalar_one())
 
 
 async def mark_paid(session: AsyncSession, invoice_id: str, at: datetime, number: str | None) -> None:
     await session.execute(
         text(
             "UPDATE invoices SET status = 'paid', paid_at = :at, amount_due_minor = 0,"
-            " number = COALESCE(number, :number), issued_at = COALESCE(issued_at, :at) WHERE id = :id"
+            " number = COALESCE(number, :number), finalized_at = COALESCE(finalized_at, :at) WHERE id = :id"
         ),
         {"id": invoice_id, "at": at, "number": number},
     )
@@ -133,7 +145,7 @@ async def mark_void(session: AsyncSession, invoice_id: str, at: datetime) -> Non
 
 
 async def void_drafts(session: AsyncSession, subscription_id: str, at: datetime) -> None:
-    """Withdraw invoices that were never issued; whoever still pays for one finds it void."""
+    """Void the subscription's drafts; a payment that succeeds later finds its invoice void."""
     await session.execute(
         text(
             "UPDATE invoices SET status = 'void', voided_at = :at, amount_due_minor = 0"
@@ -143,18 +155,51 @@ async def void_drafts(session: AsyncSession, subscription_id: str, at: datetime)
     )
 
 
-async def open_hold(session: AsyncSession, subscription_id: str) -> HoldRecord | None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenDebt:
+    """An open invoice of a past-due or suspended subscription, and how that subscription pays."""
+
+    amount_due: Money
+    collection_method: str | None
+
+
+async def list_older_debts(session: AsyncSession, subscription_id: str) -> list[OpenDebt]:
+    """Return the debts of the organization in the subscription's currency that are older than its own, oldest first.
+
+    A subscription that is not past due has no debt yet: every debt is older. Left out is a debt that a card is being
+    charged for beside a hold, because the hold has already taken its credit.
+    """
+    statement = text(
+        "SELECT i.amount_due_minor, i.currency, o.collection_method FROM subscriptions s"
+        " JOIN subscriptions o ON o.organization_id = s.organization_id AND o.currency = s.currency AND o.id <> s.id"
+        " AND o.status IN ('past_due', 'suspended')"
+        " JOIN invoices i ON i.subscription_id = o.id AND i.status = 'open'"
+        " WHERE s.id = :id"
+        " AND (s.past_due_since IS NULL OR (o.past_due_since, o.id) < (s.past_due_since, s.id))"
+        " AND NOT EXISTS (SELECT FROM holds h WHERE h.subscription_id = o.id AND h.status = 'held')"
+        " ORDER BY o.past_due_since, o.id, i.created_at"
+    )
+    return [
+        OpenDebt(
+            amount_due=Money(amount_minor=row["amount_due_minor"], currency=row["currency"]),
+            collection_method=row["collection_method"],
+        )
+        for row in (await session.execute(statement, {"id": subscription_id})).mappings()
+    ]
+
+
+async def lock_open_hold(session: AsyncSession, subscription_id: str) -> OpenHold | None:
     """Return the credit that is set aside for a subscription right now; there is at most one such hold."""
     statement = text(
-        "SELECT id, purpose, currency, wallet_minor, promotional_minor FROM holds"
+        "SELECT id, dedup_key, currency, wallet_minor, promotional_minor FROM holds"
         " WHERE subscription_id = :id AND status = 'held' FOR UPDATE"
     )
     row = (await session.execute(statement, {"id": subscription_id})).mappings().one_or_none()
     if row is None:
         return None
-    return HoldRecord(
+    return OpenHold(
         id=row["id"],
-        purpose=row["purpose"],
+        dedup_key=row["dedup_key"],
         wallet=Money(amount_minor=row["wallet_minor"], currency=row["currency"]),
         promotional=Money(amount_minor=row["promotional_minor"], currency=row["currency"]),
     )
@@ -165,19 +210,19 @@ async def insert_hold(
     *,
     organization_id: str,
     subscription_id: str,
-    purpose: str,
+    dedup_key: str,
     wallet: Money,
     promotional: Money,
 ) -> None:
     await session.execute(
         text(
-            "INSERT INTO holds (organization_id, subscription_id, purpose, currency, wallet_minor, promotional_minor,"
-            " status) VALUES (:organization_id, :subscription_id, :purpose, :currency, :wallet, :promotional, 'held')"
+            "INSERT INTO holds (organization_id, subscription_id, dedup_key, currency, wallet_minor, promotional_minor,"
+            " status) VALUES (:organization_id, :subscription_id, :dedup_key, :currency, :wallet, :promotional, 'held')"
         ),
         {
             "organization_id": organization_id,
             "subscription_id": subscription_id,
-            "purpose": purpose,
+            "dedup_key": dedup_key,
             "currency": wallet.currency,
             "wallet": wallet.amount_minor,
             "promotional": promotional.amount_minor,
@@ -185,22 +230,33 @@ async def insert_hold(
     )
 
 
-async def end_hold(session: AsyncSession, hold_id: int, status: str) -> None:
+async def has_released_hold(session: AsyncSession, subscription_id: str, invoice_id: str) -> bool:
+    """Return whether credit that was held for an invoice has been released; the keys of its holds begin with its id."""
+    statement = text(
+        "SELECT EXISTS (SELECT FROM holds WHERE subscription_id = :subscription_id AND status = 'released'"
+        " AND starts_with(dedup_key, :prefix))"
+    )
+    parameters = {"subscription_id": subscription_id, "prefix": f"{invoice_id}/"}
+    return bool((await session.execute(statement, parameters)).scalar_one())
+
+
+async def close_hold(session: AsyncSession, hold_id: int, status: str) -> None:
     """``captured`` or ``released``."""
     await session.execute(text("UPDATE holds SET status = :status WHERE id = :id"), {"id": hold_id, "status": status})
 
 
-def _invoice(row: RowMapping) -> InvoiceRecord:
+def _to_summary(row: RowMapping) -> InvoiceSummary:
     def money(column: str) -> Money:
         return Money(amount_minor=row[column], currency=row["currency"])
 
-    return InvoiceRecord(
+    return InvoiceSummary(
         id=row["id"],
-        kind=row["kind"],
+        billing_reason=row["billing_reason"],
         status=InvoiceStatus(row["status"]),
         total=money("total_minor"),
         tax=money("tax_minor"),
         due=money("amount_due_minor"),
         period_start=row["period_start"],
         period_end=row["period_end"],
+        plan_change_id=row["plan_change_id"],
     )

@@ -9,25 +9,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import case, func, insert, select
-from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy import case, func, insert, literal, select, union_all
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db.models.billing import LedgerAccount, LedgerEntry, LedgerTransaction
-from workflows.rules.errors import Refusal, RuleBroken
-from workflows.rules.ledger import OF_THE_CUSTOMER, OF_THE_ORGANIZATION, Account, Entry, Posting
+from db.errors import is_overdraft
+from db.models.ledger import CustomerBalance, LedgerAccountRow, LedgerEntryRow, LedgerTransactionRow
+from workflows.rules.errors import ErrorCode, RuleViolation
+from workflows.rules.ledger import (
+    CUSTOMER_ASSET_ACCOUNTS,
+    ORGANIZATION_ACCOUNTS,
+    LedgerAccount,
+    LedgerEntry,
+    LedgerTransaction,
+)
 from workflows.rules.money import Money
 
-LOCK_ORDER = tuple(str(account) for account in (*OF_THE_CUSTOMER, Account.RECEIVABLE))
-"""Every transaction touches an organisation's accounts in this order, so that no two wait for each other."""
-
-OVERDRAFT = "ck_ledger_accounts_never_below_zero"
+LOCK_ORDER = tuple(str(account) for account in ORGANIZATION_ACCOUNTS)
+"""Every transaction touches an organization's accounts in this order, so that no two wait for each other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Balances:
-    """What an organisation owns in one currency. ``wallet`` and ``promotional`` can be spent, ``held`` cannot."""
+class CustomerBalances:
+    """What an organization owns in one currency. ``wallet`` and ``promotional`` can be spent, ``held`` cannot."""
 
     wallet: Money
     promotional: Money
@@ -35,19 +39,19 @@ class Balances:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Drift:
+class BalanceMismatch:
     """A kept balance that differs from the sum of its entries (minor units)."""
 
     organization_id: str
     account: str
     currency: str
-    kept: int
-    summed: int
+    stored_minor: int
+    computed_minor: int
 
 
-async def post(
+async def post_transaction(
     session: AsyncSession,
-    posting: Posting,
+    transaction: LedgerTransaction,
     *,
     transaction_id: str,
     organization_id: str,
@@ -59,141 +63,169 @@ async def post(
     """Write one transaction with its entries; False when this key was posted before (nothing is written then).
 
     Raises:
-        RuleBroken: ``INSUFFICIENT_FUNDS``; the database transaction is lost with it.
+        RuleViolation: ``INSUFFICIENT_FUNDS``; the database transaction is lost with it.
         ValueError: the posting mixes currencies.
     """
-    currencies = {entry.amount.currency for entry in posting.entries}
+    currencies = {entry.amount.currency for entry in transaction.entries}
     if len(currencies) != 1:
         raise ValueError(f"one currency per transaction, not {sorted(currencies)}")
     (currency,) = currencies
-    effect = sum(entry.amount.amount_minor for entry in posting.entries if entry.account in OF_THE_CUSTOMER)
-    written = await session.scalar(
-        upsert(LedgerTransaction)
-        .values(
-            id=transaction_id,
-            organization_id=organization_id,
-            kind=posting.kind.value,
-            currency=currency,
-            effect_minor=effect,
-            at=at,
-            ref=ref,
-            description=description,
-            idempotency_key=idempotency_key,
-        )
-        .on_conflict_do_nothing(index_elements=[LedgerTransaction.idempotency_key])
-        .returning(LedgerTransaction.id)
-    )
-    if written is None:
-        return False
+    effect = sum(entry.amount.amount_minor for entry in transaction.entries if entry.account in CUSTOMER_ASSET_ACCOUNTS)
     rows = [
         {
             "transaction_id": transaction_id,
-            "organization_id": organization_id if entry.account in OF_THE_ORGANIZATION else None,
+            "organization_id": organization_id if entry.account in ORGANIZATION_ACCOUNTS else None,
             "account": str(entry.account),
             "currency": currency,
             "amount_minor": entry.amount.amount_minor,
         }
-        for entry in sorted(posting.entries, key=_lock_rank)
+        for entry in sorted(transaction.entries, key=_lock_position)
     ]
     try:
+        written = await session.scalar(
+            # The trigger skips a key that exists, under the lock of the organization's postings.
+            insert(LedgerTransactionRow)
+            .values(
+                id=transaction_id,
+                organization_id=organization_id,
+                kind=transaction.kind.value,
+                currency=currency,
+                customer_delta_minor=effect,
+                entry_count=len(rows),
+                posted_at=at,
+                reference_id=ref,
+                description=description,
+                idempotency_key=idempotency_key,
+            )
+            .returning(LedgerTransactionRow.id)
+        )
+        if written is None:
+            return False
         # One statement: its rows, and with them the balances' row locks, are taken in the order given.
-        await session.execute(insert(LedgerEntry).values(rows))
+        await session.execute(insert(LedgerEntryRow).values(rows))
     except IntegrityError as error:
-        if _constraint(error) == OVERDRAFT:
-            raise RuleBroken(Refusal.INSUFFICIENT_FUNDS, "The account does not hold this amount.") from error
+        if is_overdraft(error):
+            raise RuleViolation(ErrorCode.INSUFFICIENT_FUNDS, "The account does not hold this amount.") from error
         raise
     return True
 
 
-def _lock_rank(entry: Entry) -> int:
+def _lock_position(entry: LedgerEntry) -> int:
     return LOCK_ORDER.index(entry.account) if entry.account in LOCK_ORDER else len(LOCK_ORDER)
 
 
-def _constraint(error: IntegrityError) -> str | None:
-    diagnostics = getattr(error.orig, "diag", None)
-    name: str | None = getattr(diagnostics, "constraint_name", None)
-    return name
-
-
-async def balances(session: AsyncSession, organization_id: str, currency: str, *, lock: bool = False) -> Balances:
-    """Return what the organisation owns; ``lock`` holds it still until the transaction ends (worker only)."""
+async def get_balances(
+    session: AsyncSession, organization_id: str, currency: str, *, lock: bool = False
+) -> CustomerBalances:
+    """Return what the organization owns; ``lock`` locks the rows until the transaction ends (worker only)."""
     query = (
-        select(LedgerAccount.account, LedgerAccount.balance_minor)
+        select(LedgerAccountRow.account, LedgerAccountRow.balance_minor)
         .where(
-            LedgerAccount.organization_id == organization_id,
-            LedgerAccount.currency == currency,
-            LedgerAccount.account.in_(LOCK_ORDER),
+            LedgerAccountRow.organization_id == organization_id,
+            LedgerAccountRow.currency == currency,
+            LedgerAccountRow.account.in_(LOCK_ORDER),
         )
-        .order_by(case({account: rank for rank, account in enumerate(LOCK_ORDER)}, value=LedgerAccount.account))
+        .order_by(case({account: rank for rank, account in enumerate(LOCK_ORDER)}, value=LedgerAccountRow.account))
     )
     rows = await session.execute(query.with_for_update() if lock else query)
-    kept = {row.account: row.balance_minor for row in rows}
+    balances = {row.account: row.balance_minor for row in rows}
 
     def held_in(account: str) -> Money:
-        return Money(amount_minor=kept.get(account, 0), currency=currency)
+        return Money(amount_minor=balances.get(account, 0), currency=currency)
 
-    return Balances(
-        wallet=held_in(Account.WALLET), promotional=held_in(Account.PROMOTIONAL), held=held_in(Account.HELD)
+    return CustomerBalances(
+        wallet=held_in(LedgerAccount.WALLET),
+        promotional=held_in(LedgerAccount.PROMOTIONAL),
+        held=held_in(LedgerAccount.HELD),
     )
 
 
-async def receivable(session: AsyncSession, organization_id: str, currency: str) -> Money:
-    """Return what the organisation owes by finalised, unpaid invoices: positive while it owes."""
-    kept = await session.scalar(
-        select(LedgerAccount.balance_minor).where(
-            LedgerAccount.organization_id == organization_id,
-            LedgerAccount.currency == currency,
-            LedgerAccount.account == Account.RECEIVABLE,
+async def get_receivable(session: AsyncSession, organization_id: str, currency: str) -> Money:
+    """Return what the organization owes by finalized, unpaid invoices: positive while it owes."""
+    balance_minor = await session.scalar(
+        select(LedgerAccountRow.balance_minor).where(
+            LedgerAccountRow.organization_id == organization_id,
+            LedgerAccountRow.currency == currency,
+            LedgerAccountRow.account == LedgerAccount.RECEIVABLE,
         )
     )
-    return Money(amount_minor=-(kept or 0), currency=currency)
+    return Money(amount_minor=-(balance_minor or 0), currency=currency)
 
 
-async def drift(session: AsyncSession) -> list[Drift]:
-    """Return every kept balance that is not the sum of its entries; an empty list is the proof."""
-    summed = (
+CUSTOMER_BALANCE = "customer_balance"
+"""The account name under which a mismatch of ``customer_balances`` is reported: the sum of what the customer owns."""
+
+
+async def find_balance_mismatches(session: AsyncSession) -> list[BalanceMismatch]:
+    """Return every stored balance that is not the sum of its entries: none in a correct ledger."""
+    entry = LedgerEntryRow
+    by_account = (
+        select(entry.organization_id, entry.account, entry.currency, func.sum(entry.amount_minor).label("minor"))
+        .where(entry.organization_id.is_not(None))
+        .group_by(entry.organization_id, entry.account, entry.currency)
+    )
+    of_customer = (
         select(
-            LedgerEntry.organization_id,
-            LedgerEntry.account,
-            LedgerEntry.currency,
-            func.sum(LedgerEntry.amount_minor).label("amount"),
+            entry.organization_id,
+            literal(CUSTOMER_BALANCE).label("account"),
+            entry.currency,
+            func.sum(entry.amount_minor).label("minor"),
         )
-        .where(LedgerEntry.organization_id.is_not(None))
-        .group_by(LedgerEntry.organization_id, LedgerEntry.account, LedgerEntry.currency)
-        .subquery()
+        .where(entry.organization_id.is_not(None), entry.account.in_(CUSTOMER_ASSET_ACCOUNTS))
+        .group_by(entry.organization_id, entry.currency)
     )
-    kept = LedgerAccount
+    stored = union_all(
+        select(
+            LedgerAccountRow.organization_id,
+            LedgerAccountRow.account,
+            LedgerAccountRow.currency,
+            LedgerAccountRow.balance_minor.label("minor"),
+        ),
+        select(
+            CustomerBalance.organization_id,
+            literal(CUSTOMER_BALANCE),
+            CustomerBalance.currency,
+            CustomerBalance.balance_minor,
+        ),
+    ).subquery("stored")
+    computed = union_all(by_account, of_customer).subquery("computed")
     rows = await session.execute(
         select(
-            func.coalesce(kept.organization_id, summed.c.organization_id),
-            func.coalesce(kept.account, summed.c.account),
-            func.coalesce(kept.currency, summed.c.currency),
-            func.coalesce(kept.balance_minor, 0),
-            func.coalesce(summed.c.amount, 0),
+            func.coalesce(stored.c.organization_id, computed.c.organization_id),
+            func.coalesce(stored.c.account, computed.c.account),
+            func.coalesce(stored.c.currency, computed.c.currency),
+            func.coalesce(stored.c.minor, 0),
+            func.coalesce(computed.c.minor, 0),
         )
-        .select_from(kept)
+        .select_from(stored)
         .join(
-            summed,
-            (kept.organization_id == summed.c.organization_id)
-            & (kept.account == summed.c.account)
-            & (kept.currency == summed.c.currency),
+            computed,
+            (stored.c.organization_id == computed.c.organization_id)
+            & (stored.c.account == computed.c.account)
+            & (stored.c.currency == computed.c.currency),
             full=True,
         )
-        .where(func.coalesce(kept.balance_minor, 0) != func.coalesce(summed.c.amount, 0))
+        .where(func.coalesce(stored.c.minor, 0) != func.coalesce(computed.c.minor, 0))
     )
     return [
-        Drift(organization_id=organization, account=account, currency=currency, kept=balance, summed=int(amount))
-        for organization, account, currency, balance, amount in rows
+        BalanceMismatch(
+            organization_id=organization_id,
+            account=account,
+            currency=currency,
+            stored_minor=stored_minor,
+            computed_minor=int(computed_minor),
+        )
+        for organization_id, account, currency, stored_minor, computed_minor in rows
     ]
 
 
-async def unbalanced(session: AsyncSession) -> int:
+async def count_unbalanced_transactions(session: AsyncSession) -> int:
     """Return how many transactions do not sum to zero in some currency, or have no entries: always 0."""
     sums = (
-        select(LedgerTransaction.id)
-        .outerjoin(LedgerEntry, LedgerEntry.transaction_id == LedgerTransaction.id)
-        .group_by(LedgerTransaction.id, LedgerEntry.currency)
-        .having(func.coalesce(func.sum(LedgerEntry.amount_minor), 1) != 0)
+        select(LedgerTransactionRow.id)
+        .outerjoin(LedgerEntryRow, LedgerEntryRow.transaction_id == LedgerTransactionRow.id)
+        .group_by(LedgerTransactionRow.id, LedgerEntryRow.currency)
+        .having(func.coalesce(func.sum(LedgerEntryRow.amount_minor), 1) != 0)
         .subquery()
     )
     return await session.scalar(select(func.count(func.distinct(sums.c.id)))) or 0

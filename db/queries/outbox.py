@@ -1,13 +1,13 @@
-"""The outbox: what somebody will be told, written in the transaction of the fact.
+"""Transactional outbox: notifications are enqueued in the transaction of the event that they report.
 
-Whoever records a fact enqueues its notice in the same transaction, as ``berth_api`` or ``berth_worker``; only the
-dispatcher claims, sends and records. A fact that is told again (a repeated activity) changes nothing.
+``berth_api`` and ``berth_worker`` enqueue. Only the dispatcher claims, sends and records. Enqueueing the same event
+again (a retried activity) changes nothing.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -15,98 +15,103 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db.sealing import INFO, Sealer
-from workflows.rules.ids import derived
-from workflows.rules.notices import CHANNEL_EMAIL, NoticeKind
+from db.encryption import SESSION_INFO_KEY, FieldEncryption
+from workflows.rules.ids import derive_id
+from workflows.rules.notifications import CHANNEL_EMAIL, NotificationKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Notice:
-    """What happened, told to a user, or (``user_id`` None) to the organisation's owners and billing members.
+class OutboxNotification:
+    """A message to one user, or (``user_id`` None) to the organization's owners and billing members.
 
-    Without an organisation as well it goes to the administrators.
+    Without an organization as well it addresses the administrators.
 
     Attributes:
-        kind: One of ``NoticeKind``.
-        fact: Unique name of the fact within the organisation, e.g. ``subscription/sub_1/renewed/2027-01-31``.
-        context: JSON values as ``templates/email/README.md`` names them; money is ``{"amount_minor", "currency"}``,
-            instants are ISO 8601 text. Never a secret.
-        at: The business instant of the fact, on its own clock.
-        secret: Values for the template that must not rest readable (tokens); encrypted, and blank once sent.
+        dedup_key: Unique within the organization, e.g. ``subscription/sub_1/renewed/2027-01-31``.
+        context: JSON values with the keys of ``activities/notification_keys.py``; money is
+            ``{"amount_minor", "currency"}``, instants are ISO 8601 text. Never a secret.
+        occurred_at: When the event happened, on the clock of what it is about.
+        secret_context: Template values that must be encrypted at rest (tokens); cleared when the message is sent.
     """
 
     organization_id: str | None
     user_id: str | None
-    kind: str
-    fact: str
+    kind: NotificationKind
+    dedup_key: str
     context: Mapping[str, Any]
-    at: datetime
-    secret: Mapping[str, str] | None = None
+    occurred_at: datetime
+    secret_context: Mapping[str, str] | None = None
     channel: str = CHANNEL_EMAIL
     request_id: str = ""
 
     @property
     def id(self) -> str:
-        return derived("ntf", self.organization_id or "", self.fact, self.channel, self.user_id or "")
+        return derive_id("ntf", self.organization_id or "", self.dedup_key, self.channel, self.user_id or "")
 
 
-def operator_alert(fact: str, at: datetime, title: str, details: str, *, severity: str, **ids: str) -> Notice:
-    """Return what administrators are told: ``severity`` is ``warning`` or ``critical``, ``ids`` what it is about."""
-    return Notice(
+def build_operator_alert(
+    dedup_key: str, at: datetime, title: str, details: str, *, severity: str, **ids: str
+) -> OutboxNotification:
+    """Build a message to the administrators.
+
+    Args:
+        severity: ``warning`` or ``critical``.
+        ids: Context keys that identify what the alert is about, e.g. ``subscription_id``.
+    """
+    return OutboxNotification(
         organization_id=None,
         user_id=None,
-        kind=NoticeKind.OPERATOR_ALERT,
-        fact=fact,
+        kind=NotificationKind.OPERATOR_ALERT,
+        dedup_key=dedup_key,
         context={"title": title, "details": details, "severity": severity, **ids},
-        at=at,
+        occurred_at=at,
     )
 
 
-INSERT_NOTICES = """
+_INSERT = text(
+    """
 INSERT INTO notifications
-    (id, organization_id, user_id, kind, channel, fact, context, secret_context, request_id, business_at)
-SELECT id, organization_id, user_id, kind, channel, fact, context, secret_context, request_id, business_at
-FROM jsonb_to_recordset(CAST(:notices AS jsonb)) AS notice(
-    id text, organization_id text, user_id text, kind text, channel text, fact text,
-    context jsonb, secret_context text, request_id text, business_at timestamptz)
+    (id, organization_id, user_id, kind, channel, dedup_key, template_context, encrypted_context, request_id,
+    occurred_at, priority)
+SELECT id, organization_id, user_id, kind, channel, dedup_key, template_context, encrypted_context, request_id,
+    occurred_at, priority
+FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS r(
+    id text, organization_id text, user_id text, kind text, channel text, dedup_key text,
+    template_context jsonb, encrypted_context text, request_id text, occurred_at timestamptz, priority smallint)
 ON CONFLICT DO NOTHING
 """
-"""One statement for any number of notices, also as a step of a longer ``WITH``: the parameter is ``notices_json``."""
-
-_INSERT = text(INSERT_NOTICES)
+)
 
 
-def enqueue_values(notice: Notice, sealer: Sealer | None = None) -> dict[str, Any]:
-    """Return the notice as a row, JSON-ready.
+def to_outbox_row(notification: OutboxNotification, encryptor: FieldEncryption | None = None) -> dict[str, Any]:
+    """Return the notification as a JSON-ready row.
 
     Raises:
-        ValueError: the kind is unknown, or there is a secret and nothing to seal it with.
+        ValueError: ``kind`` is unknown, or there is a secret context and no encryptor.
     """
-    kind, sealed = NoticeKind(notice.kind), None
-    if notice.secret:
-        if sealer is None:
-            raise ValueError("a notice with a secret needs a session whose factory was given a sealer")
-        sealed = sealer.seal_mapping(notice.secret, purpose=f"notifications/{notice.id}")
+    kind, encrypted = NotificationKind(notification.kind), None
+    if notification.secret_context:
+        if encryptor is None:
+            raise ValueError("a notification with a secret context requires a session factory with an encryptor")
+        encrypted = encryptor.encrypt_mapping(notification.secret_context, purpose=f"notifications/{notification.id}")
     return {
-        "id": notice.id,
-        "organization_id": notice.organization_id,
-        "user_id": notice.user_id,
+        "id": notification.id,
+        "organization_id": notification.organization_id,
+        "user_id": notification.user_id,
         "kind": kind.value,
-        "channel": notice.channel,
-        "fact": notice.fact,
-        "context": dict(notice.context),
-        "secret_context": sealed,
-        "request_id": notice.request_id,
-        "business_at": notice.at.isoformat(),
+        "channel": notification.channel,
+        "dedup_key": notification.dedup_key,
+        "template_context": dict(notification.context),
+        "encrypted_context": encrypted,
+        "request_id": notification.request_id,
+        "occurred_at": notification.occurred_at.isoformat(),
+        "priority": kind.priority,
     }
 
 
-def notices_json(notices: Sequence[Notice], sealer: Sealer | None = None) -> str:
-    """Return the parameter ``notices`` of ``INSERT_NOTICES``."""
-    return json.dumps([enqueue_values(notice, sealer) for notice in notices])
-
-
-async def enqueue(session: AsyncSession, *notices: Notice) -> None:
-    """Queue notices in the session's transaction with one statement; what was queued before stays as it is."""
-    if notices:
-        await session.execute(_INSERT, {"notices": notices_json(notices, session.info.get(INFO))})
+async def enqueue(session: AsyncSession, *notifications: OutboxNotification) -> None:
+    """Enqueue notifications in the session's transaction with one statement; existing rows stay unchanged."""
+    if notifications:
+        encryptor = session.info.get(SESSION_INFO_KEY)
+        rows = [to_outbox_row(notification, encryptor) for notification in notifications]
+        await session.execute(_INSERT, {"rows": json.dumps(rows)})

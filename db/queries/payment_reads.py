@@ -8,28 +8,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import select, tuple_, update
+from sqlalchemy import select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db.models.payments import Payment, PaymentMethod, Refund
-from db.queries import payments
+from db.models.payments import Payment, Refund
 
 
-async def payment(session: AsyncSession, identifier: str, organization_id: str | None) -> Payment | None:
+async def get_payment(session: AsyncSession, identifier: str, organization_id: str | None) -> Payment | None:
     query = select(Payment).where(Payment.id == identifier)
     if organization_id is not None:
         query = query.where(Payment.organization_id == organization_id)
-    found: Payment | None = await session.scalar(query)
-    return found
+    payment: Payment | None = await session.scalar(query)
+    return payment
 
 
-async def payments_of(
+async def list_payments(
     session: AsyncSession,
     organization_id: str | None,
     *,
     limit: int,
     after: tuple[datetime, str] | None = None,
-    invoice_id: str | None = None,
     subscription_id: str | None = None,
     status: str | None = None,
 ) -> Sequence[Payment]:
@@ -39,8 +37,6 @@ async def payments_of(
         query = query.where(Payment.organization_id == organization_id)
     if after is not None:
         query = query.where(tuple_(Payment.created_at, Payment.id) < after)
-    if invoice_id is not None:
-        query = query.where(Payment.invoice_id == invoice_id)
     if subscription_id is not None:
         query = query.where(Payment.subscription_id == subscription_id)
     if status is not None:
@@ -48,22 +44,6 @@ async def payments_of(
     return (await session.scalars(query)).all()
 
 
-async def refund(session: AsyncSession, identifier: str) -> Refund | None:
-    found: Refund | None = await session.scalar(select(Refund).where(Refund.id == identifier))
-    return found
-
-
-async def make_default(session: AsyncSession, identifier: str, organization_id: str) -> PaymentMethod | None:
-    """Make a card on file the one that is charged first; None when there is no such card.
-
-    The one thing about a card that its owner sets directly: a preference, not a fact of a process.
-    """
-    await payments.serialise_methods(session, organization_id)
-    found = await payments.method(session, identifier, organization_id)
-    if found is None or found.is_default:
-        return found
-    mine = (PaymentMethod.organization_id == organization_id, PaymentMethod.detached_at.is_(None))
-    await session.execute(update(PaymentMethod).where(*mine, PaymentMethod.is_default).values(is_default=False))
-    await session.execute(update(PaymentMethod).where(*mine, PaymentMethod.id == identifier).values(is_default=True))
-    await session.refresh(found)
-    return found
+async def get_refund(session: AsyncSession, identifier: str) -> Refund | None:
+    refund: Refund | None = await session.scalar(select(Refund).where(Refund.id == identifier))
+    return refund

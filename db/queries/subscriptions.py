@@ -1,6 +1,7 @@
 """Subscriptions as their owners see them. Read only: the rows belong to their workflows.
 
 ``organization_id`` None means every account's (administrators); row-level security stands below either way.
+Statements are built once per set of conditions: to build one takes longer than to execute it.
 """
 
 from __future__ import annotations
@@ -8,63 +9,145 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
+from typing import Any
 
-from sqlalchemy import Select, select, tuple_
+from sqlalchemy import Integer, Select, bindparam, literal, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db.models.billing import Subscription
 from db.models.catalogue import Plan, Service
 from db.models.instances import Instance
+from db.models.subscriptions import Subscription
+from db.queries.pages import bind_place, follows_bound_place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SubscriptionRow:
-    """A subscription with what is shown beside it; its instance's row is written in the same statement."""
+class SubscriptionDetails:
+    """A subscription with its plan, service and instance, as far as the API returns them.
 
-    subscription: Subscription
-    plan: Plan
-    service: Service
-    instance: Instance
+    Attributes:
+        service: The service's slug.
+    """
+
+    id: str
+    organization_id: str
+    status: str
+    name: str | None
+    service: str
+    plan_id: str
+    plan_code: str
+    pending_plan_id: str | None
+    price_minor: int
+    currency: str
+    instance_id: str
+    instance_status: str
+    instance_url: str | None
+    instance_hostname: str
+    current_period_start: datetime | None
+    current_period_end: datetime | None
+    trial_end: datetime | None
+    cancel_at_period_end: bool
+    cancelled_at: datetime | None
+    data_deletion_at: datetime | None
+    coupon_code: str | None
+    created_at: datetime
+    workflow_id: str
 
 
-def _rows(organization_id: str | None) -> Select[Subscription, Plan, Service, Instance]:
+_COLUMNS = (
+    Subscription.id,
+    Subscription.organization_id,
+    Subscription.status,
+    Subscription.name,
+    Service.slug.label("service"),
+    Plan.id.label("plan_id"),
+    Plan.code.label("plan_code"),
+    Subscription.pending_plan_id,
+    Subscription.price_minor,
+    Subscription.currency,
+    Instance.id.label("instance_id"),
+    Instance.status.label("instance_status"),
+    Instance.url.label("instance_url"),
+    Instance.hostname.label("instance_hostname"),
+    Subscription.current_period_start,
+    Subscription.current_period_end,
+    Subscription.trial_end,
+    Subscription.cancel_at_period_end,
+    Subscription.cancelled_at,
+    Subscription.data_deletion_at,
+    Subscription.coupon_code,
+    Subscription.created_at,
+    Subscription.workflow_id,
+)
+
+
+def _select_details(*, is_own: bool) -> Select[*tuple[Any, ...]]:
     query = (
-        select(Subscription, Plan, Service, Instance)
+        select(*_COLUMNS)
         .join(Plan, Plan.id == Subscription.plan_id)
         .join(Service, Service.id == Plan.service_id)
         .join(Instance, Instance.subscription_id == Subscription.id)
     )
-    return query if organization_id is None else query.where(Subscription.organization_id == organization_id)
+    return query.where(Subscription.organization_id == bindparam("organization_id")) if is_own else query
 
 
-async def subscription(session: AsyncSession, identifier: str, organization_id: str | None) -> SubscriptionRow | None:
-    """One subscription, read anew although the session may know an older state of it."""
-    found = (
-        await session.execute(
-            _rows(organization_id).where(Subscription.id == identifier).execution_options(populate_existing=True)
-        )
-    ).one_or_none()
-    if found is None:
-        return None
-    row, plan, service, instance = found
-    return SubscriptionRow(subscription=row, plan=plan, service=service, instance=instance)
+@cache
+def _details_by_id(*, is_own: bool) -> Select[*tuple[Any, ...]]:
+    return _select_details(is_own=is_own).where(Subscription.id == bindparam("id"))
 
 
-async def subscriptions(
+@cache
+def _details_page(*, is_own: bool, is_after: bool, has_status: bool) -> Select[*tuple[Any, ...]]:
+    query = (
+        _select_details(is_own=is_own)
+        .order_by(Subscription.created_at.desc(), Subscription.id.desc())
+        .limit(bindparam("limit", type_=Integer))
+    )
+    if is_after:
+        query = query.where(follows_bound_place(Subscription.created_at, Subscription.id))
+    if has_status:
+        query = query.where(Subscription.status == bindparam("status"))
+    return query
+
+
+async def get_subscription(
+    session: AsyncSession, identifier: str, organization_id: str | None
+) -> SubscriptionDetails | None:
+    """Return the subscription with this id as it is stored now."""
+    result = await session.execute(
+        _details_by_id(is_own=organization_id is not None), {"id": identifier, "organization_id": organization_id}
+    )
+    row = result.mappings().one_or_none()
+    return None if row is None else SubscriptionDetails(**row)
+
+
+async def get_subscription_row(session: AsyncSession, identifier: str, organization_id: str) -> Subscription | None:
+    """Return the row of the organization's subscription with this id."""
+    return await session.scalar(
+        select(Subscription).where(Subscription.id == identifier, Subscription.organization_id == organization_id)
+    )
+
+
+async def subscription_exists(session: AsyncSession, identifier: str, organization_id: str) -> bool:
+    """Return whether the organization has a subscription with this id."""
+    query = select(literal(1)).where(Subscription.id == identifier, Subscription.organization_id == organization_id)
+    return await session.scalar(query) is not None
+
+
+async def list_subscriptions(
     session: AsyncSession,
     organization_id: str | None,
     *,
     limit: int,
     after: tuple[datetime, str] | None = None,
     status: str | None = None,
-) -> Sequence[SubscriptionRow]:
+) -> Sequence[SubscriptionDetails]:
     """Newest first; ``after`` is the ``(created_at, id)`` of the last one seen."""
-    query = _rows(organization_id).order_by(Subscription.created_at.desc(), Subscription.id.desc()).limit(limit)
-    if after is not None:
-        query = query.where(tuple_(Subscription.created_at, Subscription.id) < after)
-    if status is not None:
-        query = query.where(Subscription.status == status)
-    return [
-        SubscriptionRow(subscription=row, plan=plan, service=service, instance=instance)
-        for row, plan, service, instance in await session.execute(query)
-    ]
+    query = _details_page(is_own=organization_id is not None, is_after=after is not None, has_status=status is not None)
+    values = {
+        "organization_id": organization_id,
+        "limit": limit,
+        **bind_place(after),
+        "status": status,
+    }
+    return [SubscriptionDetails(**row) for row in (await session.execute(query, values)).mappings()]

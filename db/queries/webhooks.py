@@ -1,7 +1,7 @@
-"""The inbox of webhooks: each event once, whoever it concerns, and whether its payment was told.
+"""Webhook events: each is recorded once, with the state of its delivery to the payment's workflow.
 
-A route does three transactions: ``receive``, then (after the signal was accepted) ``delivered``. A redelivery goes the
-same way; only an event that was delivered or set aside needs nothing more.
+A route calls ``record_webhook``, signals the workflow, then calls ``mark_delivered``. A redelivery does the same unless
+the event was delivered or contradicts its payment.
 """
 
 from __future__ import annotations
@@ -14,43 +14,52 @@ from sqlalchemy import select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db.models.payments import Payment, WebhookEvent
-from db.queries.payments import amount_of, facts_of
-from db.session import act_as
-from workflows.rules.gateway_events import GatewayMessage, PaymentFact
-from workflows.rules.payment import CLOSED, Facts, PaymentStatus, Seen, contradiction, observe
-from workflows.rules.payment import RECEIVED as MONEY_CAME
+from db.models.payments import Payment, WebhookEventRow
+from db.queries.payments import payment_amount, to_payment_record
+from db.session import set_rls_context
+from workflows.rules.payment import PAID_STATUSES as MONEY_CAME
+from workflows.rules.payment import (
+    UNPAID_FINAL_STATUSES,
+    GatewayPayment,
+    PaymentRecord,
+    PaymentStatus,
+    apply_gateway_status,
+    mismatch_reason,
+)
+from workflows.rules.webhook_events import PaymentEvent, WebhookEvent
 
-ENDED = CLOSED | MONEY_CAME
+FINAL_STATUSES = UNPAID_FINAL_STATUSES | MONEY_CAME
 RECEIVED, DELIVERED, IGNORED, MISMATCH = "received", "delivered", "ignored", "mismatch"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Received:
-    """``payment`` is None when no payment of ours is meant. ``settled``: nobody has to be told (any more)."""
+class ReceivedWebhook:
+    """``payment`` is None when the event is about no payment. ``needs_no_delivery``: its workflow has the event."""
 
-    payment: Facts | None
-    settled: bool
+    payment: PaymentRecord | None
+    needs_no_delivery: bool
 
 
-async def receive(session: AsyncSession, message: GatewayMessage, payload: bytes, *, at: datetime) -> Received:
+async def record_webhook(
+    session: AsyncSession, message: WebhookEvent, payload: bytes, *, at: datetime
+) -> ReceivedWebhook:
     """Record a verified event under its unique id and find the payment that it is about.
 
-    Speaks for the account that the gateway's metadata names, so row-level security holds here as well; a gateway
-    without metadata is looked up by our own payment id with an administrator's view. What a payment that has ended
-    knows already is settled at once: most webhooks repeat what the gateway's answer has said.
+    The RLS context is set to the organization in the gateway's metadata. Without metadata the payment is looked up by
+    its id as an administrator. An event that a closed payment has already applied is marked delivered at once: most
+    webhooks repeat the response to the gateway call.
     """
-    payment = await _payment(session, message) if isinstance(message, PaymentFact) else None
-    fact = message if isinstance(message, PaymentFact) else None
+    payment = await _find_payment(session, message) if isinstance(message, PaymentEvent) else None
+    fact = message if isinstance(message, PaymentEvent) else None
     await session.execute(
-        insert(WebhookEvent)
+        insert(WebhookEventRow)
         .values(
             gateway=message.gateway,
             event_id=message.event_id,
-            kind=message.kind,
+            event_type=message.event_type,
             payment_id=payment.id if payment is not None else None,
-            reference=fact.reference if fact else None,
-            fact=fact.status.value if fact else None,
+            gateway_reference=fact.gateway_reference if fact else None,
+            payment_status=fact.status.value if fact else None,
             amount_minor=fact.amount.amount_minor if fact else None,
             currency=fact.amount.currency if fact else None,
             decline_code=fact.decline_code if fact else None,
@@ -61,50 +70,52 @@ async def receive(session: AsyncSession, message: GatewayMessage, payload: bytes
         .on_conflict_do_nothing()
     )
     status = await session.scalar(
-        select(WebhookEvent.status).where(
-            WebhookEvent.gateway == message.gateway, WebhookEvent.event_id == message.event_id
+        select(WebhookEventRow.status).where(
+            WebhookEventRow.gateway == message.gateway, WebhookEventRow.event_id == message.event_id
         )
     )
     if payment is None or fact is None:
-        return Received(payment=None, settled=False)
-    if status == RECEIVED and _known_already(payment, fact):
-        await delivered(session, message.gateway, message.event_id, at=at)
+        return ReceivedWebhook(payment=None, needs_no_delivery=False)
+    if status == RECEIVED and is_already_applied(payment, fact):
+        await mark_delivered(session, message.gateway, message.event_id, at=at)
         status = DELIVERED
-    return Received(payment=facts_of(payment), settled=status in (DELIVERED, MISMATCH))
+    return ReceivedWebhook(payment=to_payment_record(payment), needs_no_delivery=status in (DELIVERED, MISMATCH))
 
 
-def _known_already(payment: Payment, fact: PaymentFact) -> bool:
-    """Tell whether the fact can never move this payment: it has ended, and later facts only get later still."""
+def is_already_applied(payment: Payment, fact: PaymentEvent) -> bool:
+    """Return whether the event cannot change this payment, because it is closed with that status or a later one."""
     status = PaymentStatus(payment.status)
-    if status not in ENDED or (status in CLOSED and fact.status is PaymentStatus.AUTHORIZED):
+    if status not in FINAL_STATUSES or (status in UNPAID_FINAL_STATUSES and fact.status is PaymentStatus.AUTHORIZED):
         return False
-    seen = Seen(reference=fact.reference, status=fact.status, amount=fact.amount)
-    contradicts = contradiction(seen, amount=amount_of(payment), reference=payment.gateway_reference)
-    return contradicts is None and observe(status, fact.status) is status
+    observed = GatewayPayment(reference=fact.gateway_reference, status=fact.status, amount=fact.amount)
+    contradiction = mismatch_reason(observed, amount=payment_amount(payment), reference=payment.gateway_reference)
+    return contradiction is None and apply_gateway_status(status, fact.status) is status
 
 
-async def delivered(session: AsyncSession, gateway: str, event_id: str, *, at: datetime) -> None:
-    """Note that the payment's workflow has taken the event; one that it refused meanwhile stays refused."""
+async def mark_delivered(session: AsyncSession, gateway: str, event_id: str, *, at: datetime) -> None:
+    """Record that the payment's workflow accepted the event; a ``mismatch`` stays one."""
     await session.execute(
-        update(WebhookEvent)
-        .where(WebhookEvent.gateway == gateway, WebhookEvent.event_id == event_id, WebhookEvent.status == RECEIVED)
+        update(WebhookEventRow)
+        .where(
+            WebhookEventRow.gateway == gateway, WebhookEventRow.event_id == event_id, WebhookEventRow.status == RECEIVED
+        )
         .values(status=DELIVERED, delivered_at=at)
     )
 
 
-async def undelivered(session: AsyncSession, *, before: datetime, limit: int = 100) -> list[WebhookEvent]:
-    """Return events that were recorded but never handed on, oldest first: for the reconciliation."""
+async def list_undelivered(session: AsyncSession, *, before: datetime, limit: int = 100) -> list[WebhookEventRow]:
+    """Return events that were recorded but not delivered, oldest first; the reconciliation delivers them."""
     rows = await session.scalars(
-        select(WebhookEvent)
-        .where(WebhookEvent.status == RECEIVED, WebhookEvent.received_at < before)
-        .order_by(WebhookEvent.received_at)
+        select(WebhookEventRow)
+        .where(WebhookEventRow.status == RECEIVED, WebhookEventRow.received_at < before)
+        .order_by(WebhookEventRow.received_at)
         .limit(limit)
     )
     return list(rows)
 
 
-async def _payment(session: AsyncSession, fact: PaymentFact) -> Payment | None:
-    await act_as(
+async def _find_payment(session: AsyncSession, fact: PaymentEvent) -> Payment | None:
+    await set_rls_context(
         session,
         organization_id=fact.organization_id,
         user_id=None,
@@ -114,6 +125,6 @@ async def _payment(session: AsyncSession, fact: PaymentFact) -> Payment | None:
     if fact.payment_id is not None:
         query = query.where(Payment.id == fact.payment_id)
     else:
-        query = query.where(Payment.gateway_reference == fact.reference)
-    found: Payment | None = await session.scalar(query)
-    return found
+        query = query.where(Payment.gateway_reference == fact.gateway_reference)
+    payment: Payment | None = await session.scalar(query)
+    return payment

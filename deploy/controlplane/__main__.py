@@ -8,8 +8,8 @@ import sys
 import threading
 from pathlib import Path
 
-from deploy.controlplane.build import CannotBuild
-from deploy.controlplane.plane import ControlPlane, PlaneFailed
+from deploy.controlplane.build import BuildError
+from deploy.controlplane.control_plane import ControlPlane, ControlPlaneError
 
 
 def main() -> int:
@@ -30,11 +30,11 @@ def main() -> int:
             sys.stdout.write(f"control plane on {plane.url}, kubeconfig {plane.kubeconfig_path}\n")
             sys.stdout.flush()
             while not ended.wait(0.5):
-                dead = plane.failed()
+                dead = plane.dead_process()
                 if dead:
                     sys.stderr.write(f"{dead} has died; its log is {plane.directory / f'{dead}.log'}\n")
                     return 1
-    except (CannotBuild, PlaneFailed) as exc:
+    except (BuildError, ControlPlaneError) as exc:
         sys.stderr.write(f"{exc}\n")
         return 1
     return 0

@@ -11,11 +11,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 
-class ApiRefused(RuntimeError):
-    """An answer that was not expected."""
+class UnexpectedResponse(RuntimeError):
+    """The API server returned an unexpected status or broke off its response."""
 
 
-class Api:
+class KubernetesApi:
     """One connection per call: it is used at the start and by the provisioner, a few times a second at most."""
 
     def __init__(self, url: str, authority: Path, token: str) -> None:
@@ -27,38 +27,40 @@ class Api:
     def _connection(self, timeout: float) -> http.client.HTTPSConnection:
         return http.client.HTTPSConnection(self._host, self._port, context=self._tls, timeout=timeout)
 
-    def call(self, method: str, path: str, body: Any = None, *, kind: str = "application/json") -> tuple[int, Any]:
-        """Status and parsed body. Raises OSError where nobody answers."""
+    def call(
+        self, method: str, path: str, body: Any = None, *, content_type: str = "application/json"
+    ) -> tuple[int, Any]:
+        """Return the status and the parsed body. Raises OSError when the server is unreachable."""
         connection = self._connection(10.0)
         try:
             data = None if body is None else json.dumps(body)
-            connection.request(method, path, data, {**self._headers, "Content-Type": kind})
-            answer = connection.getresponse()
-            text = answer.read()
+            connection.request(method, path, data, {**self._headers, "Content-Type": content_type})
+            response = connection.getresponse()
+            text = response.read()
         except http.client.HTTPException as exc:
-            raise ApiRefused(f"{method} {path}: {exc!r}") from exc
+            raise UnexpectedResponse(f"{method} {path}: {exc!r}") from exc
         finally:
             connection.close()
         try:
-            return answer.status, json.loads(text or b"null")
+            return response.status, json.loads(text or b"null")
         except json.JSONDecodeError:
-            return answer.status, text.decode()
+            return response.status, text.decode()
 
-    def ensure(self, path: str, name: str, obj: Any) -> None:
-        """Create unless it is there."""
-        status, answer = self.call("POST", path, obj)
+    def create_if_missing(self, path: str, name: str, obj: Any) -> None:
+        """Create the object unless it exists."""
+        status, response = self.call("POST", path, obj)
         if status not in (200, 201, 409):
-            raise ApiRefused(f"{path}/{name}: {status} {answer}")
+            raise UnexpectedResponse(f"{path}/{name}: {status} {response}")
 
     def watch(self, path: str, seconds: int) -> Iterator[dict[str, Any]]:
-        """Events of a watch from now back, until its timeout."""
+        """Yield the events of a watch, starting with the existing objects, until its timeout."""
         connection = self._connection(seconds + 10.0)
         try:
             connection.request("GET", f"{path}?watch=true&timeoutSeconds={seconds}", headers=self._headers)
-            answer = connection.getresponse()
-            while line := answer.readline():
+            response = connection.getresponse()
+            while line := response.readline():
                 yield json.loads(line)
         except http.client.HTTPException as exc:
-            raise ApiRefused(f"watch {path}: {exc!r}") from exc
+            raise UnexpectedResponse(f"watch {path}: {exc!r}") from exc
         finally:
             connection.close()

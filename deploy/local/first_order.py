@@ -1,67 +1,73 @@
-"""The order that a new home begins with: n8n for the demonstration customer, over HTTP like anybody's."""
+"""The first order of a new data directory: n8n for the demonstration customer, placed over HTTP."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from deploy.local.journey import Journey, Unexpected, money
-from deploy.local.screen import Screen
+from deploy.local.api_client import ApiClient, ContractViolation, format_money
+from deploy.local.console import Console
 
 SERVICE = "n8n"
 KEY = "first-order"
-READY_WITHIN = 120.0
+READY_TIMEOUT_SECONDS = 120.0
 
 
-def place_first_order(card: dict[str, Any], screen: Screen, given_up: Callable[[], bool] = lambda: False) -> bool:
-    """Place it and show it becoming ready, line by line. False, with the reason shown, when it did not.
+def place_first_order(card: dict[str, Any], screen: Console, is_stopping: Callable[[], bool] = lambda: False) -> bool:
+    """Place the order and print its timeline until it is ready. Blocks.
 
-    Placed twice (the first try was interrupted) it is one order: the idempotency keys are fixed. Blocks.
+    Returns False after printing the reason of a failure.
+
+    The idempotency keys are fixed: a retry after an interruption places no second order.
     """
-    screen.title("The first order")
-    journey = Journey(card)
+    screen.heading("The first order")
+    api = ApiClient(card)
     try:
-        _place(journey, card, screen, given_up)
-    except Unexpected as error:
-        if not given_up():
-            screen.bad("the first order", str(error))
+        _place(api, card, screen, is_stopping)
+    except ContractViolation as error:
+        if not is_stopping():
+            screen.failure("the first order", str(error))
         return False
     finally:
-        journey.close()
+        api.close()
     return True
 
 
-def _place(journey: Journey, card: dict[str, Any], screen: Screen, given_up: Callable[[], bool]) -> None:
+def _place(api: ApiClient, card: dict[str, Any], screen: Console, is_stopping: Callable[[], bool]) -> None:
     customer = card["accounts"]["customer"]
-    journey.login(**customer)
-    currency = journey.call("GET", "/users/me")["organization"]["currency"]
-    plans = journey.plans_of(SERVICE)
+    api.login(**customer)
+    currency = api.call("GET", "/users/me")["organization"]["currency"]
+    plans = api.list_plans_of(SERVICE)
     if not plans:
-        raise Unexpected(f"the catalogue has no {SERVICE}")
+        raise ContractViolation(f"the catalog has no {SERVICE}")
     plan = next((plan for plan in plans if "starter" in plan.code), plans[0])
     price = plan.price(currency)
-    missing = max(0, 3 * price - journey.spendable(currency))
+    missing = max(0, 3 * price - api.available_balance(currency))
     if missing:
-        top_up = journey.top_up(missing, currency, key=f"{KEY}-funds")
-        screen.good("topped up by card", f"{money({'amount_minor': missing, 'currency': currency})}  {top_up['id']}")
+        top_up = api.top_up(missing, currency, key=f"{KEY}-funds")
+        screen.success(
+            "topped up by card", f"{format_money({'amount_minor': missing, 'currency': currency})}  {top_up['id']}"
+        )
     order = {"plan_id": plan.id, "name": "My first workspace"}
-    subscription = journey.call("POST", "/subscriptions", order, key=KEY)
-    screen.good(f"ordered {plan.code}", f"{money({'amount_minor': price, 'currency': currency})}  {subscription['id']}")
+    subscription = api.call("POST", "/subscriptions", order, key=KEY)
+    screen.success(
+        f"ordered {plan.code}", f"{format_money({'amount_minor': price, 'currency': currency})}  {subscription['id']}"
+    )
 
-    shown = 0
+    printed_events = 0
 
-    def settled() -> dict[str, Any] | None:
-        nonlocal shown
-        if given_up():
-            raise Unexpected("stopped")
-        for entry in journey.timeline(subscription["id"])[shown:]:
+    def poll_until_ready() -> dict[str, Any] | None:
+        nonlocal printed_events
+        if is_stopping():
+            raise ContractViolation("stopped")
+        for entry in api.timeline(subscription["id"])[printed_events:]:
             screen.note(f"  {entry['at'][11:19]}  {entry['kind']:<28}{entry['message']}")
-            shown += 1
-        now = journey.subscription(subscription["id"])
+            printed_events += 1
+        now = api.subscription(subscription["id"])
         if now["status"] in ("failed", "expired", "cancelled", "terminated"):
-            raise Unexpected(f"the order became {now['status']}")
+            raise ContractViolation(f"the order became {now['status']}")
         ready = now["status"] in ("active", "trialing") and now["instance"]["status"] == "ready"
         return now if ready else None
 
-    ready = journey.until("the instance", settled, READY_WITHIN)
-    screen.good("ready", f"{ready['instance']['url']}")
+    ready = api.wait_until("the instance", poll_until_ready, READY_TIMEOUT_SECONDS)
+    screen.success("ready", f"{ready['instance']['url']}")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-LAUNCHER = Path(__file__).with_name("launch.py")
+LAUNCHER = Path(__file__).with_name("exec_child.py")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,36 +25,36 @@ class RunAs:
 
     uid: int
     gid: int
-    reach: bool = False
+    dac_override: bool = False
     """Keep the right to pass through folders closed to that user."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
-    """A process for sure: pids are reused, a pid with its moment of birth is not."""
+class ProcessIdentity:
+    """A process, identified by pid and start time because pids are reused."""
 
     pid: int
-    born: float
+    started_at: float
 
     @staticmethod
-    def of(pid: int) -> Identity | None:
+    def of(pid: int) -> ProcessIdentity | None:
         try:
-            return Identity(pid=pid, born=psutil.Process(pid).create_time())
+            return ProcessIdentity(pid=pid, started_at=psutil.Process(pid).create_time())
         except psutil.Error:
             return None
 
-    def find(self) -> psutil.Process | None:
-        """The process if it still lives (a zombie does not)."""
+    def get_process(self) -> psutil.Process | None:
+        """Return the process if it is running (a zombie is not)."""
         try:
             process = psutil.Process(self.pid)
-            if abs(process.create_time() - self.born) > 0.05 or process.status() == psutil.STATUS_ZOMBIE:
+            if abs(process.create_time() - self.started_at) > 0.05 or process.status() == psutil.STATUS_ZOMBIE:
                 return None
         except psutil.Error:
             return None
         return process
 
 
-class Process:
+class ChildProcess:
     """A child process. Not started until `start`; may be started again after it ended."""
 
     def __init__(
@@ -67,9 +67,13 @@ class Process:
         cwd: Path | None = None,
         run_as: RunAs | None = None,
         stop_signal: int = signal.SIGTERM,
-        patience: float = 5.0,
+        stop_timeout: float = 5.0,
     ) -> None:
-        """`patience` is how many seconds `stop` waits after `stop_signal` before it kills."""
+        """Describe the process.
+
+        Args:
+            stop_timeout: Seconds that `stop` waits after `stop_signal` before it sends SIGKILL.
+        """
         self.name = name
         self.argv = list(argv)
         self.log = log
@@ -77,18 +81,18 @@ class Process:
         self.cwd = cwd
         self.run_as = run_as
         self.stop_signal = stop_signal
-        self.patience = patience
+        self.stop_timeout = stop_timeout
         self._child: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        if self.alive:
+        if self.is_alive:
             raise RuntimeError(f"{self.name} runs already")
         program = shutil.which(self.argv[0])
         if program is None:
             raise FileNotFoundError(self.argv[0])
         settings: dict[str, object] = {"parent": os.getpid(), "death": int(self.stop_signal)}
         if self.run_as is not None:
-            settings |= {"uid": self.run_as.uid, "gid": self.run_as.gid, "reach": self.run_as.reach}
+            settings |= {"uid": self.run_as.uid, "gid": self.run_as.gid, "reach": self.run_as.dac_override}
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self._child = subprocess.Popen(
@@ -98,7 +102,7 @@ class Process:
                 stderr=subprocess.STDOUT,
                 env=self.env,
                 cwd=self.cwd,
-                # Ctrl-C in a terminal goes to the whole group: only the parent is to hear it, and to stop in order.
+                # Ctrl-C in a terminal goes to the whole group: only the parent receives it and stops the rest in order.
                 start_new_session=True,
             )
 
@@ -107,7 +111,7 @@ class Process:
         return None if self._child is None else self._child.pid
 
     @property
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         return self._child is not None and self._child.poll() is None
 
     @property
@@ -115,7 +119,7 @@ class Process:
         return None if self._child is None else self._child.poll()
 
     def signal(self, number: int) -> None:
-        if self._child is not None and self.alive:
+        if self._child is not None and self.is_alive:
             with contextlib.suppress(ProcessLookupError):
                 self._child.send_signal(number)
 
@@ -125,17 +129,17 @@ class Process:
             self._child.wait()
 
     def stop(self) -> None:
-        """Ask, wait `patience`, kill. Blocks."""
+        """Send the stop signal, wait `stop_timeout` seconds, then kill. Blocks."""
         if self._child is None:
             return
         self.signal(self.stop_signal)
         try:
-            self._child.wait(self.patience)
+            self._child.wait(self.stop_timeout)
         except subprocess.TimeoutExpired:
             self.kill()
 
-    def last_words(self, lines: int = 15) -> str:
-        """The end of its log, for error messages."""
+    def log_tail(self, lines: int = 15) -> str:
+        """Return the last lines of the log, for error messages."""
         try:
             with self.log.open("rb") as log:
                 log.seek(0, os.SEEK_END)
@@ -146,20 +150,20 @@ class Process:
         return "\n".join(tail.decode(errors="replace").splitlines()[-lines:])
 
 
-def end(identity: Identity, *, ask: int | None = signal.SIGTERM, patience: float = 5.0) -> None:
+def terminate_process(identity: ProcessIdentity, *, signal: int | None = signal.SIGTERM, timeout: float = 5.0) -> None:
     """End a process that is not our child, e.g. one that a killed supervisor left behind."""
-    process = identity.find()
+    process = identity.get_process()
     if process is None:
         return
     with contextlib.suppress(psutil.Error):
-        if ask is not None:
-            process.send_signal(ask)
-            deadline = time.monotonic() + patience
+        if signal is not None:
+            process.send_signal(signal)
+            deadline = time.monotonic() + timeout
             while time.monotonic() < deadline:
-                if identity.find() is None:
+                if identity.get_process() is None:
                     return
                 time.sleep(0.02)
         process.kill()
-        deadline = time.monotonic() + patience
-        while identity.find() is not None and time.monotonic() < deadline:
+        deadline = time.monotonic() + timeout
+        while identity.get_process() is not None and time.monotonic() < deadline:
             time.sleep(0.02)

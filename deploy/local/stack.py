@@ -1,4 +1,4 @@
-"""Which processes make the stack, what each needs, and how to tell that it serves."""
+"""The processes of the stack, their dependencies and their readiness checks."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from deploy.controlplane.build import built
-from deploy.local import simulations
-from deploy.local.home import Home
-from deploy.local.ports import LOOPBACK, settle
-from deploy.local.postgres import API, OWNER, SUPERUSER, WORKER, Postgres
-from deploy.local.process import Process
+from deploy.controlplane.build import find_binaries
+from deploy.local import sandbox_commands
+from deploy.local.data_directory import Home
+from deploy.local.postgres import API_ROLE, OWNER_ROLE, SUPERUSER, WORKER_ROLE, Postgres
+from deploy.local.process import ChildProcess
 from deploy.local.temporal import NAMESPACE, TemporalServer
+from deploy.ports import LOOPBACK, allocate_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 VERSION = "0.1.0"
@@ -30,35 +30,35 @@ CLUSTERS = ("simulated", "control-plane", "kubeconfig")
 
 PORTS = [
     "temporal", "temporal_ui", "temporal_http", "temporal_metrics",
-    "mailbox", "smtp", "stripe", "cluster", "worker_metrics",
+    "mailbox", "smtp", "stripe", "cluster", "cluster_api", "worker_metrics",
 ]  # fmt: skip
 
 
-class Misconfigured(RuntimeError):
-    """The environment asks for something that cannot be."""
+class ConfigurationError(RuntimeError):
+    """A setting of the environment is invalid; the message names it and a valid value."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Component:
+class StackProcess:
     """One process of the stack. The callables block and may be called from any thread."""
 
     name: str
-    process: Process
-    ready: Callable[[], bool]
-    needs: tuple[str, ...] = ()
+    process: ChildProcess
+    is_ready: Callable[[], bool]
+    depends_on: tuple[str, ...] = ()
     """Names of components, or of the one-time step `schema`, that come first."""
-    prepare: Callable[[], object] | None = None
+    before_start: Callable[[], object] | None = None
     """Before every start."""
-    settle: Callable[[], object] | None = None
+    after_ready: Callable[[], object] | None = None
     """Once it is ready, before anything that needs it starts."""
-    stage: int = 0
-    """Stops with its stage; lower stages stop first. The longest patience of each stage, summed, stays below 15 s."""
+    stop_stage: int = 0
+    """Lower stages stop first. The longest stop timeouts of the stages must sum to less than 15 s."""
 
 
-def answers(url: str, timeout: float = 3.0, authority: Path | None = None) -> bool:
-    """Whether an HTTP server answers there, with anything but an error of its own. `authority` signs for TLS."""
+def is_http_serving(url: str, timeout: float = 3.0, ca_file: Path | None = None) -> bool:
+    """Whether an HTTP server answers with a status below 500. `ca_file`: authority of its TLS certificate."""
     try:
-        trust = ssl.create_default_context(cafile=authority) if authority else None
+        trust = ssl.create_default_context(cafile=ca_file) if ca_file else None
         with urllib.request.urlopen(url, timeout=timeout, context=trust):
             return True
     except urllib.error.HTTPError as error:
@@ -67,22 +67,29 @@ def answers(url: str, timeout: float = 3.0, authority: Path | None = None) -> bo
         return False
 
 
+def port_of(text: str) -> int:
+    """Read BERTH_PORT. Raises `ConfigurationError`."""
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 65_535):
+        raise ConfigurationError(f"BERTH_PORT is {text!r}; set a number from 1 to 65535")
+    return int(text)
+
+
 class Stack:
     """The components of one home, wired together."""
 
     def __init__(self, home: Home, environ: Mapping[str, str] | None = None) -> None:
         self.environ = dict(os.environ if environ is None else environ)
         self.home = home
-        self.port = int(self.environ.get("BERTH_PORT") or 8000)
+        self.port = port_of(self.environ.get("BERTH_PORT") or "8000")
         self.cluster_kind = self.environ.get("BERTH_CLUSTER") or "simulated"
         if self.cluster_kind not in CLUSTERS:
-            raise Misconfigured(f"BERTH_CLUSTER is one of {', '.join(CLUSTERS)}")
-        if self.cluster_kind == "control-plane" and built() is None:
-            raise Misconfigured("BERTH_CLUSTER=control-plane needs its binaries: `make control-plane` builds them")
+            raise ConfigurationError(f"BERTH_CLUSTER is one of {', '.join(CLUSTERS)}")
+        if self.cluster_kind == "control-plane" and find_binaries() is None:
+            raise ConfigurationError("BERTH_CLUSTER=control-plane needs its binaries: `make control-plane` builds them")
         self.secrets: dict[str, Any] = home.secrets()
-        self.ports = settle(PORTS, home.state.get("ports", {}))
-        home.remember(ports=self.ports)
-        self.had_database = (home.path / "postgres" / "PG_VERSION").exists()
+        self.ports = allocate_ports(PORTS, home.state.get("ports", {}))
+        home.save_state(ports=self.ports)
+        self.database_existed = (home.path / "postgres" / "PG_VERSION").exists()
         self.postgres = Postgres(home.path / "postgres", log=home.logs / "postgres.log")
         self.temporal = TemporalServer(
             log=home.logs / "temporal.log", database=home.path / "temporal" / "temporal.db", ports=self.ports, ui=True
@@ -93,13 +100,8 @@ class Stack:
 
     # ------------------------------------------------------------ addresses
 
-    def _at(self, port: str) -> str:
+    def _local_url(self, port: str) -> str:
         return f"http://{LOOPBACK}:{self.ports[port]}"
-
-    @property
-    def _cluster_url(self) -> str:
-        at = self._at("cluster")
-        return at.replace("http:", "https:") if self.cluster_kind == "control-plane" else at
 
     @property
     def api_url(self) -> str:
@@ -111,19 +113,19 @@ class Stack:
             "api": self.api_url,
             "docs": f"{self.api_url}/docs",
             "temporal_ui": self.temporal.ui_url,
-            "mailbox": self._at("mailbox"),
-            "stripe": self._at("stripe"),
+            "mailbox": self._local_url("mailbox"),
+            "stripe": self._local_url("stripe"),
             "metrics": f"{self.api_url}/metrics",
-            "worker_metrics": f"{self._at('worker_metrics')}/metrics",
+            "worker_metrics": f"{self._local_url('worker_metrics')}/metrics",
         }
         if self.cluster_kind != "kubeconfig":
-            urls["cluster"] = self._cluster_url
+            urls["cluster"] = self._local_url("cluster")
         return {
             "ready": True,
             "version": VERSION,
             "urls": urls,
             "temporal": {"address": self.temporal.address, "namespace": NAMESPACE},
-            # Of this local stack only: sees every row, as somebody who looks into the matter must.
+            # The superuser of this local stack: sees every row, for inspection.
             "database": {"url": self.postgres.dsn(SUPERUSER, "berth")},
             "cluster": {"kubeconfig": str(self.kubeconfig)},
             "accounts": {name: self.secrets[name] for name in ("administrator", "customer")},
@@ -134,15 +136,15 @@ class Stack:
 
     def _kubeconfig(self) -> Path:
         if self.cluster_kind != "kubeconfig":
-            (self.home.path / "cluster").mkdir(exist_ok=True)
-            return self.home.path / "cluster" / "kubeconfig"
-        given = self.environ.get("KUBECONFIG", "")
-        if not given or not Path(given).is_file():
-            raise Misconfigured("BERTH_CLUSTER=kubeconfig needs KUBECONFIG to name a file")
-        return Path(given).absolute()
+            (self.home.path / "cluster-proxy").mkdir(exist_ok=True)
+            return self.home.path / "cluster-proxy" / "kubeconfig"
+        path = self.environ.get("KUBECONFIG", "")
+        if not path or not Path(path).is_file():
+            raise ConfigurationError("BERTH_CLUSTER=kubeconfig needs KUBECONFIG to name a file")
+        return Path(path).absolute()
 
     def _environment(self) -> dict[str, str]:
-        """What the product's processes are told. Everything else of the caller's environment passes through."""
+        """Return the environment of the product's processes: the caller's, overridden by the settings of this stack."""
         return {
             **self.environ,
             "BERTH_ENVIRONMENT": "sandbox",
@@ -151,17 +153,17 @@ class Stack:
             "BERTH_PORT": str(self.port),
             "BERTH_PUBLIC_URL": self.environ.get("BERTH_PUBLIC_URL") or self.api_url,
             "BERTH_BASE_DOMAIN": self.environ.get("BERTH_BASE_DOMAIN") or BASE_DOMAIN,
-            "BERTH_OWNER_DATABASE_URL": self.postgres.url(OWNER),
-            "BERTH_API_DATABASE_URL": self.postgres.url(API),
-            "BERTH_WORKER_DATABASE_URL": self.postgres.url(WORKER),
+            "BERTH_OWNER_DATABASE_URL": self.postgres.url(OWNER_ROLE),
+            "BERTH_API_DATABASE_URL": self.postgres.url(API_ROLE),
+            "BERTH_WORKER_DATABASE_URL": self.postgres.url(WORKER_ROLE),
             "BERTH_TEMPORAL_ADDRESS": self.temporal.address,
             "BERTH_TEMPORAL_NAMESPACE": NAMESPACE,
-            "BERTH_STRIPE_URL": self._at("stripe"),
+            "BERTH_STRIPE_URL": self._local_url("stripe"),
             "BERTH_STRIPE_API_KEY": self.secrets["stripe_api_key"],
             "BERTH_STRIPE_WEBHOOK_SECRET": self.secrets["stripe_webhook_secret"],
             "BERTH_SMTP_HOST": LOOPBACK,
             "BERTH_SMTP_PORT": str(self.ports["smtp"]),
-            "BERTH_MAILBOX_URL": self._at("mailbox"),
+            "BERTH_MAILBOX_URL": self._local_url("mailbox"),
             "BERTH_CLUSTER": self.cluster_kind,
             "BERTH_KUBECONFIG": str(self.kubeconfig),
             "BERTH_JWT_SECRET": self.secrets["jwt_secret"],
@@ -174,27 +176,29 @@ class Stack:
             "BERTH_CUSTOMER_PASSWORD": self.secrets["customer"]["password"],
             "BERTH_LOG_FORMAT": self.environ.get("BERTH_LOG_FORMAT") or "json",
             "PYTHONUNBUFFERED": "1",
+            # Time zones of the pinned tzdata package, never the machine's.
+            "PYTHONTZPATH": "",
         }
 
-    def program(self, name: str, argv: list[str], *, patience: float = 3.0) -> Process:
+    def product_process(self, name: str, argv: list[str], *, stop_timeout: float = 3.0) -> ChildProcess:
         """A Python process of the product, with its log in the home."""
         log = self.home.logs / f"{name}.log"
-        return Process(name, argv, log=log, env=self.environment, cwd=ROOT, patience=patience)
+        return ChildProcess(name, argv, log=log, env=self.environment, cwd=ROOT, stop_timeout=stop_timeout)
 
-    def schema_steps(self) -> list[Process]:
-        """What brings the database up to date, one after the other. Each is idempotent.
+    def pending_schema_steps(self) -> list[ChildProcess]:
+        """Return the steps that migrate and seed the database, in order. Each is idempotent.
 
-        None when the last run on this very database did the same: that saves seconds of every start.
+        Empty when the last run already applied the same migrations and seed to this database.
         """
-        if self.had_database and self.home.state.get("schema") == self._schema_sources():
+        if self.database_existed and self.home.state.get("schema") == self._schema_fingerprint():
             return []
-        return [self.program(step, [sys.executable, "-m", "worker.cli", step]) for step in ("migrate", "seed")]
+        return [self.product_process(step, [sys.executable, "-m", "worker.cli", step]) for step in ("migrate", "seed")]
 
-    def schema_done(self) -> None:
-        self.home.remember(schema=self._schema_sources())
+    def mark_schema_current(self) -> None:
+        self.home.save_state(schema=self._schema_fingerprint())
 
-    def _schema_sources(self) -> str:
-        """Changes with everything that migrations and seed are made from."""
+    def _schema_fingerprint(self) -> str:
+        """Return a hash of the files and secrets that migrations and seed depend on."""
         sum_ = hashlib.sha256(json.dumps(self.secrets, sort_keys=True).encode())
         folders = ("db", "worker", "templates/services", "workflows/rules")
         for path in sorted(path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()):
@@ -202,36 +206,36 @@ class Stack:
                 sum_.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
         return sum_.hexdigest()
 
-    def _components(self) -> dict[str, Component]:
+    def _components(self) -> dict[str, StackProcess]:
         python = sys.executable
-        found = [
-            Component(
+        components = [
+            StackProcess(
                 name="postgres",
                 process=self.postgres.process,
-                prepare=self.postgres.prepare,
-                ready=self.postgres.ready,
-                settle=self.postgres.ensure_roles,
-                stage=2,
+                before_start=self.postgres.initialize,
+                is_ready=self.postgres.ready,
+                after_ready=self.postgres.ensure_roles,
+                stop_stage=2,
             ),
-            Component(
+            StackProcess(
                 name="temporal",
                 process=self.temporal.process,
-                prepare=self.temporal.prepare,
-                ready=self.temporal.ready,
-                settle=self.temporal.register,
-                stage=2,
+                before_start=self.temporal.create_database_directory,
+                is_ready=self.temporal.is_ready,
+                after_ready=self.temporal.register_search_attributes,
+                stop_stage=2,
             ),
-            self.simulation(
+            self.simulation_process(
                 "mailbox",
                 "/messages",
-                simulations.mailbox_command(
+                sandbox_commands.mailbox_command(
                     http_port=self.ports["mailbox"], smtp_port=self.ports["smtp"], state=self.home.path / "mailbox"
                 ),
             ),
-            self.simulation(
+            self.simulation_process(
                 "stripe",
                 "/sandbox/charges",
-                simulations.stripe_command(
+                sandbox_commands.stripe_command(
                     port=self.ports["stripe"],
                     state=self.home.path / "stripe",
                     webhook_url=f"{self.api_url}/api/v1/webhooks/stripe",
@@ -240,41 +244,66 @@ class Stack:
                 ),
             ),
             *self._clusters(),
-            Component(
+            StackProcess(
                 name="api",
-                process=self.program("api", [python, "-m", "api"], patience=3.0),
-                ready=lambda: answers(f"{self.api_url}/health"),
-                needs=("schema",),
-                stage=0,
+                process=self.product_process("api", [python, "-m", "api"], stop_timeout=3.0),
+                is_ready=lambda: is_http_serving(f"{self.api_url}/health"),
+                depends_on=("schema",),
+                stop_stage=0,
             ),
-            Component(
+            StackProcess(
                 name="worker",
-                process=self.program("worker", [python, "-m", "worker"], patience=7.0),
-                ready=lambda: answers(f"{self._at('worker_metrics')}/metrics"),
-                # It meets the cluster at its first order; to load the kubeconfig it must exist.
-                needs=("schema", "temporal", *(() if self.kubeconfig.exists() else (c.name for c in self._clusters()))),
-                stage=1,
+                process=self.product_process("worker", [python, "-m", "worker"], stop_timeout=7.0),
+                is_ready=lambda: is_http_serving(f"{self._local_url('worker_metrics')}/metrics"),
+                # The worker reads the kubeconfig at its start and calls the cluster at the first order.
+                depends_on=(
+                    "schema",
+                    "temporal",
+                    *(() if self.kubeconfig.exists() else (c.name for c in self._clusters())),
+                ),
+                stop_stage=1,
             ),
         ]
-        return {component.name: component for component in found}
+        return {component.name: component for component in components}
 
-    def simulation(self, name: str, path: str, argv: list[str]) -> Component:
+    def simulation_process(self, name: str, path: str, argv: list[str]) -> StackProcess:
         (self.home.path / name).mkdir(parents=True, exist_ok=True)
-        process = Process(name, argv, log=self.home.logs / f"{name}.log", cwd=ROOT, patience=3.0)
-        return Component(name=name, process=process, ready=lambda: answers(self._at(name) + path), stage=2)
+        process = ChildProcess(name, argv, log=self.home.logs / f"{name}.log", cwd=ROOT, stop_timeout=3.0)
+        return StackProcess(
+            name=name, process=process, is_ready=lambda: is_http_serving(self._local_url(name) + path), stop_stage=2
+        )
 
-    def _clusters(self) -> list[Component]:
+    def _clusters(self) -> list[StackProcess]:
+        """The simulated cluster or the control plane, and the proxy before it, which clients talk to."""
         if self.cluster_kind == "kubeconfig":
             return []
-        if self.cluster_kind == "control-plane":
-            state = self.home.path / "control-plane"
-            argv = simulations.control_plane_command(
-                port=self.ports["cluster"], state=state, kubeconfig=self.kubeconfig
-            )
-            process = Process("cluster", argv, log=self.home.logs / "cluster.log", cwd=ROOT, patience=4.0)
-            ready = partial(answers, f"{self._cluster_url}/readyz", authority=state / "server.crt")
-            return [Component(name="cluster", process=process, ready=ready, stage=2)]
-        argv = simulations.cluster_command(
-            port=self.ports["cluster"], state=self.home.path / "cluster", kubeconfig=self.kubeconfig
+        port, real = self.ports["cluster_api"], self.cluster_kind == "control-plane"
+        state = self.home.path / ("control-plane" if real else "cluster")
+        state.mkdir(exist_ok=True)
+        upstream = state / "kubeconfig"
+        if real:
+            url = self._local_url("cluster_api").replace("http:", "https:")
+            ready = partial(is_http_serving, f"{url}/readyz", ca_file=state / "server.crt")
+            command = sandbox_commands.control_plane_command(port=port, state=state, kubeconfig=upstream)
+        else:
+            ready = partial(is_http_serving, f"{self._local_url('cluster_api')}/version")
+            command = sandbox_commands.cluster_command(port=port, state=state, kubeconfig=upstream)
+        process = ChildProcess("cluster", command, log=self.home.logs / "cluster.log", cwd=ROOT, stop_timeout=4.0)
+        proxy = ChildProcess(
+            "cluster_proxy",
+            sandbox_commands.cluster_proxy_command(
+                port=self.ports["cluster"],
+                upstream=upstream,
+                state=self.home.path / "cluster-proxy",
+                kubeconfig=self.kubeconfig,
+                kwok=real,
+            ),
+            log=self.home.logs / "cluster_proxy.log",
+            cwd=ROOT,
+            stop_timeout=3.0,
         )
-        return [self.simulation("cluster", "/version", argv)]
+        serves = partial(is_http_serving, f"{self._local_url('cluster')}/sandbox/healthz")
+        return [
+            StackProcess(name="cluster", process=process, is_ready=ready, stop_stage=2),
+            StackProcess(name="cluster_proxy", process=proxy, is_ready=serves, depends_on=("cluster",), stop_stage=2),
+        ]

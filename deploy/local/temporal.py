@@ -11,41 +11,41 @@ from http.client import HTTPResponse
 from pathlib import Path
 from types import TracebackType
 
-from deploy.local.ports import LOOPBACK, free_ports
-from deploy.local.process import Process
-from deploy.local.programs import program
+from deploy.local.binaries import find_program
+from deploy.local.process import ChildProcess
+from deploy.ports import LOOPBACK, free_ports
 
 NAMESPACE = "default"
 
 # Name and type of every search attribute. Values are plaintext to operators: never personal data.
 SEARCH_ATTRIBUTES: Mapping[str, str] = {
-    "BerthAccount": "Keyword",
+    "BerthOrganization": "Keyword",
     "BerthSubscription": "Keyword",
     "BerthInstance": "Keyword",
     "BerthNode": "Keyword",
-    "BerthKind": "Keyword",
+    "BerthWorkflowKind": "Keyword",
     "BerthStatus": "Keyword",
-    "BerthAttention": "Bool",
+    "BerthNeedsAttention": "Bool",
 }
 
 DYNAMIC_CONFIG = (
-    # Each workflow can have a clock of its own: the sandbox's clock and the tests live by it.
+    # Gives each workflow a separate clock, which the sandbox clock and the tests advance.
     "frontend.WorkflowTimeSkippingEnabled=true",
     # By default a timer waits up to a second after a skip; twelve monthly cycles then take 12 s instead of 1.2.
     'history.timerProcessorMaxTimeShift="1ms"',
-    # Twenty looks a second at a queue is the default, after a short burst: moved clocks and fresh orders then wait for
-    # their next look (measured: 24 months with four due moments each took 19 s, now 5).
+    # By default a queue is polled 20 times a second after a short burst: advanced clocks and new orders then wait for
+    # the next poll (measured: 24 months with four due moments each took 19 s, now 5).
     "history.timerProcessorMaxPollRPS=1000",
     "history.transferProcessorMaxPollRPS=1000",
     "history.maxInFlightUpdates=200",
 )
 
 # Two to three times faster than the default and still nothing acknowledged is lost by kill -9 (not by a power cut).
-PRAGMAS = ("journal_mode=wal", "synchronous=1")
+SQLITE_PRAGMAS = ("journal_mode=wal", "synchronous=1")
 
 
 class TemporalError(RuntimeError):
-    """The server did not start; the message ends with its own last words."""
+    """The server did not start; the message ends with the end of its log."""
 
 
 class TemporalServer:
@@ -70,7 +70,7 @@ class TemporalServer:
         self.database = database
         self.search_attributes = dict(search_attributes)
         argv = [
-            program("temporal"), "server", "start-dev", "--ip", LOOPBACK, "--log-level", "warn",
+            find_program("temporal"), "server", "start-dev", "--ip", LOOPBACK, "--log-level", "warn",
             "--port", str(chosen["temporal"]),
             "--http-port", str(chosen["temporal_http"]),
             "--metrics-port", str(chosen["temporal_metrics"]),
@@ -78,14 +78,14 @@ class TemporalServer:
         argv += ["--ui-port", str(chosen["temporal_ui"])] if ui else ["--headless"]
         for value in DYNAMIC_CONFIG:
             argv += ["--dynamic-config-value", value]
-        # Takes effect on a new database only; `register` sees to old ones.
+        # Takes effect on a new database only; `register_search_attributes` adds them to existing ones.
         for name, kind in search_attributes.items():
             argv += ["--search-attribute", f"{name}={kind}"]
         if database is not None:
             argv += ["--db-filename", str(database)]
-            for pragma in PRAGMAS:
+            for pragma in SQLITE_PRAGMAS:
                 argv += ["--sqlite-pragma", pragma]
-        self.process = Process("temporal", argv, log=log, patience=4.0)
+        self.process = ChildProcess("temporal", argv, log=log, stop_timeout=4.0)
 
     @property
     def address(self) -> str:
@@ -104,31 +104,31 @@ class TemporalServer:
     ) -> None:
         self.stop()
 
-    def prepare(self) -> None:
+    def create_database_directory(self) -> None:
         if self.database is not None:
             self.database.parent.mkdir(parents=True, exist_ok=True)
 
     def start(self, timeout: float = 20.0) -> None:
         """Start, and return once the namespace is served."""
-        self.prepare()
+        self.create_database_directory()
         self.process.start()
         deadline = time.monotonic() + timeout
-        while not self.ready():
-            if not self.process.alive or time.monotonic() > deadline:
+        while not self.is_ready():
+            if not self.process.is_alive or time.monotonic() > deadline:
                 self.process.kill()
-                raise TemporalError(f"Temporal did not start\n{self.process.last_words()}")
+                raise TemporalError(f"Temporal did not start\n{self.process.log_tail()}")
             time.sleep(0.02)
-        self.register()
+        self.register_search_attributes()
 
-    def register(self) -> None:
+    def register_search_attributes(self) -> None:
         """Register the search attributes that a database of an earlier version lacks; a new one has them from the
         start. Idempotent; the server must be ready."""
-        with self._get(f"/cluster/namespaces/{NAMESPACE}/search-attributes") as answer:
-            known = json.load(answer).get("customAttributes", {})
-        missing = {name: kind for name, kind in self.search_attributes.items() if name not in known}
+        with self._get(f"/cluster/namespaces/{NAMESPACE}/search-attributes") as response:
+            registered = json.load(response).get("customAttributes", {})
+        missing = {name: kind for name, kind in self.search_attributes.items() if name not in registered}
         if not missing:
             return
-        argv = [program("temporal"), "operator", "search-attribute", "create", "--address", self.address]
+        argv = [find_program("temporal"), "operator", "search-attribute", "create", "--address", self.address]
         for name, kind in missing.items():
             argv += ["--name", name, "--type", kind]
         done = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
@@ -137,20 +137,20 @@ class TemporalServer:
 
     def stop(self) -> None:
         if self.database is None:
-            # Nothing to save, and the orderly way takes a second.
+            # In-memory server: nothing to save, and a graceful stop takes a second.
             self.process.kill()
         else:
             self.process.stop()
 
-    def ready(self) -> bool:
-        """Whether the namespace is served, asked over HTTP so that this needs no SDK."""
+    def is_ready(self) -> bool:
+        """Whether the namespace is served. Uses HTTP, so that no SDK is imported."""
         try:
-            with self._get(f"/api/v1/namespaces/{NAMESPACE}") as answer:
-                return bool(answer.status == 200)
+            with self._get(f"/api/v1/namespaces/{NAMESPACE}") as response:
+                return bool(response.status == 200)
         except OSError:
             return False
 
     def _get(self, path: str) -> HTTPResponse:
         url = f"http://{LOOPBACK}:{self.ports['temporal_http']}{path}"
-        answer: HTTPResponse = urllib.request.urlopen(url, timeout=2)
-        return answer
+        response: HTTPResponse = urllib.request.urlopen(url, timeout=2)
+        return response

@@ -1,4 +1,4 @@
-"""What the tests of payments share: a till at the card gateway's sandbox."""
+"""Fixtures of the activities: billing on a database, payments also on the card gateway's sandbox."""
 
 from __future__ import annotations
 
@@ -6,12 +6,22 @@ from collections.abc import AsyncIterator
 
 import pytest_asyncio
 
-from tests.support.databases import Database
-from tests.support.money import Till, open_till
-from tests.support.sandboxes import Stripe
+from tests.support.billing_fixture import BillingFixture, create_billing_fixture
+from tests.support.databases import DatabaseFixture
+from tests.support.payment_fixture import PaymentFixture, create_payment_fixture
+from tests.support.sandboxes import StripeEndpoint
 
 
 @pytest_asyncio.fixture
-async def till(database: Database, stripe: Stripe) -> AsyncIterator[Till]:
-    async with open_till(database, stripe) as opened:
+async def payments(database: DatabaseFixture, stripe: StripeEndpoint) -> AsyncIterator[PaymentFixture]:
+    async with create_payment_fixture(database, stripe) as opened:
         yield opened
+
+
+@pytest_asyncio.fixture
+async def billing(database: DatabaseFixture) -> AsyncIterator[BillingFixture]:
+    """Open the billing fixture. Assert at the end that the ledger and the allocations agree with the invoices."""
+    fixture = await create_billing_fixture(database)
+    yield fixture
+    await fixture.assert_ledger_balanced()
+    await fixture.assert_allocations_match_invoices()

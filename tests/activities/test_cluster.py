@@ -7,6 +7,7 @@ import json
 import re
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,23 +15,34 @@ from typing import Any
 import pytest
 import pytest_asyncio
 import sqlalchemy.exc
+from sqlalchemy import text
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
 from activities.adapters.kubernetes import errors
-from activities.adapters.kubernetes.gateway import KubernetesGateway
-from activities.adapters.kubernetes.observer import Observer
-from tests.support.databases import Database
-from tests.support.instances import Fleet, fleet_of
-from tests.support.sandboxes import Cluster
-from tests.support.wait import eventually
-from workflows.ports.instances import AwaitReady, Collected, CollectOrphans, InstanceRef, OperationKind, Removed
+from activities.adapters.kubernetes.client import KubernetesClient
+from activities.adapters.kubernetes.informer import Informer
+from tests.support import inserts
+from tests.support.databases import DatabaseFixture
+from tests.support.instance_fixture import SMALL, InstanceFixture, create_instance_fixture
+from tests.support.sandboxes import ClusterEndpoint
+from tests.support.wait import wait_until
+from workflows.ports.instances import (
+    AwaitReady,
+    DeletionOutcome,
+    FinishOperation,
+    InstanceId,
+    OperationKind,
+    OperationStatus,
+)
 
 
 @pytest_asyncio.fixture
-async def fleet(database: Database, cluster: Cluster) -> AsyncIterator[Fleet]:
-    async with fleet_of(database, cluster, patience=timedelta(seconds=3), removal=timedelta(seconds=3)) as made:
-        yield made
+async def instances(database: DatabaseFixture, cluster: ClusterEndpoint) -> AsyncIterator[InstanceFixture]:
+    async with create_instance_fixture(
+        database, cluster, failure_threshold=timedelta(seconds=3), deletion_timeout=timedelta(seconds=3)
+    ) as fixture:
+        yield fixture
 
 
 def foreign(kind: str, name: str, namespace: str | None = None, **more: Any) -> dict[str, Any]:
@@ -39,37 +51,39 @@ def foreign(kind: str, name: str, namespace: str | None = None, **more: Any) -> 
     return {"apiVersion": versions.get(kind, "v1"), "kind": kind, "metadata": metadata, **more}
 
 
-async def applied(fleet: Fleet, instance_id: str) -> None:
-    await fleet.run(fleet.activities.apply, InstanceRef(instance_id=instance_id))
+async def applied(instances: InstanceFixture, instance_id: str) -> None:
+    await instances.run_activity(instances.cluster_activities.apply, InstanceId(instance_id=instance_id))
 
 
 @pytest.mark.scenario("P3")
-async def test_lost_replies_converge(fleet: Fleet) -> None:
-    instance_id = await fleet.order()
-    await fleet.fault("lost_reply", instance_id, count=6)
-    await fleet.up(instance_id)
-    assert await fleet.faults() == []
-    deployments = await fleet.gateway.list("Deployment", fleet.namespace(instance_id))
-    assert [found["metadata"]["generation"] for found in deployments] == [1]
-    secrets = await fleet.gateway.list("Secret", fleet.namespace(instance_id), labels="berth/instance")
-    assert sorted(found["metadata"]["name"] for found in secrets) == ["app", "database"]
+async def test_lost_responses_do_not_change_the_result(instances: InstanceFixture) -> None:
+    instance_id = await instances.insert_instance()
+    await instances.inject_fault("lost_reply", instance_id, count=6)
+    await instances.provision(instance_id)
+    assert await instances.faults() == []
+    deployments = await instances.gateway.list("Deployment", instances.namespace(instance_id))
+    assert [manifest["metadata"]["generation"] for manifest in deployments] == [1]
+    secrets = await instances.gateway.list("Secret", instances.namespace(instance_id), labels="berth/instance")
+    assert sorted(manifest["metadata"]["name"] for manifest in secrets) == ["app", "database"]
 
 
 @pytest.mark.scenario("P33")
-async def test_keys_are_made_once_and_only_missing_ones_are_added(fleet: Fleet) -> None:
-    instance_id = await fleet.order()
-    await applied(fleet, instance_id)
-    before = await fleet.live("Secret", instance_id, "database")
-    key = await fleet.live("Secret", instance_id, "app")
+async def test_keys_are_made_once_and_only_missing_ones_are_added(instances: InstanceFixture) -> None:
+    instance_id = await instances.insert_instance()
+    await applied(instances, instance_id)
+    before = await instances.get_live_object("Secret", instance_id, "database")
+    key = await instances.get_live_object("Secret", instance_id, "app")
     assert before is not None
     assert key is not None
     assert len(key["data"]["encryption-key"]) == 64  # 48 characters in base 64
-    await fleet.gateway.patch("Secret", fleet.namespace(instance_id), "app", {"data": {"encryption-key": None}})
+    await instances.gateway.patch("Secret", instances.namespace(instance_id), "app", {"data": {"encryption-key": None}})
     # Two workers at once, each believing that it is the first; the one that comes second looks again.
-    command = InstanceRef(instance_id=instance_id)
-    await asyncio.gather(*(fleet.persist(fleet.activities.apply, command) for _ in range(2)))
-    after = await fleet.live("Secret", instance_id, "database")
-    added = await fleet.live("Secret", instance_id, "app")
+    command = InstanceId(instance_id=instance_id)
+    await asyncio.gather(
+        *(instances.run_activity_with_retries(instances.cluster_activities.apply, command) for _ in range(2))
+    )
+    after = await instances.get_live_object("Secret", instance_id, "database")
+    added = await instances.get_live_object("Secret", instance_id, "app")
     assert after is not None
     assert added is not None
     assert after["data"] == before["data"]
@@ -77,267 +91,334 @@ async def test_keys_are_made_once_and_only_missing_ones_are_added(fleet: Fleet) 
 
 
 @pytest.mark.scenario("P4")
-async def test_fields_of_ours_are_taken_back_and_fields_of_others_left(fleet: Fleet) -> None:
-    instance_id = await fleet.order()
-    await applied(fleet, instance_id)
-    namespace = fleet.namespace(instance_id)
+async def test_fields_of_ours_are_taken_back_and_fields_of_others_left(instances: InstanceFixture) -> None:
+    instance_id = await instances.insert_instance()
+    await applied(instances, instance_id)
+    namespace = instances.namespace(instance_id)
     meddled = foreign(
         "Deployment", "app", namespace, metadata={"annotations": {"note": "theirs"}}, spec={"replicas": 3}
     )
     await asyncio.to_thread(
-        fleet.gateway.request,
+        instances.gateway.request,
         "PATCH",
         f"/apis/apps/v1/namespaces/{namespace}/deployments/app",
         query={"fieldManager": "kubectl", "force": "true"},
         body=json.dumps(meddled).encode(),
         headers={"Content-Type": "application/apply-patch+yaml"},
     )
-    assert ((await fleet.live("Deployment", instance_id, "app")) or {})["spec"]["replicas"] == 3
-    await applied(fleet, instance_id)
-    found = await fleet.live("Deployment", instance_id, "app")
-    assert found is not None
-    assert found["spec"]["replicas"] == 1
-    assert found["metadata"]["annotations"]["note"] == "theirs"
+    assert ((await instances.get_live_object("Deployment", instance_id, "app")) or {})["spec"]["replicas"] == 3
+    await applied(instances, instance_id)
+    manifest = await instances.get_live_object("Deployment", instance_id, "app")
+    assert manifest is not None
+    assert manifest["spec"]["replicas"] == 1
+    assert manifest["metadata"]["annotations"]["note"] == "theirs"
 
 
 @pytest.mark.scenario("P4")
 @pytest.mark.parametrize("kind", ["Namespace", "ServiceAccount", "Secret"])
-async def test_what_is_somebody_elses_is_never_adopted_nor_removed(fleet: Fleet, kind: str) -> None:
-    instance_id = await fleet.order()
-    namespace = fleet.namespace(instance_id)
+async def test_objects_of_another_owner_are_never_adopted_nor_deleted(instances: InstanceFixture, kind: str) -> None:
+    instance_id = await instances.insert_instance()
+    namespace = instances.namespace(instance_id)
     if kind == "Namespace":
-        theirs = await fleet.gateway.create(foreign("Namespace", namespace))
+        theirs = await instances.gateway.create(foreign("Namespace", namespace))
     else:
-        labels = {"app.kubernetes.io/managed-by": "berth", "berth/instance": instance_id}
-        await fleet.gateway.create(foreign("Namespace", namespace, metadata={"labels": labels}))
+        labels = {
+            "app.kubernetes.io/managed-by": "berth",
+            "berth/installation": instances.installation_id,
+            "berth/instance": instance_id,
+        }
+        await instances.gateway.create(foreign("Namespace", namespace, metadata={"labels": labels}))
         name = "instance" if kind == "ServiceAccount" else "database"
-        theirs = await fleet.gateway.create(foreign(kind, name, namespace))
-    with pytest.raises(ApplicationError) as refusal:
-        await applied(fleet, instance_id)
-    assert (refusal.value.type, refusal.value.non_retryable) == ("ForeignOwner", True)
-    found = await fleet.live(kind, instance_id, theirs["metadata"]["name"])
-    assert found is not None
-    assert found["metadata"]["resourceVersion"] == theirs["metadata"]["resourceVersion"]
+        theirs = await instances.gateway.create(foreign(kind, name, namespace))
+    with pytest.raises(ApplicationError) as raised:
+        await applied(instances, instance_id)
+    assert (raised.value.type, raised.value.non_retryable) == ("NameConflict", True)
+    manifest = await instances.get_live_object(kind, instance_id, theirs["metadata"]["name"])
+    assert manifest is not None
+    assert manifest["metadata"]["resourceVersion"] == theirs["metadata"]["resourceVersion"]
     if kind == "Namespace":
-        removed = await fleet.run(fleet.activities.remove, InstanceRef(instance_id=instance_id))
-        assert removed == Removed(clean=True)
-        assert await fleet.live("Namespace", instance_id, namespace) is not None
+        removed = await instances.run_activity(
+            instances.cluster_activities.delete_namespace, InstanceId(instance_id=instance_id)
+        )
+        assert removed == DeletionOutcome(is_verified=True)
+        assert await instances.get_live_object("Namespace", instance_id, namespace) is not None
 
 
 @pytest.mark.scenario("P4")
-async def test_conflicts_that_pass_are_borne(fleet: Fleet) -> None:
-    instance_id = await fleet.order()
-    await applied(fleet, instance_id)
-    await fleet.fault("conflict", instance_id, count=2)
+async def test_passing_conflicts_are_retried(instances: InstanceFixture) -> None:
+    instance_id = await instances.insert_instance()
+    await applied(instances, instance_id)
+    await instances.inject_fault("conflict", instance_id, count=2)
 
-    await fleet.persist(fleet.activities.apply, InstanceRef(instance_id=instance_id))
-    assert await fleet.faults() == []
+    await instances.run_activity_with_retries(instances.cluster_activities.apply, InstanceId(instance_id=instance_id))
+    assert await instances.faults() == []
 
 
 @pytest.mark.scenario("P5")
-async def test_a_busy_cluster_is_given_the_time_it_asks_for(fleet: Fleet) -> None:
-    instance_id = await fleet.order()
-    await fleet.fault("throttle", instance_id, count=3)
-    await fleet.fault("server_error", instance_id, count=3)
+async def test_a_throttled_request_is_repeated_after_the_requested_delay(instances: InstanceFixture) -> None:
+    instance_id = await instances.insert_instance()
+    await instances.inject_fault("throttle", instance_id, count=1)
     before = time.monotonic()
-    await fleet.up(instance_id)
-    # The simulated cluster asks for a second.
+    assert await instances.gateway.get("ConfigMap", instances.namespace(instance_id), "missing") is None
+    # The proxy answers `Retry-After: 1`. Without it the first repetition follows within 0.2 s.
     assert time.monotonic() - before >= 1.0
+    assert await instances.faults() == []
 
 
 @pytest.mark.scenario("P5")
-async def test_a_refused_object_fails_at_once_with_the_field(fleet: Fleet) -> None:
-    instance_id = await fleet.order(hostname="Not A Host Name")
-    with pytest.raises(ApplicationError) as refusal:
-        await applied(fleet, instance_id)
-    assert (refusal.value.type, refusal.value.non_retryable) == ("Invalid", True)
-    assert "spec.rules[0].host" in refusal.value.message
+async def test_a_busy_cluster_delays_an_instance_and_fails_nothing(instances: InstanceFixture) -> None:
+    instance_id = await instances.insert_instance()
+    await instances.inject_fault("throttle", instance_id, count=3)
+    await instances.inject_fault("server_error", instance_id, count=3)
+    await instances.provision(instance_id)
+    assert await instances.faults() == []
 
 
 @pytest.mark.scenario("P5")
-async def test_a_field_of_the_wrong_type_is_a_mistake_though_the_api_says_500(cluster: Cluster) -> None:
-    gateway = KubernetesGateway.from_kubeconfig(cluster.kubeconfig)
-    broken = {
+async def test_a_refused_object_fails_at_once_with_the_field(instances: InstanceFixture) -> None:
+    instance_id = await instances.insert_instance(hostname="Not A Host Name")
+    with pytest.raises(ApplicationError) as raised:
+        await applied(instances, instance_id)
+    assert (raised.value.type, raised.value.non_retryable) == ("Invalid", True)
+    assert "spec.rules[0].host" in raised.value.message
+
+
+@pytest.mark.scenario("P5")
+async def test_a_field_of_the_wrong_type_is_a_mistake_though_the_api_says_500(cluster: ClusterEndpoint) -> None:
+    gateway = KubernetesClient.from_kubeconfig(cluster.kubeconfig)
+    invalid = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {"name": "broken", "namespace": "default"},
         "data": {"number": 1},
     }
     try:
-        with pytest.raises(errors.ClusterError) as refusal:
-            await gateway.apply(broken)
+        with pytest.raises(errors.ClusterError) as raised:
+            await gateway.apply(invalid)
     finally:
         gateway.close()
-    assert refusal.value.permanent
-    assert "number" in refusal.value.message
+    assert raised.value.is_permanent
+    assert "number" in raised.value.message
 
 
 @pytest.mark.scenario("P6")
-async def test_a_full_quota_is_no_matter_of_trying_again(fleet: Fleet) -> None:
-    instance_id = await fleet.order()
-    await fleet.fault("quota", instance_id)
-    with pytest.raises(ApplicationError) as refusal:
-        await applied(fleet, instance_id)
-    assert (refusal.value.type, refusal.value.non_retryable) == ("QuotaExceeded", True)
-    assert fleet.namespace(instance_id) not in (refusal.value.type or "")
-    assert '"' in refusal.value.message  # it names what was refused
-    assert "exceeded quota" in refusal.value.message
+async def test_a_full_quota_is_no_matter_of_trying_again(instances: InstanceFixture) -> None:
+    instance_id = await instances.insert_instance()
+    await instances.inject_fault("quota", instance_id)
+    with pytest.raises(ApplicationError) as raised:
+        await applied(instances, instance_id)
+    assert (raised.value.type, raised.value.non_retryable) == ("QuotaExceeded", True)
+
+    assert '"' in raised.value.message  # it names what was refused
+    assert "exceeded quota" in raised.value.message
 
 
 @pytest.mark.scenario("P8")
-async def test_an_image_that_comes_late_is_waited_for(fleet: Fleet) -> None:
-    instance_id = await fleet.order()
-    await fleet.fault("image_pull", instance_id, seconds=1.5)
-    await fleet.up(instance_id)
-    row = await fleet.row(instance_id)
-    assert row["reason"] in (None, "ImagePull")
+async def test_an_image_that_comes_late_is_waited_for(instances: InstanceFixture) -> None:
+    instance_id = await instances.insert_instance()
+    await instances.inject_fault("image_pull", instance_id, seconds=1.5)
+    await instances.provision(instance_id)
+    deployment = await instances.get_live_object("Deployment", instance_id, "app")
+    assert deployment is not None
+    assert deployment["status"]["availableReplicas"] == 1
 
 
 @pytest.mark.scenario("P37")
 @pytest.mark.parametrize("fault", ["watch_close", "gone"])
-async def test_a_watch_that_ends_is_taken_up_again(fleet: Fleet, fault: str) -> None:
-    instance_id = await fleet.order()
-    observer = Observer(fleet.gateway)
-    subscription = observer.subscribe(fleet.namespace(instance_id))
+async def test_a_watch_that_ends_is_taken_up_again(instances: InstanceFixture, fault: str) -> None:
+    instance_id = await instances.insert_instance()
+    observer = Informer(instances.gateway, instances.installation_id)
+    subscription = observer.subscribe(instances.namespace(instance_id))
     try:
-        await eventually(lambda: observer.objects("Pod", "none") is not None)
-        await fleet.fault(fault, seconds=1)
-        await fleet.up(instance_id)
+        await wait_until(lambda: observer.objects("Pod", "none") is not None)
+        await instances.inject_fault(fault, seconds=1)
+        await instances.provision(instance_id)
 
-        async def seen() -> bool:
-            pods = observer.objects("Pod", fleet.namespace(instance_id)) or []
+        async def has_condition() -> bool:
+            pods = observer.objects("Pod", instances.namespace(instance_id)) or []
             return len(pods) == 2 and all(pod["status"]["phase"] == "Running" for pod in pods)
 
-        await eventually(seen)
+        await wait_until(has_condition)
         assert await subscription.wait(1)
     finally:
         observer.close()
 
 
-async def test_a_watch_follows_what_is_deleted(fleet: Fleet) -> None:
-    instance_id = await fleet.order()
-    await fleet.up(instance_id)
-    observer = Observer(fleet.gateway)
-    observer.subscribe(fleet.namespace(instance_id))
+async def test_a_watch_follows_what_is_deleted(instances: InstanceFixture) -> None:
+    instance_id = await instances.insert_instance()
+    await instances.provision(instance_id)
+    observer = Informer(instances.gateway, instances.installation_id)
+    observer.subscribe(instances.namespace(instance_id))
     try:
-        await eventually(lambda: observer.objects("Pod", fleet.namespace(instance_id)))
-        await fleet.run(fleet.activities.remove, InstanceRef(instance_id=instance_id))
-        await eventually(lambda: observer.objects("Pod", fleet.namespace(instance_id)) == [])
+        await wait_until(lambda: observer.objects("Pod", instances.namespace(instance_id)))
+        await instances.run_activity(instances.cluster_activities.delete_namespace, InstanceId(instance_id=instance_id))
+        await wait_until(lambda: observer.objects("Pod", instances.namespace(instance_id)) == [])
     finally:
         observer.close()
 
 
 @pytest.mark.scenario("P18")
-async def test_a_namespace_that_does_not_go_names_what_holds_it(fleet: Fleet) -> None:
-    instance_id = await fleet.order()
-    await applied(fleet, instance_id)
-    await fleet.gateway.patch(
+async def test_a_namespace_that_does_not_go_names_what_holds_it(instances: InstanceFixture) -> None:
+    instance_id = await instances.insert_instance()
+    await applied(instances, instance_id)
+    await instances.gateway.patch(
         "PersistentVolumeClaim",
-        fleet.namespace(instance_id),
+        instances.namespace(instance_id),
         "data",
         {"metadata": {"finalizers": ["example.com/keep"]}},
     )
-    removed = await fleet.run(fleet.activities.remove, InstanceRef(instance_id=instance_id))
-    assert not removed.clean
-    assert "PersistentVolumeClaim/data (held by example.com/keep)" in removed.blocking
-    held = await fleet.live("PersistentVolumeClaim", instance_id, "data")
+    removed = await instances.run_activity(
+        instances.cluster_activities.delete_namespace, InstanceId(instance_id=instance_id)
+    )
+    assert not removed.is_verified
+    assert "PersistentVolumeClaim/data (held by example.com/keep)" in removed.blockers
+    held = await instances.get_live_object("PersistentVolumeClaim", instance_id, "data")
     assert held is not None
     assert held["metadata"]["finalizers"] == ["example.com/keep"]
-    await fleet.gateway.patch(
-        "PersistentVolumeClaim", fleet.namespace(instance_id), "data", {"metadata": {"finalizers": None}}
+    await instances.gateway.patch(
+        "PersistentVolumeClaim", instances.namespace(instance_id), "data", {"metadata": {"finalizers": None}}
     )
-    again = await fleet.run(fleet.activities.remove, InstanceRef(instance_id=instance_id))
-    assert again == Removed(clean=True)
+    repeated = await instances.run_activity(
+        instances.cluster_activities.delete_namespace, InstanceId(instance_id=instance_id)
+    )
+    assert repeated == DeletionOutcome(is_verified=True)
 
 
-async def test_removing_what_never_was_is_clean(fleet: Fleet) -> None:
-    instance_id = await fleet.order()
-    assert await fleet.run(fleet.activities.remove, InstanceRef(instance_id=instance_id)) == Removed(clean=True)
-
-
-@pytest.mark.scenario("P20")
-async def test_only_what_is_ours_and_nobodys_is_collected(fleet: Fleet) -> None:
-    stopped, running, failed, unknown = [await fleet.order() for _ in range(4)]
-    for instance_id in (stopped, running, failed, unknown):
-        await applied(fleet, instance_id)
-    await fleet.set(stopped, status="stopped")
-    await fleet.set(failed, status="failed")
-    await fleet.gateway.create(foreign("Namespace", f"other-{fleet.namespace(unknown)}"))
-    async with fleet.database.worker.begin() as connection:
-        await connection.exec_driver_sql("DELETE FROM instances WHERE id = %s", (unknown,))
-
-    young = await fleet.run(fleet.activities.collect_orphans, CollectOrphans(grace_seconds=3600))
-    assert young == Collected(removed=(), pending=())
-
-    mine = {fleet.namespace(one) for one in (stopped, running, failed, unknown)}
-    old = await fleet.run(fleet.activities.collect_orphans, CollectOrphans(grace_seconds=0, limit=100))
-    assert set(old.removed) & mine == {fleet.namespace(failed), fleet.namespace(unknown)}
-    assert await fleet.live("Namespace", stopped, fleet.namespace(stopped)) is not None
-    assert await fleet.live("Namespace", running, fleet.namespace(running)) is not None
-    assert await fleet.gateway.get("Namespace", None, f"other-{fleet.namespace(unknown)}") is not None
+async def test_removing_what_never_was_is_clean(instances: InstanceFixture) -> None:
+    instance_id = await instances.insert_instance()
+    assert await instances.run_activity(
+        instances.cluster_activities.delete_namespace, InstanceId(instance_id=instance_id)
+    ) == DeletionOutcome(is_verified=True)
 
 
 @pytest.mark.scenario("P21")
-async def test_a_host_name_is_one_instances_before_anything_is_applied(fleet: Fleet) -> None:
-    first = await fleet.order()
-    host = (await fleet.row(first))["hostname"]
+async def test_a_host_name_is_one_instances_before_anything_is_applied(instances: InstanceFixture) -> None:
+    first = await instances.insert_instance()
+    host = (await instances.row(first))["hostname"]
     with pytest.raises(sqlalchemy.exc.IntegrityError, match="uq_instances_hostname"):
-        await fleet.order(hostname=host)
-    namespaces = await fleet.gateway.list("Namespace", labels=f"berth/instance={first}")
+        await instances.insert_instance(hostname=host)
+    namespaces = await instances.gateway.list("Namespace", labels=f"berth/instance={first}")
     assert namespaces == []
 
 
 @pytest.mark.scenario("P16")
 @pytest.mark.parametrize("status", ["deleting", "deleted", "failed", "cleanup_pending"])
-async def test_what_is_being_deleted_is_not_applied(fleet: Fleet, status: str) -> None:
-    instance_id = await fleet.order(status=status)
-    with pytest.raises(ApplicationError) as refusal:
-        await applied(fleet, instance_id)
-    assert (refusal.value.type, refusal.value.non_retryable) == ("ILLEGAL_MOVE", True)
-    assert await fleet.live("Namespace", instance_id, fleet.namespace(instance_id)) is None
+async def test_what_is_being_deleted_is_not_applied(instances: InstanceFixture, status: str) -> None:
+    instance_id = await instances.insert_instance(status=status)
+    with pytest.raises(ApplicationError) as raised:
+        await applied(instances, instance_id)
+    assert (raised.value.type, raised.value.non_retryable) == ("ILLEGAL_MOVE", True)
+    assert await instances.get_live_object("Namespace", instance_id, instances.namespace(instance_id)) is None
 
 
-async def test_a_stop_that_is_repeated_remembers_what_ran(fleet: Fleet) -> None:
-    instance_id = await fleet.order()
-    await fleet.up(instance_id)
-    await fleet.set(instance_id, status="ready")
-    stop = fleet.operate(instance_id, OperationKind.STOP)
+async def test_a_stop_that_is_repeated_remembers_what_ran(instances: InstanceFixture) -> None:
+    instance_id = await instances.insert_instance()
+    await instances.provision(instance_id)
+    await instances.update_instance(instance_id, status="ready")
+    stop = instances.operate(instance_id, OperationKind.STOP)
     for _ in range(2):
-        await fleet.run(fleet.activities.scale_down, stop)
-    assert (await fleet.row(instance_id))["restore_replicas"] == {"Deployment/app": 1, "StatefulSet/database": 1}
-    assert await fleet.gateway.list("Pod", fleet.namespace(instance_id)) == []
+        await instances.run_activity(instances.cluster_activities.scale_down, stop)
+    assert (await instances.row(instance_id))["saved_replicas"] == {"Deployment/app": 1, "StatefulSet/database": 1}
+    assert await instances.gateway.list("Pod", instances.namespace(instance_id)) == []
 
 
-async def test_a_backup_that_fails_is_a_failure_with_its_last_words(fleet: Fleet) -> None:
-    instance_id = await fleet.order()
-    await fleet.up(instance_id)
-    await fleet.set(instance_id, status="ready")
-    await fleet.fault("crash_loop", instance_id)
-    backup = fleet.operate(instance_id, OperationKind.BACKUP)
-    with pytest.raises(ApplicationError) as refusal:
-        await asyncio.wait_for(fleet.run(fleet.activities.backup, backup), timeout=60)
-    assert (refusal.value.type, refusal.value.non_retryable) == ("JobFailed", True)
+async def test_a_backup_that_fails_is_a_failure_with_its_last_words(instances: InstanceFixture) -> None:
+    instance_id = await instances.insert_instance()
+    await instances.provision(instance_id)
+    await instances.update_instance(instance_id, status="ready")
+    await instances.inject_fault("crash_loop", instance_id)
+    backup = instances.operate(instance_id, OperationKind.BACKUP)
+    with pytest.raises(ApplicationError) as raised:
+        await asyncio.wait_for(instances.run_activity(instances.cluster_activities.run_backup, backup), timeout=60)
+    assert (raised.value.type, raised.value.non_retryable) == ("JobFailed", True)
+    jobs = await instances.gateway.list("Job", instances.namespace(instance_id), labels="berth/instance")
+    lifetimes = [job["spec"].get("ttlSecondsAfterFinished") for job in jobs if job["metadata"]["name"] != "install"]
+    assert lifetimes == [3 * 86_400]
 
 
-async def test_nobody_at_home_is_tried_again_later(cluster: Cluster, tmp_path: Path) -> None:
+@pytest.mark.scenario("P34")
+async def test_a_failed_backup_is_seen_by_the_customer_and_by_operators(instances: InstanceFixture) -> None:
+    instance_id = await instances.insert_instance()
+    await instances.update_instance(instance_id, status="ready")
+    backup = instances.operate(instance_id, OperationKind.BACKUP)
+    finish = FinishOperation(
+        operation=backup, status=OperationStatus.FAILED, now=inserts.NOW, reason="JobFailed", message="tar: no space"
+    )
+    for _ in range(2):
+        await instances.run_activity(instances.instance_activities.finish_operation, finish)
+    operation = await instances.operation(backup.operation_id)
+    assert [operation[name] for name in ("status", "failure_reason", "message")] == [
+        "failed",
+        "JobFailed",
+        "tar: no space",
+    ]
+    row = await instances.row(instance_id)
+    assert row["status"] == "ready"
+    condition = next(entry for entry in row["conditions"] if entry["type"] == "Backup")
+    assert (condition["status"], condition["reason"], condition["message"]) == ("False", "JobFailed", "tar: no space")
+    async with instances.database.worker.connect() as connection:
+        alerts = (
+            await connection.execute(text("SELECT template_context FROM notifications WHERE kind = 'operator_alert'"))
+        ).all()
+    assert [alert[0]["instance_id"] for alert in alerts] == [instance_id]
+    # The next one that succeeds ends it; one that was rejected says nothing.
+    for status, reason in ((OperationStatus.SUCCEEDED, None), (OperationStatus.FAILED, "ILLEGAL_MOVE")):
+        other = instances.operate(instance_id, OperationKind.BACKUP)
+        ended = FinishOperation(operation=other, status=status, now=inserts.NOW, reason=reason)
+        await instances.run_activity(instances.instance_activities.finish_operation, ended)
+        row = await instances.row(instance_id)
+        assert next(entry["status"] for entry in row["conditions"] if entry["type"] == "Backup") == "True"
+
+
+@pytest.mark.parametrize("service", ["n8n", "wordpress"])
+async def test_the_plans_retention_reaches_the_backups_and_follows_a_plan_change(
+    instances: InstanceFixture, service: str
+) -> None:
+    instance_id = await instances.insert_instance(service, entitlements={"backup_retention_days": 30})
+    await applied(instances, instance_id)
+    assert await retention(instances, instance_id) == {"30"}
+    async with instances.database.worker.begin() as connection:
+        await connection.execute(text("""UPDATE plans SET entitlements = '{"backup_retention_days": 7}'"""))
+    await instances.update_instance(instance_id, status="ready")
+    resize = instances.operate(instance_id, OperationKind.RESIZE, SMALL)
+    await instances.run_activity(instances.cluster_activities.resize, resize)
+    assert await retention(instances, instance_id) == {"7"}
+    # The former envelope is the former retention as well: a plan change that failed loses no backup.
+    await instances.run_activity(instances.cluster_activities.resize, replace(resize, resources=None))
+    assert await retention(instances, instance_id) == {"30"}
+    await instances.run_activity(instances.cluster_activities.resize, resize)
+    finish = FinishOperation(operation=resize, status=OperationStatus.SUCCEEDED, now=inserts.NOW)
+    await instances.run_activity(instances.instance_activities.finish_operation, finish)
+    assert (await instances.row(instance_id))["entitlements"] == {"backup_retention_days": 7}
+
+
+async def retention(instances: InstanceFixture, instance_id: str) -> set[str]:
+    cron = await instances.get_live_object("CronJob", instance_id, "backup")
+    assert cron is not None
+    pod = cron["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    variables = [v for part in ("initContainers", "containers") for c in pod.get(part, []) for v in c.get("env", [])]
+    return {variable["value"] for variable in variables if variable["name"] == "RETENTION_DAYS"}
+
+
+async def test_an_unreachable_cluster_is_retried_later(cluster: ClusterEndpoint, tmp_path: Path) -> None:
     kubeconfig = tmp_path / "kubeconfig"
     kubeconfig.write_text(re.sub(r"https://[\w.:]+", "https://127.0.0.1:1", cluster.kubeconfig.read_text()))
-    gateway = KubernetesGateway.from_kubeconfig(kubeconfig, timeout_seconds=0.2)
-    with pytest.raises(errors.Unavailable) as refusal:
+    gateway = KubernetesClient.from_kubeconfig(kubeconfig, timeout_seconds=0.2)
+    with pytest.raises(errors.ClusterUnavailable) as raised:
         await gateway.list("Pod", "x")
-    assert not refusal.value.permanent
+    assert not raised.value.is_permanent
     gateway.close()
 
 
-async def test_waiting_for_an_instance_that_is_stopped_is_over_at_once(fleet: Fleet) -> None:
-    instance_id = await fleet.order(status="stopped")
-    await fleet.run(fleet.activities.await_ready, AwaitReady(instance_id=instance_id))
+async def test_waiting_for_an_instance_that_is_stopped_is_over_at_once(instances: InstanceFixture) -> None:
+    instance_id = await instances.insert_instance(status="stopped")
+    await instances.run_activity(instances.cluster_activities.await_ready, AwaitReady(instance_id=instance_id))
 
 
-async def test_a_long_step_beats(fleet: Fleet) -> None:
-    instance_id = await fleet.order()
+async def test_a_long_step_beats(instances: InstanceFixture) -> None:
+    instance_id = await instances.insert_instance()
     beats: list[tuple[Any, ...]] = []
     environment = ActivityEnvironment()
     environment.on_heartbeat = lambda *details: beats.append(details)
-    await environment.run(fleet.activities.apply, InstanceRef(instance_id=instance_id))
+    await environment.run(instances.cluster_activities.apply, InstanceId(instance_id=instance_id))
     assert beats

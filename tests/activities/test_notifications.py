@@ -1,4 +1,4 @@
-"""The outbox over a real database and a real mail server: each fact is told once, whatever breaks on the way."""
+"""The outbox on a real database and a mail server: each notification is sent once, whatever fails in between."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import email
 import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from email import policy
 from email.message import EmailMessage
 
@@ -16,16 +16,16 @@ import pytest
 import pytest_asyncio
 from temporalio.testing import ActivityEnvironment
 
-from db.queries import delivery
-from db.queries.outbox import enqueue_values
+from db.queries import outbox_delivery
+from db.queries.outbox import to_outbox_row
 from deploy.local.mailbox import Mailbox
-from deploy.local.ports import free_ports
-from tests.support.accounts import NOW
-from tests.support.databases import Database
-from tests.support.post import USD_15, Post
-from tests.support.wait import eventually
-from workflows.ports.notifications import Drain, Drained
-from workflows.rules.notices import CHANNEL_EMAIL, LIMITS
+from deploy.ports import free_ports
+from tests.support.databases import DatabaseFixture
+from tests.support.inserts import NOW
+from tests.support.notification_fixture import USD_15, NotificationFixture
+from tests.support.wait import wait_until
+from workflows.ports.notifications import DrainOutbox, DrainOutcome
+from workflows.rules.notifications import CHANNEL_EMAIL, LIMITS, NotificationKind
 
 ADA = "ada@customer.example"
 
@@ -37,254 +37,317 @@ async def mailbox() -> AsyncIterator[Mailbox]:
 
 
 @pytest.fixture
-def post(database: Database, mailbox: Mailbox) -> Post:
-    made = Post(database, mailbox.smtp_port)
-    made.reader(ADA)
-    return made
+def notifications(database: DatabaseFixture, mailbox: Mailbox) -> NotificationFixture:
+    fixture = NotificationFixture(database, mailbox.smtp_port)
+    fixture.insert_user(ADA)
+    return fixture
 
 
 async def received(mailbox: Mailbox, number: int = 0) -> EmailMessage:
     async with httpx.AsyncClient(base_url=mailbox.http_url) as web:
         mails = (await web.get("/messages")).json()
         raw = (await web.get(f"/messages/{mails[number]['id']}/raw")).content
-    found = email.message_from_bytes(raw, policy=policy.default)
-    assert isinstance(found, EmailMessage)
-    return found
+    message = email.message_from_bytes(raw, policy=policy.default)
+    assert isinstance(message, EmailMessage)
+    return message
 
 
-async def test_a_fact_is_told_once_however_often_it_is_recorded(post: Post, mailbox: Mailbox) -> None:
-    await post.enqueue(post.notice(), post.notice())
-    await post.enqueue(post.notice(context={"amount": {"amount_minor": 9, "currency": "USD"}}))
-    drained = await post.drain()
-    await post.enqueue(post.notice())
-    assert drained == Drained(sent=1, setbacks=0, away=False)
-    assert (await post.drain()).sent == 0
+async def test_a_notification_is_sent_once_however_often_it_is_enqueued(
+    notifications: NotificationFixture, mailbox: Mailbox
+) -> None:
+    await notifications.enqueue(notifications.build_notification(), notifications.build_notification())
+    await notifications.enqueue(
+        notifications.build_notification(context={"amount": {"amount_minor": 9, "currency": "USD"}})
+    )
+    drained = await notifications.drain()
+    await notifications.enqueue(notifications.build_notification())
+    assert drained == DrainOutcome(sent=1, failures=0, server_unavailable=False)
+    assert (await notifications.drain()).sent == 0
     (mail,) = await mailbox.messages()
     assert (mail["to"], mail["subject"]) == (ADA, "Receipt: US$15.00 added to your wallet")
-    row = post.row()
-    assert (row["status"], row["attempts"], row["recipient"], row["error"]) == ("sent", 1, ADA, None)
+    row = notifications.get_notification()
+    assert (row["status"], row["attempts"], row["recipient_addresses"], row["error"]) == ("sent", 1, ADA, None)
     assert row["message_id"] == (await received(mailbox))["Message-ID"]
     assert (await received(mailbox))["Auto-Submitted"] == "auto-generated"
     assert (await received(mailbox))["Date"].datetime == NOW
 
 
-async def test_two_dispatchers_at_once_share_the_work(post: Post, mailbox: Mailbox) -> None:
+async def test_two_dispatchers_at_once_share_the_work(notifications: NotificationFixture, mailbox: Mailbox) -> None:
     facts = [f"fact {number:02d}" for number in range(50)]
-    await post.enqueue(*(post.notice(fact) for fact in facts))
-    drained = await asyncio.gather(*(post.drain(post.dispatcher()) for _ in range(3)))
-    assert sum(one.sent for one in drained) == len(facts)
+    await notifications.enqueue(*(notifications.build_notification(fact) for fact in facts))
+
+    async def drain_to_the_end() -> int:
+        activities, sent = notifications.build_activities(), 0
+        while notifications.rows("SELECT id FROM notifications WHERE status IN ('pending', 'sending')"):
+            sent += (await notifications.drain(activities)).sent
+        return sent
+
+    assert sum(await asyncio.gather(*(drain_to_the_end() for _ in range(3)))) == len(facts)
     assert len(await mailbox.messages()) == len(facts)
-    assert {row["attempts"] for row in post.rows()} == {1}
+    assert {row["attempts"] for row in notifications.rows()} == {1}
 
 
-async def test_each_reader_role_gets_what_concerns_it(post: Post, mailbox: Mailbox) -> None:
-    post.reader("billing@customer.example", role="billing")
-    post.reader("member@customer.example", role="member")
-    gone = post.reader("gone@customer.example", role="owner")
-    operator = post.reader("operator@berth.example", role=None, platform="ADMINISTRATOR")
-    post.execute("UPDATE users SET disabled_at = now() WHERE id = %s", gone)
-    alert = post.notice("alert", kind="operator_alert", organization_id=None, context={"title": "Look"})
-    personal = post.notice("personal", kind="welcome", user_id=operator, context={})
-    await post.enqueue(post.notice(), alert, personal, post.notice("nobody", user_id=gone))
-    drained = await post.drain()
-    assert (drained.sent, drained.setbacks) == (3, 1)
-    assert {row["fact"]: row["recipient"] for row in post.rows()} == {
+async def test_each_reader_role_gets_what_concerns_it(notifications: NotificationFixture, mailbox: Mailbox) -> None:
+    notifications.insert_user("billing@customer.example", role="billing")
+    notifications.insert_user("member@customer.example", role="member")
+    gone = notifications.insert_user("gone@customer.example", role="owner")
+    operator = notifications.insert_user("operator@berth.example", role=None, platform="ADMINISTRATOR")
+    notifications.execute("UPDATE users SET disabled_at = now() WHERE id = %s", gone)
+    alert = notifications.build_notification(
+        "alert", kind=NotificationKind.OPERATOR_ALERT, organization_id=None, context={"title": "Look"}
+    )
+    personal = notifications.build_notification("personal", kind=NotificationKind.WELCOME, user_id=operator, context={})
+    await notifications.enqueue(
+        notifications.build_notification(), alert, personal, notifications.build_notification("nobody", user_id=gone)
+    )
+    drained = await notifications.drain()
+    assert (drained.sent, drained.failures) == (3, 1)
+    assert {row["dedup_key"]: row["recipient_addresses"] for row in notifications.rows()} == {
         "fact": "ada@customer.example, billing@customer.example",
         "alert": "operator@berth.example",
         "personal": "operator@berth.example",
         "nobody": None,
     }
-    assert (post.row("nobody")["status"], post.row("nobody")["error"]) == ("failed", "NoReader")
+    assert (notifications.get_notification("nobody")["status"], notifications.get_notification("nobody")["error"]) == (
+        "failed",
+        "NoRecipient",
+    )
     welcome = next(mail for mail in await mailbox.messages() if "Welcome" in mail["subject"])
     assert "Welcome, Ada" in welcome["text"]
 
 
 async def test_the_claim_of_the_dead_lapses_and_the_mail_keeps_its_name(
-    post: Post, mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch
+    notifications: NotificationFixture, mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It died between the server's 250 and its own record: the only moment in which a mail goes out twice."""
-    await post.enqueue(post.notice())
+    await notifications.enqueue(notifications.build_notification())
 
     class Died(BaseException):
         pass
 
-    dying = post.dispatcher()
+    dying = notifications.build_activities()
 
     async def dies(*_: object) -> None:
         raise Died
 
-    monkeypatch.setattr(dying, "_record", dies)
+    monkeypatch.setattr(dying, "_record_deliveries", dies)
     with pytest.raises(Died):
-        await post.drain(dying)
+        await notifications.drain(dying)
     assert len(await mailbox.messages()) == 1
-    assert (await post.drain()).sent == 0, "the claim still holds"
-    assert post.row()["status"] == "sending"
-    post.due_now()
-    assert (await post.drain()).sent == 1
+    assert (await notifications.drain()).sent == 0, "the claim still holds"
+    assert notifications.get_notification()["status"] == "sending"
+    notifications.make_all_due()
+    assert (await notifications.drain()).sent == 1
     assert len(await mailbox.messages()) == 1, "the receiver knows the Message-ID"
-    assert (post.row()["status"], post.row()["attempts"]) == ("sent", 2)
+    assert (notifications.get_notification()["status"], notifications.get_notification()["attempts"]) == ("sent", 2)
 
 
-async def test_whose_claim_was_taken_over_records_nothing(post: Post) -> None:
-    await post.enqueue(post.notice())
-    async with post.sessions.begin() as session:
-        (mine,) = await delivery.claim(session, channel="email", claim="slow", most=5, lasts=timedelta(seconds=60))
-    post.due_now()
-    await post.drain()
-    async with post.sessions.begin() as session:
-        late = delivery.Outcome(id=mine.id, status="failed", error="too late")
-        assert await delivery.record(session, claim="slow", outcomes=[late]) == 0
-    assert post.row()["status"] == "sent"
+async def test_whose_claim_was_taken_over_records_nothing(notifications: NotificationFixture) -> None:
+    await notifications.enqueue(notifications.build_notification())
+    async with notifications.sessions.begin() as session:
+        (mine,) = await outbox_delivery.claim_due(
+            session, channel="email", claim_id="slow", limit=5, lease=timedelta(seconds=60)
+        )
+    notifications.make_all_due()
+    await notifications.drain()
+    async with notifications.sessions.begin() as session:
+        late = outbox_delivery.DeliveryOutcome(id=mine.id, status="failed", error="too late")
+        assert await outbox_delivery.record_outcomes(session, claim_id="slow", outcomes=[late]) == 0
+    assert notifications.get_notification()["status"] == "sent"
 
 
-async def test_a_lost_answer_is_sent_again_and_kept_once(post: Post, mailbox: Mailbox) -> None:
-    mailbox.faults.order({"fault": "drop", "count": 1})
-    await post.enqueue(post.notice("a"), post.notice("b"))
-    drained = await post.drain()
-    assert drained.setbacks >= 1
-    assert "Interrupted" in next(row["error"] for row in post.rows() if row["error"])
-    post.due_now()
-    await post.drain(seconds=0.5)
-    assert [row["status"] for row in post.rows()] == ["sent", "sent"]
+async def test_a_lost_answer_is_sent_again_and_kept_once(notifications: NotificationFixture, mailbox: Mailbox) -> None:
+    mailbox.faults.add({"fault": "drop", "count": 1})
+    await notifications.enqueue(notifications.build_notification("a"), notifications.build_notification("b"))
+    drained = await notifications.drain()
+    assert drained.failures >= 1
+    assert "SmtpConnectionLost" in next(row["error"] for row in notifications.rows() if row["error"])
+    notifications.make_all_due()
+    await notifications.drain(seconds=0.5)
+    assert [row["status"] for row in notifications.rows()] == ["sent", "sent"]
     assert len(await mailbox.messages()) == 2
 
 
-async def test_while_the_server_is_away_nothing_is_lost_and_no_attempt_counts(database: Database) -> None:
+async def test_while_the_server_is_away_nothing_is_lost_and_no_attempt_counts(database: DatabaseFixture) -> None:
     (port,) = free_ports(1)
-    post = Post(database, port)
-    post.reader(ADA)
-    await post.enqueue(*(post.notice(f"fact {number}") for number in range(5)))
-    post.age(LIMITS.age * 2)
-    for _ in range(LIMITS.refusals + 2):
-        assert await post.drain() == Drained(sent=0, setbacks=0, away=True)
-    assert {(row["status"], row["attempts"], row["error"]) for row in post.rows()} == {("pending", 0, None)}
+    notifications = NotificationFixture(database, port)
+    notifications.insert_user(ADA)
+    await notifications.enqueue(*(notifications.build_notification(f"fact {number}") for number in range(5)))
+    notifications.shift_created_at(LIMITS.maximum_age * 2)
+    for _ in range(LIMITS.maximum_rejections + 2):
+        assert await notifications.drain() == DrainOutcome(sent=0, failures=0, server_unavailable=True)
+    assert {(row["status"], row["attempts"], row["error"]) for row in notifications.rows()} == {("pending", 0, None)}
     async with Mailbox(smtp_port=port) as back:
-        assert (await post.drain()).sent == 5
+        assert (await notifications.drain()).sent == 5
         assert len(await back.messages()) == 5
 
 
-async def test_a_refusal_is_final_after_its_attempts(post: Post, mailbox: Mailbox) -> None:
-    mailbox.faults.order({"fault": "reject"})
-    await post.enqueue(post.notice())
-    for _ in range(LIMITS.refusals):
-        assert post.row()["status"] == "pending"
-        await post.drain()
-        post.due_now()
-    assert (post.row()["status"], post.row()["error"], post.row()["attempts"]) == ("failed", "SMTP 550", 3)
+async def test_a_rejection_is_final_after_its_attempts(notifications: NotificationFixture, mailbox: Mailbox) -> None:
+    mailbox.faults.add({"fault": "reject"})
+    await notifications.enqueue(notifications.build_notification())
+    for _ in range(LIMITS.maximum_rejections):
+        assert notifications.get_notification()["status"] == "pending"
+        await notifications.drain()
+        notifications.make_all_due()
+    assert (
+        notifications.get_notification()["status"],
+        notifications.get_notification()["error"],
+        notifications.get_notification()["attempts"],
+    ) == ("failed", "SMTP 550", 3)
     mailbox.faults.clear()
-    assert (await post.drain()).sent == 0
+    assert (await notifications.drain()).sent == 0
 
 
-async def test_a_deferred_mail_waits_longer_each_time_and_arrives(post: Post, mailbox: Mailbox) -> None:
-    mailbox.faults.order({"fault": "defer", "count": 5})
-    await post.enqueue(post.notice())
-    pauses = []
-    for _ in range(5):
-        await post.drain()
-        (row,) = post.rows("SELECT *, extract(epoch FROM next_attempt_at - now()) AS pause FROM notifications")
+def database_time(notifications: NotificationFixture) -> datetime:
+    (row,) = notifications.rows("SELECT clock_timestamp() AS instant")
+    instant: datetime = row["instant"]
+    return instant
+
+
+async def test_a_deferred_mail_waits_longer_each_time_and_arrives(
+    notifications: NotificationFixture, mailbox: Mailbox
+) -> None:
+    mailbox.faults.add({"fault": "defer", "count": 5})
+    await notifications.enqueue(notifications.build_notification())
+    for seconds in (2, 4, 8, 16, 32):
+        before = database_time(notifications)
+        await notifications.drain()
+        after = database_time(notifications)
+        row = notifications.get_notification()
         assert (row["status"], row["error"]) == ("pending", "SMTP 451")
-        pauses.append(float(row["pause"]))
-        assert (await post.drain()).setbacks == 0, "it is not due yet"
-        post.due_now()
-    assert [round(pause) for pause in pauses] == [2, 4, 8, 16, 32]
-    assert (await post.drain()).sent == 1
+        # The delay counts from an instant within the attempt, however long that took.
+        assert row["next_attempt_at"] - after <= timedelta(seconds=seconds) <= row["next_attempt_at"] - before
+        assert (await notifications.drain()).failures == 0, "it is not due yet"
+        notifications.make_all_due()
+    assert (await notifications.drain()).sent == 1
     assert len(await mailbox.messages()) == 1
 
 
-async def test_a_mail_that_is_deferred_for_days_fails_in_the_end(post: Post, mailbox: Mailbox) -> None:
-    mailbox.faults.order({"fault": "defer"})
-    await post.enqueue(post.notice())
-    await post.drain()
-    post.due_now()
-    post.age(LIMITS.age)
-    await post.drain()
-    assert (post.row()["status"], post.row()["error"]) == ("failed", "SMTP 451")
+async def test_a_mail_that_is_deferred_for_days_fails_in_the_end(
+    notifications: NotificationFixture, mailbox: Mailbox
+) -> None:
+    mailbox.faults.add({"fault": "defer"})
+    await notifications.enqueue(notifications.build_notification())
+    await notifications.drain()
+    notifications.make_all_due()
+    notifications.shift_created_at(LIMITS.maximum_age)
+    await notifications.drain()
+    assert (notifications.get_notification()["status"], notifications.get_notification()["error"]) == (
+        "failed",
+        "SMTP 451",
+    )
 
 
 @pytest.mark.scenario("S12")
-async def test_a_secret_rests_encrypted_and_is_blank_once_sent(post: Post, mailbox: Mailbox) -> None:
+async def test_a_secret_rests_encrypted_and_is_blank_once_sent(
+    notifications: NotificationFixture, mailbox: Mailbox
+) -> None:
     token = "tok-4711-very-secret"
-    await post.enqueue(
-        post.notice("good", kind="email_verification", context={}, secret={"token": token}),
-        post.notice("bad", kind="password_reset", context={}, secret={"token": token}),
+    await notifications.enqueue(
+        notifications.build_notification(
+            "good", kind=NotificationKind.EMAIL_VERIFICATION, context={}, secret_context={"token": token}
+        ),
+        notifications.build_notification(
+            "bad", kind=NotificationKind.PASSWORD_RESET, context={}, secret_context={"token": token}
+        ),
     )
-    for row in post.rows():
-        assert row["secret_context"]
+    for row in notifications.rows():
+        assert row["encrypted_context"]
         assert token not in str(row)
-    with pytest.raises(ValueError, match="sealer"):
-        enqueue_values(post.notice("third", kind="password_reset", secret={"token": token}))
-    # Sealed for another row: as if somebody had moved it there.
-    post.execute(
-        "UPDATE notifications SET secret_context = (SELECT secret_context FROM notifications WHERE fact = 'good')"
-        " WHERE fact = 'bad'"
+    with pytest.raises(ValueError, match="encryptor"):
+        to_outbox_row(
+            notifications.build_notification(
+                "third", kind=NotificationKind.PASSWORD_RESET, secret_context={"token": token}
+            )
+        )
+    # Encrypted for another row, as if it had been copied from there.
+    notifications.execute(
+        "UPDATE notifications SET encrypted_context = (SELECT encrypted_context FROM notifications WHERE dedup_key"
+        " = 'good')"
+        " WHERE dedup_key = 'bad'"
     )
-    for _ in range(LIMITS.refusals):
-        await post.drain()
-        post.due_now()
+    for _ in range(LIMITS.maximum_rejections):
+        await notifications.drain()
+        notifications.make_all_due()
     (mail,) = await mailbox.messages()
     assert f"https://berth.example/verify-email?token={token}" in mail["text"]
     assert token in mail["html"]
-    assert {row["fact"]: (row["status"], row["secret_context"]) for row in post.rows()} == {
+    assert {row["dedup_key"]: (row["status"], row["encrypted_context"]) for row in notifications.rows()} == {
         "good": ("sent", None),
         "bad": ("failed", None),
     }
-    assert token not in str(post.rows())
+    assert token not in str(notifications.rows())
 
 
-async def test_a_receipt_brings_the_invoice(post: Post, mailbox: Mailbox) -> None:
-    invoice_id = post.invoice()
+async def test_a_receipt_brings_the_invoice(notifications: NotificationFixture, mailbox: Mailbox) -> None:
+    invoice_id = notifications.insert_invoice()
     context = {"subscription_id": "sub_1", "amount": USD_15, "invoice_id": invoice_id, "period_end": NOW.isoformat()}
-    await post.enqueue(post.notice(kind="subscription_renewed", context=context))
-    assert (await post.drain()).sent == 1
+    await notifications.enqueue(
+        notifications.build_notification(kind=NotificationKind.SUBSCRIPTION_RENEWED, context=context)
+    )
+    assert (await notifications.drain()).sent == 1
     mail = await received(mailbox)
+    body = mail.get_body(("plain",))
+    assert body is not None
+    assert "Paid with: Account credit" in body.get_content()
     (attachment,) = mail.iter_attachments()
     content = attachment.get_content()
     assert (attachment.get_filename(), attachment.get_content_type()) == ("BERTH-2027-000001.pdf", "application/pdf")
     assert content.startswith(b"%PDF-")
-    (kept,) = post.rows("SELECT * FROM documents")
-    assert kept["content_sha256"] == hashlib.sha256(content).hexdigest()
+    (document,) = notifications.rows("SELECT * FROM documents")
+    assert document["content_sha256"] == hashlib.sha256(content).hexdigest()
     assert mail["Subject"] == "Receipt BERTH-2027-000001: your service"
 
 
-async def test_an_invoice_of_another_account_is_not_attached(post: Post, database: Database, mailbox: Mailbox) -> None:
-    other = Post(database, mailbox.smtp_port)
-    context = {"subscription_id": "sub_1", "invoice_id": other.invoice()}
-    await post.enqueue(post.notice(kind="subscription_renewed", context=context))
-    assert (await post.drain()).sent == 1
+async def test_an_invoice_of_another_account_is_not_attached(
+    notifications: NotificationFixture, database: DatabaseFixture, mailbox: Mailbox
+) -> None:
+    other = NotificationFixture(database, mailbox.smtp_port)
+    context = {"subscription_id": "sub_1", "invoice_id": other.insert_invoice()}
+    await notifications.enqueue(
+        notifications.build_notification(kind=NotificationKind.SUBSCRIPTION_RENEWED, context=context)
+    )
+    assert (await notifications.drain()).sent == 1
     assert list((await received(mailbox)).iter_attachments()) == []
 
 
-async def test_one_that_cannot_be_composed_does_not_hold_up_the_others(post: Post, mailbox: Mailbox) -> None:
-    await post.enqueue(
-        post.notice("1 no amount", context={}),
-        post.notice("2 not money", context={"amount": "a lot"}),
-        post.notice("3 odd currency", context={"amount": {"amount_minor": 1.5, "currency": "USD"}}),
-        post.notice(
+async def test_one_that_cannot_be_composed_does_not_hold_up_the_others(
+    notifications: NotificationFixture, mailbox: Mailbox
+) -> None:
+    await notifications.enqueue(
+        notifications.build_notification("1 no amount", context={}),
+        notifications.build_notification("2 not money", context={"amount": "a lot"}),
+        notifications.build_notification(
+            "3 odd currency", context={"amount": {"amount_minor": 1.5, "currency": "USD"}}
+        ),
+        notifications.build_notification(
             "4 not an instant",
-            kind="subscription_renewed",
+            kind=NotificationKind.SUBSCRIPTION_RENEWED,
             context={"subscription_id": "s", "amount": USD_15, "period_start": "soon", "period_end": "later"},
         ),
-        post.notice("5 good"),
-        post.notice("6 of tomorrow"),
+        notifications.build_notification("5 good"),
+        notifications.build_notification("6 of tomorrow"),
     )
-    post.execute("UPDATE notifications SET kind = 'a_kind_of_tomorrow' WHERE fact LIKE '6%%'")
-    drained = await post.drain()
-    assert (drained.sent, drained.setbacks) == (1, 5)
+    notifications.execute("UPDATE notifications SET kind = 'a_kind_of_tomorrow' WHERE dedup_key LIKE '6%%'")
+    drained = await notifications.drain()
+    assert (drained.sent, drained.failures) == (1, 5)
     assert len(await mailbox.messages()) == 1
-    assert {row["error"] for row in post.rows() if row["status"] != "sent"} == {"NotRenderable"}
+    assert {row["error"] for row in notifications.rows() if row["status"] != "sent"} == {"RenderingError"}
 
 
-async def test_a_drain_waits_for_what_becomes_due_and_ends_in_time(post: Post, mailbox: Mailbox) -> None:
-    draining = asyncio.create_task(post.drain(seconds=3))
+async def test_a_drain_waits_for_what_becomes_due_and_ends_in_time(
+    notifications: NotificationFixture, mailbox: Mailbox
+) -> None:
+    draining = asyncio.create_task(notifications.drain(seconds=3))
     await asyncio.sleep(0)
-    await post.enqueue(post.notice())
-    await eventually(lambda: len(mailbox._store.all(None)) if mailbox._store else 0)
+    await notifications.enqueue(notifications.build_notification())
+    await wait_until(lambda: len(mailbox._store.all(None)) if mailbox._store else 0)
     assert (await draining).sent == 1
 
 
 @asynccontextmanager
 async def stalling() -> AsyncIterator[int]:
-    """A server that greets nobody."""
+    """A server that accepts connections and sends no greeting."""
     held: list[asyncio.StreamWriter] = []
 
     async def hold(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -299,39 +362,69 @@ async def stalling() -> AsyncIterator[int]:
         server.close()
 
 
-async def test_a_server_that_stalls_is_away(post: Post) -> None:
-    await post.enqueue(post.notice())
+async def test_a_server_that_stalls_is_away(notifications: NotificationFixture) -> None:
+    await notifications.enqueue(notifications.build_notification())
     async with stalling() as port:
-        assert (await post.drain(post.dispatcher(port, timeout=0.3))).away
-    assert (post.row()["status"], post.row()["attempts"]) == ("pending", 0)
+        assert (await notifications.drain(notifications.build_activities(port, timeout=0.3))).server_unavailable
+    assert (notifications.get_notification()["status"], notifications.get_notification()["attempts"]) == ("pending", 0)
 
 
 async def test_a_worker_that_shuts_down_ends_its_drain_and_gives_back_what_it_held(
-    post: Post, mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch
+    notifications: NotificationFixture, mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await post.enqueue(*(post.notice(f"fact {number}") for number in range(10)))
-    environment, dispatcher = ActivityEnvironment(), post.dispatcher()
+    await notifications.enqueue(*(notifications.build_notification(f"fact {number}") for number in range(10)))
+    environment, dispatcher = ActivityEnvironment(), notifications.build_activities()
     deliver = dispatcher._deliver
 
-    async def deliver_and_stop(*given: object) -> delivery.Outcome:
-        outcome = await deliver(*given)  # type: ignore[arg-type]  # passed on as it came
+    async def deliver_and_stop(*arguments: object) -> outbox_delivery.DeliveryOutcome:
+        outcome = await deliver(*arguments)  # type: ignore[arg-type]  # passed on as it came
         environment.worker_shutdown()
         return outcome
 
     monkeypatch.setattr(dispatcher, "_deliver", deliver_and_stop)
-    drained = await environment.run(dispatcher.drain, Drain(channel=CHANNEL_EMAIL, seconds=60))
+    drained = await environment.run(dispatcher.drain_outbox, DrainOutbox(channel=CHANNEL_EMAIL, duration_seconds=60))
     assert drained.sent == 1
-    assert [row["status"] for row in post.rows()].count("pending") == 9
-    assert {row["attempts"] for row in post.rows() if row["status"] == "pending"} == {0}
+    assert [row["status"] for row in notifications.rows()].count("pending") == 9
+    assert {row["attempts"] for row in notifications.rows() if row["status"] == "pending"} == {0}
     assert len(await mailbox.messages()) == 1
 
 
-async def test_the_backlog_tells_what_waits_and_for_how_long(post: Post) -> None:
-    async with post.sessions() as session:
-        assert await delivery.backlog(session, CHANNEL_EMAIL) == (0, 0)
-    await post.enqueue(post.notice("a"), post.notice("b"))
-    post.execute("UPDATE notifications SET next_attempt_at = now() - interval '90 seconds' WHERE fact = 'a'")
-    async with post.sessions() as session:
-        waiting, overdue = await delivery.backlog(session, CHANNEL_EMAIL)
+async def test_the_backlog_tells_what_waits_and_for_how_long(notifications: NotificationFixture) -> None:
+    async with notifications.sessions() as session:
+        assert await outbox_delivery.pending_backlog(session, CHANNEL_EMAIL) == (0, 0)
+    await notifications.enqueue(notifications.build_notification("a"), notifications.build_notification("b"))
+    notifications.execute(
+        "UPDATE notifications SET next_attempt_at = now() - interval '90 seconds' WHERE dedup_key = 'a'"
+    )
+    async with notifications.sessions() as session:
+        waiting, overdue = await outbox_delivery.pending_backlog(session, CHANNEL_EMAIL)
     assert waiting == 2
     assert 89 < overdue < 100
+
+
+async def test_a_password_reset_is_sent_before_a_backlog_of_renewals(
+    notifications: NotificationFixture, mailbox: Mailbox
+) -> None:
+    renewals = [
+        notifications.build_notification(
+            f"renewed {number}",
+            kind=NotificationKind.SUBSCRIPTION_RENEWED,
+            context={"subscription_id": "sub_1"},
+        )
+        for number in range(60)
+    ]
+    await notifications.enqueue(*renewals)
+    notifications.make_all_due()
+    for kind in (NotificationKind.PASSWORD_RESET, NotificationKind.EMAIL_VERIFICATION):
+        await notifications.enqueue(
+            notifications.build_notification(kind.value, kind=kind, context={}, secret_context={"token": "tok_1"})
+        )
+    async with notifications.sessions.begin() as session:
+        claimed = await outbox_delivery.claim_due(
+            session, channel=CHANNEL_EMAIL, claim_id="first", limit=3, lease=timedelta(seconds=60)
+        )
+    assert [notification.kind for notification in claimed] == [
+        "password_reset",
+        "email_verification",
+        "subscription_renewed",
+    ]

@@ -2,144 +2,163 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-import pytest_asyncio
 from temporalio.exceptions import ApplicationError
 
 from tests.support.billing_commands import (
-    LATER,
-    change,
-    reversal,
-    state,
+    TEN_DAYS_AFTER_ORDER,
+    change_status_command,
+    plan_change_command,
+    rollback_command,
     top_up,
 )
-from tests.support.books import USER, Books, Ordered, add_card, books_of
-from tests.support.books import card_paid as paid_by_card
-from tests.support.databases import Database
-from workflows.ports.billing import (
-    Changed,
-    ChangeOutcome,
-    CompleteChange,
-    Unpaid,
+from tests.support.billing_fixture import (
+    USER,
+    BillingFixture,
+    OpenedSubscription,
+    insert_payment_method,
 )
-from workflows.rules.proration import Mode
-from workflows.rules.subscription import State
+from tests.support.billing_fixture import insert_card_payment as paid_by_card
+from workflows.ports.billing import (
+    CompletePlanChange,
+    PlanChangeOutcome,
+    PlanChangeResult,
+    RecordPaymentFailure,
+)
+from workflows.rules.proration import PlanChangeMode
+from workflows.rules.subscription import SubscriptionStatus
 
 
-@pytest_asyncio.fixture
-async def books(database: Database) -> AsyncIterator[Books]:
-    made = await books_of(database)
-    yield made
-    await made.ledger_is_sound()
+async def test_a_scheduled_change(billing: BillingFixture) -> None:
+    await top_up(billing, 5000)
+    ordered = await billing.create_active_subscription("pro")
+    changed = await billing.assert_idempotent(
+        billing.billing_activities.change_plan, plan_change_command(ordered, "starter")
+    )
+    assert changed.outcome is PlanChangeResult.SCHEDULED
 
 
-async def test_a_scheduled_change(books: Books) -> None:
-    await top_up(books, 5000)
-    ordered = await books.active("pro")
-    changed = await books.twice(books.billing.change_plan, change(ordered, "starter"))
-    assert changed.outcome is ChangeOutcome.SCHEDULED
+async def test_a_change_that_the_wallet_pays_and_that_is_rolled_back(billing: BillingFixture) -> None:
+    await top_up(billing, 5000)
+    ordered = await billing.create_active_subscription()
+    changed = await billing.assert_idempotent(
+        billing.billing_activities.change_plan, plan_change_command(ordered, "pro")
+    )
+    assert (changed.outcome, changed.is_new_anchor) == (PlanChangeResult.APPLIED, False)
+    assert await billing.balance() < 4500
+    await billing.assert_idempotent(billing.billing_activities.rollback_plan_change, rollback_command(ordered))
+    assert await billing.balance() == 4500
 
 
-async def test_a_change_that_the_wallet_pays_and_that_is_undone(books: Books) -> None:
-    await top_up(books, 5000)
-    ordered = await books.active()
-    changed = await books.twice(books.billing.change_plan, change(ordered, "pro"))
-    assert (changed.outcome, changed.restarts) == (ChangeOutcome.APPLIED, False)
-    assert await books.balance() < 4500
-    await books.twice(books.billing.revert_change, reversal(ordered))
-    assert await books.balance() == 4500
-
-
-async def test_a_change_that_gives_credit_and_that_is_undone(books: Books) -> None:
-    await top_up(books, 5000)
-    ordered = await books.active("pro")
-    changed = await books.twice(books.billing.change_plan, change(ordered, "starter", Mode.IMMEDIATE))
-    assert (changed.outcome, changed.invoice_id) == (ChangeOutcome.APPLIED, None)
-    assert await books.balance("promotional") > 900
-    await books.twice(books.billing.revert_change, reversal(ordered))
-    assert await books.balance("promotional") == 0
+async def test_a_change_that_gives_credit_and_that_is_rolled_back(billing: BillingFixture) -> None:
+    await top_up(billing, 5000)
+    ordered = await billing.create_active_subscription("pro")
+    changed = await billing.assert_idempotent(
+        billing.billing_activities.change_plan, plan_change_command(ordered, "starter", PlanChangeMode.IMMEDIATE)
+    )
+    assert (changed.outcome, changed.invoice_id) == (PlanChangeResult.APPLIED, None)
+    assert await billing.balance("promotional") > 900
+    await billing.assert_idempotent(billing.billing_activities.rollback_plan_change, rollback_command(ordered))
+    assert await billing.balance("promotional") == 0
     # What was undone counts for nothing: the next downgrade is worth the same again.
-    again = replace(change(ordered, "starter", Mode.IMMEDIATE), order_id="order_2")
-    await books.twice(books.billing.change_plan, again)
-    assert await books.balance("promotional") > 900
+    repeated = replace(plan_change_command(ordered, "starter", PlanChangeMode.IMMEDIATE), plan_change_id="order_2")
+    await billing.assert_idempotent(billing.billing_activities.change_plan, repeated)
+    assert await billing.balance("promotional") > 900
 
 
-async def test_a_change_in_a_trial_costs_nothing(books: Books) -> None:
-    ordered = await books.active("trial")
-    changed = await books.twice(books.billing.change_plan, change(ordered, "pro", Mode.IMMEDIATE))
-    assert (changed.outcome, changed.restarts) == (ChangeOutcome.APPLIED, False)
+async def test_a_change_in_a_trial_costs_nothing(billing: BillingFixture) -> None:
+    ordered = await billing.create_active_subscription("trial")
+    changed = await billing.assert_idempotent(
+        billing.billing_activities.change_plan, plan_change_command(ordered, "pro", PlanChangeMode.IMMEDIATE)
+    )
+    assert (changed.outcome, changed.is_new_anchor) == (PlanChangeResult.APPLIED, False)
 
 
-async def test_a_change_to_a_shorter_interval_at_once(books: Books) -> None:
-    await top_up(books, 20_000)
-    ordered = await books.active("pro-yearly")
-    changed = await books.twice(books.billing.change_plan, change(ordered, "starter", Mode.IMMEDIATE))
-    assert (changed.outcome, changed.restarts, changed.period_start) == (ChangeOutcome.APPLIED, True, LATER)
+async def test_a_change_to_a_shorter_interval_at_once(billing: BillingFixture) -> None:
+    await top_up(billing, 20_000)
+    ordered = await billing.create_active_subscription("pro-yearly")
+    changed = await billing.assert_idempotent(
+        billing.billing_activities.change_plan, plan_change_command(ordered, "starter", PlanChangeMode.IMMEDIATE)
+    )
+    assert (changed.outcome, changed.is_new_anchor, changed.state.period_start) == (
+        PlanChangeResult.APPLIED,
+        True,
+        TEN_DAYS_AFTER_ORDER,
+    )
 
 
-async def _changed_by_card(books: Books, plan: str) -> tuple[Ordered, Changed, CompleteChange]:
-    await top_up(books, 600)
-    await add_card(books.sessions)
-    ordered = await books.active()
-    changed = await books.twice(books.billing.change_plan, change(ordered, plan))
+async def _changed_by_card(
+    billing: BillingFixture, plan: str
+) -> tuple[OpenedSubscription, PlanChangeOutcome, CompletePlanChange]:
+    await top_up(billing, 600)
+    await insert_payment_method(billing.sessions)
+    ordered = await billing.create_active_subscription()
+    changed = await billing.assert_idempotent(
+        billing.billing_activities.change_plan, plan_change_command(ordered, plan)
+    )
     assert changed.card is not None
     assert changed.invoice_id is not None
-    await paid_by_card(books.sessions, "pay_1", ordered.id, changed.card.amount)
-    complete = CompleteChange(
+    await paid_by_card(billing.sessions, "pay_1", ordered.id, changed.card.amount)
+    complete = CompletePlanChange(
         subscription_id=ordered.id,
         invoice_id=changed.invoice_id,
         payment_id="pay_1",
-        order_id="order_1",
+        plan_change_id="order_1",
         actor=USER,
         terms=changed.terms,
-        restarts=changed.restarts,
-        now=LATER + timedelta(seconds=5),
+        restarts=changed.is_new_anchor,
+        now=TEN_DAYS_AFTER_ORDER + timedelta(seconds=5),
     )
     return ordered, changed, complete
 
 
-async def test_a_change_that_a_card_pays(books: Books) -> None:
-    _, changed, complete = await _changed_by_card(books, "pro")
-    assert not changed.restarts
-    bill = await books.twice(books.billing.complete_change, complete)
-    assert bill.paid
-    assert (await books.balance(), await books.balance("held")) == (0, 0)
+async def test_a_change_that_a_card_pays(billing: BillingFixture) -> None:
+    _, changed, complete = await _changed_by_card(billing, "pro")
+    assert not changed.is_new_anchor
+    outcome = await billing.assert_idempotent(billing.billing_activities.complete_plan_change, complete)
+    assert outcome.paid
+    assert (await billing.balance(), await billing.balance("held")) == (0, 0)
 
 
-async def test_a_change_that_the_card_declined_is_never_given_by_asking_again(books: Books) -> None:
-    ordered, changed, _ = await _changed_by_card(books, "pro")
-    declined = Unpaid(
+async def test_a_change_that_the_card_declined_is_never_given_by_asking_again(billing: BillingFixture) -> None:
+    ordered, changed, _ = await _changed_by_card(billing, "pro")
+    declined = RecordPaymentFailure(
         subscription_id=ordered.id,
         invoice_id=changed.invoice_id or "",
         payment_id="pay_2",
         decline_code="generic_decline",
-        next_attempt=None,
-        now=LATER,
+        next_retry_at=None,
+        now=TEN_DAYS_AFTER_ORDER,
     )
-    bill = await books.twice(books.billing.unpaid, declined)
-    assert not bill.paid
+    outcome = await billing.assert_idempotent(billing.billing_activities.record_payment_failure, declined)
+    assert not outcome.paid
     with pytest.raises(ApplicationError) as refused:
-        await books.billing.change_plan(change(ordered, "pro"))
+        await billing.billing_activities.change_plan(plan_change_command(ordered, "pro"))
     assert refused.value.type == "PAYMENT_DECLINED"
 
 
-async def test_a_change_to_a_longer_interval_that_a_card_pays(books: Books) -> None:
-    ordered, changed, complete = await _changed_by_card(books, "pro-yearly")
-    assert changed.restarts
-    bill = await books.twice(books.billing.complete_change, complete)
-    assert bill.paid
-    row = (await books.rows("SELECT * FROM subscriptions WHERE id = :id", id=ordered.id))[0]
-    assert (row["current_period_start"], row["current_period_end"]) == (changed.period_start, changed.period_end)
+async def test_a_change_to_a_longer_interval_that_a_card_pays(billing: BillingFixture) -> None:
+    ordered, changed, complete = await _changed_by_card(billing, "pro-yearly")
+    assert changed.is_new_anchor
+    outcome = await billing.assert_idempotent(billing.billing_activities.complete_plan_change, complete)
+    assert outcome.paid
+    row = (await billing.query("SELECT * FROM subscriptions WHERE id = :id", id=ordered.id))[0]
+    assert (row["current_period_start"], row["current_period_end"]) == (
+        outcome.state.period_start,
+        outcome.state.period_end,
+    )
+    assert row["current_period_start"] == row["billing_anchor"] == TEN_DAYS_AFTER_ORDER
 
 
-async def test_a_change_that_a_card_pays_after_the_cancellation(books: Books) -> None:
-    ordered, _, complete = await _changed_by_card(books, "pro")
-    await books.twice(books.subscriptions.record_state, state(ordered, State.CANCELLED))
-    bill = await books.twice(books.billing.complete_change, complete)
-    assert (bill.paid, bill.state) == (False, State.CANCELLED)
-    assert [row["status"] for row in await books.invoices(ordered.id)] == ["paid", "void"]
-    assert await books.balance("held") == 0
+async def test_a_change_that_a_card_pays_after_the_cancellation(billing: BillingFixture) -> None:
+    ordered, _, complete = await _changed_by_card(billing, "pro")
+    await billing.assert_idempotent(
+        billing.subscription_activities.change_status, change_status_command(ordered, SubscriptionStatus.CANCELLED)
+    )
+    outcome = await billing.assert_idempotent(billing.billing_activities.complete_plan_change, complete)
+    assert (outcome.paid, outcome.state.status) == (False, SubscriptionStatus.CANCELLED)
+    assert [row["status"] for row in await billing.invoices(ordered.id)] == ["paid", "void"]
+    assert await billing.balance("held") == 0

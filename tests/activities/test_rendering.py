@@ -1,4 +1,4 @@
-"""Every mail, with all it can be told and with the least, and customers' words that stay words."""
+"""Every mail with all optional facts and with none, and customers' text that is never interpreted."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from typing import Any
 import pytest
 
 from activities import formatting
-from activities.invoice_page import invoice_pdf
-from activities.notice_kinds import KNOWN, REQUIRED
-from activities.notifications import NotificationActivities
-from activities.rendering import SUBJECT_LIMIT, TEMPLATES, NotRenderable, Reader, Renderer
-from db.queries.delivery import Claimed
-from db.queries.documents import InvoiceFacts, InvoiceLineFacts
-from tests.support.post import PORTAL, SENDER
+from activities.invoice_pdf import render_invoice_pdf
+from activities.mail_rendering import SUBJECT_LIMIT, TEMPLATES, MailRenderer, Recipient, RenderingError
+from activities.notification_keys import ALLOWED_KEYS, REQUIRED_KEYS
+from activities.notifications import SmtpNotificationActivities
+from db.queries.invoice_documents import InvoiceDocumentData, InvoiceLineData
+from db.queries.outbox_delivery import ClaimedNotification
+from tests.support.notification_fixture import PUBLIC_URL, SENDER
 from workflows.rules.money import Money
-from workflows.rules.notices import NoticeKind
+from workflows.rules.notifications import NotificationKind
 
 AT = datetime(2027, 1, 31, 10, tzinfo=UTC)
-READER = Reader(name="Ada Lovelace", organization_name="Analytical Engines Ltd", timezone="Europe/Paris")
-NOBODY = Reader(name=None, organization_name=None, timezone=None)
+READER = Recipient(name="Ada Lovelace", organization_name="Analytical Engines Ltd", timezone="Europe/Paris")
+UNKNOWN_RECIPIENT = Recipient(name=None, organization_name=None, timezone=None)
 USD_15 = {"amount_minor": 1500, "currency": "USD"}
 
 EXAMPLES: dict[str, Any] = {
     "amount": USD_15,
     "balance": {"amount_minor": 250, "currency": "USD"},
     "credit": {"amount_minor": 725, "currency": "USD"},
+    "price": {"amount_minor": 2000, "currency": "USD"},
     "days": 3,
     "cancel_at_period_end": False,
     "balance_too_low": True,
     "url": "https://notes.apps.berth.example",
     "hostname": "notes.apps.berth.example",
-    "credentials_url": "https://berth.example/credentials/1",
     "to": "wallet",
     "last4": "4242",
     "severity": "critical",
@@ -46,23 +46,23 @@ EXAMPLES: dict[str, Any] = {
 }
 INSTANTS = {
     "period_start", "period_end", "due_at", "next_attempt", "delete_at", "expires_at", "trial_end", "suspends_at",
-    "cancels_at", "effective_at",
+    "cancels_at", "effective_at", "next_charge_at",
 }  # fmt: skip
 
 
 def full() -> dict[str, Any]:
-    """Everything that a mail may be told."""
-    told = {key: EXAMPLES.get(key, f"some {key}") for key in KNOWN}
-    return told | dict.fromkeys(INSTANTS, "2027-02-28T10:00:00+00:00")
+    """Return a context with every key that a mail may use."""
+    context = {key: EXAMPLES.get(key, f"some {key}") for key in ALLOWED_KEYS}
+    return context | dict.fromkeys(INSTANTS, "2027-02-28T10:00:00+00:00")
 
 
-def minimal(kind: NoticeKind) -> dict[str, Any]:
-    return {key: EXAMPLES.get(key, f"some {key}") for key in REQUIRED[kind]}
+def minimal(kind: NotificationKind) -> dict[str, Any]:
+    return {key: EXAMPLES.get(key, f"some {key}") for key in REQUIRED_KEYS[kind]}
 
 
 @pytest.fixture(scope="module")
-def renderer() -> Renderer:
-    return Renderer(public_url=PORTAL + "/")
+def renderer() -> MailRenderer:
+    return MailRenderer(public_url=PUBLIC_URL + "/")
 
 
 class Page(html.parser.HTMLParser):
@@ -93,24 +93,24 @@ class Page(html.parser.HTMLParser):
 
 
 def test_every_kind_has_a_template_and_says_what_it_needs() -> None:
-    assert {path.stem for path in TEMPLATES.glob("*.j2")} == set(NoticeKind) == set(REQUIRED)
-    assert all(needed <= KNOWN for needed in REQUIRED.values())
+    assert {path.stem for path in TEMPLATES.glob("*.j2")} == set(NotificationKind) == set(REQUIRED_KEYS)
+    assert all(needed <= ALLOWED_KEYS for needed in REQUIRED_KEYS.values())
 
 
-@pytest.mark.parametrize("reader", [READER, NOBODY], ids=["known", "unknown"])
-@pytest.mark.parametrize("told", ["full", "minimal"])
-@pytest.mark.parametrize("kind", list(NoticeKind))
-def test_every_kind_renders(renderer: Renderer, kind: NoticeKind, told: str, reader: Reader) -> None:
-    mail = renderer.render(kind, full() if told == "full" else minimal(kind), reader)
+@pytest.mark.parametrize("reader", [READER, UNKNOWN_RECIPIENT], ids=["known", "unknown"])
+@pytest.mark.parametrize("case", ["full", "minimal"])
+@pytest.mark.parametrize("kind", list(NotificationKind))
+def test_every_kind_renders(renderer: MailRenderer, kind: NotificationKind, case: str, reader: Recipient) -> None:
+    mail = renderer.render(kind, full() if case == "full" else minimal(kind), reader)
     page = Page(mail.html)
-    for shown in (mail.subject, mail.text, " ".join(page.words)):
-        assert not re.search(r"\bNone\b|Undefined|\{\{|\{%|  \|", shown), shown
+    for text in (mail.subject, mail.text, " ".join(page.words)):
+        assert not re.search(r"\bNone\b|Undefined|\{\{|\{%|  \|", text), text
     assert 3 < len(mail.subject) <= SUBJECT_LIMIT
-    assert mail.subject[0].isupper() or mail.subject[0] == "[" or told == "full"
+    assert mail.subject[0].isupper() or mail.subject[0] == "[" or case == "full"
     assert mail.text.count("\n\n\n") == 0, "no holes where something is missing"
     assert all(len(line) <= 78 or "http" in line for line in mail.text.splitlines())
-    assert mail.text.rstrip().endswith(PORTAL)
-    # What the text says, the page says as well.
+    assert mail.text.rstrip().endswith(PUBLIC_URL)
+    # The HTML contains the sentences of the text.
     for sentence in mail.text.split("-- ")[0].split("\n\n")[:2]:
         assert " ".join(sentence.split()) in " ".join(" ".join(page.words).split())
     assert "script" not in {tag for tag, _ in page.elements}
@@ -118,13 +118,13 @@ def test_every_kind_renders(renderer: Renderer, kind: NoticeKind, told: str, rea
     assert all(link.startswith("http") for link in page.links)
 
 
-@pytest.mark.parametrize("kind", list(NoticeKind))
-def test_what_is_missing_is_named_and_never_shown(renderer: Renderer, kind: NoticeKind) -> None:
-    for key in REQUIRED[kind]:
-        told = minimal(kind)
-        del told[key]
-        with pytest.raises(NotRenderable, match=key):
-            renderer.render(kind, told, READER)
+@pytest.mark.parametrize("kind", list(NotificationKind))
+def test_what_is_missing_is_named_and_never_shown(renderer: MailRenderer, kind: NotificationKind) -> None:
+    for key in REQUIRED_KEYS[kind]:
+        context = minimal(kind)
+        del context[key]
+        with pytest.raises(RenderingError, match=key):
+            renderer.render(kind, context, READER)
 
 
 HOSTILE = [
@@ -145,11 +145,11 @@ WORDS = ("subscription_name", "plan_name", "old_plan_name", "service_name", "rea
 
 
 @pytest.mark.scenario("S6")
-@pytest.mark.parametrize("kind", list(NoticeKind))
+@pytest.mark.parametrize("kind", list(NotificationKind))
 @pytest.mark.parametrize("hostile", HOSTILE, ids=range(len(HOSTILE)))
-def test_customers_words_stay_words(renderer: Renderer, kind: NoticeKind, hostile: str) -> None:
+def test_customers_words_stay_words(renderer: MailRenderer, kind: NotificationKind, hostile: str) -> None:
     harmless = renderer.render(kind, full() | dict.fromkeys(WORDS, "Harmless"), READER)
-    named = Reader(name=hostile, organization_name=hostile, timezone=hostile[:40])
+    named = Recipient(name=hostile, organization_name=hostile, timezone=hostile[:40])
     mail = renderer.render(kind, full() | dict.fromkeys(WORDS, hostile), named)
     assert not {unicodedata.category(char) for char in mail.subject} & {"Cc", "Zl", "Zp", "Cs"}
     assert "\u202e" not in mail.subject + mail.text + mail.html
@@ -182,44 +182,44 @@ HEADERS = {
 }  # fmt: skip
 
 
-def composed(renderer: Renderer, kind: NoticeKind, hostile: str) -> EmailMessage:
+def composed(renderer: MailRenderer, kind: NotificationKind, hostile: str) -> EmailMessage:
     """The mail as it is handed over, without a database behind."""
     unused: Any = None
-    sender = NotificationActivities(unused, unused, renderer, unused, sender=SENDER, sealer=None)
-    notice = Claimed(
+    sender = SmtpNotificationActivities(unused, unused, renderer, unused, sender=SENDER, encryptor=None)
+    notification = ClaimedNotification(
         id="ntf_1",
         organization_id="org_1",
         kind=kind,
-        context={},
-        secret_context=None,
+        template_context={},
+        encrypted_context=None,
         request_id="req_1",
         attempts=1,
-        business_at=AT,
-        created_at=AT,
+        occurred_at=AT,
+        available_at=AT,
         now=AT,
-        addresses=("ada@customer.example",),
-        reader_name=hostile,
+        recipient_addresses=("ada@customer.example",),
+        recipient_name=hostile,
         organization_name=hostile,
         timezone="UTC",
     )
-    reader = Reader(name=hostile, organization_name=hostile, timezone="UTC")
-    return sender._message(notice, renderer.render(kind, full() | dict.fromkeys(WORDS, hostile), reader))
+    reader = Recipient(name=hostile, organization_name=hostile, timezone="UTC")
+    return sender._build_message(notification, renderer.render(kind, full() | dict.fromkeys(WORDS, hostile), reader))
 
 
 @pytest.mark.scenario("S6")
-def test_nobody_is_greeted_by_an_address(renderer: Renderer) -> None:
-    """Whoever registers somebody else's address must not get a link of theirs into that mail."""
+def test_a_recipient_is_not_greeted_by_a_name_that_contains_a_link(renderer: MailRenderer) -> None:
+    """A registration with another person's address must not put a link into the mail."""
     for name in ("Win at evil.example", "http://evil.example", "www.evil", "mail me@evil.example", "a/b"):
-        reader = Reader(name=name, organization_name=None, timezone=None)
+        reader = Recipient(name=name, organization_name=None, timezone=None)
         mail = renderer.render("email_verification", {"token": "t"}, reader)
         assert "evil" not in mail.text + mail.html
     for name in ("Ada", "J. R. Tolkien", "O'Brien-Łukasz", "山田 太郎"):
-        reader = Reader(name=name, organization_name=None, timezone=None)
+        reader = Recipient(name=name, organization_name=None, timezone=None)
         assert f"Hello {name}, welcome" in renderer.render("email_verification", {"token": "t"}, reader).text
 
 
 @pytest.mark.parametrize(
-    ("minor", "currency", "shown"),
+    ("minor", "currency", "expected"),
     [
         (1500, "USD", "US$15.00"),
         (15_000_000, "IDR", "IDR 150,000.00"),
@@ -231,47 +231,49 @@ def test_nobody_is_greeted_by_an_address(renderer: Renderer) -> None:
         (123_456_789, "INR", "₹1,234,567.89"),
     ],
 )
-def test_money_is_exact_in_every_currency(renderer: Renderer, minor: int, currency: str, shown: str) -> None:
+def test_money_is_exact_in_every_currency(renderer: MailRenderer, minor: int, currency: str, expected: str) -> None:
     amount = {"amount_minor": minor, "currency": currency}
     mail = renderer.render("top_up_receipt", {"amount": amount}, READER)
-    assert shown in mail.text.replace("\u00a0", " ")
-    assert shown in mail.subject.replace("\u00a0", " ")
+    assert expected in mail.text.replace("\u00a0", " ")
+    assert expected in mail.subject.replace("\u00a0", " ")
 
 
-def test_instants_are_told_in_the_accounts_zone(renderer: Renderer) -> None:
-    told = {"subscription_id": "sub_1", "days": 3, "due_at": "2027-01-31T23:30:00+00:00"}
-    paris = renderer.render("subscription_expiring", told, READER)
+def test_times_are_shown_in_the_organizations_time_zone(renderer: MailRenderer) -> None:
+    context = {"subscription_id": "sub_1", "days": 3, "due_at": "2027-01-31T23:30:00+00:00"}
+    paris = renderer.render("subscription_expiring", context, READER)
     assert "1 February 2027, 00:30 (Europe/Paris)" in paris.text
-    nowhere = Reader(name=None, organization_name=None, timezone="Mars/Olympus")
-    assert "31 January 2027, 23:30 (UTC)" in renderer.render("subscription_expiring", told, nowhere).text
+    nowhere = Recipient(name=None, organization_name=None, timezone="Mars/Olympus")
+    assert "31 January 2027, 23:30 (UTC)" in renderer.render("subscription_expiring", context, nowhere).text
 
 
 @pytest.mark.parametrize(
-    ("status", "said"),
+    ("status", "expected"),
     [
-        ("past_due", "Your service goes on for now."),
+        ("past_due", "Your service keeps running for now."),
         ("suspended", "Your service stays suspended"),
-        ("paused", "The trial has ended, so your service is paused"),
+        ("paused", "Your trial has ended and the service is paused"),
     ],
 )
-def test_a_payment_that_failed_says_what_becomes_of_the_service(renderer: Renderer, status: str, said: str) -> None:
-    told = {"subscription_id": "sub_1", "status": status, "next_attempt": "2027-02-28T10:00:00+00:00"}
-    text = renderer.render("payment_failed", told, READER).text
-    assert said in " ".join(text.split())
+def test_a_failed_payment_mail_says_what_happens_to_the_service(
+    renderer: MailRenderer, status: str, expected: str
+) -> None:
+    context = {"subscription_id": "sub_1", "status": status, "next_attempt": "2027-02-28T10:00:00+00:00"}
+    text = renderer.render("payment_failed", context, READER).text
+    assert expected in " ".join(text.split())
 
 
-def test_tokens_are_quoted_in_links(renderer: Renderer) -> None:
+def test_tokens_are_quoted_in_links(renderer: MailRenderer) -> None:
     mail = renderer.render("password_reset", {"token": "a+b/c=&x=<>"}, READER)
     assert "https://berth.example/reset-password?token=a%2Bb%2Fc%3D%26x%3D%3C%3E" in mail.text
 
 
-def facts(**changes: Any) -> InvoiceFacts:
+def facts(**changes: Any) -> InvoiceDocumentData:
     currency = changes.pop("currency", "USD")
 
     def money(minor: int) -> Money:
         return Money(amount_minor=minor, currency=currency)
 
-    line = InvoiceLineFacts(
+    line = InvoiceLineData(
         description=changes.pop("description", "n8n Starter"),
         quantity=1,
         unit_price=money(1500),
@@ -281,11 +283,11 @@ def facts(**changes: Any) -> InvoiceFacts:
         period_start=AT,
         period_end=datetime(2027, 2, 28, 10, tzinfo=UTC),
     )
-    given: dict[str, Any] = {
+    context: dict[str, Any] = {
         "id": "inv_1",
         "number": "BERTH-2027-000001",
         "status": "paid",
-        "issued_at": AT,
+        "finalized_at": AT,
         "paid_at": AT,
         "period_start": AT,
         "period_end": line.period_end,
@@ -299,16 +301,16 @@ def facts(**changes: Any) -> InvoiceFacts:
         "timezone": "Europe/Paris",
         "subscription_id": "sub_1",
         "subscription_name": "Notes",
-        "paid_by": "Visa ending in 4242",
+        "payment_summary": "Visa ending in 4242",
         "lines": (line,) * changes.pop("count", 1),
     }
-    return InvoiceFacts(**(given | changes))
+    return InvoiceDocumentData(**(context | changes))
 
 
 @pytest.mark.scenario("S6")
 @pytest.mark.parametrize("hostile", HOSTILE, ids=range(len(HOSTILE)))
 def test_an_invoice_is_a_page_whatever_its_words(hostile: str) -> None:
-    content = invoice_pdf(facts(organization_name=hostile, subscription_name=hostile, description=hostile[:500]))
+    content = render_invoice_pdf(facts(organization_name=hostile, subscription_name=hostile, description=hostile[:500]))
     assert content.startswith(b"%PDF-")
     assert b"/URI" not in content
     assert b"/JavaScript" not in content
@@ -316,12 +318,12 @@ def test_an_invoice_is_a_page_whatever_its_words(hostile: str) -> None:
 
 @pytest.mark.parametrize("status", ["open", "paid", "void", "uncollectible"])
 def test_the_same_invoice_is_the_same_bytes(status: str) -> None:
-    given = facts(status=status, count=60, currency="JPY")
-    assert invoice_pdf(given) == invoice_pdf(given)
-    assert invoice_pdf(given) != invoice_pdf(facts(status=status, count=61, currency="JPY"))
+    context = facts(status=status, count=60, currency="JPY")
+    assert render_invoice_pdf(context) == render_invoice_pdf(context)
+    assert render_invoice_pdf(context) != render_invoice_pdf(facts(status=status, count=61, currency="JPY"))
 
 
 def test_an_amount_is_never_a_float() -> None:
     wrong: Any = 15.0
     with pytest.raises(TypeError):
-        formatting.money(wrong, "USD")
+        formatting.format_money(wrong, "USD")

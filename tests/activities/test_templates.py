@@ -15,19 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kubernetes.client import ApiClient
 
-from activities.templates import (
-    ACCOUNT,
-    INSTANCE,
+from activities.service_templates.manifests import (
+    INSTANCE_LABEL,
     MANAGED_BY,
-    BadTemplate,
+    ORGANIZATION_LABEL,
     InstanceSpec,
-    Platform,
-    Rendered,
-    ServiceTemplates,
+    InvalidTemplate,
 )
-from tests.support.instances import SMALL, TEMPLATES
+from activities.service_templates.registry import PROBE, RenderedInstance, ServiceTemplateRegistry
+from activities.service_templates.values import ClusterProfile
+from tests.support.instance_fixture import SMALL, TEMPLATES
 from workflows.ports.subscription import Resources
-from workflows.rules.errors import Refusal, RuleBroken
+from workflows.rules.errors import ErrorCode, RuleViolation
 
 SERVICES = sorted(TEMPLATES.services)
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,7 +46,8 @@ NASTY = (
 
 
 def spec_of(slug: str, **changes: Any) -> InstanceSpec:
-    made = InstanceSpec(
+    spec = InstanceSpec(
+        installation_id="00000000-0000-4000-8000-000000000000",
         instance_id="ins_abc",
         organization_id="org_x",
         service_slug=slug,
@@ -56,18 +56,19 @@ def spec_of(slug: str, **changes: Any) -> InstanceSpec:
         namespace="berth-ins-abc",
         resources=SMALL,
     )
-    return replace(made, **changes)
+    return replace(spec, **changes)
 
 
-def render(slug: str, **changes: Any) -> Rendered:
+def render(slug: str, **changes: Any) -> RenderedInstance:
     return TEMPLATES.render(spec_of(slug, **changes))
 
 
-def pods(rendered: Rendered) -> Iterator[tuple[str, dict[str, Any]]]:
-    for made in rendered.of("Deployment", "StatefulSet", "Job"):
-        yield made["metadata"]["name"], made["spec"]["template"]
-    for made in rendered.of("CronJob"):
-        yield made["metadata"]["name"], made["spec"]["jobTemplate"]["spec"]["template"]
+def pods(rendered: RenderedInstance) -> Iterator[tuple[str, dict[str, Any]]]:
+    for manifest in rendered.of_kind("Deployment", "StatefulSet", "Job"):
+        yield manifest["metadata"]["name"], manifest["spec"]["template"]
+    for manifest in rendered.of_kind("CronJob"):
+        yield manifest["metadata"]["name"], manifest["spec"]["jobTemplate"]["spec"]["template"]
+    yield "probe", rendered.probe["spec"]["template"]
 
 
 def containers(pod: dict[str, Any]) -> list[dict[str, Any]]:
@@ -88,22 +89,24 @@ def leaves(value: Any) -> Iterator[Any]:
 @pytest.mark.parametrize("slug", SERVICES)
 def test_every_instance_has_its_walls(slug: str) -> None:
     rendered = render(slug)
-    kinds = {made["kind"] for made in rendered.objects}
+    kinds = {manifest["kind"] for manifest in rendered.objects}
     assert kinds >= {
         "Namespace", "ResourceQuota", "LimitRange", "NetworkPolicy", "ServiceAccount", "PersistentVolumeClaim",
         "StatefulSet", "Deployment", "Service", "Ingress", "CronJob",
     }  # fmt: skip
-    (namespace,) = rendered.of("Namespace")
+    (namespace,) = rendered.of_kind("Namespace")
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
-    (account,) = rendered.of("ServiceAccount")
+    (account,) = rendered.of_kind("ServiceAccount")
     assert account["automountServiceAccountToken"] is False
-    deny = next(made for made in rendered.of("NetworkPolicy") if made["metadata"]["name"] == "default-deny")
+    deny = next(
+        manifest for manifest in rendered.of_kind("NetworkPolicy") if manifest["metadata"]["name"] == "default-deny"
+    )
     assert (deny["spec"]["podSelector"], deny["spec"]["policyTypes"]) == ({}, ["Ingress", "Egress"])
     assert deny["spec"]["ingress"] == [{"from": [{"podSelector": {}}]}]
     reached = [rule["to"] for rule in deny["spec"]["egress"]]
     dns = {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}}
     assert reached == [[{"podSelector": {}}], [{"namespaceSelector": dns}]]
-    (ingress,) = rendered.of("Ingress")
+    (ingress,) = rendered.of_kind("Ingress")
     assert ingress["spec"]["tls"] == [{"hosts": ["shop.example.com"], "secretName": "app-tls"}]
     assert ingress["metadata"]["annotations"]["cert-manager.io/cluster-issuer"] == "letsencrypt"
 
@@ -111,24 +114,26 @@ def test_every_instance_has_its_walls(slug: str) -> None:
 @pytest.mark.parametrize("slug", SERVICES)
 def test_everything_is_labelled_named_and_in_its_namespace(slug: str) -> None:
     rendered = render(slug)
-    wanted = {MANAGED_BY: "berth", INSTANCE: "ins_abc", ACCOUNT: "org_x"}
-    for made in rendered.objects:
-        assert made["metadata"]["labels"].items() >= wanted.items(), made["kind"]
-        if made["kind"] != "Namespace":
-            assert made["metadata"]["namespace"] == "berth-ins-abc"
+    labels = {MANAGED_BY: "berth", INSTANCE_LABEL: "ins_abc", ORGANIZATION_LABEL: "org_x"}
+    for manifest in rendered.objects:
+        assert manifest["metadata"]["labels"].items() >= labels.items(), manifest["kind"]
+        if manifest["kind"] != "Namespace":
+            assert manifest["metadata"]["namespace"] == "berth-ins-abc"
     for name, pod in pods(rendered):
-        assert pod["metadata"]["labels"].items() >= (wanted | {"app.kubernetes.io/name": name}).items()
+        assert pod["metadata"]["labels"].items() >= (labels | {"app.kubernetes.io/name": name}).items()
 
 
 @pytest.mark.parametrize("slug", SERVICES)
 def test_the_official_models_accept_every_object(slug: str) -> None:
     """The client's models carry the official schema: unknown fields, wrong types and missing ones are refused."""
     client = ApiClient()
-    for made in render(slug).objects:
-        group, _, version = made["apiVersion"].rpartition("/")
-        model = f"{version.capitalize()}{made['kind']}"
-        parsed = client.deserialize(json.dumps(made), model, "application/json")
-        assert client.sanitize_for_serialization(parsed) == made, f"{group} {made['kind']} {made['metadata']['name']}"
+    for manifest in render(slug).objects:
+        group, _, version = manifest["apiVersion"].rpartition("/")
+        model = f"{version.capitalize()}{manifest['kind']}"
+        parsed = client.deserialize(json.dumps(manifest), model, "application/json")
+        assert client.sanitize_for_serialization(parsed) == manifest, (
+            f"{group} {manifest['kind']} {manifest['metadata']['name']}"
+        )
 
 
 @pytest.mark.parametrize("slug", SERVICES)
@@ -147,11 +152,14 @@ def test_every_container_is_restricted_bounded_and_pinned(slug: str) -> None:
 
 @pytest.mark.parametrize("slug", SERVICES)
 def test_what_is_asked_for_fits_the_quota(slug: str) -> None:
-    for plan in TEMPLATES.service(slug).document["plans"]:
+    for plan in TEMPLATES.service(slug).definition["plans"]:
         rendered = render(slug, resources=Resources(**plan["resources"]))
-        (quota,) = rendered.of("ResourceQuota")
+        (quota,) = rendered.of_kind("ResourceQuota")
         hard = quota["spec"]["hard"]
-        claims = [made["spec"]["resources"]["requests"]["storage"] for made in rendered.of("PersistentVolumeClaim")]
+        claims = [
+            manifest["spec"]["resources"]["requests"]["storage"]
+            for manifest in rendered.of_kind("PersistentVolumeClaim")
+        ]
         assert sum(int(size.removesuffix("Gi")) for size in claims) == plan["resources"]["storage_gib"]
         assert hard["requests.storage"] == f"{plan['resources']['storage_gib']}Gi"
         for bound in ("requests", "limits"):
@@ -170,7 +178,7 @@ def test_what_is_asked_for_fits_the_quota(slug: str) -> None:
 @pytest.mark.parametrize("slug", SERVICES)
 def test_no_secret_is_in_a_manifest_and_every_one_that_is_named_is_declared(slug: str) -> None:
     rendered = render(slug)
-    assert not rendered.of("Secret")
+    assert not rendered.of_kind("Secret")
     declared = {(name, key) for name, keys in rendered.service.secrets.items() for key in keys}
     used = set()
     for _, pod in pods(rendered):
@@ -179,12 +187,14 @@ def test_no_secret_is_in_a_manifest_and_every_one_that_is_named_is_declared(slug
                 reference = variable.get("valueFrom", {}).get("secretKeyRef")
                 if reference:
                     used.add((reference["name"], reference["key"]))
-    assert used == declared
+    handed_over = rendered.service.credentials
+    assert handed_over is not None
+    assert used | {(handed_over.secret, handed_over.username), (handed_over.secret, handed_over.password)} == declared
 
 
 @pytest.mark.parametrize("slug", SERVICES)
 def test_plans_have_whole_prices_in_every_currency(slug: str) -> None:
-    for plan in TEMPLATES.service(slug).document["plans"]:
+    for plan in TEMPLATES.service(slug).definition["plans"]:
         assert plan["interval"] in ("month", "year")
         assert {price["currency"] for price in plan["prices"]} == {"USD", "EUR", "IDR"}
         assert all(isinstance(price["amount_minor"], int) and price["amount_minor"] > 0 for price in plan["prices"])
@@ -192,7 +202,7 @@ def test_plans_have_whole_prices_in_every_currency(slug: str) -> None:
 
 def test_the_first_service_is_what_its_documentation_asks_for() -> None:
     rendered = render("n8n", parameters={"timezone": "Asia/Jakarta"})
-    (app,) = rendered.of("Deployment")
+    (app,) = rendered.of_kind("Deployment")
     assert app["spec"]["strategy"] == {"type": "Recreate"}
     assert app["spec"]["replicas"] == 1
     (container,) = app["spec"]["template"]["spec"]["containers"]
@@ -207,14 +217,20 @@ def test_the_first_service_is_what_its_documentation_asks_for() -> None:
     assert container["volumeMounts"] == [{"name": "data", "mountPath": "/home/node/.n8n"}]
     security = app["spec"]["template"]["spec"]["securityContext"]
     assert (security["runAsUser"], security["fsGroup"]) == (1000, 1000)
+    # It comes up owned: n8n takes its owner from these when it starts (since 2.17.0).
+    assert environment["N8N_INSTANCE_OWNER_MANAGED_BY_ENV"] == "true"
+    assert environment["N8N_INSTANCE_OWNER_EMAIL"] == {"secretKeyRef": {"name": "app", "key": "owner-email"}}
+    hashed = {"secretKeyRef": {"name": "app", "key": "owner-password-hash"}}
+    assert environment["N8N_INSTANCE_OWNER_PASSWORD_HASH"] == hashed
 
 
 def test_the_second_service_cannot_be_claimed_by_a_stranger() -> None:
     rendered = render("wordpress")
     assert ("Job", "install") in rendered.workloads
-    (app,) = rendered.of("Deployment")
+    (app,) = rendered.of_kind("Deployment")
     first = app["spec"]["template"]["spec"]["initContainers"][0]
     assert first["name"] == "wait-for-install"
+    assert "FROM app.wp_users" in first["command"][-1]
     (container,) = app["spec"]["template"]["spec"]["containers"]
     salts = [v["name"] for v in container["env"] if v["name"].endswith(("_KEY", "_SALT"))]
     assert len(salts) == 8
@@ -253,26 +269,28 @@ def test_whatever_a_customer_types_stays_one_string(text: str) -> None:
     ],
 )
 def test_what_no_field_takes_is_refused(slug: str, parameters: dict[str, Any]) -> None:
-    with pytest.raises(RuleBroken) as refusal:
+    with pytest.raises(RuleViolation) as raised:
         render(slug, parameters=parameters)
-    assert refusal.value.code is Refusal.VALIDATION_ERROR
+    assert raised.value.code is ErrorCode.VALIDATION_ERROR
 
 
 def test_an_unknown_service_or_version_is_refused() -> None:
-    with pytest.raises(RuleBroken):
+    with pytest.raises(RuleViolation):
         TEMPLATES.render(replace(spec_of("n8n"), service_slug="nothing"))
-    with pytest.raises(RuleBroken):
+    with pytest.raises(RuleViolation):
         render("n8n", version="0.0.1")
 
 
-def write_service(folder: Path, manifest: str) -> ServiceTemplates:
+def write_service(folder: Path, manifest: str) -> ServiceTemplateRegistry:
     for path in sorted((ROOT / "templates" / "services" / "n8n").iterdir()):
         target = folder / "tiny" / path.name
         target.parent.mkdir(exist_ok=True)
         if path.name == "service.yaml":
             target.write_text(path.read_text().replace("slug: n8n", "slug: tiny", 1))
     (folder / "tiny" / "10.yaml.j2").write_text(manifest)
-    return ServiceTemplates(folder)
+    (folder / "_base").mkdir()
+    (folder / PROBE).write_text((ROOT / "templates" / "services" / PROBE).read_text())
+    return ServiceTemplateRegistry(folder)
 
 
 @pytest.mark.parametrize(
@@ -288,7 +306,7 @@ def write_service(folder: Path, manifest: str) -> ServiceTemplates:
 )
 def test_a_manifest_that_oversteps_is_refused(tmp_path: Path, manifest: str) -> None:
     templates = write_service(tmp_path, manifest)
-    with pytest.raises(BadTemplate):
+    with pytest.raises(InvalidTemplate):
         templates.render(replace(spec_of("n8n"), service_slug="tiny"))
 
 
@@ -297,7 +315,7 @@ def test_adding_an_application_is_adding_a_folder(tmp_path: Path) -> None:
         tmp_path, "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: x}\ndata:\n  host: {{ instance.hostname }}"
     )
     rendered = templates.render(replace(spec_of("n8n"), service_slug="tiny"))
-    assert [made["data"] for made in rendered.objects] == [{"host": "shop.example.com"}]
+    assert [manifest["data"] for manifest in rendered.objects] == [{"host": "shop.example.com"}]
 
 
 def test_no_module_names_an_application() -> None:
@@ -312,12 +330,10 @@ def test_no_module_names_an_application() -> None:
 
 
 def test_the_platforms_settings_reach_the_manifests() -> None:
-    platform = Platform(ingress_class="traefik", storage_class="fast", probe_cidrs=("10.1.0.0/24",))
-    rendered = ServiceTemplates(ROOT / "templates" / "services", platform).render(spec_of("n8n"))
-    assert rendered.of("Ingress")[0]["spec"]["ingressClassName"] == "traefik"
-    assert {made["spec"]["storageClassName"] for made in rendered.of("PersistentVolumeClaim")} == {"fast"}
-    visitors = next(made for made in rendered.of("NetworkPolicy") if made["metadata"]["name"] == "app")
-    assert {"ipBlock": {"cidr": "10.1.0.0/24"}} in visitors["spec"]["ingress"][0]["from"]
+    platform = ClusterProfile(ingress_class="traefik", storage_class="fast")
+    rendered = ServiceTemplateRegistry(ROOT / "templates" / "services", platform).render(spec_of("n8n"))
+    assert rendered.of_kind("Ingress")[0]["spec"]["ingressClassName"] == "traefik"
+    assert {manifest["spec"]["storageClassName"] for manifest in rendered.of_kind("PersistentVolumeClaim")} == {"fast"}
 
 
 def test_every_service_file_is_plain_data() -> None:

@@ -1,4 +1,4 @@
-"""An application per test, on the test's own database."""
+"""One application for each test, on the test's database."""
 
 from __future__ import annotations
 
@@ -6,21 +6,20 @@ from collections.abc import AsyncIterator
 
 import pytest_asyncio
 
-from tests.support.api import Api, serving, settings
-from tests.support.databases import Database
-from tests.support.desk import Shop
-from tests.support.desk import shop as open_shop
+from tests.support.api import ApiFixture, serve_api, settings
+from tests.support.databases import DatabaseFixture
+from tests.support.fake_workflow_client import ApiWithCatalogue, serve_api_with_catalogue
 
 
 @pytest_asyncio.fixture
-async def api(database: Database) -> AsyncIterator[Api]:
-    """Limits are off, Temporal is away."""
-    async with serving(settings(database.api_url), database.superuser_dsn()) as made:
-        yield made
+async def api(database: DatabaseFixture) -> AsyncIterator[ApiFixture]:
+    """An API without rate limits and without Temporal."""
+    async with serve_api(settings(database.api_url), database.superuser_dsn()) as fixture:
+        yield fixture
 
 
 @pytest_asyncio.fixture
-async def shop(database: Database) -> AsyncIterator[Shop]:
-    """The seeded catalogue, somebody signed in, and a desk that takes orders in place of the workflows."""
-    async with open_shop(database) as made:
-        yield made
+async def seeded_api(database: DatabaseFixture) -> AsyncIterator[ApiWithCatalogue]:
+    """An API with the seeded catalogue, a signed-in customer and a fake workflow client that accepts commands."""
+    async with serve_api_with_catalogue(database) as fixture:
+        yield fixture

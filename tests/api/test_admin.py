@@ -1,13 +1,19 @@
-"""What administrators may do, and nobody else."""
+"""Routes that only administrators may call."""
 
 from __future__ import annotations
 
 import httpx
 import pytest_asyncio
 
-from tests.support.api import Account, error_of
-from tests.support.desk import PRO, STARTER, Shop, payment
-from workflows.rules.errors import Refusal, RuleBroken
+from tests.support.api import RegisteredUser, parse_error
+from tests.support.fake_workflow_client import (
+    PRO,
+    STARTER,
+    ApiWithCatalogue,
+    insert_ledger_transaction,
+    insert_payment,
+)
+from workflows.rules.errors import ErrorCode, RuleViolation
 
 PLAN = {
     "service": "n8n", "code": "n8n-team", "name": "Team", "interval": "month", "cpu_millicores": 4000,
@@ -17,129 +23,168 @@ PLAN = {
 
 
 @pytest_asyncio.fixture
-async def root(shop: Shop) -> Account:
-    return await shop.api.administrator()
+async def admin(seeded_api: ApiWithCatalogue) -> RegisteredUser:
+    return await seeded_api.api.administrator()
 
 
-async def test_customers_are_sent_away(shop: Shop) -> None:
-    http, key = shop.customer.http, shop.customer.key()
+async def test_administrator_routes_refuse_customers(seeded_api: ApiWithCatalogue) -> None:
+    http, key = seeded_api.customer.http, seeded_api.customer.idempotency_header()
     refused: list[httpx.Response] = []
     for path in ("users", "organizations", "subscriptions", "audit-log", "payments", "services", "plans"):
         refused.append(await http.get(f"/admin/{path}"))
-    adjustment = {"organization_id": shop.customer.organization_id, "amount_minor": 1, "currency": "USD", "reason": "x"}
+    adjustment = {
+        "organization_id": seeded_api.customer.organization_id,
+        "amount_minor": 1,
+        "currency": "USD",
+        "reason": "x",
+    }
     refused.append(await http.post("/admin/billing/adjustments", json=adjustment, headers=key))
     refused.append(await http.post("/admin/plans", json=PLAN))
-    for answer in refused:
-        assert (answer.status_code, error_of(answer)["code"]) == (403, "FORBIDDEN"), answer.url
-    assert shop.desk.calls == []
+    for response in refused:
+        assert (response.status_code, parse_error(response)["code"]) == (403, "FORBIDDEN"), response.url
+    assert seeded_api.workflows.calls == []
 
 
-async def test_a_correction_is_a_transaction(shop: Shop, root: Account) -> None:
+async def test_an_adjustment_posts_one_ledger_transaction(seeded_api: ApiWithCatalogue, admin: RegisteredUser) -> None:
     body = {
-        "organization_id": shop.customer.organization_id, "amount_minor": 2500, "currency": "USD", "reason": "goodwill",
-    }  # fmt: skip
-    key = root.key()
-    answer = await root.http.post("/admin/billing/adjustments", json=body, headers=key)
-    assert answer.status_code == 201, answer.text
-    data = answer.json()["data"]
+        "organization_id": seeded_api.customer.organization_id,
+        "amount_minor": 2500,
+        "currency": "USD",
+        "reason": "goodwill",
+    }
+    key = admin.idempotency_header()
+    response = await admin.http.post("/admin/billing/adjustments", json=body, headers=key)
+    assert response.status_code == 201, response.text
+    data = response.json()["data"]
     assert (data["kind"], data["amount"]) == ("adjustment", {"amount_minor": 2500, "currency": "USD"})
     assert data["balance_after"]["amount_minor"] == 2500
-    again = await root.http.post("/admin/billing/adjustments", json=body, headers=key)
-    assert again.json() == answer.json()
-    (order,) = shop.desk.ordered("adjust")
-    assert (order.reason, order.actor) == ("goodwill", root.user_id)
-    query = {"organization_id": shop.customer.organization_id}
-    listed = (await root.http.get("/admin/billing/transactions", params=query)).json()["data"]
+    repeated = await admin.http.post("/admin/billing/adjustments", json=body, headers=key)
+    assert repeated.json() == response.json()
+    (order,) = seeded_api.workflows.commands_of("adjust_wallet")
+    assert (order.reason, order.actor) == ("goodwill", admin.user_id)
+    query = {"organization_id": seeded_api.customer.organization_id}
+    listed = (await admin.http.get("/admin/billing/transactions", params=query)).json()["data"]
     assert [row["id"] for row in listed] == [data["id"]]
 
 
-async def test_a_correction_that_cannot_be(shop: Shop, root: Account) -> None:
+async def test_transactions_of_an_organization_are_paged(seeded_api: ApiWithCatalogue, admin: RegisteredUser) -> None:
+    organization_id = seeded_api.customer.organization_id
+    posted = [
+        insert_ledger_transaction(seeded_api.api, organization_id, "top_up", amount_minor)
+        for amount_minor in (100, 200, 300)
+    ]
+    query = {"organization_id": organization_id, "limit": "2"}
+    first = (await admin.http.get("/admin/billing/transactions", params=query)).json()
+    cursor = first["meta"]["next_cursor"]
+    second = (await admin.http.get("/admin/billing/transactions", params=query | {"cursor": cursor})).json()
+    assert [row["id"] for row in first["data"] + second["data"]] == posted[::-1]
+    assert second["meta"]["next_cursor"] is None
+
+
+async def test_an_invalid_adjustment_is_rejected(seeded_api: ApiWithCatalogue, admin: RegisteredUser) -> None:
     body = {"organization_id": "org_none", "amount_minor": 2500, "currency": "USD", "reason": "x"}
-    answer = await root.http.post("/admin/billing/adjustments", json=body)
-    assert (answer.status_code, error_of(answer)["code"]) == (400, "IDEMPOTENCY_KEY_REQUIRED")
-    answer = await root.http.post("/admin/billing/adjustments", json=body, headers=root.key())
-    assert (answer.status_code, error_of(answer)["code"]) == (404, "NOT_FOUND")
-    body["organization_id"] = shop.customer.organization_id
+    response = await admin.http.post("/admin/billing/adjustments", json=body)
+    assert (response.status_code, parse_error(response)["code"]) == (400, "IDEMPOTENCY_KEY_REQUIRED")
+    response = await admin.http.post("/admin/billing/adjustments", json=body, headers=admin.idempotency_header())
+    assert (response.status_code, parse_error(response)["code"]) == (404, "NOT_FOUND")
+    body["organization_id"] = seeded_api.customer.organization_id
     for change in ({"amount_minor": 0}, {"amount_minor": 1.5}, {"reason": ""}, {"currency": "dollars"}):
-        answer = await root.http.post("/admin/billing/adjustments", json=body | change, headers=root.key())
-        assert (answer.status_code, error_of(answer)["code"]) == (422, "VALIDATION_ERROR"), change
-    shop.desk.refuses = RuleBroken(Refusal.INSUFFICIENT_FUNDS, "The wallet would fall below zero.")
-    answer = await root.http.post("/admin/billing/adjustments", json=body | {"amount_minor": -1}, headers=root.key())
-    assert (answer.status_code, error_of(answer)["code"]) == (402, "INSUFFICIENT_FUNDS")
+        response = await admin.http.post(
+            "/admin/billing/adjustments", json=body | change, headers=admin.idempotency_header()
+        )
+        assert (response.status_code, parse_error(response)["code"]) == (422, "VALIDATION_ERROR"), change
+    seeded_api.workflows.raises = RuleViolation(ErrorCode.INSUFFICIENT_FUNDS, "The wallet would fall below zero.")
+    response = await admin.http.post(
+        "/admin/billing/adjustments", json=body | {"amount_minor": -1}, headers=admin.idempotency_header()
+    )
+    assert (response.status_code, parse_error(response)["code"]) == (402, "INSUFFICIENT_FUNDS")
 
 
-async def test_a_refund_names_its_payment(shop: Shop, root: Account) -> None:
-    mine = payment(shop.api, shop.customer)
+async def test_a_refund_names_its_payment(seeded_api: ApiWithCatalogue, admin: RegisteredUser) -> None:
+    mine = insert_payment(seeded_api.api, seeded_api.customer)
     body = {"payment_id": mine, "amount_minor": 500, "to": "wallet", "reason": "late"}
-    answer = await root.http.post("/admin/billing/refunds", json=body, headers=root.key())
-    assert answer.status_code == 201, answer.text
-    data = answer.json()["data"]
+    response = await admin.http.post("/admin/billing/refunds", json=body, headers=admin.idempotency_header())
+    assert response.status_code == 201, response.text
+    data = response.json()["data"]
     assert (data["payment_id"], data["status"], data["amount"]["amount_minor"]) == (mine, "succeeded", 500)
-    (order,) = shop.desk.ordered("refund")
-    assert (order.organization_id, order.to, order.amount.currency) == (shop.customer.organization_id, "wallet", "USD")
-    whole = {"payment_id": mine, "to": "source", "reason": "all of it"}
-    assert (await root.http.post("/admin/billing/refunds", json=whole, headers=root.key())).status_code == 201
-    assert shop.desk.ordered("refund")[1].amount is None
+    (order,) = seeded_api.workflows.commands_of("refund_payment")
+    assert (order.organization_id, order.destination, order.amount.currency) == (
+        seeded_api.customer.organization_id,
+        "wallet",
+        "USD",
+    )
+    full_refund = {"payment_id": mine, "to": "source", "reason": "all of it"}
+    assert (
+        await admin.http.post("/admin/billing/refunds", json=full_refund, headers=admin.idempotency_header())
+    ).status_code == 201
+    assert seeded_api.workflows.commands_of("refund_payment")[1].amount is None
     body["payment_id"] = "pay_none"
-    answer = await root.http.post("/admin/billing/refunds", json=body, headers=root.key())
-    assert (answer.status_code, error_of(answer)["code"]) == (404, "NOT_FOUND")
-    shop.desk.refuses = RuleBroken(Refusal.REFUND_EXCEEDS_PAYMENT, "More than is left.")
-    answer = await root.http.post("/admin/billing/refunds", json=whole, headers=root.key())
-    assert (answer.status_code, error_of(answer)["code"]) == (422, "REFUND_EXCEEDS_PAYMENT")
+    response = await admin.http.post("/admin/billing/refunds", json=body, headers=admin.idempotency_header())
+    assert (response.status_code, parse_error(response)["code"]) == (404, "NOT_FOUND")
+    seeded_api.workflows.raises = RuleViolation(ErrorCode.REFUND_EXCEEDS_PAYMENT, "More than is left.")
+    response = await admin.http.post("/admin/billing/refunds", json=full_refund, headers=admin.idempotency_header())
+    assert (response.status_code, parse_error(response)["code"]) == (422, "REFUND_EXCEEDS_PAYMENT")
 
 
-async def test_administrators_see_every_account(shop: Shop, root: Account) -> None:
-    other = await shop.api.customer()
-    made = {shop.subscription(): shop.customer, shop.subscription(account=other): other}
-    rows = (await root.http.get("/admin/subscriptions")).json()["data"]
+async def test_administrators_list_the_rows_of_every_organization(
+    seeded_api: ApiWithCatalogue, admin: RegisteredUser
+) -> None:
+    other = await seeded_api.api.register_verified_user()
+    owners = {
+        seeded_api.insert_subscription(): seeded_api.customer,
+        seeded_api.insert_subscription(account=other): other,
+    }
+    rows = (await admin.http.get("/admin/subscriptions")).json()["data"]
     assert {row["id"]: row["organization_id"] for row in rows} == {
-        subscription: account.organization_id for subscription, account in made.items()
+        subscription: account.organization_id for subscription, account in owners.items()
     }
     query = {"organization_id": other.organization_id}
-    assert len((await root.http.get("/admin/subscriptions", params=query)).json()["data"]) == 1
-    assert (await root.http.get("/subscriptions")).json()["data"] == []
-    users = (await root.http.get("/admin/users", params={"email": shop.customer.email.upper()})).json()["data"]
-    assert [user["id"] for user in users] == [shop.customer.user_id]
+    assert len((await admin.http.get("/admin/subscriptions", params=query)).json()["data"]) == 1
+    assert (await admin.http.get("/subscriptions")).json()["data"] == []
+    users = (await admin.http.get("/admin/users", params={"email": seeded_api.customer.email.upper()})).json()["data"]
+    assert [user["id"] for user in users] == [seeded_api.customer.user_id]
     assert "password" not in str(users)
-    assert len((await root.http.get("/admin/organizations")).json()["data"]) == 3
+    assert len((await admin.http.get("/admin/organizations")).json()["data"]) == 3
 
 
-async def test_the_catalogue_is_written_and_the_writing_is_recorded(shop: Shop, root: Account) -> None:
-    answer = await root.http.post("/admin/plans", json=PLAN)
-    assert answer.status_code == 201, answer.text
-    plan = answer.json()["data"]
+async def test_catalogue_changes_are_audited(seeded_api: ApiWithCatalogue, admin: RegisteredUser) -> None:
+    response = await admin.http.post("/admin/plans", json=PLAN)
+    assert response.status_code == 201, response.text
+    plan = response.json()["data"]
     assert plan["prices"] == [{"amount_minor": 9900, "currency": "USD"}]
-    (row,) = shop.api.rows("SELECT dunning FROM plans WHERE code = 'n8n-team'")
-    assert row["dunning"] == {"retry_days": [1, 2], "cancel_day": 10}
-    assert (await root.http.post("/admin/plans", json=PLAN)).status_code == 409
+    (row,) = seeded_api.api.query_as_superuser("SELECT dunning_policy FROM plans WHERE code = 'n8n-team'")
+    assert row["dunning_policy"] == {"retry_days": [1, 2], "cancel_day": 10}
+    assert (await admin.http.post("/admin/plans", json=PLAN)).status_code == 409
 
-    dearer = {"amount_minor": 10900, "currency": "USD"}
-    answer = await root.http.post(f"/admin/plans/{plan['id']}/prices", json=dearer)
-    assert answer.status_code == 201
-    shown = (await shop.api.http.get(f"/plans/{plan['id']}")).json()["data"]
-    assert shown["prices"] == [dearer]
-    assert len(shop.api.rows("SELECT 1 FROM prices WHERE plan_id = %s", plan["id"])) == 2
+    new_price = {"amount_minor": 10900, "currency": "USD"}
+    response = await admin.http.post(f"/admin/plans/{plan['id']}/prices", json=new_price)
+    assert response.status_code == 201
+    public_plan = (await seeded_api.api.http.get(f"/plans/{plan['id']}")).json()["data"]
+    assert public_plan["prices"] == [new_price]
+    assert len(seeded_api.api.query_as_superuser("SELECT 1 FROM prices WHERE plan_id = %s", plan["id"])) == 2
 
     service = {
         "slug": "gitea", "name": "Gitea", "description": "Git", "category": "development", "template": "gitea",
         "version": "1", "published": False,
     }  # fmt: skip
-    assert (await root.http.post("/admin/services", json=service)).status_code == 201
-    assert (await shop.api.http.get("/services/gitea")).status_code == 404
-    assert "gitea" in [row["slug"] for row in (await root.http.get("/admin/services")).json()["data"]]
+    assert (await admin.http.post("/admin/services", json=service)).status_code == 201
+    assert (await seeded_api.api.http.get("/services/gitea")).status_code == 404
+    assert "gitea" in [row["slug"] for row in (await admin.http.get("/admin/services")).json()["data"]]
 
     coupon = {"code": "HALF", "kind": "percent", "percent": 50, "duration": "periods", "periods": 3}
-    assert (await root.http.post("/admin/coupons", json=coupon)).status_code == 201
-    assert (await root.http.post("/admin/coupons", json=coupon)).status_code == 409
-    assert (await shop.api.http.get("/coupons/half")).json()["data"]["periods"] == 3
+    assert (await admin.http.post("/admin/coupons", json=coupon)).status_code == 201
+    assert (await admin.http.post("/admin/coupons", json=coupon)).status_code == 409
+    assert (await seeded_api.api.http.get("/coupons/half")).json()["data"]["periods"] == 3
 
-    written = (await root.http.get("/admin/audit-log", params={"actor": root.user_id})).json()["data"]
+    written = (await admin.http.get("/admin/audit-log", params={"actor": admin.user_id})).json()["data"]
     assert {
         "catalogue.plan_added", "catalogue.price_added", "catalogue.service_written", "catalogue.coupon_added",
     } <= {entry["action"] for entry in written}  # fmt: skip
 
 
-async def test_what_makes_no_sense_is_not_sold(shop: Shop, root: Account) -> None:
+async def test_an_invalid_plan_service_or_coupon_is_rejected(
+    seeded_api: ApiWithCatalogue, admin: RegisteredUser
+) -> None:
     wrong: tuple[tuple[str, dict[str, object]], ...] = (
         ("plans", PLAN | {"prices": []}),
         ("plans", PLAN | {"prices": [{"amount_minor": 1, "currency": "XXX"}]}),
@@ -153,10 +198,10 @@ async def test_what_makes_no_sense_is_not_sold(shop: Shop, root: Account) -> Non
         ("coupons", {"code": "HALF", "kind": "fixed", "amount_minor": 5, "duration": "once"}),
         ("coupons", {"code": "HALF", "kind": "percent", "percent": 5, "duration": "periods"}),
     )
-    before = shop.api.rows("SELECT count(*) FROM prices")
+    before = seeded_api.api.query_as_superuser("SELECT count(*) FROM prices")
     for path, body in wrong:
-        answer = await root.http.post(f"/admin/{path}", json=body)
-        assert (answer.status_code, error_of(answer)["code"]) == (422, "VALIDATION_ERROR"), body
-    assert (await root.http.post("/admin/plans", json=PLAN | {"service": "none"})).status_code == 404
-    assert shop.api.rows("SELECT count(*) FROM prices") == before
-    assert (await shop.api.http.get(f"/plans/{STARTER}")).status_code == 200
+        response = await admin.http.post(f"/admin/{path}", json=body)
+        assert (response.status_code, parse_error(response)["code"]) == (422, "VALIDATION_ERROR"), body
+    assert (await admin.http.post("/admin/plans", json=PLAN | {"service": "none"})).status_code == 404
+    assert seeded_api.api.query_as_superuser("SELECT count(*) FROM prices") == before
+    assert (await seeded_api.api.http.get(f"/plans/{STARTER}")).status_code == 200

@@ -4,108 +4,109 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
-from typing import Any
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from fastapi import APIRouter
-from sqlalchemy import event, text
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.responses import Response
 
-from api.envelope import Body, Json, answer
-from api.errors import ApiError, unavailable
-from api.idempotency import MaybeOnce, OnlyOnce
+from api.errors import ApiError, unavailable_error
+from api.idempotency import OptionalIdempotency, RequiredIdempotency
+from api.response_envelope import JsonResponse, RequestModel, success
 from db.queries import identity
-from tests.support.api import Api, error_of
-from tests.support.databases import Database
-from tests.support.wait import PATIENCE, in_time
-from workflows.rules.errors import Refusal, RuleBroken
+from tests.support.api import ApiFixture, parse_error
+from tests.support.databases import DatabaseFixture
+from tests.support.fake_workflow_client import PRO, STARTER, ApiWithCatalogue, insert_payment_method
+from tests.support.wait import DEFAULT_TIMEOUT, scale_timeout
+from workflows.rules.errors import ErrorCode, RuleViolation
 
 
-class Wanted(Body):
+class OrderBody(RequestModel):
     amount: int = 1
+    note: str = ""
 
 
-class Desk:
-    """A route that orders, counting how often it is really done; ``deed`` is what happens when it is."""
+class OrderRoutes:
+    """Routes that count how often their work runs. ``work`` replaces what the work does."""
 
-    def __init__(self, api: Api) -> None:
+    def __init__(self, api: ApiFixture) -> None:
         self.done = 0
-        self.deed: Callable[[], Awaitable[None]] = self._nothing
+        self.work: Callable[[], Awaitable[None]] = self._do_nothing
         router = APIRouter()
 
         @router.post("/api/v1/orders/{name}", status_code=201)
-        async def order(name: str, body: Wanted, once: OnlyOnce) -> Response:
-            async def work() -> Json:
+        async def order(name: str, body: OrderBody, once: RequiredIdempotency) -> Response:
+            async def work() -> JsonResponse:
                 self.done += 1
                 number = self.done
-                await self.deed()
-                return answer({"number": number, "amount": body.amount}, status=201)
+                await self.work()
+                return success({"number": number, "amount": body.amount}, status=201)
 
             return await once(work)
 
         @router.post("/api/v1/may/{name}")
-        async def may(name: str, body: Wanted, once: MaybeOnce) -> Response:
-            async def work() -> Json:
+        async def may(name: str, body: OrderBody, once: OptionalIdempotency) -> Response:
+            async def work() -> JsonResponse:
                 self.done += 1
-                return answer({"number": self.done})
+                return success({"number": self.done})
 
             return await once(work)
 
         @router.post("/api/v1/prepared", status_code=201)
-        async def prepared(body: Wanted, once: OnlyOnce) -> Response:
+        async def prepared(body: OrderBody, once: RequiredIdempotency) -> Response:
             async def prepare(session: AsyncSession) -> str:
                 if body.amount < 0:
                     raise ApiError(404, "NOT_FOUND", "There is no such plan.")
-                found = await session.execute(text("SELECT name FROM organizations"))
-                return str(found.scalar_one())
+                organization_names = await session.execute(text("SELECT name FROM organizations"))
+                return str(organization_names.scalar_one())
 
-            async def work(name: str) -> Json:
+            async def work(name: str) -> JsonResponse:
                 self.done += 1
-                return answer({"name": name}, status=201)
+                return success({"name": name}, status=201)
 
-            return await once.after(prepare, work)
+            return await once.run_prepared(prepare, work)
 
         api.app.include_router(router)
 
     @staticmethod
-    async def _nothing() -> None:
+    async def _do_nothing() -> None:
         return None
 
 
 @pytest.fixture
-def desk(api: Api) -> Desk:
-    return Desk(api)
+def routes(api: ApiFixture) -> OrderRoutes:
+    return OrderRoutes(api)
 
 
 KEY = {"Idempotency-Key": "the-key"}
 
 
-async def test_the_second_time_is_the_first_answer_again(api: Api, desk: Desk) -> None:
-    ada = await api.customer()
-    first = await ada.http.post("/orders/a", json={"amount": 5, "x": 1}, headers=KEY)
+async def test_a_repeated_request_returns_the_first_response(api: ApiFixture, routes: OrderRoutes) -> None:
+    ada = await api.register_verified_user()
+    first = await ada.http.post("/orders/a", json={"amount": 5, "note": "x"}, headers=KEY)
     assert (first.status_code, "Idempotent-Replayed" in first.headers) == (201, False)
-    again = await ada.http.post("/orders/a", content=b'{ "x":1,"amount" : 5 }', headers=KEY | JSON)
-    assert (again.status_code, again.headers["Idempotent-Replayed"]) == (201, "true")
-    assert again.content == first.content
-    assert again.headers["Content-Type"] == first.headers["Content-Type"]
-    assert desk.done == 1
+    repeated = await ada.http.post("/orders/a", content=b'{ "note":"x","amount" : 5 }', headers=KEY | JSON)
+    assert (repeated.status_code, repeated.headers["Idempotent-Replayed"]) == (201, "true")
+    assert repeated.content == first.content
+    assert repeated.headers["Content-Type"] == first.headers["Content-Type"]
+    assert routes.done == 1
 
 
 JSON = {"Content-Type": "application/json"}
 
 
-async def test_another_body_under_the_same_key_is_refused(api: Api, desk: Desk) -> None:
-    ada = await api.customer()
+async def test_another_body_under_the_same_key_is_rejected(api: ApiFixture, routes: OrderRoutes) -> None:
+    ada = await api.register_verified_user()
     await ada.http.post("/orders/a", json={"amount": 5}, headers=KEY)
     refused = await ada.http.post("/orders/a", json={"amount": 6}, headers=KEY)
-    assert (refused.status_code, error_of(refused)["code"]) == (422, "IDEMPOTENCY_KEY_REUSED")
-    assert desk.done == 1
+    assert (refused.status_code, parse_error(refused)["code"]) == (422, "IDEMPOTENCY_KEY_REUSED")
+    assert routes.done == 1
 
 
-async def test_a_key_belongs_to_its_account_and_its_address(api: Api, desk: Desk) -> None:
-    ada, eve = await api.customer(), await api.customer()
+async def test_a_key_belongs_to_its_account_and_its_path(api: ApiFixture, routes: OrderRoutes) -> None:
+    ada, eve = await api.register_verified_user(), await api.register_verified_user()
     numbers = [
         (await client.post(path, json={}, headers=KEY)).json()["data"]["number"]
         for client, path in ((ada.http, "/orders/a"), (eve.http, "/orders/a"), (ada.http, "/orders/b"))
@@ -113,13 +114,13 @@ async def test_a_key_belongs_to_its_account_and_its_address(api: Api, desk: Desk
     assert numbers == [1, 2, 3]
 
 
-async def test_a_key_is_required_or_honoured_and_has_a_form(api: Api, desk: Desk) -> None:
-    ada = await api.customer()
+async def test_a_key_is_required_or_optional_by_route_and_is_validated(api: ApiFixture, routes: OrderRoutes) -> None:
+    ada = await api.register_verified_user()
     refused = await ada.http.post("/orders/a", json={})
-    assert (refused.status_code, error_of(refused)["code"]) == (400, "IDEMPOTENCY_KEY_REQUIRED")
+    assert (refused.status_code, parse_error(refused)["code"]) == (400, "IDEMPOTENCY_KEY_REQUIRED")
     for key in ("", "x" * 256, "a\tb"):
         assert (await ada.http.post("/orders/a", json={}, headers={"Idempotency-Key": key})).status_code == 400
-    assert desk.done == 0
+    assert routes.done == 0
     for expected in (1, 2):
         assert (await ada.http.post("/may/a", json={})).json()["data"]["number"] == expected
     for expected in (3, 3):
@@ -127,151 +128,190 @@ async def test_a_key_is_required_or_honoured_and_has_a_form(api: Api, desk: Desk
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "kept"),
+    ("error", "status", "is_stored"),
     [
-        (RuleBroken(Refusal.INSUFFICIENT_FUNDS, "Too little."), 402, True),
-        (RuleBroken(Refusal.ILLEGAL_MOVE, "Not now."), 409, True),
+        (RuleViolation(ErrorCode.INSUFFICIENT_FUNDS, "Too little."), 402, True),
+        (ApiError(404, "NOT_FOUND", "There is no such plan."), 404, True),
+        (RuleViolation(ErrorCode.ILLEGAL_MOVE, "Not now."), 409, True),
         (ApiError(422, "VALIDATION_ERROR", "No."), 422, True),
-        (unavailable("It"), 503, False),
+        (unavailable_error("It"), 503, False),
         (ApiError(429, "RATE_LIMITED", "Wait."), 429, False),
         (ZeroDivisionError(), 500, False),
     ],
 )
-async def test_final_refusals_are_kept_and_passing_ones_are_not(
-    api: Api, desk: Desk, error: Exception, status: int, kept: bool
+async def test_final_errors_are_stored_and_transient_ones_are_not(
+    api: ApiFixture, routes: OrderRoutes, error: Exception, status: int, is_stored: bool
 ) -> None:
     async def fails() -> None:
         raise error
 
-    ada = await api.customer()
-    desk.deed = fails
+    ada = await api.register_verified_user()
+    routes.work = fails
     first = await ada.http.post("/orders/a", json={}, headers=KEY)
     assert first.status_code == status
-    desk.deed = desk._nothing
-    again = await ada.http.post("/orders/a", json={}, headers=KEY)
-    assert again.status_code == (status if kept else 201)
-    assert (again.content == first.content) is kept
-    assert desk.done == (1 if kept else 2)
+    routes.work = routes._do_nothing
+    repeated = await ada.http.post("/orders/a", json={}, headers=KEY)
+    assert repeated.status_code == (status if is_stored else 201)
+    assert (repeated.content == first.content) is is_stored
+    assert routes.done == (1 if is_stored else 2)
 
 
-async def test_of_many_at_once_one_does_it_and_all_hear_the_same(api: Api, desk: Desk) -> None:
+async def test_concurrent_requests_run_once_and_return_the_same_response(api: ApiFixture, routes: OrderRoutes) -> None:
     async def takes_a_moment() -> None:
-        while api.rows("SELECT count(*) AS n FROM idempotency_records")[0]["n"] == 0:
+        while api.query_as_superuser("SELECT count(*) AS n FROM idempotency_records")[0]["n"] == 0:
             await asyncio.sleep(0.01)
 
-    ada = await api.customer()
-    desk.deed = takes_a_moment
-    answers = await asyncio.gather(*(ada.http.post("/orders/a", json={}, headers=KEY) for _ in range(8)))
-    assert {found.content for found in answers} == {answers[0].content}
-    assert [found.status_code for found in answers] == [201] * 8
-    assert sum("Idempotent-Replayed" in found.headers for found in answers) == 7
-    assert desk.done == 1
+    ada = await api.register_verified_user()
+    routes.work = takes_a_moment
+    responses = await asyncio.gather(*(ada.http.post("/orders/a", json={}, headers=KEY) for _ in range(8)))
+    assert {response.content for response in responses} == {responses[0].content}
+    assert [response.status_code for response in responses] == [201] * 8
+    assert sum("Idempotent-Replayed" in response.headers for response in responses) == 7
+    assert routes.done == 1
 
 
-async def test_another_body_at_the_same_time_is_refused_without_waiting(api: Api, desk: Desk) -> None:
-    proceed, begun = asyncio.Event(), asyncio.Event()
+async def test_another_body_at_the_same_time_is_rejected_without_waiting(api: ApiFixture, routes: OrderRoutes) -> None:
+    proceed, started = asyncio.Event(), asyncio.Event()
 
     async def waits() -> None:
-        begun.set()
+        started.set()
         await proceed.wait()
 
-    ada = await api.customer()
-    desk.deed = waits
+    ada = await api.register_verified_user()
+    routes.work = waits
     first = asyncio.create_task(ada.http.post("/orders/a", json={"amount": 1}, headers=KEY))
-    await asyncio.wait_for(begun.wait(), PATIENCE)
-    refused = await asyncio.wait_for(ada.http.post("/orders/a", json={"amount": 2}, headers=KEY), in_time(3))
-    assert (refused.status_code, error_of(refused)["code"]) == (422, "IDEMPOTENCY_KEY_REUSED")
+    await asyncio.wait_for(started.wait(), DEFAULT_TIMEOUT)
+    refused = await asyncio.wait_for(ada.http.post("/orders/a", json={"amount": 2}, headers=KEY), scale_timeout(3))
+    assert (refused.status_code, parse_error(refused)["code"]) == (422, "IDEMPOTENCY_KEY_REUSED")
     proceed.set()
     assert (await first).status_code == 201
 
 
-async def test_a_claim_whose_process_died_is_taken_over(api: Api, desk: Desk) -> None:
-    ada = await api.customer()
+async def test_a_claim_outlives_the_longest_request(api: ApiFixture, routes: OrderRoutes) -> None:
+    leases: list[float] = []
+
+    async def read_lease() -> None:
+        (row,) = api.query_as_superuser(
+            "SELECT extract(epoch FROM claimed_until - now())::float AS seconds FROM idempotency_records"
+        )
+        leases.append(row["seconds"])
+
+    ada = await api.register_verified_user()
+    routes.work = read_lease
+    assert (await ada.http.post("/orders/a", json={}, headers=KEY)).status_code == 201
+    (lease,) = leases
+    assert lease > api.context.settings.request_timeout_seconds
+
+
+async def test_a_claim_whose_process_died_is_taken_over(api: ApiFixture, routes: OrderRoutes) -> None:
+    ada = await api.register_verified_user()
     await ada.http.post("/orders/a", json={}, headers=KEY)
-    api.execute("UPDATE idempotency_records SET status = NULL, body = NULL, claimed_until = now() - interval '1 s'")
+    api.execute(
+        "UPDATE idempotency_records"
+        " SET response_status = NULL, response_body = NULL, is_final = false, claimed_until = now() - interval '1 s'"
+    )
     assert (await ada.http.post("/orders/a", json={}, headers=KEY)).json()["data"]["number"] == 2
 
 
-async def test_a_key_is_forgotten_after_a_day(api: Api, desk: Desk) -> None:
-    ada = await api.customer()
-    await ada.http.post("/orders/a", json={}, headers=KEY)
-    (row,) = api.rows("SELECT expires_at - now() AS left FROM idempotency_records")
-    assert 23.9 < row["left"].total_seconds() / 3600 <= 24
-    api.execute("UPDATE idempotency_records SET expires_at = now() - interval '1 s'")
-    fresh = await ada.http.post("/orders/a", json={"amount": 9}, headers=KEY)
-    assert fresh.json()["data"] == {"number": 2, "amount": 9}
-    api.execute("UPDATE idempotency_records SET expires_at = now() - interval '1 s'")
-    async with api.context.sessions.begin() as session:
-        await identity.purge(session, datetime.now(UTC))
-    assert api.rows("SELECT * FROM idempotency_records") == []
+async def test_a_key_is_retained_as_long_as_what_it_created(api: ApiFixture, routes: OrderRoutes) -> None:
+    ada = await api.register_verified_user()
+    first = await ada.http.post("/orders/a", json={"amount": 1}, headers=KEY)
+    async with api.context.sessions() as session:
+        await identity.delete_expired(session, datetime.now(UTC) + timedelta(days=3650))
+    repeated = await ada.http.post("/orders/a", json={"amount": 1}, headers=KEY)
+    assert (repeated.content, repeated.headers["Idempotent-Replayed"]) == (first.content, "true")
+    refused = await ada.http.post("/orders/a", json={"amount": 9}, headers=KEY)
+    assert (refused.status_code, parse_error(refused)["code"]) == (422, "IDEMPOTENCY_KEY_REUSED")
+    assert routes.done == 1
 
 
-async def test_what_is_read_first_is_read_for_the_caller_and_frees_the_key_where_it_refuses(
-    api: Api, desk: Desk
+async def test_a_key_of_a_failed_request_rejects_another_body(api: ApiFixture, routes: OrderRoutes) -> None:
+    """What the failed request started may exist under ids that are derived from the key."""
+
+    async def fails() -> None:
+        raise unavailable_error("It")
+
+    ada = await api.register_verified_user()
+    routes.work = fails
+    assert (await ada.http.post("/orders/a", json={"amount": 1}, headers=KEY)).status_code == 503
+    routes.work = routes._do_nothing
+    refused = await ada.http.post("/orders/a", json={"amount": 9}, headers=KEY)
+    assert (refused.status_code, parse_error(refused)["code"]) == (422, "IDEMPOTENCY_KEY_REUSED")
+    assert (await ada.http.post("/orders/a", json={"amount": 1}, headers=KEY)).status_code == 201
+
+
+async def test_the_same_key_on_two_routes_derives_two_ids(seeded_api: ApiWithCatalogue) -> None:
+    insert_payment_method(seeded_api.api, seeded_api.customer)
+    body = {"amount_minor": 2000, "currency": "USD", "gateway": "stripe"}
+    ids = [
+        (await seeded_api.customer.http.post(path, json=body, headers=KEY)).json()["data"]["id"]
+        for path in ("/billing/topups", "/payments/create-intent")
+    ]
+    assert len(set(ids)) == 2
+
+
+async def test_a_retry_after_202_waits_again_and_returns_the_order(seeded_api: ApiWithCatalogue) -> None:
+    order = {"plan_id": STARTER}
+    seeded_api.workflows.times_out = True
+    accepted, repeated = [
+        await seeded_api.customer.http.post("/subscriptions", json=order, headers=KEY) for _ in range(2)
+    ]
+    assert (accepted.status_code, repeated.status_code, "Idempotent-Replayed" in repeated.headers) == (202, 202, False)
+    read = await seeded_api.customer.http.get(f"/subscriptions/{accepted.json()['data']['id']}")
+    assert read.json()["data"] == accepted.json()["data"]
+    seeded_api.workflows.times_out = False
+    created = await seeded_api.customer.http.post("/subscriptions", json=order, headers=KEY)
+    assert (created.status_code, created.json()["data"]["status"]) == (201, "provisioning")
+    assert created.json()["data"]["id"] == accepted.json()["data"]["id"]
+    assert len({command.subscription_id for command in seeded_api.workflows.commands_of("create_subscription")}) == 1
+    replayed = await seeded_api.customer.http.post("/subscriptions", json=order, headers=KEY)
+    assert (replayed.content, replayed.headers["Idempotent-Replayed"]) == (created.content, "true")
+    other = await seeded_api.customer.http.post("/subscriptions", json={"plan_id": PRO}, headers=KEY)
+    assert parse_error(other)["code"] == "IDEMPOTENCY_KEY_REUSED"
+
+
+async def test_prepared_reads_are_scoped_to_the_caller_and_a_rejection_frees_the_key(
+    api: ApiFixture, routes: OrderRoutes
 ) -> None:
-    await api.customer(name="Eve")
-    ada = await api.customer(name="Ada")
+    await api.register_verified_user(name="Eve")
+    ada = await api.register_verified_user(name="Ada")
     refused = await ada.http.post("/prepared", json={"amount": -1}, headers=KEY)
     assert refused.status_code == 404
-    assert api.rows("SELECT * FROM idempotency_records") == []
-    # One organisation is visible, although nothing in the query names it.
+    assert api.query_as_superuser("SELECT * FROM idempotency_records") == []
+    # One organization is visible, although nothing in the query names it.
     done = await ada.http.post("/prepared", json={}, headers=KEY)
     assert done.json()["data"] == {"name": "Ada"}
 
 
-async def test_an_order_costs_three_statements_and_two_transactions(api: Api, desk: Desk) -> None:
-    ada = await api.customer()
-    counted = Counted(api)
-    await ada.http.post("/prepared", json={}, headers=KEY)
-    assert (len(counted.statements), counted.commits) == (3, 2), counted.statements
-    counted.reset()
-    await ada.http.get("/users/me")
-    assert (len(counted.statements), counted.commits) == (2, 1), counted.statements
-
-
-class Counted:
-    """What a request really asks of the database.
-
-    The reading of revocations is not a request's, and it may be under way when the counting begins: a commit counts
-    only where a counted statement ran before it.
-    """
-
-    def __init__(self, api: Api) -> None:
-        self.statements: list[str] = []
-        self.commits = 0
-        bind: Any = api.context.sessions.kw["bind"]
-        event.listen(bind.sync_engine, "before_cursor_execute", self._statement)
-        event.listen(bind.sync_engine, "commit", self._commit)
-
-    def reset(self) -> None:
-        self.statements.clear()
-        self.commits = 0
-
-    def _statement(self, connection: Any, cursor: Any, statement: str, *_: Any) -> None:
-        if "revoked_tokens" not in statement:
-            connection.info["counted"] = True
-            self.statements.append(statement)
-
-    def _commit(self, connection: Any) -> None:
-        if connection.info.pop("counted", False):
-            self.commits += 1
-
-
-async def test_the_order_goes_on_when_the_caller_leaves(api: Api, desk: Desk, database: Database) -> None:
-    """A request that is cancelled gives its key back, so that the retry is not told to wait."""
-    begun = asyncio.Event()
+async def test_a_cancelled_request_frees_its_key(
+    api: ApiFixture, routes: OrderRoutes, database: DatabaseFixture
+) -> None:
+    """A cancelled request releases its key, so that the retry does not have to wait."""
+    started = asyncio.Event()
 
     async def waits() -> None:
-        begun.set()
+        started.set()
         await asyncio.Event().wait()
 
-    ada = await api.customer()
-    desk.deed = waits
+    ada = await api.register_verified_user()
+    routes.work = waits
     leaving = asyncio.create_task(ada.http.post("/orders/a", json={}, headers=KEY))
-    await asyncio.wait_for(begun.wait(), PATIENCE)
+    await asyncio.wait_for(started.wait(), DEFAULT_TIMEOUT)
     leaving.cancel()
     with pytest.raises(asyncio.CancelledError):
         await leaving
-    desk.deed = desk._nothing
-    again = await asyncio.wait_for(ada.http.post("/orders/a", json={}, headers=KEY), PATIENCE)
-    assert again.status_code == 201
+    routes.work = routes._do_nothing
+    repeated = await asyncio.wait_for(ada.http.post("/orders/a", json={}, headers=KEY), DEFAULT_TIMEOUT)
+    assert repeated.status_code == 201
+
+
+@pytest.mark.scenario("S10")
+@pytest.mark.parametrize("content_type", ["text/plain", "application/jsonx", ""])
+async def test_a_deeply_nested_body_of_another_type_is_no_server_error(
+    seeded_api: ApiWithCatalogue, content_type: str
+) -> None:
+    for path in ("/subscriptions", f"/subscriptions/{seeded_api.insert_subscription()}/pause"):
+        response = await seeded_api.customer.http.post(
+            path, content=b"[" * 100_000, headers=KEY | ({"Content-Type": content_type} if content_type else {})
+        )
+        assert response.status_code < 500, response.text

@@ -1,4 +1,4 @@
-"""The API in front of the real subscription workflow: what is previewed is what is charged, and clocks move alone."""
+"""The API with the real subscription workflow: previews equal charges, and each subscription has its clock."""
 
 from __future__ import annotations
 
@@ -9,133 +9,140 @@ from typing import Any
 
 import pytest_asyncio
 
-from tests.support.api import Account, Api, error_of, serving, settings
-from tests.support.databases import Database
-from tests.support.desk import post
-from tests.support.life import World, world
-from tests.support.temporal import Temporal
-from tests.support.wait import eventually
+from tests.support.api import ApiFixture, RegisteredUser, parse_error, serve_api, settings
+from tests.support.databases import DatabaseFixture
+from tests.support.fake_workflow_client import insert_ledger_transaction
+from tests.support.subscription_fixture import SubscriptionFixture, run_subscription_fixture
+from tests.support.temporal import TemporalFixture
+from tests.support.wait import wait_until
 
 ADVANCE = "/sandbox/clock/advance"
 
 
 @dataclass
-class Journey:
-    api: Api
-    life: World
-    customer: Account
+class ApiWithWorkflows:
+    api: ApiFixture
+    subscriptions: SubscriptionFixture
+    customer: RegisteredUser
 
     async def order(self, plan: str = "starter") -> dict[str, Any]:
-        answer = await self.customer.http.post("/subscriptions", json={"plan_id": plan}, headers=self.customer.key())
-        assert answer.status_code == 201, answer.text
-        return dict(answer.json()["data"])
+        response = await self.customer.http.post(
+            "/subscriptions", json={"plan_id": plan}, headers=self.customer.idempotency_header()
+        )
+        assert response.status_code == 201, response.text
+        return dict(response.json()["data"])
 
     async def active(self, plan: str = "starter") -> str:
-        self.life.outside.ready.set()
+        self.subscriptions.external.provisioning_done.set()
         identifier: str = (await self.order(plan))["id"]
-        await self.life.until(identifier, "active", "trialing")
+        await self.subscriptions.wait_for_status(identifier, "active", "trialing")
         return identifier
 
     async def advance(self, identifier: str, **to: object) -> datetime:
-        answer = await self.customer.http.post(ADVANCE, json={"subscription_id": identifier} | to)
-        assert answer.status_code == 200, answer.text
-        return datetime.fromisoformat(answer.json()["data"]["now"])
+        response = await self.customer.http.post(ADVANCE, json={"subscription_id": identifier} | to)
+        assert response.status_code == 200, response.text
+        return datetime.fromisoformat(response.json()["data"]["now"])
 
 
 @pytest_asyncio.fixture
-async def journey(temporal: Temporal, database: Database) -> AsyncIterator[Journey]:
+async def workflow_api(temporal: TemporalFixture, database: DatabaseFixture) -> AsyncIterator[ApiWithWorkflows]:
     async with (
-        world(temporal, database) as life,
-        serving(settings(database.api_url), database.superuser_dsn()) as api,
+        run_subscription_fixture(temporal, database) as subscriptions,
+        serve_api(settings(database.api_url), database.superuser_dsn()) as api,
     ):
-        api.give_orders_to(life.orchestrator)
-        # Nobody sends mails here: they count as sent when they are written.
+        api.use_workflow_client(subscriptions.workflows)
+        # No dispatcher runs here, so that mails count as sent when they are inserted.
         api.execute("ALTER TABLE notifications ALTER COLUMN status SET DEFAULT 'sent'")
-        customer = await api.customer()
-        post(api, customer.organization_id, "top_up", 100_000)
-        yield Journey(api, life, customer)
+        customer = await api.register_verified_user()
+        insert_ledger_transaction(api, customer.organization_id, "top_up", 100_000)
+        yield ApiWithWorkflows(api, subscriptions, customer)
 
 
-async def test_an_order_becomes_active_and_tells_its_story(journey: Journey) -> None:
-    ordered = await journey.order()
+async def test_an_order_becomes_active_and_has_a_timeline(workflow_api: ApiWithWorkflows) -> None:
+    ordered = await workflow_api.order()
     assert (ordered["status"], ordered["current_period"]) == ("provisioning", None)
-    answer = await journey.customer.http.post(ADVANCE, json={"subscription_id": ordered["id"], "days": 1})
-    assert (answer.status_code, error_of(answer)["code"]) == (409, "CONFLICT")
-    journey.life.outside.ready.set()
-    await journey.life.until(ordered["id"], "active")
-    shown = (await journey.customer.http.get(f"/subscriptions/{ordered['id']}")).json()["data"]
-    assert shown["current_period"] is not None
-    story = (await journey.customer.http.get(f"/subscriptions/{ordered['id']}/timeline")).json()["data"]
-    kinds = [event["kind"] for event in story]
+    response = await workflow_api.customer.http.post(ADVANCE, json={"subscription_id": ordered["id"], "days": 1})
+    assert (response.status_code, parse_error(response)["code"]) == (409, "CONFLICT")
+    workflow_api.subscriptions.external.provisioning_done.set()
+    await workflow_api.subscriptions.wait_for_status(ordered["id"], "active")
+    subscription = (await workflow_api.customer.http.get(f"/subscriptions/{ordered['id']}")).json()["data"]
+    assert subscription["current_period"] is not None
+    timeline = (await workflow_api.customer.http.get(f"/subscriptions/{ordered['id']}/timeline")).json()["data"]
+    kinds = [event["kind"] for event in timeline]
     assert kinds[0] == "subscription.created"
     assert {"subscription.activated", "invoice.paid"} <= set(kinds)
     query = {"subscription_id": ordered["id"]}
-    (invoice,) = (await journey.customer.http.get("/billing/invoices", params=query)).json()["data"]
+    (invoice,) = (await workflow_api.customer.http.get("/billing/invoices", params=query)).json()["data"]
     assert (invoice["status"], invoice["total"]["amount_minor"]) == ("paid", 500)
 
 
-async def test_what_is_previewed_is_what_is_charged(journey: Journey) -> None:
-    mine = await journey.active()
-    await journey.advance(mine, days=10)
+async def test_what_is_previewed_is_what_is_charged(workflow_api: ApiWithWorkflows) -> None:
+    mine = await workflow_api.active()
+    await workflow_api.advance(mine, days=10)
     body = {"plan_id": "pro"}
     address = f"/subscriptions/{mine}/change-plan"
-    preview = (await journey.customer.http.post(f"{address}/preview", json=body)).json()["data"]
+    preview = (await workflow_api.customer.http.post(f"{address}/preview", json=body)).json()["data"]
     assert preview["mode"] == "immediate"
     assert preview["next_invoice"]["amount_minor"] == 2000
-    changed = await journey.customer.http.post(address, json=body, headers=journey.customer.key())
+    changed = await workflow_api.customer.http.post(
+        address, json=body, headers=workflow_api.customer.idempotency_header()
+    )
     assert (changed.status_code, changed.json()["data"]["plan"]["code"]) == (200, "pro"), changed.text
     query = {"subscription_id": mine, "status": "paid"}
-    invoices = (await journey.customer.http.get("/billing/invoices", params=query)).json()["data"]
+    invoices = (await workflow_api.customer.http.get("/billing/invoices", params=query)).json()["data"]
     (change,) = [row for row in invoices if row["kind"] == "change"]
     assert change["total"] == preview["due_now"]
     assert [(line["description"], line["amount"]) for line in change["lines"]] == [
         (line["description"], line["amount"]) for line in preview["lines"]
     ]
     back = {"plan_id": "starter", "mode": "immediate"}
-    preview = (await journey.customer.http.post(f"{address}/preview", json=back)).json()["data"]
+    preview = (await workflow_api.customer.http.post(f"{address}/preview", json=back)).json()["data"]
     assert preview["due_now"]["amount_minor"] == 0
     assert 0 < preview["credit"]["amount_minor"] <= 2000
-    answer = await journey.customer.http.post(f"{address}/preview", json=body)
-    assert (answer.status_code, error_of(answer)["code"]) == (409, "CONFLICT")
+    response = await workflow_api.customer.http.post(f"{address}/preview", json=body)
+    assert (response.status_code, parse_error(response)["code"]) == (409, "CONFLICT")
 
 
-async def test_a_clock_moves_alone_and_answers_when_all_is_done(journey: Journey) -> None:
-    mine, other = await journey.active(), await journey.active("pro")
-    before = await journey.life.now(other)
-    start = await journey.life.now(mine)
-    reached = await journey.advance(mine, days=65)
+async def test_a_clock_advances_one_subscription_and_waits_for_its_work(workflow_api: ApiWithWorkflows) -> None:
+    mine, other = await workflow_api.active(), await workflow_api.active("pro")
+    before = await workflow_api.subscriptions.now(other)
+    start = await workflow_api.subscriptions.now(mine)
+    reached = await workflow_api.advance(mine, days=65)
     assert timedelta(days=65) <= reached - start < timedelta(days=65, minutes=1)
     kinds = [
-        row["kind"] for row in journey.api.rows("SELECT kind FROM timeline_events WHERE subscription_id = %s", mine)
+        row["kind"]
+        for row in workflow_api.api.query_as_superuser(
+            "SELECT kind FROM timeline_events WHERE subscription_id = %s", mine
+        )
     ]
     assert kinds.count("subscription.renewed") == 2
-    assert await journey.life.now(other) - before < timedelta(minutes=5)
+    assert await workflow_api.subscriptions.now(other) - before < timedelta(minutes=5)
     until = reached + timedelta(days=3)
-    assert await journey.advance(mine, until=until.isoformat()) >= until
-    assert await journey.advance(mine, until=start.isoformat()) >= until
+    assert await workflow_api.advance(mine, until=until.isoformat()) >= until
+    assert await workflow_api.advance(mine, until=start.isoformat()) >= until
 
 
-async def test_a_subscription_that_ends_on_the_way_has_reached_the_target(journey: Journey) -> None:
-    mine = await journey.active()
-    answer = await journey.customer.http.post(f"/subscriptions/{mine}/cancel", json={"at": "now"})
-    assert answer.json()["data"]["status"] == "cancelled"
-    target = await journey.life.now(mine) + timedelta(days=31)
-    assert await journey.advance(mine, until=target.isoformat()) == target
-    await eventually(lambda: _terminated(journey, mine))
-    assert await journey.advance(mine, until=target.isoformat()) == target
+async def test_a_subscription_that_ends_on_the_way_has_reached_the_target(workflow_api: ApiWithWorkflows) -> None:
+    mine = await workflow_api.active()
+    response = await workflow_api.customer.http.post(f"/subscriptions/{mine}/cancel", json={"at": "now"})
+    assert response.json()["data"]["status"] == "cancelled"
+    target = await workflow_api.subscriptions.now(mine) + timedelta(days=31)
+    assert await workflow_api.advance(mine, until=target.isoformat()) == target
+    await wait_until(lambda: _terminated(workflow_api, mine))
+    assert await workflow_api.advance(mine, until=target.isoformat()) == target
 
 
-async def _terminated(journey: Journey, identifier: str) -> bool:
-    shown = (await journey.customer.http.get(f"/subscriptions/{identifier}")).json()["data"]
-    return bool(shown["status"] == "terminated")
+async def _terminated(workflow_api: ApiWithWorkflows, identifier: str) -> bool:
+    subscription = (await workflow_api.customer.http.get(f"/subscriptions/{identifier}")).json()["data"]
+    return bool(subscription["status"] == "terminated")
 
 
-async def test_only_its_owner_and_administrators_move_a_clock(journey: Journey) -> None:
-    mine = await journey.active()
-    stranger, root = await journey.api.customer(), await journey.api.administrator()
+async def test_only_its_owner_and_administrators_move_a_clock(workflow_api: ApiWithWorkflows) -> None:
+    mine = await workflow_api.active()
+    stranger, administrator = await workflow_api.api.register_verified_user(), await workflow_api.api.administrator()
     body = {"subscription_id": mine, "days": 1}
     assert (await stranger.http.post(ADVANCE, json=body)).status_code == 404
-    assert (await root.http.post(ADVANCE, json=body)).status_code == 200
+    assert (await administrator.http.post(ADVANCE, json=body)).status_code == 200
     for wrong in (
         {},
         {"days": 1, "until": "2030-01-01T00:00:00Z"},
@@ -143,14 +150,14 @@ async def test_only_its_owner_and_administrators_move_a_clock(journey: Journey) 
         {"until": "2030-01-01T00:00:00"},
         {"until": "9999-01-01T00:00:00Z"},
     ):
-        answer = await journey.customer.http.post(ADVANCE, json={"subscription_id": mine} | wrong)
-        assert (answer.status_code, error_of(answer)["code"]) == (422, "VALIDATION_ERROR"), wrong
+        response = await workflow_api.customer.http.post(ADVANCE, json={"subscription_id": mine} | wrong)
+        assert (response.status_code, parse_error(response)["code"]) == (422, "VALIDATION_ERROR"), wrong
 
 
-async def test_outside_of_the_sandbox_there_is_no_clock(database: Database) -> None:
-    async with serving(settings(database.api_url, environment="test"), database.superuser_dsn()) as api:
-        customer = await api.customer()
-        answer = await customer.http.post(ADVANCE, json={"subscription_id": "x", "days": 1})
-        assert (answer.status_code, error_of(answer)["code"]) == (404, "NOT_FOUND")
+async def test_outside_of_the_sandbox_there_is_no_clock(database: DatabaseFixture) -> None:
+    async with serve_api(settings(database.api_url, environment="test"), database.superuser_dsn()) as api:
+        customer = await api.register_verified_user()
+        response = await customer.http.post(ADVANCE, json={"subscription_id": "x", "days": 1})
+        assert (response.status_code, parse_error(response)["code"]) == (404, "NOT_FOUND")
         schema = (await api.http.get("http://api/openapi.json")).text
         assert "sandbox" not in schema

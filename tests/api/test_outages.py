@@ -1,4 +1,4 @@
-"""PostgreSQL stopped, frozen and back: 503 with `Retry-After` in time, never a hang, and everything works again."""
+"""PostgreSQL stopped or frozen: requests get 503 with `Retry-After` in time, and work again when it is back."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ import httpx
 import psutil
 import pytest
 
-from deploy.local.postgres import API, OWNER, Postgres
-from tests.support.api import Api, error_of, serving, settings
+from deploy.local.postgres import API_ROLE, OWNER_ROLE, Postgres
+from tests.support.api import ApiFixture, parse_error, serve_api, settings
 from tests.support.databases import migrate
-from tests.support.wait import eventually, in_time
+from tests.support.wait import scale_timeout, wait_until
 
 
 @pytest.fixture
 def own_server() -> Iterator[Postgres]:
-    """A server of this test alone, to be stopped and frozen."""
+    """A PostgreSQL server that only this test uses and may stop or freeze."""
     folder = Path(tempfile.mkdtemp(prefix="berth-outage-"))
     server = Postgres(folder / "postgres", durable=False)
     try:
         server.start()
         server.ensure_roles()
-        migrate(server.url(OWNER))
+        migrate(server.url(OWNER_ROLE))
         yield server
     finally:
         server.stop()
         shutil.rmtree(folder, ignore_errors=True)
 
 
-async def unavailable(client: httpx.AsyncClient, method: str, path: str, **options: object) -> None:
+async def assert_503(client: httpx.AsyncClient, method: str, path: str, **options: object) -> None:
     began = time.monotonic()
-    answer = await client.request(method, path, **options)  # type: ignore[arg-type] # json= only
-    assert (answer.status_code, error_of(answer)["code"]) == (503, "UNAVAILABLE"), path
-    assert int(answer.headers["Retry-After"]) >= 1
-    assert time.monotonic() - began < in_time(5), path
+    response = await client.request(method, path, **options)  # type: ignore[arg-type] # json= only
+    assert (response.status_code, parse_error(response)["code"]) == (503, "UNAVAILABLE"), path
+    assert int(response.headers["Retry-After"]) >= 1
+    assert time.monotonic() - began < scale_timeout(5), path
 
 
-async def away(api: Api, ada: httpx.AsyncClient, login: dict[str, str]) -> None:
+async def assert_unavailable(api: ApiFixture, ada: httpx.AsyncClient, login: dict[str, str]) -> None:
     await asyncio.gather(
-        unavailable(ada, "GET", "/users/me"),
-        unavailable(ada, "GET", "/users/me/sessions"),
-        unavailable(api.http, "POST", "/auth/login", json=login),
-        unavailable(api.http, "POST", "/auth/register", json=login | {"name": "Ada"}),
+        assert_503(ada, "GET", "/users/me"),
+        assert_503(ada, "GET", "/users/me/sessions"),
+        assert_503(api.http, "POST", "/auth/login", json=login),
+        assert_503(api.http, "POST", "/auth/register", json=login | {"name": "Ada"}),
     )
     assert (await api.http.get("http://api/health")).status_code == 200
     status = await api.http.get("http://api/status")
@@ -60,29 +60,29 @@ async def away(api: Api, ada: httpx.AsyncClient, login: dict[str, str]) -> None:
     assert bad.status_code == 401
 
 
-async def back(api: Api, ada: httpx.AsyncClient, login: dict[str, str]) -> None:
+async def assert_available_again(api: ApiFixture, ada: httpx.AsyncClient, login: dict[str, str]) -> None:
     async def well() -> bool:
         return (await ada.get("/users/me")).status_code == 200
 
-    await eventually(well, what="reads work again")
+    await wait_until(well, description="reads work again")
     assert (await api.http.post("/auth/login", json=login)).status_code == 200
     assert (await api.http.get("http://api/status")).json()["data"]["dependencies"]["database"]["status"] == "ok"
 
 
-async def test_a_stopped_postgresql_is_answered_with_503_and_then_forgotten(own_server: Postgres) -> None:
-    async with serving(settings(own_server.url(API)), own_server.dsn(database="berth")) as api:
-        ada = await api.customer()
+async def test_a_stopped_postgresql_gives_503_until_it_is_back(own_server: Postgres) -> None:
+    async with serve_api(settings(own_server.url(API_ROLE)), own_server.dsn(database="berth")) as api:
+        ada = await api.register_verified_user()
         login = {"email": ada.email, "password": ada.password}
         own_server.stop()
-        await away(api, ada.http, login)
+        await assert_unavailable(api, ada.http, login)
         own_server.start()
-        await back(api, ada.http, login)
+        await assert_available_again(api, ada.http, login)
 
 
-async def test_a_frozen_postgresql_is_answered_in_time(own_server: Postgres) -> None:
-    told = settings(own_server.url(API), database_seconds=1.0, request_seconds=3.0)
-    async with serving(told, own_server.dsn(database="berth")) as api:
-        ada = await api.customer()
+async def test_a_frozen_postgresql_gives_503_in_time(own_server: Postgres) -> None:
+    api_settings = settings(own_server.url(API_ROLE), database_timeout_seconds=1.0, request_timeout_seconds=3.0)
+    async with serve_api(api_settings, own_server.dsn(database="berth")) as api:
+        ada = await api.register_verified_user()
         login = {"email": ada.email, "password": ada.password}
         pid = own_server.process.pid
         assert pid is not None
@@ -90,19 +90,19 @@ async def test_a_frozen_postgresql_is_answered_in_time(own_server: Postgres) -> 
         for each in frozen:
             os.kill(each, signal.SIGSTOP)
         try:
-            await away(api, ada.http, login)
+            await assert_unavailable(api, ada.http, login)
         finally:
             for each in frozen:
                 os.kill(each, signal.SIGCONT)
-        await back(api, ada.http, login)
+        await assert_available_again(api, ada.http, login)
 
 
-async def test_it_starts_while_everything_is_away() -> None:
+async def test_the_api_starts_while_its_dependencies_are_unavailable() -> None:
     with tempfile.TemporaryDirectory() as folder:
         nowhere = f"postgresql+psycopg://berth_api@/berth?host={folder}"
-        async with serving(settings(nowhere), "") as api:
+        async with serve_api(settings(nowhere), "") as api:
             assert (await api.http.get("http://api/health")).status_code == 200
-            await unavailable(api.http, "POST", "/auth/login", json={"email": "a@b.c", "password": "x"})
+            await assert_503(api.http, "POST", "/auth/login", json={"email": "a@b.c", "password": "x"})
             status = await api.http.get("http://api/status")
             assert status.status_code == 503
             assert status.json()["status"] == "unavailable"

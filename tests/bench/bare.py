@@ -8,18 +8,20 @@ from datetime import datetime, timedelta
 from temporalio import activity, workflow
 
 with workflow.unsafe.imports_passed_through():
-    from activities.adapters.kubernetes import applying
-    from activities.adapters.kubernetes.gateway import KubernetesGateway
-    from activities.adapters.kubernetes.observer import Observer
-    from activities.adapters.kubernetes.readiness import Waiter
-    from activities.templates import InstanceSpec, Rendered, ServiceTemplates
+    from activities.adapters.kubernetes import apply as applying
+    from activities.adapters.kubernetes.client import KubernetesClient
+    from activities.adapters.kubernetes.informer import Informer
+    from activities.adapters.kubernetes.readiness import ReadinessWaiter
+    from activities.service_templates.manifests import InstanceSpec
+    from activities.service_templates.registry import RenderedInstance, ServiceTemplateRegistry
     from workflows import policies
     from workflows.ports.subscription import Resources
-    from workflows.rules.ids import dns_label
-    from workflows.rules.instance import Trouble
+    from workflows.rules.ids import to_dns_label
+    from workflows.rules.instance import FailureReason
 
 QUEUE, CLUSTER_QUEUE = "bare", "bare-cluster"
-PATIENCE = timedelta(minutes=5)
+STEP_TIMEOUT = timedelta(minutes=5)
+INSTALLATION = "00000000-0000-4000-8000-000000000000"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,15 +30,15 @@ class Sleep:
 
 
 class BareActivities:
-    """Nothing, or exactly the calls to the cluster that provisioning makes."""
+    """Empty activities, and the calls to the cluster that provisioning makes."""
 
-    def __init__(self, gateway: KubernetesGateway, templates: ServiceTemplates) -> None:
+    def __init__(self, gateway: KubernetesClient, templates: ServiceTemplateRegistry) -> None:
         self._gateway = gateway
         self._templates = templates
-        self._observer = Observer(gateway)
+        self._observer = Informer(gateway, INSTALLATION)
 
     @activity.defn(name="bare.nothing")
-    async def nothing(self, instance_id: str) -> str:
+    async def do_nothing(self, instance_id: str) -> str:
         return instance_id
 
     @activity.defn(name="bare.done")
@@ -50,24 +52,32 @@ class BareActivities:
 
     @activity.defn(name="bare.await_ready")
     async def await_ready(self, instance_id: str) -> None:
-        waiter = Waiter(self._gateway, self._observer, self._rendered(instance_id), patience=PATIENCE, told=self._told)
-        await waiter.until_ready()
+        waiter = ReadinessWaiter(
+            self._gateway,
+            self._observer,
+            self._rendered(instance_id),
+            failure_threshold=STEP_TIMEOUT,
+            on_failure_reason=self._log_failure_reason,
+        )
+        await waiter.wait_until_ready()
 
-    async def _told(self, trouble: Trouble, message: str) -> None:
-        activity.logger.warning("%s: %s", trouble, message)
+    async def _log_failure_reason(self, failure_reason: FailureReason, message: str) -> None:
+        activity.logger.warning("%s: %s", failure_reason, message)
 
-    def _rendered(self, instance_id: str) -> Rendered:
+    def _rendered(self, instance_id: str) -> RenderedInstance:
         service = self._templates.service("n8n")
         return self._templates.render(
             InstanceSpec(
+                installation_id=INSTALLATION,
                 instance_id=instance_id,
                 organization_id="org_bare",
                 service_slug="n8n",
                 version=service.version,
-                hostname=f"{dns_label(instance_id)}.bare.localhost",
-                namespace=f"berth-{dns_label(instance_id)}",
+                hostname=f"{to_dns_label(instance_id)}.bare.localhost",
+                namespace=f"berth-{to_dns_label(instance_id)}",
                 resources=Resources(cpu_millicores=1000, memory_mib=2048, storage_gib=10),
                 parameters={},
+                customer_email="customer@example.com",
             )
         )
 
@@ -93,7 +103,7 @@ class BareOrder:
 
     @workflow.run
     async def run(self, instance_id: str) -> None:
-        await workflow.execute_local_activity_method(BareActivities.nothing, instance_id, **policies.DATABASE_LOCAL)
+        await workflow.execute_local_activity_method(BareActivities.do_nothing, instance_id, **policies.DATABASE_LOCAL)
         self._opened = True
         await workflow.execute_child_workflow(BareProvisioning.run, instance_id, id=f"{instance_id}/provision")
         await workflow.execute_activity_method(BareActivities.done, instance_id, **policies.DATABASE)
@@ -109,13 +119,13 @@ class BareProvisioning:
     @workflow.run
     async def run(self, instance_id: str) -> None:
         await workflow.execute_activity_method(
-            BareActivities.apply, instance_id, task_queue=CLUSTER_QUEUE, **policies.CLUSTER
+            BareActivities.apply, instance_id, task_queue=CLUSTER_QUEUE, **policies.CLUSTER_CALL
         )
         await workflow.execute_activity_method(
             BareActivities.await_ready, instance_id, task_queue=CLUSTER_QUEUE, **policies.CLUSTER_WAIT
         )
         await workflow.execute_activity_method(
-            BareActivities.nothing, instance_id, task_queue=QUEUE, **policies.DATABASE
+            BareActivities.do_nothing, instance_id, task_queue=QUEUE, **policies.DATABASE
         )
 
 

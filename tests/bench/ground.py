@@ -1,4 +1,4 @@
-"""What benchmarks stand on: real servers of their own, hands (workers), and rows for thousands of accounts."""
+"""Servers, worker processes and rows of thousands of accounts for the benchmarks."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ import psycopg
 from temporalio.client import Client
 
 from db.queries import catalogue as plans
-from db.session import create_engine, session_factory
-from deploy.local.ports import LOOPBACK, free_ports
-from deploy.local.postgres import API, OWNER, WORKER, Postgres
-from deploy.local.process import Process
-from deploy.local.simulations import cluster_command
+from db.session import create_database_engine, session_factory
+from deploy.local.postgres import API_ROLE, OWNER_ROLE, WORKER_ROLE, Postgres
+from deploy.local.process import ChildProcess
+from deploy.local.sandbox_commands import cluster_command
 from deploy.local.temporal import NAMESPACE, TemporalServer
+from deploy.ports import LOOPBACK, free_ports
 from tests.bench.hand import Counter, Hand
 from tests.support.api import ENCRYPTION_KEY
-from tests.support.wait import eventually
-from worker import catalogue
+from tests.support.wait import wait_until
+from worker import seed_catalogue
 from worker.migrate import migrate
-from workflows.client import connect
-from workflows.ports.subscription import Resources, Terms
+from workflows.connection import connect
+from workflows.ports.subscription import PlanTerms, Resources
 from workflows.rules.money import Money
 from workflows.rules.periods import Interval
 from workflows.settings import TemporalSettings, parse_encryption_keys
@@ -48,7 +48,7 @@ class Ground:
     temporal: TemporalServer
     kubeconfig: Path
     client: Client
-    _hands: list[Process] = field(default_factory=list)
+    _hands: list[ChildProcess] = field(default_factory=list)
 
     def url(self, role: str) -> str:
         return self.postgres.url(role)
@@ -60,45 +60,56 @@ class Ground:
             return cursor.fetchall() if cursor.description else []
 
     @asynccontextmanager
-    async def hand(self, *, bare: bool, counted: str, cluster: bool = True) -> AsyncIterator[Running]:
-        """Run a worker process until the block is left."""
+    async def hand(
+        self, *, bare: bool, counted: str, cluster: bool = True, max_cached_workflows: int | None = None
+    ) -> AsyncIterator[Running]:
+        """Run a worker process until the block is left; ``max_cached_workflows`` None is the product's cache."""
         name = f"hand-{len(self._hands)}"
         counter = self.folder / f"{name}.count"
-        made = Running(
-            counter=Counter(counter, create=True), process=Process(name, [], log=self.folder / f"{name}.log")
+        worker = Running(
+            counter=Counter(counter, create=True), process=ChildProcess(name, [], log=self.folder / f"{name}.log")
         )
-        told = Hand(
+        settings = Hand(
             bare=bare,
             address=self.temporal.address,
             namespace=NAMESPACE,
-            database_url=self.url(WORKER),
+            database_url=self.url(WORKER_ROLE),
             kubeconfig=str(self.kubeconfig),
             counter=str(counter),
             counted=counted,
             cluster=cluster,
+            max_cached_workflows=max_cached_workflows,
         )
-        made.process.argv, made.process.cwd = told.argv(), ROOT
-        made.process.start()
-        self._hands.append(made.process)
+        worker.process.argv, worker.process.cwd = settings.argv(), ROOT
+        worker.process.start()
+        self._hands.append(worker.process)
         try:
-            await eventually(made.works, timeout=60, what="a worker process")
-            yield made
+            await wait_until(worker.works, timeout=60, description="a worker process")
+            yield worker
         finally:
-            made.process.kill()
+            worker.process.kill()
 
     def accounts(self, prefix: str, count: int, at: datetime) -> None:
-        """Write organisations ``<prefix>-1`` … with full wallets, one each for so many subscriptions."""
+        """Write organizations ``<prefix>-1`` … with full wallets, one each for so many subscriptions."""
         parameters = {"prefix": f"org_{prefix}-", "count": count, "at": at, "amount": WALLET_MINOR}
         with psycopg.connect(self.postgres.dsn(database="berth")) as connection:
+            # Credentials of an instance name the customer's address.
+            connection.execute(
+                "INSERT INTO users (id, email, name, password_hash, password_changed_at, created_at, updated_at)"
+                " VALUES ('usr_bench', 'bench@example.com', 'Bench', '', %(at)s, %(at)s, %(at)s)"
+                " ON CONFLICT DO NOTHING",
+                parameters,
+            )
             connection.execute(
                 "INSERT INTO organizations (id, name, currency, timezone, created_at, updated_at)"
                 " SELECT %(prefix)s || n, 'Bench', 'USD', 'UTC', %(at)s, %(at)s FROM generate_series(1, %(count)s) n",
                 parameters,
             )
             connection.execute(
-                "INSERT INTO ledger_transactions (id, organization_id, kind, currency, effect_minor, at, description,"
-                " idempotency_key) SELECT 'tx_' || %(prefix)s || n, %(prefix)s || n, 'top_up', 'USD', %(amount)s,"
-                " %(at)s, '', %(prefix)s || n FROM generate_series(1, %(count)s) n",
+                "INSERT INTO ledger_transactions (id, organization_id, kind, currency, customer_delta_minor,"
+                " entry_count, posted_at, description, idempotency_key) SELECT 'tx_' || %(prefix)s || n,"
+                " %(prefix)s || n, 'top_up', 'USD',"
+                " %(amount)s, 2, %(at)s, '', %(prefix)s || n FROM generate_series(1, %(count)s) n",
                 parameters,
             )
             connection.execute(
@@ -118,8 +129,8 @@ class Ground:
             connection.execute(
                 """
                 INSERT INTO subscriptions (id, organization_id, user_id, plan_id, price_id, service_id, status,
-                    currency, price_minor, timezone, anchor, current_period_start, current_period_end, workflow_id,
-                    created_at, updated_at)
+                    currency, price_minor, timezone, billing_anchor, current_period_start, current_period_end,
+                    workflow_id, created_at, updated_at)
                 SELECT 'sub_' || %(prefix)s || '-' || n, 'org_' || %(prefix)s || '-' || n, 'usr_bench', p.id, r.id,
                     p.service_id, 'active', 'USD', r.amount_minor, 'UTC', %(start)s, %(start)s, %(end)s,
                     'subscription/sub_' || %(prefix)s || '-' || n, %(start)s, %(start)s
@@ -140,9 +151,9 @@ class Ground:
                 parameters,
             )
 
-    def terms(self) -> Terms:
+    def terms(self) -> PlanTerms:
         ((price_id,),) = self.rows("SELECT id FROM prices WHERE plan_id = %s AND currency = 'USD'", plans.plan_id(PLAN))
-        return Terms(
+        return PlanTerms(
             plan_id=plans.plan_id(PLAN),
             plan_code=PLAN,
             price_id=str(price_id),
@@ -157,21 +168,21 @@ class Ground:
 @dataclass(slots=True, kw_only=True)
 class Running:
     counter: Counter
-    process: Process
+    process: ChildProcess
 
     def works(self) -> bool:
         """Whether its workers run."""
-        if not self.process.alive:
-            raise RuntimeError(self.process.last_words())
+        if not self.process.is_alive:
+            raise RuntimeError(self.process.log_tail())
         return self.counter.read()[0] > 0
 
-    async def counts(self, wanted: int, *, timeout: float) -> float:
+    async def counts(self, target: int, *, timeout: float) -> float:
         """Wait until so many completions were counted; return when the last one was (monotonic seconds)."""
 
         def there() -> bool:
-            return self.works() and self.counter.read()[0] >= wanted
+            return self.works() and self.counter.read()[0] >= target
 
-        await eventually(there, timeout=timeout, what=f"{wanted} completions")
+        await wait_until(there, timeout=timeout, description=f"{target} completions")
         return self.counter.read()[1]
 
     def mebibytes(self) -> float:
@@ -186,21 +197,25 @@ async def ground() -> AsyncIterator[Ground]:
     folder = Path(tempfile.mkdtemp(prefix="berth-bench-"))
     (port,) = free_ports(1)
     kubeconfig = folder / "kubeconfig"
-    cluster = Process(
+    cluster = ChildProcess(
         "cluster", cluster_command(port=port, state=None, kubeconfig=kubeconfig), log=folder / "cluster.log", cwd=ROOT
     )
-    made: Ground | None = None
+    created: Ground | None = None
     try:
         cluster.start()
         with Postgres(folder / "postgres") as postgres, TemporalServer(log=folder / "temporal.log") as temporal:
             postgres.ensure_roles()
-            await asyncio.to_thread(migrate, postgres.url(OWNER))
-            engine = create_engine(postgres.url(OWNER), pool_size=1)
+            await asyncio.to_thread(migrate, postgres.url(OWNER_ROLE))
+            engine = create_database_engine(postgres.url(OWNER_ROLE), pool_size=1)
             async with session_factory(engine).begin() as session:
-                await catalogue.write(session, catalogue.offers(), catalogue.FROM_THE_BEGINNING)
+                await seed_catalogue.upsert_catalogue(
+                    session, seed_catalogue.load_catalogue(), seed_catalogue.FIRST_PRICE_EFFECTIVE_FROM
+                )
             await engine.dispose()
-            await eventually(lambda: _answers(f"http://{LOOPBACK}:{port}/version"), timeout=30, what="the cluster")
-            made = Ground(
+            await wait_until(
+                lambda: _is_serving(f"http://{LOOPBACK}:{port}/version"), timeout=30, description="the cluster"
+            )
+            created = Ground(
                 folder=folder,
                 postgres=postgres,
                 temporal=temporal,
@@ -209,17 +224,17 @@ async def ground() -> AsyncIterator[Ground]:
                     TemporalSettings(address=temporal.address, encryption_keys=parse_encryption_keys(ENCRYPTION_KEY))
                 ),
             )
-            yield made
+            yield created
     finally:
         cluster.stop()
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _answers(url: str) -> bool:
+def _is_serving(url: str) -> bool:
     try:
         return httpx.get(url).status_code < 500
     except httpx.TransportError:
         return False
 
 
-__all__ = ["API", "WORKER", "Ground", "Running", "ground"]
+__all__ = ["API_ROLE", "WORKER_ROLE", "Ground", "Running", "ground"]

@@ -28,26 +28,32 @@ from temporalio.worker import (
     Interceptor,
     Worker,
 )
-from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
-from activities.adapters.kubernetes.gateway import KubernetesGateway
-from activities.templates import ServiceTemplates
+from activities.adapters.kubernetes.client import KubernetesClient
+from activities.service_templates.registry import ServiceTemplateRegistry
 from tests.bench import bare
 from tests.support.api import ENCRYPTION_KEY
 from worker import registry
-from worker.exit import leave
-from worker.main import PURE
-from worker.registry import dependencies
+from worker.exit import exit_process
+from worker.main import STICKY_TIMEOUT
+from worker.registry import open_dependencies
 from worker.settings import WorkerSettings
+from worker.workflow_runner import sandboxed_runner
 from workflows import names
-from workflows.client import connect
+from workflows.connection import connect
 
 _COUNT = struct.Struct("<Qd")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hand:
-    """What a process is told. ``counted`` is the activity whose completions matter; without cluster it is left out."""
+    """Settings of a worker process.
+
+    Attributes:
+        counted: The activity whose completions are counted.
+        max_cached_workflows: Size of the cache of workflows; None is the product's.
+    """
 
     bare: bool
     address: str
@@ -57,12 +63,13 @@ class Hand:
     counter: str
     counted: str
     cluster: bool = True
+    max_cached_workflows: int | None = None
 
     def argv(self) -> list[str]:
         return [sys.executable, "-m", "tests.bench.hand", json.dumps(asdict(self))]
 
     def settings(self) -> WorkerSettings:
-        return WorkerSettings(
+        settings = WorkerSettings(
             environment="sandbox",
             worker_database_url=self.database_url,
             temporal_address=self.address,
@@ -72,8 +79,11 @@ class Hand:
             stripe_api_key=SecretStr("sk_test_bench"),
             kubeconfig=Path(self.kubeconfig),
             base_domain="bench.localhost",
-            provisioning_patience_seconds=300,
+            provisioning_failure_threshold_seconds=300,
         )
+        if self.max_cached_workflows is None:
+            return settings
+        return settings.model_copy(update={"max_cached_workflows": self.max_cached_workflows})
 
 
 class Counter:
@@ -122,38 +132,38 @@ class _CountingInbound(ActivityInboundInterceptor):
 
 def runner() -> SandboxedWorkflowRunner:
     """The product's sandbox; the bare workflows' own module is handed through like the product's."""
-    return SandboxedWorkflowRunner(
-        restrictions=SandboxRestrictions.default.with_passthrough_modules(*PURE, "tests.bench.bare")
-    )
+    return sandboxed_runner("tests.bench.bare")
 
 
 async def run(hand: Hand) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     settings = hand.settings()
-    async with dependencies(settings) as given:
-        client = await connect(settings.temporal())
+    async with open_dependencies(settings) as dependencies:
+        client = await connect(settings.temporal_settings())
         counter = Counter(Path(hand.counter))
         counting = _Counting(counter, hand.counted)
         queues: dict[str, Sequence[Callable[..., Any]]]
         if hand.bare:
-            gateway = KubernetesGateway.from_kubeconfig(settings.kubeconfig, threads=settings.cluster_activities)
-            own = bare.BareActivities(gateway, ServiceTemplates(settings.template_directory / "services"))
-            queues = {bare.QUEUE: registry.bound(own), bare.CLUSTER_QUEUE: registry.bound(own)}
+            gateway = KubernetesClient.from_kubeconfig(
+                settings.kubeconfig, threads=settings.max_concurrent_cluster_activities
+            )
+            own = bare.BareActivities(gateway, ServiceTemplateRegistry(settings.template_directory / "services"))
+            queues = {bare.QUEUE: registry.activity_methods(own), bare.CLUSTER_QUEUE: registry.activity_methods(own)}
             workflows: Sequence[type] = bare.WORKFLOWS
         else:
-            queues = {**registry.activities(given)}
-            queues.pop(names.NOTICES)
+            queues = {**registry.activities_by_queue(dependencies)}
+            queues.pop(names.NOTIFICATIONS_QUEUE)
             workflows = registry.WORKFLOWS
         if not hand.cluster:
-            queues.pop(bare.CLUSTER_QUEUE if hand.bare else names.INFRASTRUCTURE)
+            queues.pop(bare.CLUSTER_QUEUE if hand.bare else names.INFRASTRUCTURE_QUEUE)
         async with AsyncExitStack() as stack:
             for queue, activities in queues.items():
                 await stack.enter_async_context(_worker(client, queue, workflows, activities, settings, counting))
             counter.add()
             await stop.wait()
             # Nothing is to be finished: the servers end as well.
-            leave(0)
+            exit_process(0)
 
 
 def _worker(
@@ -164,15 +174,18 @@ def _worker(
     settings: WorkerSettings,
     counting: Interceptor,
 ) -> Worker:
-    main = queue in (names.PLATFORM, bare.QUEUE)
+    main = queue in (names.PLATFORM_QUEUE, bare.QUEUE)
+    limit = settings.max_concurrent_activities if main else settings.max_concurrent_cluster_activities
     return Worker(
         client,
         task_queue=queue,
         workflows=workflows if main else (),
         activities=activities,
         workflow_runner=runner(),
-        max_cached_workflows=settings.cached_workflows if main else 0,
-        max_concurrent_activities=settings.concurrent_activities if main else settings.cluster_activities,
+        max_cached_workflows=settings.max_cached_workflows if main else 0,
+        sticky_queue_schedule_to_start_timeout=STICKY_TIMEOUT,
+        max_concurrent_activities=limit,
+        max_concurrent_local_activities=limit,
         interceptors=[counting],
         build_id="bench",
     )
@@ -180,4 +193,4 @@ def _worker(
 
 if __name__ == "__main__":
     asyncio.run(run(Hand(**json.loads(sys.argv[1]))))
-    leave(0)
+    exit_process(0)

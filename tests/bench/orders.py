@@ -20,17 +20,20 @@ from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, 
 
 from db.queries.catalogue import plan_id
 from tests.bench import bare, renewals
-from tests.bench.ground import API, PLAN, WALLET_MINOR, WORKER, Ground, Running
+from tests.bench.ground import API_ROLE, PLAN, WALLET_MINOR, WORKER_ROLE, Ground, Running
 from tests.bench.hand import Hand, runner
 from tests.bench.results import Figure, Rule, percentile
-from tests.support.api import Account, Api, serving, settings
-from tests.support.wait import eventually
-from worker.registry import WORKFLOWS, activities, dependencies
+from tests.support.api import ApiFixture, RegisteredUser, serve_api, settings
+from tests.support.wait import wait_until
+from worker.registry import WORKFLOWS, activities_by_queue, open_dependencies
 from workflows import names
-from workflows.client import Orchestrator
-from workflows.ports.subscription import Subscribe
+from workflows.client import WorkflowClient
+from workflows.ports.subscription import CreateSubscription
 
-AT_ONCE = 8
+CONCURRENT_ORDERS = 8
+SETTLING_SECONDS = 0.1
+"""Before each request whose latency is measured: what the one before it left to do must not run beside it."""
+
 IN = ContextVar("in", default="")
 
 
@@ -40,14 +43,14 @@ IN = ContextVar("in", default="")
 async def throughput(ground: Ground, *, rounds: int, size: int) -> list[Figure]:
     """Take ``size`` orders to active, Berth's and bare ones in turn, on the same cluster."""
     seconds: dict[bool, float] = {False: 0.0, True: 0.0}
-    ground.accounts("t", size * rounds + AT_ONCE, datetime.now(UTC))
-    numbers = iter(range(1, size * rounds + AT_ONCE + 1))
+    ground.accounts("t", size * rounds + CONCURRENT_ORDERS, datetime.now(UTC))
+    numbers = iter(range(1, size * rounds + CONCURRENT_ORDERS + 1))
     async with (
-        ground.hand(bare=False, counted="billing.activate") as ours,
-        ground.hand(bare=True, counted="bare.done") as others,
+        ground.hand(bare=False, counted="billing.start_first_period") as subject,
+        ground.hand(bare=True, counted="bare.done") as reference,
     ):
-        for measured in (AT_ONCE, *[size] * rounds):
-            for is_bare, hand in ((False, ours), (True, others)):
+        for measured in (CONCURRENT_ORDERS, *[size] * rounds):
+            for is_bare, hand in ((False, subject), (True, reference)):
                 took = await _round(ground, hand, measured, numbers, is_bare=is_bare)
                 if measured == size:
                     seconds[is_bare] += took
@@ -58,13 +61,13 @@ async def throughput(ground: Ground, *, rounds: int, size: int) -> list[Figure]:
             unit="1/s",
             reference=size * rounds / seconds[True],
             rule=Rule.RATIO_AT_LEAST,
-            target=0.6,
+            target=0.85,
         )
     ]
 
 
 async def _round(ground: Ground, hand: Running, size: int, numbers: Iterator[int], *, is_bare: bool) -> float:
-    orchestrator = Orchestrator(ground.client)
+    workflow_client = WorkflowClient(ground.client)
     before, _ = hand.counter.read()
     waiting = iter([f"x{before + n}" if is_bare else f"t-{next(numbers)}" for n in range(size)])
 
@@ -73,15 +76,15 @@ async def _round(ground: Ground, hand: Running, size: int, numbers: Iterator[int
             if is_bare:
                 await _bare_order(ground, f"ins-bare-{name}")
             else:
-                await orchestrator.subscribe(_order(name))
+                await workflow_client.create_subscription(_order(name))
 
     began = time.monotonic()
-    await asyncio.gather(*(ordering() for _ in range(AT_ONCE)))
+    await asyncio.gather(*(ordering() for _ in range(CONCURRENT_ORDERS)))
     return await hand.counts(before + size, timeout=60 + size * 5) - began
 
 
-def _order(name: str) -> Subscribe:
-    return Subscribe(
+def _order(name: str) -> CreateSubscription:
+    return CreateSubscription(
         subscription_id=f"sub_{name}",
         instance_id=f"ins-{name}",
         organization_id=f"org_{name}",
@@ -112,19 +115,22 @@ async def latency(ground: Ground, *, requests: int) -> list[Figure]:
 
     The cluster's queue is not served: provisioning would run beside and blur what a customer waits for.
     """
-    ours: list[float] = []
-    others: list[float] = []
+    subject: list[float] = []
+    reference: list[float] = []
     # What the API reads beside requests (revoked tokens) is not to be counted as theirs.
-    told = settings(ground.url(API), temporal_address=ground.temporal.address, revocation_refresh_seconds=600)
+    api_settings = settings(
+        ground.url(API_ROLE), temporal_address=ground.temporal.address, revocation_refresh_seconds=600
+    )
     async with (
-        ground.hand(bare=False, counted="subscriptions.open", cluster=False),
+        ground.hand(bare=False, counted="subscriptions.create", cluster=False),
         ground.hand(bare=True, counted="bare.done", cluster=False),
-        serving(told, ground.postgres.dsn(database="berth")) as api,
+        serve_api(api_settings, ground.postgres.dsn(database="berth")) as api,
     ):
         customer = await _rich(ground, api)
         requests += _WARMUP
         counted = Statements()
         for number in range(requests):
+            await asyncio.sleep(SETTLING_SECONDS)
             began = time.perf_counter()
             await ground.client.execute_update_with_start_workflow(
                 bare.BareUpdate.opened,
@@ -136,30 +142,41 @@ async def latency(ground: Ground, *, requests: int) -> list[Figure]:
                     id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
                 ),
             )
-            others.append(time.perf_counter() - began)
+            reference.append(time.perf_counter() - began)
+            await asyncio.sleep(SETTLING_SECONDS)
             began = time.perf_counter()
-            with counted.of(api.context.sessions.kw["bind"], "order") if number == requests - 1 else _nothing():
-                answer = await customer.http.post(
-                    "/subscriptions", json={"plan_id": plan_id(PLAN)}, headers=customer.key()
+            with counted.of(api.context.sessions.kw["bind"], "order") if number == requests - 1 else _no_cleanup():
+                response = await customer.http.post(
+                    "/subscriptions", json={"plan_id": plan_id(PLAN)}, headers=customer.idempotency_header()
                 )
-            ours.append(time.perf_counter() - began)
+            subject.append(time.perf_counter() - began)
             # 202 says that it took longer than the API waits; what that took is measured like everything else.
-            assert answer.status_code in (201, 202), answer.text
-    ours, others = [1000 * one for one in ours[_WARMUP:]], [1000 * one for one in others[_WARMUP:]]
+            assert response.status_code in (201, 202), response.text
+    subject, reference = (
+        [1000 * seconds for seconds in subject[_WARMUP:]],
+        [1000 * seconds for seconds in reference[_WARMUP:]],
+    )
     return [
         Figure(
             name="order accepted, p50",
-            value=percentile(ours, 50),
+            value=percentile(subject, 50),
             unit="ms",
-            reference=percentile(others, 50),
+            reference=percentile(reference, 50),
             rule=Rule.RATIO_AT_MOST,
             target=2,
         ),
         Figure(
             name="order accepted, p99",
-            value=percentile(ours, 99),
+            value=percentile(subject, 99),
             unit="ms",
-            reference=percentile(others, 99),
+            reference=percentile(reference, 99),
+            rule=Rule.RATIO_AT_MOST,
+            target=2,
+        ),
+        Figure(
+            name="order accepted, p99 in milliseconds",
+            value=percentile(subject, 99),
+            unit="ms",
             rule=Rule.VALUE_AT_MOST,
             target=200,
         ),
@@ -168,7 +185,7 @@ async def latency(ground: Ground, *, requests: int) -> list[Figure]:
             value=counted.transactions["order"],
             unit="",
             rule=Rule.VALUE_AT_MOST,
-            target=3,
+            target=2,
         ),
         Figure(name="statements of an order's request", value=counted.statements["order"], unit=""),
     ]
@@ -178,17 +195,18 @@ _WARMUP = 10
 
 
 @contextmanager
-def _nothing() -> Iterator[None]:
+def _no_cleanup() -> Iterator[None]:
     yield
 
 
-async def _rich(ground: Ground, api: Api) -> Account:
-    """Somebody signed in whose wallet lasts."""
-    customer = await api.customer()
+async def _rich(ground: Ground, api: ApiFixture) -> RegisteredUser:
+    """Register and sign in a customer whose wallet covers every order."""
+    customer = await api.register_verified_user()
     with_money = "tx_rich"
     ground.rows(
-        "WITH t AS (INSERT INTO ledger_transactions (id, organization_id, kind, currency, effect_minor, at,"
-        " description, idempotency_key) VALUES (%s, %s, 'top_up', 'USD', %s, now(), '', 'rich'))"
+        "WITH t AS (INSERT INTO ledger_transactions (id, organization_id, kind, currency, customer_delta_minor,"
+        " entry_count, posted_at, description, idempotency_key) VALUES (%s, %s, 'top_up', 'USD', %s, 2, now(), '',"
+        " 'rich'))"
         " INSERT INTO ledger_entries (transaction_id, organization_id, account, currency, amount_minor)"
         " VALUES (%s, %s, 'wallet', 'USD', %s), (%s, NULL, 'clearing:stripe', 'USD', %s)",
         with_money, customer.organization_id, WALLET_MINOR,
@@ -214,17 +232,17 @@ class Statements:
         def executed(*_: Any) -> None:
             self.statements[name or IN.get()] += 1
 
-        def begun(*_: Any) -> None:
+        def count_begin(*_: Any) -> None:
             self.transactions[name or IN.get()] += 1
 
-        listeners = (("before_cursor_execute", executed), ("begin", begun))
-        for what, listener in listeners:
-            event.listen(engine.sync_engine, what, listener)
+        listeners = (("before_cursor_execute", executed), ("begin", count_begin))
+        for event_name, listener in listeners:
+            event.listen(engine.sync_engine, event_name, listener)
         try:
             yield
         finally:
-            for what, listener in listeners:
-                event.remove(engine.sync_engine, what, listener)
+            for event_name, listener in listeners:
+                event.remove(engine.sync_engine, event_name, listener)
 
 
 class _Named(Interceptor):
@@ -243,33 +261,33 @@ class _NamedInbound(ActivityInboundInterceptor):
 async def trips(ground: Ground, *, count: int) -> list[Figure]:
     """Take some orders to active and renew some subscriptions, and count what the database is asked meanwhile."""
     counted = Statements()
-    told = Hand(
-        bare=False, address=ground.temporal.address, namespace="default", database_url=ground.url(WORKER),
+    worker_settings = Hand(
+        bare=False, address=ground.temporal.address, namespace="default", database_url=ground.url(WORKER_ROLE),
         kubeconfig=str(ground.kubeconfig), counter="", counted="",
     ).settings()  # fmt: skip
     ground.accounts("n", count, datetime.now(UTC))
-    async with dependencies(told) as given, AsyncExitStack() as stack:
-        engine: AsyncEngine = given.sessions.kw["bind"]
+    async with open_dependencies(worker_settings) as dependencies, AsyncExitStack() as stack:
+        engine: AsyncEngine = dependencies.sessions.kw["bind"]
         stack.enter_context(counted.of(engine))
-        by_queue = activities(given)
-        for queue in (names.PLATFORM, names.INFRASTRUCTURE):
+        by_queue = activities_by_queue(dependencies)
+        for queue in (names.PLATFORM_QUEUE, names.INFRASTRUCTURE_QUEUE):
             worker = Worker(
                 ground.client,
                 task_queue=queue,
-                workflows=WORKFLOWS if queue == names.PLATFORM else (),
+                workflows=WORKFLOWS if queue == names.PLATFORM_QUEUE else (),
                 activities=by_queue[queue],
                 workflow_runner=runner(),
                 interceptors=[_Named()],
                 build_id="bench",
             )
             await stack.enter_async_context(worker)
-        orchestrator = Orchestrator(ground.client)
+        workflow_client = WorkflowClient(ground.client)
         for number in range(1, count + 1):
-            await orchestrator.subscribe(_order(f"n-{number}"))
+            await workflow_client.create_subscription(_order(f"n-{number}"))
         await _have(ground, "SELECT count(*) FROM subscriptions WHERE status = 'active'", count)
         await renewals.start(ground, "m", count, datetime.now(UTC) + timedelta(seconds=3))
         await _have(ground, "SELECT count(*) FROM invoices WHERE subscription_id LIKE 'sub_m-%%'", count)
-    renewed = "billing.renew"
+    renewed = "billing.start_period"
     ordered = [name for name in counted.transactions if name and name != renewed]
     return [
         Figure(
@@ -290,5 +308,5 @@ async def trips(ground: Ground, *, count: int) -> list[Figure]:
     ]  # fmt: skip
 
 
-async def _have(ground: Ground, query: str, wanted: int) -> None:
-    await eventually(lambda: int(str(ground.rows(query)[0][0])) >= wanted, timeout=120, what=query)
+async def _have(ground: Ground, query: str, count: int) -> None:
+    await wait_until(lambda: int(str(ground.rows(query)[0][0])) >= count, timeout=120, description=query)

@@ -59,11 +59,18 @@ class Figure:
 def table(figures: Sequence[Figure]) -> str:
     """Return the figures as lines of text."""
     rows = [("", "measured", "reference", "ratio", "target", "")]
-    for one in figures:
-        target = "" if one.rule is None or one.target is None else f"{one.rule} {one.target:g}"
-        held = {True: "held", False: "NOT HELD", None: ""}[one.held]
+    for figure in figures:
+        target = "" if figure.rule is None or figure.target is None else f"{figure.rule} {figure.target:g}"
+        held = {True: "held", False: "NOT HELD", None: ""}[figure.held]
         rows.append(
-            (one.name, f"{_short(one.value)} {one.unit}", _short(one.reference), _short(one.ratio), target, held)
+            (
+                figure.name,
+                f"{_short(figure.value)} {figure.unit}",
+                _short(figure.reference),
+                _short(figure.ratio),
+                target,
+                held,
+            )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
@@ -75,7 +82,7 @@ def table(figures: Sequence[Figure]) -> str:
 
 def write(figures: Sequence[Figure], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([one.as_json() for one in figures], indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps([figure.as_json() for figure in figures], indent=2) + "\n", encoding="utf-8")
 
 
 def percentile(values: Sequence[float], percent: float) -> float:

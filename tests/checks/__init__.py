@@ -1,1 +1,1 @@
-"""The static gates of `make check`; each module is a gate of its own and can be run alone."""
+"""The static gates of `make check`; each module is one gate and can be run alone."""

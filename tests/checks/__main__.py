@@ -1,4 +1,4 @@
-"""Runs every gate and says which held: `make check`. All run, whichever fails."""
+"""Run every gate and print which passed (`make check`). A failed gate does not stop the others."""
 
 from __future__ import annotations
 
@@ -12,68 +12,76 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
-LONGEST = 600
-"""Seconds that one gate may take."""
+GATE_TIMEOUT_SECONDS = 600
+"""Timeout of one gate."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gate:
+    """One check, run as a separate process. Exit status 0 means that it passed."""
+
     name: str
     argv: tuple[str, ...]
 
 
 def tool(name: str, *args: str) -> tuple[str, ...]:
+    """Return the command line of a program of the virtual environment."""
     return (str(BIN / name), *args)
 
 
 def module(name: str, *args: str) -> tuple[str, ...]:
+    """Return the command line that runs a Python module."""
     return (sys.executable, "-m", name, *args)
 
 
 def gates() -> list[Gate]:
-    found = [
+    """Return the gates that run here."""
+    selected = [
         Gate("types (mypy)", tool("mypy")),
         Gate("format (ruff)", tool("ruff", "format", "--check", "--quiet", ".")),
         Gate("style and faults (ruff)", tool("ruff", "check", "--quiet", ".")),
-        Gate("who may import whom (import-linter)", tool("lint-imports", "--no-cache")),
+        Gate("import rules (import-linter)", tool("lint-imports", "--no-cache")),
         Gate("rules are pure", module("tests.checks.purity")),
-        Gate("the models are what the migrations make", module("tests.checks.migrations")),
-        Gate("openapi.json is what the routes say", module("api.openapi", "--check")),
+        Gate("vocabulary", module("tests.checks.vocabulary")),
+        Gate("docstrings name what exists", module("tests.checks.references")),
+        Gate("migrations create what the models describe", module("tests.checks.migrations")),
+        Gate("openapi.json matches the routes", module("api.openapi", "--check")),
         Gate("recorded histories replay", module("tests.checks.histories")),
     ]
-    # Asks a network service about every dependency and changes its answer from one day to the next: a matter for
-    # continuous integration and `make audit`, not for every check of a working copy.
+    # Queries a network service about every dependency, and its result changes from day to day: continuous integration
+    # and `make audit` run it, not every check of a working copy.
     if os.environ.get("CI"):
-        found.append(Gate("known vulnerabilities (pip-audit)", module("tests.checks.audit")))
-    return found
+        selected.append(Gate("known vulnerabilities (pip-audit)", module("tests.checks.audit")))
+    return selected
 
 
-def held(gate: Gate) -> bool:
-    begun = time.monotonic()
+def run_gate(gate: Gate) -> bool:
+    """Run a gate, print its result, and return whether it passed."""
+    started_at = time.monotonic()
     try:
-        done = subprocess.run(
+        completed = subprocess.run(
             gate.argv,
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
-            timeout=LONGEST,
+            timeout=GATE_TIMEOUT_SECONDS,
             check=False,
         )
-        code, said = done.returncode, (done.stdout + done.stderr).strip()
+        code, output = completed.returncode, (completed.stdout + completed.stderr).strip()
     except (OSError, subprocess.TimeoutExpired) as error:
-        code, said = 1, str(error)
-    line = f"{'ok  ' if code == 0 else 'FAIL'}  {gate.name:<42}{time.monotonic() - begun:5.1f} s"
-    # In one piece: gates run side by side.
-    print(f"{line}\n{said}\n" if code else line, flush=True)
+        code, output = 1, str(error)
+    line = f"{'ok  ' if code == 0 else 'FAIL'}  {gate.name:<42}{time.monotonic() - started_at:5.1f} s"
+    # One call, because gates run in parallel and their lines would mix.
+    print(f"{line}\n{output}\n" if code else line, flush=True)
     return code == 0
 
 
 def main() -> int:
     with ThreadPoolExecutor(max_workers=2) as pool:
-        results = list(pool.map(held, gates()))
+        results = list(pool.map(run_gate, gates()))
     failed = results.count(False)
-    print("every gate held" if not failed else f"{failed} of {len(results)} gates did not hold")
+    print("every gate passed" if not failed else f"{failed} of {len(results)} gates failed")
     return 1 if failed else 0
 
 

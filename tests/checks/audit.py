@@ -1,4 +1,7 @@
-"""Known vulnerabilities of what is pinned. Holds, with a word about it, where the service cannot be reached."""
+"""Check the pinned dependencies for known vulnerabilities.
+
+The gate passes with a message if the vulnerability service cannot be reached.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 UNREACHABLE = ("ConnectionError", "ServiceError", "Max retries exceeded", "Name or service not known", "timed out")
-LONGEST = 240
+AUDIT_TIMEOUT_SECONDS = 240
 
 
 def main() -> int:
@@ -17,16 +20,18 @@ def main() -> int:
         "--require-hashes", "--disable-pip", "-r", "requirements.txt",
     ]  # fmt: skip
     try:
-        done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=LONGEST, check=False)
+        completed = subprocess.run(
+            argv, cwd=ROOT, capture_output=True, text=True, timeout=AUDIT_TIMEOUT_SECONDS, check=False
+        )
     except subprocess.TimeoutExpired:
-        print("not reachable within its time: nothing was audited")
+        print("the vulnerability service timed out: nothing was audited")
         return 0
-    said = f"{done.stdout}\n{done.stderr}".strip()
-    if done.returncode != 0 and any(sign in done.stderr for sign in UNREACHABLE):
-        print("not reachable: nothing was audited")
+    output = f"{completed.stdout}\n{completed.stderr}".strip()
+    if completed.returncode != 0 and any(sign in completed.stderr for sign in UNREACHABLE):
+        print("the vulnerability service cannot be reached: nothing was audited")
         return 0
-    print(said)
-    return done.returncode
+    print(output)
+    return completed.returncode
 
 
 if __name__ == "__main__":

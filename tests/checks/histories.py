@@ -1,7 +1,7 @@
-"""Every recorded history replays on today's workflow code, and no workflow changed without a new recording.
+"""Check that every recorded history replays on the current code, and that no changed workflow lacks a recording.
 
-Histories lie in `tests/histories/<version>/<Workflow>-<shape>.json`; those of versions before today's are what runs in
-the world and are never written again. `python -m tests.checks.histories record` records today's version anew.
+Histories are stored in `tests/histories/<version>/<Workflow>-<shape>.json`. Those of released versions describe running
+workflows and are never rewritten. `python -m tests.checks.histories record` records the current version again.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from temporalio.client import WorkflowHistory
 from temporalio.worker import Replayer
 
 import workflows
-from tests.support import recording
-from worker.exit import leave
+from tests.support import history_recording
+from worker.exit import exit_process
 
 ROOT = Path(__file__).resolve().parents[2]
 HISTORIES = ROOT / "tests" / "histories"
@@ -34,16 +34,16 @@ TESTS = "tests/workflows"
 DEFINITION = "__temporal_workflow_definition"
 LONGEST_RECORDING_SECONDS = 900
 
-COMMANDLESS = {"client", "clock", "codec", "names", "policies", "refusals", "settings"}
-"""Modules of `workflows` that give no command: a change there alters no history's course. Nor do rules and ports."""
+COMMANDLESS = {"client", "connection", "rpc_errors", "test_clock", "codec", "names", "policies", "errors", "settings"}
+"""Modules of `workflows` that issue no commands, so that a change there alters no history; nor do rules and ports."""
 
 
 def all_workflows() -> Iterator[type]:
-    """Every workflow class that the house defines, registered with a worker or not."""
-    for found in pkgutil.walk_packages(workflows.__path__, "workflows."):
-        module = import_module(found.name)
+    """Yield every workflow class of the project, registered with a worker or not."""
+    for module_info in pkgutil.walk_packages(workflows.__path__, "workflows."):
+        module = import_module(module_info.name)
         for value in vars(module).values():
-            if isinstance(value, type) and value.__module__ == found.name and DEFINITION in vars(value):
+            if isinstance(value, type) and value.__module__ == module_info.name and DEFINITION in vars(value):
                 yield value
 
 
@@ -51,7 +51,7 @@ def type_name(kind: type) -> str:
     return str(getattr(kind, DEFINITION).name)
 
 
-def recorded() -> list[Path]:
+def recorded_histories() -> list[Path]:
     return sorted(HISTORIES.glob("*/*.json"))
 
 
@@ -63,9 +63,9 @@ def version() -> str:
 # ---------------------------------------------------------------- replay
 
 
-async def failures(paths: list[Path]) -> dict[str, Exception]:
-    """By file name, why a history does not replay."""
-    found: dict[str, Exception] = {}
+async def find_replay_failures(paths: list[Path]) -> dict[str, Exception]:
+    """Replay histories and return the failures by path."""
+    failures_by_path: dict[str, Exception] = {}
     replayer = Replayer(workflows=list(all_workflows()))
     for path in paths:
         try:
@@ -75,55 +75,61 @@ async def failures(paths: list[Path]) -> dict[str, Exception]:
             error.add_note(f"while reading {path}")
             raise
         if result.replay_failure is not None:
-            found[str(path.relative_to(HISTORIES))] = result.replay_failure
-    return found
+            failures_by_path[str(path.relative_to(HISTORIES))] = result.replay_failure
+    return failures_by_path
 
 
 # ---------------------------------------------------------------- fingerprints
 
 
 def fingerprints() -> dict[str, str]:
-    """By workflow type, a hash over the code that gives its commands."""
+    """Return, by workflow type, a hash of the code that issues its commands."""
     return {type_name(kind): fingerprint(sources(kind)) for kind in all_workflows()}
 
 
 def sources(kind: type) -> dict[str, str]:
-    """The modules that a workflow's commands come from: its own and the helpers that it imports."""
-    found: dict[str, str] = {}
-    left = [kind.__module__]
-    while left:
-        name = left.pop()
-        if name in found:
+    """Return the source of the modules that issue a workflow's commands, by name: its own and those that it imports."""
+    sources_by_module: dict[str, str] = {}
+    pending_modules = [kind.__module__]
+    while pending_modules:
+        name = pending_modules.pop()
+        if name in sources_by_module:
             continue
         path = ROOT / Path(*name.split(".")).with_suffix(".py")
-        found[name] = path.read_text()
-        left += helpers(found[name])
-    return found
+        sources_by_module[name] = path.read_text()
+        pending_modules += imported_modules(sources_by_module[name])
+    return sources_by_module
 
 
-def helpers(source: str) -> Iterator[str]:
+def imported_modules(source: str) -> Iterator[str]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.level == 0:
-            spelled = [node.module or ""]
-            if node.module == "workflows":
-                spelled = [f"workflows.{alias.name}" for alias in node.names]
+            module = node.module or ""
+            is_package = (ROOT / Path(*module.split("."))).is_dir()
+            module_names = [f"{module}.{alias.name}" for alias in node.names] if is_package else [module]
         elif isinstance(node, ast.Import):
-            spelled = [alias.name for alias in node.names]
+            module_names = [alias.name for alias in node.names]
         else:
             continue
-        for name in spelled:
-            top, _, rest = name.partition(".")
-            if top == "workflows" and rest and "." not in rest and rest not in COMMANDLESS | {"rules", "ports"}:
+        for name in module_names:
+            top, _, inner_name = name.partition(".")
+            package, _, last = inner_name.rpartition(".")
+            if (
+                top == "workflows"
+                and inner_name
+                and package not in {"rules", "ports"}
+                and last not in COMMANDLESS | {"rules", "ports"}
+            ):
                 yield name
 
 
 def fingerprint(modules: Mapping[str, str]) -> str:
-    """Hash what the code does: comments, docstrings, line breaks and imports count for nothing."""
-    sum_ = hashlib.sha256()
+    """Hash the statements of the code. Comments, docstrings, line breaks and imports do not change the hash."""
+    digest = hashlib.sha256()
     for name, source in sorted(modules.items()):
         tree = _Bare().visit(ast.parse(source))
-        sum_.update(f"{name}\n{ast.dump(tree)}\n".encode())
-    return sum_.hexdigest()[:16]
+        digest.update(f"{name}\n{ast.dump(tree)}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 class _Bare(ast.NodeTransformer):
@@ -138,74 +144,76 @@ class _Bare(ast.NodeTransformer):
         return None
 
 
-def stale(kept: Mapping[str, str], now: Mapping[str, str], histories: list[Path]) -> list[str]:
-    """What is to be said about workflows that changed, or of which there is no history."""
+def find_stale_workflows(
+    recorded_fingerprints: Mapping[str, str], current_fingerprints: Mapping[str, str], histories: list[Path]
+) -> list[str]:
+    """Return a message for each workflow that changed since its recording or has no recording."""
     shapes = {path.stem.partition("-")[0] for path in histories}
-    said = [f"{name}: no recorded history" for name in sorted(now) if name not in shapes]
-    said += [
+    messages = [f"{name}: no recorded history" for name in sorted(current_fingerprints) if name not in shapes]
+    messages += [
         f"{name}: its code changed since it was recorded; guard changed commands with workflow.patched where a version"
         " with the old ones is out, and run `python -m tests.checks.histories record`"
-        for name in sorted(now)
-        if name in shapes and kept.get(name) != now[name]
+        for name in sorted(current_fingerprints)
+        if name in shapes and recorded_fingerprints.get(name) != current_fingerprints[name]
     ]
-    return said
+    return messages
 
 
 # ---------------------------------------------------------------- recording
 
 
-def record() -> int:
-    """Record today's version anew from the runs of the tests that `recording.RECIPES` names."""
+def record_histories() -> int:
+    """Record the current version from runs of the tests in `history_recording.RECIPES`. Returns the exit status."""
     today = HISTORIES / version()
-    released = [path for path in recorded() if path.parent != today]
-    if broken := asyncio.run(failures(released)):
-        print("\n".join(f"{name}: {error}" for name, error in broken.items()))
-        print("what was released does not replay: guard the change with workflow.patched first")
+    released = [path for path in recorded_histories() if path.parent != today]
+    if replay_failures := asyncio.run(find_replay_failures(released)):
+        print("\n".join(f"{name}: {error}" for name, error in replay_failures.items()))
+        print("a released history does not replay: guard the change with workflow.patched first")
         return 1
     with tempfile.TemporaryDirectory() as folder:
-        tests = sorted(set(recording.RECIPES.values()))
-        done = subprocess.run(
+        tests = sorted(set(history_recording.RECIPES.values()))
+        completed = subprocess.run(
             [
                 sys.executable,
                 "-m",
                 "pytest",
                 "-q",
                 "-p",
-                "tests.support.recording",
-                *(f"{TESTS}/{one}" for one in tests),
+                "tests.support.history_recording",
+                *(f"{TESTS}/{file_name}" for file_name in tests),
             ],
             cwd=ROOT,
-            env={**os.environ, recording.FOLDER: folder, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, history_recording.HISTORIES_DIRECTORY_VARIABLE: folder, "PYTHONPATH": str(ROOT)},
             timeout=LONGEST_RECORDING_SECONDS,
             check=False,
         )
-        missing = [name for name in recording.RECIPES if not (Path(folder) / f"{name}.json").exists()]
-        if done.returncode or missing:
+        missing = [name for name in history_recording.RECIPES if not (Path(folder) / f"{name}.json").exists()]
+        if completed.returncode or missing:
             print(f"not recorded: {', '.join(missing) or 'a test failed'}")
             return 1
         today.mkdir(parents=True, exist_ok=True)
         for old in today.glob("*.json"):
             old.unlink()
-        for name in recording.RECIPES:
-            history = recording.scrubbed(json.loads((Path(folder) / f"{name}.json").read_text()))
+        for name in history_recording.RECIPES:
+            history = history_recording.redact_history(json.loads((Path(folder) / f"{name}.json").read_text()))
             (today / f"{name}.json").write_text(json.dumps(history, separators=(",", ":"), sort_keys=True) + "\n")
     FINGERPRINTS.write_text(json.dumps(fingerprints(), indent=2, sort_keys=True) + "\n")
     return check()
 
 
 def check() -> int:
-    histories = recorded()
-    said = [f"{name}: {error}" for name, error in asyncio.run(failures(histories)).items()]
-    kept = json.loads(FINGERPRINTS.read_text()) if FINGERPRINTS.exists() else {}
-    said += stale(kept, fingerprints(), histories)
-    if said:
-        print("\n".join(said))
-    return 1 if said else 0
+    paths = recorded_histories()
+    messages = [f"{name}: {error}" for name, error in asyncio.run(find_replay_failures(paths)).items()]
+    recorded_fingerprints = json.loads(FINGERPRINTS.read_text()) if FINGERPRINTS.exists() else {}
+    messages += find_stale_workflows(recorded_fingerprints, fingerprints(), paths)
+    if messages:
+        print("\n".join(messages))
+    return 1 if messages else 0
 
 
 def main() -> int:
-    return record() if sys.argv[1:] == ["record"] else check()
+    return record_histories() if sys.argv[1:] == ["record"] else check()
 
 
 if __name__ == "__main__":
-    leave(main())
+    exit_process(main())

@@ -1,4 +1,4 @@
-"""`workflows.rules` takes only the standard library, and from that no clock, no chance, no input or output."""
+"""Check that `workflows.rules` imports only the standard library, and from it no clock, randomness, input or output."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ from pathlib import Path
 RULES = Path(__file__).resolve().parents[2] / "workflows" / "rules"
 HOME = "workflows.rules"
 
-# Of the standard library: what would make a decision depend on when or where it is taken.
+# Modules of the standard library that make a decision depend on time or place.
 FORBIDDEN = {
     "asyncio", "ctypes", "http", "importlib", "io", "logging", "multiprocessing", "os", "pathlib", "random", "secrets",
     "select", "selectors", "shutil", "signal", "socket", "socketserver", "sqlite3", "ssl", "subprocess", "sys",
     "tempfile", "threading", "time", "urllib",
 }  # fmt: skip
-CLOCKS = {"now", "utcnow", "today", "uuid1", "uuid4", "uuid6", "uuid7", "fromtimestamp"}
-"""`fromtimestamp` without a zone takes the machine's; the rules get instants, never stamps."""
+NONDETERMINISTIC_CALLS = {"now", "utcnow", "today", "uuid1", "uuid4", "uuid6", "uuid7", "fromtimestamp"}
+"""`fromtimestamp` without a zone uses the machine's. Rules receive instants as arguments."""
 BUILTINS = {"open", "input", "print", "exec", "eval", "__import__"}
 
 
-def offences(path: Path) -> Iterator[tuple[int, str]]:
-    """Line and reason of everything a rule may not do."""
+def find_violations(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (line, reason) for everything that a rule must not do."""
     for node in ast.walk(ast.parse(path.read_text(), str(path))):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                if reason := wrong_module(alias.name):
+                if reason := forbidden_import_reason(alias.name):
                     yield node.lineno, reason
         elif isinstance(node, ast.ImportFrom):
             if node.level:
                 yield node.lineno, "a relative import"
-            elif reason := wrong_module(node.module or ""):
+            elif reason := forbidden_import_reason(node.module or ""):
                 yield node.lineno, reason
         elif isinstance(node, ast.Call):
-            if isinstance(node.func, ast.Attribute) and node.func.attr in CLOCKS:
-                yield node.lineno, f"asks for the time or for chance: {node.func.attr}()"
+            if isinstance(node.func, ast.Attribute) and node.func.attr in NONDETERMINISTIC_CALLS:
+                yield node.lineno, f"reads the clock or a random source: {node.func.attr}()"
             elif isinstance(node.func, ast.Name) and node.func.id in BUILTINS:
                 yield node.lineno, f"calls {node.func.id}()"
 
 
-def wrong_module(name: str) -> str | None:
+def forbidden_import_reason(name: str) -> str | None:
     top = name.split(".", 1)[0]
     if name == HOME or name.startswith(f"{HOME}.") or top == "__future__":
         return None
@@ -50,14 +50,14 @@ def wrong_module(name: str) -> str | None:
 
 
 def main() -> int:
-    found = [
+    violations = [
         f"{path.relative_to(RULES.parents[1])}:{line}: {reason}"
         for path in sorted(RULES.rglob("*.py"))
-        for line, reason in offences(path)
+        for line, reason in find_violations(path)
     ]
-    if found:
-        print("\n".join(found))
-    return 1 if found else 0
+    if violations:
+        print("\n".join(violations))
+    return 1 if violations else 0
 
 
 if __name__ == "__main__":

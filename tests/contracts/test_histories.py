@@ -1,4 +1,4 @@
-"""The guard over recorded histories: it notices changed commands and forgotten recordings, and nothing else."""
+"""The gate over recorded histories finds changed commands and missing recordings, and nothing else."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.checks import histories
-from tests.support import recording
+from tests.support import history_recording
 
 SOURCE = '''
 """A workflow."""
@@ -19,11 +19,11 @@ class Reminder:
         """Remind."""
         # twice
         await workflow.sleep(5)
-        await self._tell(order)
+        await self._notify(order)
 '''
 
 
-def of(source: str) -> str:
+def fingerprint_of(source: str) -> str:
     return histories.fingerprint({"workflows.reminder": source})
 
 
@@ -36,9 +36,9 @@ def of(source: str) -> str:
         ("from workflows import policies", "from workflows import names, policies"),
     ],
 )
-def test_words_and_form_are_no_change(before: str, after: str) -> None:
+def test_comments_docstrings_and_layout_do_not_change_the_fingerprint(before: str, after: str) -> None:
     assert before in SOURCE
-    assert of(SOURCE.replace(before, after)) == of(SOURCE)
+    assert fingerprint_of(SOURCE.replace(before, after)) == fingerprint_of(SOURCE)
 
 
 @pytest.mark.parametrize(
@@ -46,51 +46,57 @@ def test_words_and_form_are_no_change(before: str, after: str) -> None:
     [
         ("sleep(5)", "sleep(6)"),
         (
-            "        await workflow.sleep(5)\n        await self._tell(order)",
-            "        await self._tell(order)\n        await workflow.sleep(5)",
+            "        await workflow.sleep(5)\n        await self._notify(order)",
+            "        await self._notify(order)\n        await workflow.sleep(5)",
         ),
-        ("await self._tell(order)", "if workflow.patched('tell'):\n            await self._tell(order)"),
+        ("await self._notify(order)", "if workflow.patched('notify'):\n            await self._notify(order)"),
     ],
 )
-def test_what_the_code_does_is_a_change(before: str, after: str) -> None:
+def test_changed_statements_change_the_fingerprint(before: str, after: str) -> None:
     assert before in SOURCE
-    assert of(SOURCE.replace(before, after)) != of(SOURCE)
+    assert fingerprint_of(SOURCE.replace(before, after)) != fingerprint_of(SOURCE)
 
 
-def test_a_workflows_code_includes_its_helpers_and_no_more() -> None:
+def test_sources_of_a_workflow_include_the_modules_that_it_imports_and_no_others() -> None:
     by_name = {histories.type_name(kind): set(histories.sources(kind)) for kind in histories.all_workflows()}
-    assert {"workflows.subscription", "workflows.billing_cycle", "workflows.convergence"} <= by_name["Subscription"]
-    assert by_name["InvoiceDocument"] == {"workflows.document"}
+    assert {
+        "workflows.subscription.workflow",
+        "workflows.subscription.billing_cycle",
+        "workflows.subscription.instance_reconciler",
+    } <= by_name["Subscription"]
+    assert by_name["InvoiceRendering"] == {"workflows.invoice_rendering"}
 
 
-def test_what_is_missing_or_changed_is_named() -> None:
-    kept = {"Payment": "1", "Refund": "1"}
-    now = {"Payment": "1", "Refund": "2", "Adjustment": "1"}
-    said = histories.stale(kept, now, [Path("0.1.0/Payment-top-up.json"), Path("0.1.0/Refund-followed.json")])
-    assert [line.partition(":")[0] for line in said] == ["Adjustment", "Refund"]
+def test_a_missing_and_a_changed_recording_are_named() -> None:
+    recorded_fingerprints = {"Payment": "1", "Refund": "1"}
+    now = {"Payment": "1", "Refund": "2", "WalletAdjustment": "1"}
+    messages = histories.find_stale_workflows(
+        recorded_fingerprints, now, [Path("0.1.0/Payment-top-up.json"), Path("0.1.0/Refund-followed.json")]
+    )
+    assert [line.partition(":")[0] for line in messages] == ["WalletAdjustment", "Refund"]
 
 
 def test_every_workflow_has_a_recipe() -> None:
     kinds = {histories.type_name(kind) for kind in histories.all_workflows()}
-    assert {name.partition("-")[0] for name in recording.RECIPES} == kinds
+    assert {name.partition("-")[0] for name in history_recording.RECIPES} == kinds
 
 
-def test_recordings_hold_nothing_of_the_machine() -> None:
-    scrubbed = recording.scrubbed(
+def test_recordings_hold_no_identity_or_path_of_the_machine() -> None:
+    scrubbed = history_recording.redact_history(
         {"identity": "4711@builder.local", "failure": {"message": "no", "stackTrace": "File /home/x"}, "n": [1, "a"]}
     )
     assert scrubbed == {"identity": "recorder", "failure": {"message": "no"}, "n": [1, "a"]}
 
 
-async def test_a_history_with_another_course_does_not_replay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A recorded run whose first activity was another one: today's code would ask for something else."""
-    (kept,) = histories.HISTORIES.glob("*/InvoiceDocument-rendered.json")
+async def test_a_history_with_another_activity_does_not_replay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first activity of the recorded run is replaced, so that the current code issues another command."""
+    (recorded_path,) = histories.HISTORIES.glob("*/InvoiceRendering-rendered.json")
     monkeypatch.setattr(histories, "HISTORIES", tmp_path)
-    same, other = tmp_path / "InvoiceDocument-same.json", tmp_path / "InvoiceDocument-other.json"
-    same.write_text(kept.read_text())
-    history = json.loads(kept.read_text())
+    same, other = tmp_path / "InvoiceRendering-same.json", tmp_path / "InvoiceRendering-other.json"
+    same.write_text(recorded_path.read_text())
+    history = json.loads(recorded_path.read_text())
     for event in history["events"]:
         if "activityTaskScheduledEventAttributes" in event:
             event["activityTaskScheduledEventAttributes"]["activityType"]["name"] = "documents.burn"
     other.write_text(json.dumps(history))
-    assert set(await histories.failures([same, other])) == {other.name}
+    assert set(await histories.find_replay_failures([same, other])) == {other.name}

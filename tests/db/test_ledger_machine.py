@@ -1,4 +1,4 @@
-"""Any sequence of postings, against the real database and a model of five lines."""
+"""Any sequence of ledger transactions, on the real database and on a model of the balances."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from db.queries import ledger
 from db.session import session_factory
-from tests.support.accounts import account
-from tests.support.databases import Database
+from tests.support.databases import DatabaseFixture
+from tests.support.inserts import insert_organization
 from workflows.rules import ledger as rules
-from workflows.rules.errors import RuleBroken
-from workflows.rules.ids import derived
-from workflows.rules.ledger import Account, Posting
-from workflows.rules.money import Money, zero
+from workflows.rules.errors import RuleViolation
+from workflows.rules.ids import derive_id
+from workflows.rules.ledger import LedgerAccount, LedgerTransaction
+from workflows.rules.money import Money, zero_money
 
 AT = datetime(2027, 1, 31, tzinfo=UTC)
 AMOUNTS = st.integers(min_value=1, max_value=500)
-NOTHING = zero("USD")
+ZERO = zero_money("USD")
 
 
 def money(amount: int) -> Money:
     return Money(amount_minor=amount, currency="USD")
 
 
-async def test_any_sequence_of_postings_keeps_the_books(database: Database) -> None:
+async def test_any_sequence_of_transactions_keeps_the_ledger_balanced(database: DatabaseFixture) -> None:
     organizations = count(1)
-    made: dict[int, str] = {}
-    # Hypothesis runs synchronously in a thread with a loop of its own: connections cannot be shared with this one's.
+    organization_ids: dict[int, str] = {}
+    # Hypothesis runs in a thread with a separate event loop, which cannot share connections with this loop.
     url = database.worker_url
 
     for number in range(1, 13):
-        made[number] = await account(database.owner)
+        organization_ids[number] = await insert_organization(database.owner)
 
-    class Books(RuleBasedStateMachine):
+    class LedgerMachine(RuleBasedStateMachine):
         def __init__(self) -> None:
             super().__init__()
-            self.organization = made[(next(organizations) - 1) % len(made) + 1]
+            self.organization = organization_ids[(next(organizations) - 1) % len(organization_ids) + 1]
             self.loop = asyncio.new_event_loop()
             self.sessions = session_factory(create_async_engine(url, poolclass=NullPool))
-            self.model = self.loop.run_until_complete(self._kept())
-            self.keys: list[tuple[str, Posting]] = []
+            self.model = self.loop.run_until_complete(self._stored_balances())
+            self.keys: list[tuple[str, LedgerTransaction]] = []
             self.run_name = f"{id(self)}-{next(organizations)}"
 
         def teardown(self) -> None:
@@ -55,46 +55,48 @@ async def test_any_sequence_of_postings_keeps_the_books(database: Database) -> N
 
         @rule(amount=AMOUNTS)
         def top_up(self, amount: int) -> None:
-            self._post(rules.top_up("stripe", money(amount)))
+            self._post(rules.top_up_transaction("stripe", money(amount)))
 
         @rule(amount=AMOUNTS)
         def credit(self, amount: int) -> None:
-            self._post(rules.credit(money(amount)))
+            self._post(rules.promotional_credit_transaction(money(amount)))
 
         @rule(wallet=AMOUNTS, promotional=st.integers(min_value=0, max_value=200))
         def hold(self, wallet: int, promotional: int) -> None:
-            self._post(rules.hold(wallet=money(wallet), promotional=money(promotional)))
+            self._post(rules.hold_transaction(wallet=money(wallet), promotional=money(promotional)))
 
         @rule(amount=AMOUNTS)
         def release(self, amount: int) -> None:
-            self._post(rules.release(wallet=money(amount), promotional=NOTHING))
+            self._post(rules.release_transaction(wallet=money(amount), promotional=ZERO))
 
         @rule(amount=AMOUNTS, tax=st.integers(min_value=0, max_value=50))
         def charge(self, amount: int, tax: int) -> None:
-            self._post(rules.charge(promotional=NOTHING, wallet=money(amount), held=NOTHING, tax=money(tax)))
+            self._post(
+                rules.paid_invoice_transaction(promotional=ZERO, wallet=money(amount), held=ZERO, tax=money(tax))
+            )
 
         @rule(amount=AMOUNTS)
         def refund(self, amount: int) -> None:
-            self._post(rules.refund_of_top_up("stripe", money(amount)))
+            self._post(rules.top_up_refund_transaction("stripe", money(amount)))
 
         @rule(amount=st.integers(min_value=-500, max_value=500).filter(bool))
         def adjust(self, amount: int) -> None:
-            self._post(rules.adjustment(money(amount)))
+            self._post(rules.adjustment_transaction(money(amount)))
 
         @rule(data=st.data())
         def repeat(self, data: st.DataObject) -> None:
-            """A key that was posted before changes nothing, whatever comes with it."""
+            """A repeated key changes nothing."""
             if self.keys:
                 key, posting = data.draw(st.sampled_from(self.keys))
                 assert self.loop.run_until_complete(self._write(posting, key)) is False
 
         @invariant()
-        def kept_balances_are_the_model(self) -> None:
-            assert self.loop.run_until_complete(self._kept()) == self.model
+        def stored_balances_equal_the_model(self) -> None:
+            assert self.loop.run_until_complete(self._stored_balances()) == self.model
             assert min(self.model.values()) >= 0
-            assert self.loop.run_until_complete(self._faults()) == ([], 0)
+            assert self.loop.run_until_complete(self._find_violations()) == ([], 0)
 
-        def _post(self, posting: Posting) -> None:
+        def _post(self, posting: LedgerTransaction) -> None:
             after = dict(self.model)
             for entry in posting.entries:
                 if entry.account in after:
@@ -102,18 +104,18 @@ async def test_any_sequence_of_postings_keeps_the_books(database: Database) -> N
             key = f"{self.run_name}-{len(self.keys)}-{posting.kind}"
             try:
                 assert self.loop.run_until_complete(self._write(posting, key))
-            except RuleBroken:
-                assert min(after.values()) < 0, "refused although it was covered"
+            except RuleViolation:
+                assert min(after.values()) < 0, "rejected although the balance covers it"
                 return
             self.keys.append((key, posting))
             self.model = after
 
-        async def _write(self, posting: Posting, key: str) -> bool:
+        async def _write(self, posting: LedgerTransaction, key: str) -> bool:
             async with self.sessions.begin() as session:
-                return await ledger.post(
+                return await ledger.post_transaction(
                     session,
                     posting,
-                    transaction_id=derived("tx", key),
+                    transaction_id=derive_id("tx", key),
                     organization_id=self.organization,
                     at=AT,
                     ref=None,
@@ -121,18 +123,20 @@ async def test_any_sequence_of_postings_keeps_the_books(database: Database) -> N
                     idempotency_key=key,
                 )
 
-        async def _kept(self) -> dict[str, int]:
+        async def _stored_balances(self) -> dict[str, int]:
             async with self.sessions.begin() as session:
-                kept = await ledger.balances(session, self.organization, "USD")
+                balances = await ledger.get_balances(session, self.organization, "USD")
             return {
-                Account.WALLET: kept.wallet.amount_minor,
-                Account.PROMOTIONAL: kept.promotional.amount_minor,
-                Account.HELD: kept.held.amount_minor,
+                LedgerAccount.WALLET: balances.wallet.amount_minor,
+                LedgerAccount.PROMOTIONAL: balances.promotional.amount_minor,
+                LedgerAccount.HELD: balances.held.amount_minor,
             }
 
-        async def _faults(self) -> tuple[list[ledger.Drift], int]:
+        async def _find_violations(self) -> tuple[list[ledger.BalanceMismatch], int]:
             async with self.sessions.begin() as session:
-                return await ledger.drift(session), await ledger.unbalanced(session)
+                return await ledger.find_balance_mismatches(session), await ledger.count_unbalanced_transactions(
+                    session
+                )
 
     few = settings(
         max_examples=6,
@@ -143,4 +147,4 @@ async def test_any_sequence_of_postings_keeps_the_books(database: Database) -> N
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    await asyncio.to_thread(run_state_machine_as_test, Books, settings=few)
+    await asyncio.to_thread(run_state_machine_as_test, LedgerMachine, settings=few)

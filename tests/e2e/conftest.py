@@ -1,4 +1,4 @@
-"""One stack for all of them, and a customer of its own for each test."""
+"""One stack for all tests of the package, and a new customer for each test."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.steps import Sandbox
-from tests.support.stack import Customer, RunningStack, running_stack
+from tests.support.running_stack import ApiUser, RunningStack, running_stack
 
 HERE = Path(__file__).parent
-JOURNEYS = {"test_account", "test_money", "test_orders", "test_life"}
+JOURNEYS = {"test_account", "test_money", "test_orders", "test_life", "test_small_amounts", "test_credit_collects"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(HERE):
-            # Two stacks on two workers: what customers walk, and what is done to them.
+            # Two groups, so that two workers with one stack each share the tests.
             journey = item.path.stem in JOURNEYS
             item.add_marker(pytest.mark.xdist_group("journeys" if journey else "adversities"))
             item.add_marker(pytest.mark.stack)
@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="package")
 def stack() -> Iterator[RunningStack]:
-    """Not for the whole session: a dozen processes, which the tests after these have no use for."""
+    """The running stack. It ends with the package, because other tests have no use for its processes."""
     home = os.environ.get("BERTH_E2E_HOME")
     if home:
         with subprocess.Popen(["sleep", "infinity"]) as stand_in:
@@ -40,20 +40,20 @@ def stack() -> Iterator[RunningStack]:
 
 
 @pytest.fixture
-def customer(stack: RunningStack) -> Customer:
-    """Somebody new, verified and signed in, with dollars."""
+def customer(stack: RunningStack) -> ApiUser:
+    """A new customer, verified and signed in, whose currency is USD."""
     return stack.register()
 
 
 @pytest.fixture(scope="package")
-def administrator(stack: RunningStack) -> Customer:
+def administrator(stack: RunningStack) -> ApiUser:
     return stack.administrator()
 
 
 @pytest.fixture
 def sandbox(stack: RunningStack) -> Iterator[Sandbox]:
-    """Faults may be ordered; none is left afterwards."""
-    found = Sandbox(stack)
-    found.clear()
-    yield found
-    found.clear()
+    """Control of faults. All faults are cleared after the test."""
+    faults = Sandbox(stack)
+    faults.clear()
+    yield faults
+    faults.clear()

@@ -23,8 +23,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from tests.e2e.steps import card, invoices, ready, top_up
-from tests.support.stack import Customer, RunningStack
+from tests.e2e.steps import card, invoices, order_until_ready, top_up
+from tests.support.running_stack import ApiUser, RunningStack
 
 OPENAPI = Path(__file__).resolve().parents[2] / "openapi.json"
 EXAMPLES = int(os.environ.get("BERTH_FUZZ_EXAMPLES", "4"))
@@ -54,39 +54,39 @@ def schema(stack: RunningStack) -> Any:
 
 
 @pytest.fixture(scope="module")
-def somebody(stack: RunningStack) -> Customer:
+def fuzzed_user(stack: RunningStack) -> ApiUser:
     return stack.register()
 
 
 @pytest.fixture(scope="module")
-def real(somebody: Customer) -> dict[str, str]:
+def existing_ids(fuzzed_user: ApiUser) -> dict[str, str]:
     """Ids that exist, by the name of the parameter that takes them: unknown ones never get past the front door."""
-    saved, paid = card(somebody), top_up(somebody, 1500)
-    found = ready(somebody)
-    (invoice,) = invoices(somebody, found["id"])
+    saved, paid = card(fuzzed_user), top_up(fuzzed_user, 1500)
+    subscription = order_until_ready(fuzzed_user)
+    (invoice,) = invoices(fuzzed_user, subscription["id"])
     return {
-        "subscription_id": found["id"],
-        "instance_id": found["instance"]["id"],
+        "subscription_id": subscription["id"],
+        "instance_id": subscription["instance"]["id"],
         "invoice_id": invoice["id"],
         "payment_id": paid["id"],
         "payment_method_id": saved["id"],
-        "plan_id": somebody.plan("n8n-pro"),
+        "plan_id": fuzzed_user.plan("n8n-pro"),
         "slug": "n8n",
     }
 
 
 @pytest.mark.scenario("S10")
 @pytest.mark.parametrize(("path", "method"), list(_operations()))
-def test_no_request_brings_it_down(
+def test_no_request_makes_the_api_fail(
     stack: RunningStack,
-    administrator: Customer,
+    administrator: ApiUser,
     schema: Any,
-    somebody: Customer,
-    real: dict[str, str],
+    fuzzed_user: ApiUser,
+    existing_ids: dict[str, str],
     path: str,
     method: str,
 ) -> None:
-    caller = administrator if "/admin/" in path else somebody
+    caller = administrator if "/admin/" in path else fuzzed_user
     operation = schema[path][method.upper()]
 
     def ask(case: Any) -> None:
@@ -110,9 +110,9 @@ def test_no_request_brings_it_down(
         )
         def answered(case: Any) -> None:
             ask(case)
-            known = {name: real[name] for name in case.path_parameters or {} if name in real}
-            if known:
-                case.path_parameters.update(known)
+            existing = {name: existing_ids[name] for name in case.path_parameters or {} if name in existing_ids}
+            if existing:
+                case.path_parameters.update(existing)
                 ask(case)
 
         try:
@@ -120,17 +120,17 @@ def test_no_request_brings_it_down(
         except Unsatisfiable:
             # It takes nothing that could be wrong.
             assert mode is GenerationMode.NEGATIVE
-    # Whatever was sent: nobody's session, role or money went with it.
-    assert caller.call("GET", "/api/v1/users/me")[0] in (200, 401)
+    # No request changed a session, a role or a wallet of another account.
+    assert caller.request("GET", "/api/v1/users/me")[0] in (200, 401)
 
 
-def test_the_documentation_needs_nobody_else(stack: RunningStack) -> None:
+def test_the_documentation_loads_nothing_from_other_hosts(stack: RunningStack) -> None:
     for page in ("/docs", "/redoc"):
-        shown = httpx.get(f"{stack.api}{page}", timeout=10)
-        assert shown.status_code == 200
-        parts = re.findall(r'(?:src|href)="([^"]+)"', shown.text)
+        response = httpx.get(f"{stack.api}{page}", timeout=10)
+        assert response.status_code == 200
+        parts = re.findall(r'(?:src|href)="([^"]+)"', response.text)
         assert len(parts) >= 2
         for part in parts:
             assert part.startswith("/"), part
             assert httpx.get(f"{stack.api}{part}", timeout=10).status_code == 200, part
-        assert "unsafe-inline" not in shown.headers["Content-Security-Policy"].partition("style-src")[0]
+        assert "unsafe-inline" not in response.headers["Content-Security-Policy"].partition("style-src")[0]

@@ -12,26 +12,26 @@ import pytest
 from tests.e2e.steps import (
     V1,
     Sandbox,
+    assert_success,
+    assert_wallet_matches_transactions,
     card,
-    done,
-    every,
+    get_subscription,
     held,
     instant,
     invoices,
-    key,
-    ready,
-    settled,
+    list_all,
+    new_key,
+    order_until_ready,
     spendable,
-    subscription,
-    the_books_agree,
+    wait_for_first_payment,
 )
 from tests.support import invariants
-from tests.support.stack import Customer, Json, RunningStack
-from tests.support.wait import eventually_sync, in_time
+from tests.support.running_stack import ApiUser, Json, RunningStack
+from tests.support.wait import scale_timeout, wait_until_sync
 
 REQUESTS = ("lost_reply", "stall", "server_error", "reset")
 WEBHOOKS = ("duplicate_webhook", "reorder_webhook", "hold_webhook")
-ANSWERS_WITHIN = in_time(5.0)
+ANSWERS_WITHIN = scale_timeout(5.0)
 # A stall that outlasts what a caller is kept waiting for, not what a test should.
 STALLED = 4
 
@@ -43,8 +43,8 @@ def strike(sandbox: Sandbox, fault: str) -> None:
         sandbox.gateway(fault, seconds=2)
 
 
-def taken(stack: RunningStack, amount_minor: int) -> list[Json]:
-    """What the gateway took in exactly this amount: tests use amounts of their own."""
+def list_charges(stack: RunningStack, amount_minor: int) -> list[Json]:
+    """Return the gateway's charges of exactly this amount: each test uses another amount."""
     return [
         row
         for row in stack.charges()
@@ -52,79 +52,83 @@ def taken(stack: RunningStack, amount_minor: int) -> list[Json]:
     ]
 
 
-def accepted(customer: Customer, path: str, body: Json, once: str) -> Json:
+def send_until_accepted(customer: ApiUser, path: str, body: Json, once: str) -> Json:
     began = time.monotonic()
-    status, answer = customer.call("POST", path, body, key=once)
+    status, content = customer.request("POST", path, body, key=once)
     assert time.monotonic() - began < ANSWERS_WITHIN
-    assert status in (201, 202), answer
-    found: Json = answer["data"]
-    return found
+    assert status in (201, 202), content
+    resource: Json = content["data"]
+    return resource
 
 
 @pytest.mark.scenario("B20", "B22", "B23")
 @pytest.mark.parametrize("fault", [*REQUESTS, *WEBHOOKS])
 def test_a_top_up_an_order_and_a_renewal_are_charged_once(
-    stack: RunningStack, customer: Customer, sandbox: Sandbox, fault: str
+    stack: RunningStack, customer: ApiUser, sandbox: Sandbox, fault: str
 ) -> None:
-    """One after the other, each with the fault anew."""
+    """The fault is set again before each of the three."""
     amount = 7001 + 13 * (*REQUESTS, *WEBHOOKS).index(fault)
-    before, once = len(taken(stack, amount)), key()
+    before, once = len(list_charges(stack, amount)), new_key()
     body = {"amount_minor": amount, "currency": "USD", "gateway": "stripe", "payment_method": "pm_card_visa"}
     strike(sandbox, fault)
-    made = accepted(customer, f"{V1}/billing/topups", body, once)
-    assert accepted(customer, f"{V1}/billing/topups", body, once)["id"] == made["id"]
-    eventually_sync(lambda: spendable(customer) == amount, what="the top-up can be spent")
-    assert len(taken(stack, amount)) == before + 1
-    assert customer.get(f"{V1}/billing/payments/{made['id']}")["status"] == "succeeded"
-    assert [row["kind"] for row in every(customer, f"{V1}/billing/transactions")] == ["top_up"]
+    payment = send_until_accepted(customer, f"{V1}/billing/topups", body, once)
+    assert send_until_accepted(customer, f"{V1}/billing/topups", body, once)["id"] == payment["id"]
+    wait_until_sync(lambda: spendable(customer) == amount, description="the top-up can be spent")
+    assert len(list_charges(stack, amount)) == before + 1
+    assert customer.get(f"{V1}/billing/payments/{payment['id']}")["status"] == "succeeded"
+    assert [row["kind"] for row in list_all(customer, f"{V1}/billing/transactions")] == ["top_up"]
 
     card(customer)
-    before, once = len(taken(stack, 1500)), key()
+    before, once = len(list_charges(stack, 1500)), new_key()
     order = {"plan_id": customer.plan("n8n-starter"), "collection": "card"}
     sandbox.clear()
     strike(sandbox, fault)
-    found = accepted(customer, f"{V1}/subscriptions", order, once)
-    assert accepted(customer, f"{V1}/subscriptions", order, once)["id"] == found["id"]
-    found = customer.until(found["id"], "active", timeout=60)
-    settled(customer, found["id"])
-    assert len(taken(stack, 1500)) == before + 1
+    subscription = send_until_accepted(customer, f"{V1}/subscriptions", order, once)
+    assert send_until_accepted(customer, f"{V1}/subscriptions", order, once)["id"] == subscription["id"]
+    subscription = customer.wait_for_status(subscription["id"], "active", timeout=60)
+    wait_for_first_payment(customer, subscription["id"])
+    assert len(list_charges(stack, 1500)) == before + 1
 
     sandbox.clear()
     strike(sandbox, fault)
-    customer.advance(found["id"], until=(instant(found["current_period"]["end"]) + timedelta(minutes=1)).isoformat())
+    customer.advance(
+        subscription["id"], until=(instant(subscription["current_period"]["end"]) + timedelta(minutes=1)).isoformat()
+    )
 
     def paid() -> bool:
-        return [invoice["status"] for invoice in invoices(customer, found["id"])] == ["paid", "paid"]
+        return [invoice["status"] for invoice in invoices(customer, subscription["id"])] == ["paid", "paid"]
 
-    eventually_sync(paid, what="the renewal is paid")
-    assert subscription(customer, found["id"])["status"] == "active"
-    assert len(taken(stack, 1500)) == before + 2
-    assert Counter(row["status"] for row in every(customer, f"{V1}/billing/payments")) == {"succeeded": 3}
+    wait_until_sync(paid, description="the renewal is paid")
+    assert get_subscription(customer, subscription["id"])["status"] == "active"
+    assert len(list_charges(stack, 1500)) == before + 2
+    assert Counter(row["status"] for row in list_all(customer, f"{V1}/billing/payments")) == {"succeeded": 3}
     assert (spendable(customer), held(customer)) == (amount, 0)
-    the_books_agree(customer)
+    assert_wallet_matches_transactions(customer)
 
 
 @pytest.mark.scenario("B19")
-def test_everything_again_changes_nothing(stack: RunningStack, customer: Customer, sandbox: Sandbox) -> None:
+def test_redelivered_webhooks_change_nothing(stack: RunningStack, customer: ApiUser, sandbox: Sandbox) -> None:
     """After all that happened here: every webhook once more, forwards and backwards."""
     card(customer)
-    settled(customer, ready(customer, collection="card")["id"])
+    wait_for_first_payment(customer, order_until_ready(customer, collection="card")["id"])
     tables = ("payments", "ledger_entries", "ledger_accounts", "invoices", "subscriptions", "refunds")
 
     def picture() -> list[list[Json]]:
-        return [stack.rows(f"SELECT * FROM {table} ORDER BY 1, 2") for table in tables]
+        return [stack.query_as_superuser(f"SELECT * FROM {table} ORDER BY 1, 2") for table in tables]
 
     def quiet() -> bool:
-        return invariants.no_workflow_is_stuck(stack) == []
+        return invariants.list_stuck_workflows(stack) == []
 
-    eventually_sync(quiet, what="nothing is under way")
+    wait_until_sync(quiet, description="nothing is under way")
     before = picture()
     for backwards in (False, True):
-        told = httpx.post(f"{stack.card['urls']['stripe']}/sandbox/redeliver", json={"reverse": backwards}, timeout=120)
-        assert told.status_code == 200, told.text
-        eventually_sync(quiet, what="nothing is under way")
+        response = httpx.post(
+            f"{stack.card['urls']['stripe']}/sandbox/redeliver", json={"reverse": backwards}, timeout=120
+        )
+        assert response.status_code == 200, response.text
+        wait_until_sync(quiet, description="nothing is under way")
     assert picture() == before
-    assert done(customer.call("GET", f"{V1}/billing/wallet"))["held"][0]["amount_minor"] == 0
-    invariants.ledger_is_sound(stack)
-    invariants.nobody_is_charged_twice(stack)
-    invariants.one_invoice_per_period_without_gaps(stack)
+    assert assert_success(customer.request("GET", f"{V1}/billing/wallet"))["held"][0]["amount_minor"] == 0
+    invariants.assert_ledger_balanced(stack)
+    invariants.assert_no_duplicate_charges(stack)
+    invariants.assert_invoice_numbers_gapless(stack)

@@ -4,43 +4,59 @@ from __future__ import annotations
 
 import pytest
 
-from tests.e2e.steps import V1, card, done, every, held, key, money, refused, spendable, the_books_agree, top_up
-from tests.support.stack import Customer, RunningStack
-from tests.support.wait import eventually_sync
+from tests.e2e.steps import (
+    V1,
+    assert_error,
+    assert_success,
+    assert_wallet_matches_transactions,
+    card,
+    held,
+    list_all,
+    money,
+    new_key,
+    spendable,
+    top_up,
+)
+from tests.support.running_stack import ApiUser, RunningStack
+from tests.support.wait import wait_until_sync
 
 TOP_UP = {"amount_minor": 2500, "currency": "USD", "gateway": "stripe", "payment_method": "pm_card_visa"}
 TOPUPS = f"{V1}/billing/topups"
 
 
-def test_a_wallet_begins_empty_and_is_topped_up_by_card(customer: Customer) -> None:
+def test_a_wallet_begins_empty_and_is_topped_up_by_card(customer: ApiUser) -> None:
     wallet = customer.get(f"{V1}/billing/wallet")
     assert wallet == {"balances": [money(0)], "held": [money(0)]}
-    refused(customer.call("POST", TOPUPS, TOP_UP), 400, "IDEMPOTENCY_KEY_REQUIRED")
-    once = key()
-    first = done(customer.call("POST", TOPUPS, TOP_UP, key=once), 201)
-    again = done(customer.call("POST", TOPUPS, TOP_UP, key=once), 201)
-    assert first == again
+    assert_error(customer.request("POST", TOPUPS, TOP_UP), 400, "IDEMPOTENCY_KEY_REQUIRED")
+    once = new_key()
+    first = assert_success(customer.request("POST", TOPUPS, TOP_UP, key=once), 201)
+    repeated = assert_success(customer.request("POST", TOPUPS, TOP_UP, key=once), 201)
+    assert first == repeated
     assert first["amount"] == money(2500)
     assert first["gateway"] == "stripe"
-    refused(customer.call("POST", TOPUPS, {**TOP_UP, "amount_minor": 1}, key=once), 422, "IDEMPOTENCY_KEY_REUSED")
-    eventually_sync(lambda: spendable(customer) == 2500, what="the money is there")
-    rows = every(customer, f"{V1}/billing/transactions")
+    assert_error(
+        customer.request("POST", TOPUPS, {**TOP_UP, "amount_minor": 1}, key=once), 422, "IDEMPOTENCY_KEY_REUSED"
+    )
+    wait_until_sync(lambda: spendable(customer) == 2500, description="the money is there")
+    rows = list_all(customer, f"{V1}/billing/transactions")
     assert [(row["kind"], row["amount"], row["ref"]) for row in rows] == [("top_up", money(2500), first["id"])]
-    the_books_agree(customer)
+    assert_wallet_matches_transactions(customer)
 
 
-def test_a_declined_card_is_refused_at_once_and_moves_nothing(customer: Customer) -> None:
+def test_a_declined_card_is_refused_at_once_and_moves_nothing(customer: ApiUser) -> None:
     body = {**TOP_UP, "payment_method": "pm_card_visa_chargeDeclined"}
-    refused(customer.call("POST", TOPUPS, body, key=key()), 402, "PAYMENT_DECLINED")
+    assert_error(customer.request("POST", TOPUPS, body, key=new_key()), 402, "PAYMENT_DECLINED")
     saved = {"gateway": "stripe", "token": "pm_card_visa_chargeDeclined"}
-    refused(customer.call("POST", f"{V1}/billing/payment-methods", saved), 402, "PAYMENT_DECLINED")
-    assert every(customer, f"{V1}/billing/payment-methods") == []
+    assert_error(customer.request("POST", f"{V1}/billing/payment-methods", saved), 402, "PAYMENT_DECLINED")
+    assert list_all(customer, f"{V1}/billing/payment-methods") == []
     failing = card(customer, "pm_card_chargeCustomerFail")
-    refused(
-        customer.call("POST", TOPUPS, {**TOP_UP, "payment_method": failing["id"]}, key=key()), 402, "PAYMENT_DECLINED"
+    assert_error(
+        customer.request("POST", TOPUPS, {**TOP_UP, "payment_method": failing["id"]}, key=new_key()),
+        402,
+        "PAYMENT_DECLINED",
     )
     assert spendable(customer) == 0
-    assert every(customer, f"{V1}/billing/transactions") == []
+    assert list_all(customer, f"{V1}/billing/transactions") == []
 
 
 @pytest.mark.parametrize(
@@ -63,67 +79,73 @@ def test_a_declined_card_is_refused_at_once_and_moves_nothing(customer: Customer
         ({"payment_method": "😀"}, 402),
     ],
 )
-def test_what_cannot_be_charged_is_refused(customer: Customer, changed: dict[str, object], status: int) -> None:
-    answer = customer.call("POST", TOPUPS, {**TOP_UP, **changed}, key=key())
-    assert answer[0] in (status, 422), answer
-    assert answer[1]["error"]["code"]
-    assert every(customer, f"{V1}/billing/transactions") == []
+def test_an_invalid_top_up_is_rejected(customer: ApiUser, changed: dict[str, object], status: int) -> None:
+    response = customer.request("POST", TOPUPS, {**TOP_UP, **changed}, key=new_key())
+    assert response[0] in (status, 422), response
+    assert response[1]["error"]["code"]
+    assert list_all(customer, f"{V1}/billing/transactions") == []
 
 
 @pytest.mark.parametrize(("currency", "code", "price"), [("EUR", "n8n-starter", 1400), ("IDR", "n8n-pro", 67_500_000)])
 def test_accounts_in_other_currencies(stack: RunningStack, currency: str, code: str, price: int) -> None:
     customer = stack.register(currency=currency, timezone="Asia/Jakarta" if currency == "IDR" else "Europe/Paris")
-    made = top_up(customer, price, currency)
+    payment = top_up(customer, price, currency)
     charge = next(row for row in reversed(stack.charges()) if row["currency"].upper() == currency)
     assert charge["amount"] == price
-    found = customer.order(code)
-    now = customer.until(found["id"], "active", "failed", "expired")
+    subscription = customer.create_subscription(code)
+    now = customer.wait_for_status(subscription["id"], "active", "failed", "expired")
     assert now["status"] == "active"
     assert spendable(customer, currency) == held(customer, currency) == 0
-    paid = every(customer, f"{V1}/billing/invoices")
+    paid = list_all(customer, f"{V1}/billing/invoices")
     assert [(row["total"], row["amount_due"]) for row in paid] == [(money(price, currency), money(0, currency))]
-    assert made["amount"]["currency"] == currency
-    the_books_agree(customer)
+    assert payment["amount"]["currency"] == currency
+    assert_wallet_matches_transactions(customer)
 
 
-def test_corrections_by_an_administrator(customer: Customer, administrator: Customer) -> None:
+def test_adjustments_by_an_administrator(customer: ApiUser, administrator: ApiUser) -> None:
     organization = customer.get(f"{V1}/users/me")["organization"]["id"]
     body = {"organization_id": organization, "amount_minor": 700, "currency": "USD", "reason": "goodwill"}
     path = f"{V1}/admin/billing/adjustments"
-    refused(customer.call("POST", path, body, key=key()), 403, "FORBIDDEN")
-    refused(administrator.call("POST", path, body), 400, "IDEMPOTENCY_KEY_REQUIRED")
-    once = key()
-    made = done(administrator.call("POST", path, body, key=once), 201)
-    assert made == done(administrator.call("POST", path, body, key=once), 201)
-    assert (made["kind"], made["amount"], made["balance_after"]) == ("adjustment", money(700), money(700))
+    assert_error(customer.request("POST", path, body, key=new_key()), 403, "FORBIDDEN")
+    assert_error(administrator.request("POST", path, body), 400, "IDEMPOTENCY_KEY_REQUIRED")
+    once = new_key()
+    adjustment = assert_success(administrator.request("POST", path, body, key=once), 201)
+    assert adjustment == assert_success(administrator.request("POST", path, body, key=once), 201)
+    assert (adjustment["kind"], adjustment["amount"], adjustment["balance_after"]) == (
+        "adjustment",
+        money(700),
+        money(700),
+    )
     assert spendable(customer) == 700
-    done(administrator.call("POST", path, {**body, "amount_minor": -200}, key=key()), 201)
-    refused(administrator.call("POST", path, {**body, "amount_minor": -501}, key=key()), 402, "INSUFFICIENT_FUNDS")
+    assert_success(administrator.request("POST", path, {**body, "amount_minor": -200}, key=new_key()), 201)
+    assert_error(
+        administrator.request("POST", path, {**body, "amount_minor": -501}, key=new_key()), 402, "INSUFFICIENT_FUNDS"
+    )
     unknown = {**body, "organization_id": "org_nobody"}
-    refused(administrator.call("POST", path, unknown, key=key()), 404, "NOT_FOUND")
+    assert_error(administrator.request("POST", path, unknown, key=new_key()), 404, "NOT_FOUND")
     assert spendable(customer) == 500
-    the_books_agree(customer)
+    assert_wallet_matches_transactions(customer)
 
 
 def test_refunds_to_the_source_and_to_the_wallet(
-    stack: RunningStack, customer: Customer, administrator: Customer
+    stack: RunningStack, customer: ApiUser, administrator: ApiUser
 ) -> None:
     paid = top_up(customer, 10_000)
     path = f"{V1}/admin/billing/refunds"
     body = {"payment_id": paid["id"], "amount_minor": 4000, "to": "source", "reason": "asked for"}
-    refused(customer.call("POST", path, body, key=key()), 403, "FORBIDDEN")
-    once = key()
-    made = done(administrator.call("POST", path, body, key=once), 201)
-    assert made["amount"] == money(4000)
-    assert done(administrator.call("POST", path, body, key=once), 201) == made
-    eventually_sync(lambda: spendable(customer) == 6000, what="the refund left the wallet")
+    assert_error(customer.request("POST", path, body, key=new_key()), 403, "FORBIDDEN")
+    once = new_key()
+    refund = assert_success(administrator.request("POST", path, body, key=once), 201)
+    assert refund["amount"] == money(4000)
+    assert assert_success(administrator.request("POST", path, body, key=once), 201) == refund
+    wait_until_sync(lambda: spendable(customer) == 6000, description="the refund left the wallet")
     too_much = {**body, "amount_minor": 6001}
-    refused(administrator.call("POST", path, too_much, key=key()), 422, "REFUND_EXCEEDS_PAYMENT")
-    rest = {"payment_id": paid["id"], "to": "source", "reason": "the rest"}
-    assert done(administrator.call("POST", path, rest, key=key()), 201)["amount"] == money(6000)
-    eventually_sync(lambda: spendable(customer) == 0, what="everything was given back")
+    assert_error(administrator.request("POST", path, too_much, key=new_key()), 422, "REFUND_EXCEEDS_PAYMENT")
+    remainder = {"payment_id": paid["id"], "to": "source", "reason": "the rest"}
+    assert assert_success(administrator.request("POST", path, remainder, key=new_key()), 201)["amount"] == money(6000)
+    wait_until_sync(lambda: spendable(customer) == 0, description="everything was given back")
     assert customer.get(f"{V1}/billing/payments/{paid['id']}")["status"] == "refunded"
-    refused(administrator.call("POST", path, rest, key=key()), 422, "REFUND_EXCEEDS_PAYMENT")
+    assert_error(administrator.request("POST", path, remainder, key=new_key()), 422, "REFUND_EXCEEDS_PAYMENT")
     charge = next(row for row in stack.charges() if row["refunded"] == 10_000 and row["amount"] == 10_000)
     assert charge["captured"]
-    the_books_agree(customer)
+    assert_wallet_matches_transactions(customer)

@@ -1,4 +1,4 @@
-"""The worker as a process: it waits for what is away, ends when it is asked to, and says nothing it should not."""
+"""The worker process: it waits for its servers, stops on SIGTERM, and logs no personal data."""
 
 from __future__ import annotations
 
@@ -22,41 +22,42 @@ import pytest
 from psycopg import sql
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
 
-from deploy.local.ports import LOOPBACK, free_ports
-from deploy.local.postgres import OWNER, Postgres
-from deploy.local.process import Process
+from deploy.local.postgres import OWNER_ROLE, Postgres
+from deploy.local.process import ChildProcess
 from deploy.local.temporal import NAMESPACE, TemporalServer
-from tests.support.databases import ROOT, TEMPLATE, Database, copy_of_template
-from tests.support.instances import Fleet, fleet_of
-from tests.support.post import Post
-from tests.support.sandboxes import STRIPE_KEY, Cluster, Mailbox
-from tests.support.wait import eventually, in_time
+from deploy.ports import LOOPBACK, free_ports
+from tests.support.databases import ROOT, TEMPLATE_DATABASE, DatabaseFixture, copy_cached_template
+from tests.support.instance_fixture import InstanceFixture, create_instance_fixture
+from tests.support.notification_fixture import NotificationFixture
+from tests.support.sandboxes import STRIPE_KEY, ClusterEndpoint, MailboxEndpoint
+from tests.support.wait import scale_timeout, wait_until
 from workflows import names
-from workflows.client import connect
+from workflows.connection import connect
+from workflows.rules.notifications import NotificationKind
 from workflows.settings import TemporalSettings
 
 pytestmark = pytest.mark.faults
 
 KEY = bytes(range(32))
 NAME, EMAIL, TOKEN = "Ada Lovelace", "ada@customer.example", "tok-4711-very-secret"
-ENDS_WITHIN = in_time(8.0)
+STOP_TIMEOUT = scale_timeout(8.0)
 
 
 @dataclass
-class Backstage:
-    """Servers of this test alone, which come and go, and a worker for them."""
+class WorkerEnvironment:
+    """Servers that a test starts and stops, and worker processes that use them."""
 
     folder: Path
     postgres: Postgres
     temporal: TemporalServer
-    mailbox: Mailbox
-    cluster: Cluster
+    mailbox: MailboxEndpoint
+    cluster: ClusterEndpoint
     metrics_port: int
     workers: int = 0
 
     @property
-    def database(self) -> Database:
-        return Database(self.postgres, "berth")
+    def database(self) -> DatabaseFixture:
+        return DatabaseFixture(self.postgres, "berth")
 
     def start_postgres(self) -> None:
         self.postgres.start()
@@ -64,14 +65,14 @@ class Backstage:
             if connection.execute("SELECT 1 FROM pg_database WHERE datname = 'berth'").fetchone() is None:
                 connection.execute(
                     sql.SQL("CREATE DATABASE berth TEMPLATE {} OWNER {}").format(
-                        sql.Identifier(TEMPLATE), sql.Identifier(OWNER)
+                        sql.Identifier(TEMPLATE_DATABASE), sql.Identifier(OWNER_ROLE)
                     )
                 )
 
     @contextmanager
-    def worker(self, **more: str) -> Iterator[Process]:
+    def worker(self, **more: str) -> Iterator[ChildProcess]:
         self.workers += 1
-        process = Process(
+        process = ChildProcess(
             "worker",
             [sys.executable, "-m", "worker"],
             log=self.folder / f"worker-{self.workers}.log",
@@ -97,16 +98,16 @@ class Backstage:
         finally:
             process.kill()
 
-    async def ready(self, process: Process) -> None:
-        await eventually(lambda: self.said(process, "worker.ready"), what="the worker is ready")
+    async def ready(self, process: ChildProcess) -> None:
+        await wait_until(lambda: self.has_logged(process, "worker.ready"), description="the worker is ready")
 
-    def said(self, process: Process, event: str) -> bool:
-        assert process.alive, process.last_words(40)
+    def has_logged(self, process: ChildProcess, event: str) -> bool:
+        assert process.is_alive, process.log_tail(40)
         return any(line.get("event") == event for line in self.lines(process))
 
     @staticmethod
-    def lines(process: Process) -> list[dict[str, Any]]:
-        """The log; every line of it is JSON."""
+    def lines(process: ChildProcess) -> list[dict[str, Any]]:
+        """Return the events of the log, whose every line must be JSON."""
         text = process.log.read_text() if process.log.exists() else ""
         return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
@@ -123,12 +124,12 @@ class Backstage:
 
 
 @pytest.fixture
-def backstage(
-    tmp_path: Path, request: pytest.FixtureRequest, mailbox: Mailbox, cluster: Cluster
-) -> Iterator[Backstage]:
+def environment(
+    tmp_path: Path, request: pytest.FixtureRequest, mailbox: MailboxEndpoint, cluster: ClusterEndpoint
+) -> Iterator[WorkerEnvironment]:
     (metrics_port,) = free_ports(1)
-    copy_of_template(tmp_path / "postgres", request.config.cache.mkdir("postgres"))
-    made = Backstage(
+    copy_cached_template(tmp_path / "postgres", request.config.cache.mkdir("postgres"))
+    environment = WorkerEnvironment(
         folder=tmp_path,
         postgres=Postgres(tmp_path / "postgres", durable=False),
         temporal=TemporalServer(log=tmp_path / "temporal.log", database=tmp_path / "temporal.db"),
@@ -137,160 +138,176 @@ def backstage(
         metrics_port=metrics_port,
     )
     try:
-        yield made
+        yield environment
     finally:
-        made.temporal.process.kill()
-        made.postgres.stop()
+        environment.temporal.process.kill()
+        environment.postgres.stop()
 
 
-async def ended(process: Process) -> float:
-    """Ask it to end; return how long it took."""
-    begun = time.monotonic()
+async def stop_worker(process: ChildProcess) -> float:
+    """Send SIGTERM, and return how long the process took to exit, in seconds."""
+    started_at = time.monotonic()
     process.signal(signal.SIGTERM)
-    await eventually(lambda: not process.alive, what="the worker has ended")
-    assert process.exit_code == 0, process.last_words(40)
-    return time.monotonic() - begun
+    await wait_until(lambda: not process.is_alive, description="the worker has ended")
+    assert process.exit_code == 0, process.log_tail(40)
+    return time.monotonic() - started_at
 
 
-async def test_it_waits_for_servers_that_are_away_and_ends_meanwhile(backstage: Backstage) -> None:
-    with backstage.worker() as process:
-        await eventually(lambda: backstage.said(process, "temporal.away"))
-        assert "berth_outbox_waiting" in await backstage.metrics()
-        assert await ended(process) < ENDS_WITHIN
+async def test_a_worker_without_its_servers_waits_and_can_be_stopped(environment: WorkerEnvironment) -> None:
+    with environment.worker() as process:
+        await wait_until(lambda: environment.has_logged(process, "temporal.away"))
+        assert "berth_outbox_pending" in await environment.metrics()
+        assert await stop_worker(process) < STOP_TIMEOUT
 
 
-async def test_it_begins_once_its_servers_come_and_goes_on_when_they_come_again(backstage: Backstage) -> None:
-    with backstage.worker() as process:
-        await eventually(lambda: backstage.said(process, "temporal.away"))
-        await asyncio.to_thread(backstage.temporal.start)
-        await backstage.ready(process)
-        # Without a database: the drain fails, and is tried again.
-        await eventually(lambda: backstage.said(process, "activity.failed"))
-        await asyncio.to_thread(backstage.start_postgres)
-        post = Post(backstage.database, backstage.mailbox.smtp_port)
-        post.reader(EMAIL)
-        await post.enqueue(post.notice("first"))
-        await eventually(backstage.mails, what="the first mail")
+async def test_a_worker_starts_with_its_servers_and_survives_their_restarts(environment: WorkerEnvironment) -> None:
+    with environment.worker() as process:
+        await wait_until(lambda: environment.has_logged(process, "temporal.away"))
+        await asyncio.to_thread(environment.temporal.start)
+        await environment.ready(process)
+        # Without a database the drain fails and is retried.
+        await wait_until(lambda: environment.has_logged(process, "activity.failed"))
+        await asyncio.to_thread(environment.start_postgres)
+        notifications = NotificationFixture(environment.database, environment.mailbox.smtp_port)
+        notifications.insert_user(EMAIL)
+        await notifications.enqueue(notifications.build_notification("first"))
+        await wait_until(environment.mails, description="the first mail")
 
-        # Every connection of the pool is dead at once, and the server comes back on the same address.
-        backstage.postgres.process.kill()
-        await asyncio.to_thread(backstage.start_postgres)
-        await post.sessions.kw["bind"].dispose()
-        await post.enqueue(post.notice("second"))
+        # Every connection of the pool breaks at once, and the server returns on the same address.
+        environment.postgres.process.kill()
+        await asyncio.to_thread(environment.start_postgres)
+        await notifications.sessions.kw["bind"].dispose()
+        await notifications.enqueue(notifications.build_notification("second"))
 
         async def both() -> bool:
-            return len(await backstage.mails()) == 2
+            return len(await environment.mails()) == 2
 
-        await eventually(both, what="the second mail")
+        await wait_until(both, description="the second mail")
 
-        backstage.temporal.process.kill()
-        await asyncio.to_thread(backstage.temporal.start)
-        await post.enqueue(post.notice("third"))
+        environment.temporal.process.kill()
+        await asyncio.to_thread(environment.temporal.start)
+        await notifications.enqueue(notifications.build_notification("third"))
 
         async def all_three() -> bool:
-            return len(await backstage.mails()) == 3
+            return len(await environment.mails()) == 3
 
-        await eventually(all_three, what="the third mail")
-        assert process.alive
-        assert await ended(process) < ENDS_WITHIN
-        await post.sessions.kw["bind"].dispose()
+        await wait_until(all_three, description="the third mail")
+        assert process.is_alive
+        assert await stop_worker(process) < STOP_TIMEOUT
+        await notifications.sessions.kw["bind"].dispose()
 
 
-async def provisioning(backstage: Backstage, fleet: Fleet, client: Client) -> WorkflowHandle[Any, Any]:
-    instance_id = await fleet.order()
-    await fleet.fault("slow_ready", instance_id, seconds=25)
+async def start_provisioning(
+    environment: WorkerEnvironment, instances: InstanceFixture, client: Client
+) -> WorkflowHandle[Any, Any]:
+    instance_id = await instances.insert_instance()
+    await instances.inject_fault("slow_ready", instance_id, seconds=25)
     return await client.start_workflow(
         names.PROVISIONING,
-        fleet.made[instance_id],
-        id=names.provisioning_workflow(instance_id),
-        task_queue=names.PLATFORM,
+        instances.provisioning_inputs[instance_id],
+        id=names.provisioning_workflow_id(instance_id),
+        task_queue=names.PLATFORM_QUEUE,
     )
 
 
-async def waiting(handle: WorkflowHandle[Any, Any]) -> bool:
+async def is_awaiting_readiness(handle: WorkflowHandle[Any, Any]) -> bool:
     described = (await handle.describe()).raw_description.pending_activities
-    return any(one.activity_type.name == "cluster.await_ready" and one.last_started_time for one in described)
+    return any(
+        pending.activity_type.name == "cluster.await_ready" and pending.last_started_time for pending in described
+    )
 
 
 @pytest.mark.scenario("P2")
-async def test_it_ends_in_time_while_activities_run_and_another_goes_on(backstage: Backstage) -> None:
-    backstage.temporal.start()
-    backstage.start_postgres()
-    async with fleet_of(backstage.database, backstage.cluster) as fleet:
-        with backstage.worker() as first:
-            await backstage.ready(first)
-            handle = await provisioning(backstage, fleet, await backstage.client())
-            await eventually(lambda: waiting(handle), what="somebody waits for the instance")
-            assert await ended(first) < ENDS_WITHIN
-            assert backstage.lines(first)[-1]["event"] == "worker.stopped"
+async def test_a_worker_stops_while_activities_run_and_another_worker_continues_them(
+    environment: WorkerEnvironment,
+) -> None:
+    environment.temporal.start()
+    environment.start_postgres()
+    async with create_instance_fixture(environment.database, environment.cluster) as instances:
+        with environment.worker() as first:
+            await environment.ready(first)
+            handle = await start_provisioning(environment, instances, await environment.client())
+            await wait_until(lambda: is_awaiting_readiness(handle), description="an activity waits for the instance")
+            assert await stop_worker(first) < STOP_TIMEOUT
+            assert environment.lines(first)[-1]["event"] == "worker.stopped"
         assert (await handle.describe()).status is WorkflowExecutionStatus.RUNNING
-        with backstage.worker() as second:
-            await backstage.ready(second)
-            await fleet.heal()
+        with environment.worker() as second:
+            await environment.ready(second)
+            await instances.clear_faults()
             async with asyncio.timeout(60):
                 result = await handle.result()
             assert result["ready"]
-            assert await ended(second) < ENDS_WITHIN
-        await fleet.database.dispose()
+            assert await stop_worker(second) < STOP_TIMEOUT
+        await instances.database.dispose()
 
 
 @pytest.mark.scenario("S12")
-async def test_its_log_is_json_finds_everything_and_holds_nothing_personal(backstage: Backstage) -> None:
-    backstage.temporal.start()
-    backstage.start_postgres()
-    post = Post(backstage.database, backstage.mailbox.smtp_port)
-    user = post.reader(EMAIL, name=NAME)
-    invoice_id = post.invoice()
-    await post.enqueue(
-        post.notice("verify", kind="email_verification", user_id=user, context={}, secret={"token": TOKEN}),
-        post.notice("faulty", kind="subscription_renewed", context={"subscription_id": "s", "amount": EMAIL}),
+async def test_the_log_is_json_with_the_ids_and_without_personal_data(environment: WorkerEnvironment) -> None:
+    environment.temporal.start()
+    environment.start_postgres()
+    notifications = NotificationFixture(environment.database, environment.mailbox.smtp_port)
+    user = notifications.insert_user(EMAIL, name=NAME)
+    invoice_id = notifications.insert_invoice()
+    await notifications.enqueue(
+        notifications.build_notification(
+            "verify",
+            kind=NotificationKind.EMAIL_VERIFICATION,
+            user_id=user,
+            context={},
+            secret_context={"token": TOKEN},
+        ),
+        notifications.build_notification(
+            "faulty", kind=NotificationKind.SUBSCRIPTION_RENEWED, context={"subscription_id": "s", "amount": EMAIL}
+        ),
     )
-    with backstage.worker() as process:
-        await backstage.ready(process)
-        await eventually(backstage.mails)
-        client = await backstage.client()
+    with environment.worker() as process:
+        await environment.ready(process)
+        await wait_until(environment.mails)
+        client = await environment.client()
         document = await client.execute_workflow(
-            names.INVOICE_DOCUMENT,
-            {"invoice_id": invoice_id, "organization_id": post.organization},
-            id=names.document_workflow(invoice_id),
-            task_queue=names.PLATFORM,
+            names.INVOICE_RENDERING,
+            {"invoice_id": invoice_id, "organization_id": notifications.organization},
+            id=names.invoice_rendering_workflow_id(invoice_id),
+            task_queue=names.PLATFORM_QUEUE,
             execution_timeout=timedelta(seconds=30),
         )
         assert document["document_id"]
-        with psycopg.connect(backstage.database.superuser_dsn()) as connection:
+        with psycopg.connect(environment.database.superuser_dsn()) as connection:
             connection.execute("ALTER TABLE notifications ADD CONSTRAINT broken CHECK (status <> 'sent') NOT VALID")
-        await post.enqueue(post.notice("third"))
-        await eventually(lambda: backstage.said(process, "activity.failed"))
-        shown = await backstage.metrics()
-        await ended(process)
-        lines = backstage.lines(process)
-    await post.sessions.kw["bind"].dispose()
+        await notifications.enqueue(notifications.build_notification("third"))
+        await wait_until(lambda: environment.has_logged(process, "activity.failed"))
+        metrics = await environment.metrics()
+        await stop_worker(process)
+        lines = environment.lines(process)
+    await notifications.sessions.kw["bind"].dispose()
 
     (rendered,) = [
         line for line in lines if line["event"] == "activity" and line["activity"] == "documents.render_invoice"
     ]
-    assert rendered["workflow_id"] == names.document_workflow(invoice_id)
-    assert (rendered["account"], rendered["attempt"], rendered["outcome"]) == (post.organization, 1, "done")
+    assert rendered["workflow_id"] == names.invoice_rendering_workflow_id(invoice_id)
+    assert (rendered["account"], rendered["attempt"], rendered["outcome"]) == (notifications.organization, 1, "done")
     assert rendered["run_id"]
     failed = next(line for line in lines if line["event"] == "activity.failed")
     assert failed["error"].startswith("IntegrityError 23514")
     assert any(frame.startswith("activities/notifications.py") for frame in failed["where"])
     sent = next(line for line in lines if line["event"] == "mail.sent")
-    assert sent["workflow_id"] == names.dispatch_workflow("email"), "lines of an activity say whose they are"
+    assert sent["workflow_id"] == names.notification_dispatch_workflow_id("email"), (
+        "lines of an activity say whose they are"
+    )
     everything = process.log.read_text()
     for secret in (NAME, EMAIL, TOKEN, "Lovelace", STRIPE_KEY, "Example Ltd"):
         assert secret not in everything, f"{secret} is in the log"
-        assert secret not in shown, f"{secret} is in the metrics"
+        assert secret not in metrics, f"{secret} is in the metrics"
 
     for metric in (
-        'berth_activities_total{activity="documents.render_invoice",outcome="done"} 1.0',
-        'berth_activities_total{activity="notifications.drain",outcome="failed"}',
-        'berth_activity_seconds_bucket{activity="documents.render_invoice"',
-        'berth_activity_wait_seconds_count{queue="notices"}',
-        'berth_outbox_waiting{channel="email"}',
-        'berth_outbox_overdue_seconds{channel="email"}',
-        "berth_webhooks_untold 0.0",
+        'berth_activity_attempts_total{activity="documents.render_invoice",outcome="done"} 1.0',
+        'berth_activity_attempts_total{activity="notifications.drain_outbox",outcome="failed"}',
+        'berth_activity_duration_seconds_bucket{activity="documents.render_invoice"',
+        'berth_activity_schedule_to_start_seconds_count{queue="notifications"}',
+        'berth_outbox_pending{channel="email"}',
+        'berth_outbox_oldest_due_age_seconds{channel="email"}',
+        "berth_webhooks_undelivered 0.0",
         "temporal_workflow_task_execution_latency",
         "temporal_num_pollers",
     ):
-        assert metric in shown, metric
+        assert metric in metrics, metric

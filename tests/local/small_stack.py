@@ -10,10 +10,10 @@ import os
 import sys
 from pathlib import Path
 
-from deploy.local.home import Home
-from deploy.local.process import Process
-from deploy.local.screen import Screen
-from deploy.local.stack import Component, Stack
+from deploy.local.console import Console
+from deploy.local.data_directory import Home
+from deploy.local.process import ChildProcess
+from deploy.local.stack import Stack, StackProcess
 from deploy.local.supervisor import serve
 
 STAND_IN = """
@@ -26,19 +26,19 @@ http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Answer).serve_f
 
 
 class SmallStack(Stack):
-    def program(self, name: str, argv: list[str], *, patience: float = 3.0) -> Process:
+    def product_process(self, name: str, argv: list[str], *, stop_timeout: float = 3.0) -> ChildProcess:
         port = self.port if name == "api" else self.ports["worker_metrics"]
-        return super().program(name, [sys.executable, "-c", STAND_IN, str(port)], patience=patience)
+        return super().product_process(name, [sys.executable, "-c", STAND_IN, str(port)], stop_timeout=stop_timeout)
 
-    def simulation(self, name: str, path: str, argv: list[str]) -> Component:
+    def simulation_process(self, name: str, path: str, argv: list[str]) -> StackProcess:
         stand_in = [sys.executable, "-c", STAND_IN, str(self.ports[name])]
-        return super().simulation(name, path, stand_in)
+        return super().simulation_process(name, path, stand_in)
 
-    def schema_steps(self) -> list[Process]:
+    def pending_schema_steps(self) -> list[ChildProcess]:
         return []
 
 
 if __name__ == "__main__":
     home = Home(Path(os.environ["BERTH_HOME"]))
-    home.make()
-    sys.exit(asyncio.run(serve(home, Screen(), SmallStack)))
+    home.create()
+    sys.exit(asyncio.run(serve(home, Console(), SmallStack)))

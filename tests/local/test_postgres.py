@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL keeps what it acknowledged, whoever runs it and however it ends."""
+"""The embedded PostgreSQL keeps acknowledged writes for every user that runs it and however it ends."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import psycopg
 import pytest
 
 from deploy.local.postgres import ROLES, SOCKET_NAME, Postgres
-from deploy.local.process import Identity
-from tests.support.databases import Database
-from tests.support.wait import eventually_sync
+from deploy.local.process import ProcessIdentity
+from tests.support.databases import DatabaseFixture
+from tests.support.wait import wait_until_sync
 
 
-def gone(pid: int) -> bool:
-    """No longer running; a zombie that nobody reaps counts as gone."""
-    found = Identity.of(pid)
-    return found is None or found.find() is None
+def is_gone(pid: int) -> bool:
+    """Return whether the process ended. A zombie counts as ended."""
+    identity = ProcessIdentity.of(pid)
+    return identity is None or identity.get_process() is None
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_kill_9_of_postgres_loses_nothing_committed(private_home: Path) -> None:
         connection.execute("INSERT INTO kept SELECT generate_series(1, 100)")
         assert server.process.pid is not None
         os.kill(server.process.pid, signal.SIGKILL)
-        eventually_sync(lambda: not server.process.alive, what="the server's end")
+        wait_until_sync(lambda: not server.process.is_alive, description="the server's end")
         server.start()
     with psycopg.connect(server.dsn("berth_owner", "berth")) as connection:
         assert connection.execute("SELECT count(*) FROM kept").fetchone() == (100,)
@@ -60,16 +60,16 @@ def test_a_busy_orphan_does_not_keep_the_new_server_from_starting(private_home: 
     pipeline.flush()
     assert server.process.pid is not None
     os.kill(server.process.pid, signal.SIGKILL)
-    eventually_sync(lambda: not server.process.alive, what="the server's end")
+    wait_until_sync(lambda: not server.process.is_alive, description="the server's end")
     server.start()
-    eventually_sync(lambda: gone(backend))
+    wait_until_sync(lambda: is_gone(backend))
     busy.close()
     server.stop()
 
 
-def test_a_lock_file_naming_a_stranger_is_not_obeyed(private_home: Path) -> None:
+def test_a_lock_file_that_names_another_process_is_ignored(private_home: Path) -> None:
     server = Postgres(private_home / "postgres", durable=False)
-    server.prepare()
+    server.initialize()
     (server.data / "postmaster.pid").write_text(f"{os.getpid()}\n{server.data}\n")
     (server.sockets / f"{SOCKET_NAME}.lock").write_text(f"{os.getpid()}\n")
     server.start()
@@ -81,7 +81,7 @@ def test_two_starts_in_a_row_on_one_folder_take_over(private_home: Path) -> None
     first.start()
     second = Postgres(private_home / "postgres", durable=False)
     second.start()
-    assert not first.process.alive
+    assert not first.process.is_alive
     assert second.ready()
     second.stop()
 
@@ -96,7 +96,7 @@ def test_a_long_home_gets_a_short_socket(tmp_path: Path) -> None:
     assert not server.sockets.exists()
 
 
-def test_it_dies_with_its_parent(private_home: Path) -> None:
+def test_postgres_stops_with_its_parent(private_home: Path) -> None:
     program = textwrap.dedent(f"""
         import os, signal
         from pathlib import Path
@@ -111,10 +111,10 @@ def test_it_dies_with_its_parent(private_home: Path) -> None:
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     pid = int(done.stdout)
-    eventually_sync(lambda: gone(pid))
+    wait_until_sync(lambda: is_gone(pid))
 
 
-async def test_roles_are_bound_by_row_security_and_only_the_owner_makes_tables(database: Database) -> None:
+async def test_roles_are_bound_by_row_security_and_only_the_owner_makes_tables(database: DatabaseFixture) -> None:
     with psycopg.connect(database.superuser_dsn()) as connection:
         rows = connection.execute(
             "SELECT rolname, rolsuper, rolbypassrls, rolcanlogin, rolcreatedb FROM pg_roles WHERE rolname = ANY(%s)",
@@ -129,6 +129,6 @@ async def test_roles_are_bound_by_row_security_and_only_the_owner_makes_tables(d
 
 
 @pytest.mark.parametrize("turn", [1, 2])
-async def test_databases_are_fresh(database: Database, turn: int) -> None:
+async def test_databases_are_fresh(database: DatabaseFixture, turn: int) -> None:
     async with database.owner.begin() as connection:
         await connection.exec_driver_sql("CREATE TABLE only_here (n int)")

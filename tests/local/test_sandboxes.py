@@ -6,30 +6,30 @@ import smtplib
 
 import httpx
 
-from tests.support.sandboxes import Cluster, Mailbox, Stripe
-from tests.support.wait import eventually_sync
+from tests.support.sandboxes import ClusterEndpoint, MailboxEndpoint, StripeEndpoint
+from tests.support.wait import wait_until_sync
 
 
-def test_a_mail_that_is_sent_is_shown_to_whom_it_was_for(mailbox: Mailbox) -> None:
+def test_a_sent_mail_is_listed_for_its_recipient(mailbox: MailboxEndpoint) -> None:
     with smtplib.SMTP(mailbox.smtp_host, mailbox.smtp_port) as smtp:
         smtp.sendmail("berth@berth.example", "ada@customer.example", "Subject: Hello\r\n\r\nThere you are.\r\n")
-    found = eventually_sync(lambda: mailbox.messages(to="ada@customer.example"))
-    assert [mail["subject"] for mail in found] == ["Hello"]
+    mails = wait_until_sync(lambda: mailbox.messages(to="ada@customer.example"))
+    assert [mail["subject"] for mail in mails] == ["Hello"]
     assert mailbox.messages(to="somebody.else@customer.example") == []
 
 
-def test_the_mailbox_is_empty_for_the_next_test(mailbox: Mailbox) -> None:
+def test_the_mailbox_is_empty_for_the_next_test(mailbox: MailboxEndpoint) -> None:
     assert mailbox.messages() == []
 
 
-def test_the_cluster_speaks_kubernetes_and_has_no_faults(cluster: Cluster) -> None:
+def test_the_cluster_speaks_kubernetes_and_has_no_faults(cluster: ClusterEndpoint) -> None:
     version = httpx.get(f"{cluster.url}/version").json()
     assert version["major"] == "1"
     assert cluster.kubeconfig.exists()
 
 
-def test_the_gateway_takes_a_charge_and_tells_of_it(stripe: Stripe) -> None:
-    answer = httpx.post(
+def test_the_gateway_charges_and_sends_a_webhook(stripe: StripeEndpoint) -> None:
+    response = httpx.post(
         f"{stripe.url}/v1/payment_intents",
         auth=(stripe.api_key, ""),
         data={
@@ -37,5 +37,5 @@ def test_the_gateway_takes_a_charge_and_tells_of_it(stripe: Stripe) -> None:
             "automatic_payment_methods[enabled]": "true", "automatic_payment_methods[allow_redirects]": "never",
         },
     )  # fmt: skip
-    assert answer.json()["status"] == "succeeded", answer.text
-    eventually_sync(lambda: stripe.deliveries, what="a webhook")
+    assert response.json()["status"] == "succeeded", response.text
+    wait_until_sync(lambda: stripe.deliveries, description="a webhook")

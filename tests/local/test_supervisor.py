@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,16 +18,16 @@ import psutil
 import psycopg
 import pytest
 
-from deploy.local.ports import free_ports
-from deploy.local.process import Identity
-from tests.support.wait import eventually_sync, in_time
+from deploy.local.process import ProcessIdentity
+from deploy.ports import free_ports
+from tests.support.wait import scale_timeout, wait_until_sync
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = {"supervisor", "api", "worker", "temporal", "postgres", "cluster", "mailbox", "stripe"}
+PROCESS_NAMES = {"supervisor", "api", "worker", "temporal", "postgres", "cluster", "cluster_proxy", "mailbox", "stripe"}
 
 
 @dataclass
-class Running:
+class RunningSupervisor:
     """One supervisor on one home."""
 
     home: Path
@@ -34,26 +35,26 @@ class Running:
 
     @property
     def card(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.home / "card.json").read_text())
-        return found
+        content: dict[str, Any] = json.loads((self.home / "card.json").read_text())
+        return content
 
     @property
     def pids(self) -> dict[str, int]:
-        found: dict[str, int] = self.card["processes"]
-        return found
+        processes: dict[str, int] = self.card["processes"]
+        return processes
 
-    def serves(self) -> Running:
-        def look() -> bool:
+    def serves(self) -> RunningSupervisor:
+        def card_is_written() -> bool:
             assert self.process.poll() is None, self.output()
             # After a kill -9 the card of the killed stack lies there until the new one clears it.
             return (self.home / "card.json").exists() and self.pids["supervisor"] == self.process.pid
 
-        eventually_sync(look, what="the card")
+        wait_until_sync(card_is_written, description="the card")
         return self
 
-    def identities(self) -> list[Identity]:
-        found = [Identity.of(pid) for pid in self.pids.values()]
-        return [identity for identity in found if identity is not None]
+    def identities(self) -> list[ProcessIdentity]:
+        processes = [ProcessIdentity.of(pid) for pid in self.pids.values()]
+        return [identity for identity in processes if identity is not None]
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
@@ -63,18 +64,18 @@ class Running:
         return (self.home.parent / f"{self.home.name}.out").read_text()
 
 
-Start = Callable[..., Running]
+Start = Callable[..., RunningSupervisor]
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
     """Starts stacks by the name of their home; a port belongs to a name."""
     ports: dict[str, int] = {}
-    begun: list[Running] = []
+    started: list[RunningSupervisor] = []
 
     def start(
         name: str = "home", command: tuple[str, ...] = (sys.executable, "-m", "tests.local.small_stack")
-    ) -> Running:
+    ) -> RunningSupervisor:
         home = tmp_path / name
         if name not in ports:
             (ports[name],) = free_ports(1)
@@ -84,14 +85,14 @@ def start(tmp_path: Path) -> Iterator[Start]:
                 command,
                 cwd=ROOT, env=environ, stdout=out, stderr=subprocess.STDOUT, text=True, start_new_session=True,
             )  # fmt: skip
-        begun.append(Running(home, process))
-        return begun[-1]
+        started.append(RunningSupervisor(home, process))
+        return started[-1]
 
     yield start
-    for running in begun:
+    for running in started:
         if running.process.poll() is None:
             running.process.send_signal(signal.SIGTERM)
-    for running in begun:
+    for running in started:
         try:
             running.process.wait(20)
         except subprocess.TimeoutExpired:
@@ -99,11 +100,11 @@ def start(tmp_path: Path) -> Iterator[Start]:
             running.process.wait()
 
 
-def all_gone(identities: list[Identity]) -> bool:
-    return all(identity.find() is None for identity in identities)
+def all_gone(identities: list[ProcessIdentity]) -> bool:
+    return all(identity.get_process() is None for identity in identities)
 
 
-def ask(running: Running, statement: str) -> Any:
+def ask(running: RunningSupervisor, statement: str) -> Any:
     with psycopg.connect(running.card["database"]["url"], connect_timeout=5) as connection:
         cursor = connection.execute(statement)
         return cursor.fetchone() if cursor.description else None
@@ -114,7 +115,7 @@ def test_the_card_names_everything_and_is_private(start: Start) -> None:
     running = start().serves()
     card = running.card
     assert card["ready"] is True
-    assert set(card["processes"]) == NAMES
+    assert set(card["processes"]) == PROCESS_NAMES
     assert {"api", "docs", "temporal_ui", "mailbox", "cluster", "stripe", "metrics"} <= set(card["urls"])
     assert (running.home / "card.json").stat().st_mode & 0o777 == 0o600
     assert (running.home / "secrets.json").stat().st_mode & 0o777 == 0o600
@@ -126,16 +127,16 @@ def test_every_process_that_is_killed_comes_back_within_five_seconds(start: Star
     running = start().serves()
     ask(running, "CREATE TABLE kept (n int)")
     ask(running, "INSERT INTO kept VALUES (42)")
-    for name in sorted(NAMES - {"supervisor"}):
+    for name in sorted(PROCESS_NAMES - {"supervisor"}):
         before = running.pids[name]
-        begun = time.monotonic()
+        started_at = time.monotonic()
         os.kill(before, signal.SIGKILL)
 
         def back(name: str = name, before: int = before) -> bool:
-            return running.pids[name] != before and f"{name} serves again" in running.output()
+            return running.pids[name] != before and f"{name} is ready again" in running.output()
 
-        eventually_sync(back, what=f"{name} back")
-        assert time.monotonic() - begun < in_time(5)
+        wait_until_sync(back, description=f"{name} back")
+        assert time.monotonic() - started_at < scale_timeout(5)
     assert ask(running, "SELECT n FROM kept") == (42,)
 
 
@@ -144,10 +145,10 @@ def test_every_process_that_is_killed_comes_back_within_five_seconds(start: Star
 def test_a_signal_stops_every_process_and_the_exit_is_clean(start: Start, number: int) -> None:
     running = start().serves()
     identities = running.identities()
-    assert len(identities) == len(NAMES)
-    begun = time.monotonic()
+    assert len(identities) == len(PROCESS_NAMES)
+    started_at = time.monotonic()
     assert running.stop(number) == 0
-    assert time.monotonic() - begun < in_time(15)
+    assert time.monotonic() - started_at < scale_timeout(15)
     assert all_gone(identities)
     assert not (running.home / "card.json").exists()
 
@@ -171,18 +172,18 @@ def test_make_run_ends_with_zero_when_it_is_signalled(start: Start, number: int,
 
 @pytest.mark.stack
 def test_two_stacks_run_side_by_side(start: Start) -> None:
-    one, other = start("one"), start("other")
-    one.serves(), other.serves()
-    ask(one, "CREATE TABLE mine (n int)")
+    first, other = start("one"), start("other")
+    first.serves(), other.serves()
+    ask(first, "CREATE TABLE mine (n int)")
     assert ask(other, "SELECT to_regclass('mine')") == (None,)
-    assert set(one.pids.values()).isdisjoint(other.pids.values())
-    assert set(one.card["urls"].values()).isdisjoint(other.card["urls"].values())
-    one.stop()
+    assert set(first.pids.values()).isdisjoint(other.pids.values())
+    assert set(first.card["urls"].values()).isdisjoint(other.card["urls"].values())
+    first.stop()
     assert ask(other, "SELECT 1") == (1,)
 
 
 @pytest.mark.stack
-def test_a_second_supervisor_on_the_same_home_is_turned_away(start: Start) -> None:
+def test_a_second_supervisor_on_the_same_home_is_rejected(start: Start) -> None:
     running = start().serves()
     second = start()
     assert second.process.wait(20) == 1
@@ -192,7 +193,7 @@ def test_a_second_supervisor_on_the_same_home_is_turned_away(start: Start) -> No
 
 
 @pytest.mark.stack
-def test_after_kill_9_of_everything_the_next_start_finds_it_as_it_was(start: Start) -> None:
+def test_a_start_after_kill_9_of_everything_keeps_the_data(start: Start) -> None:
     running = start().serves()
     urls, accounts = running.card["urls"], running.card["accounts"]
     ask(running, "CREATE TABLE kept (n int)")
@@ -201,9 +202,9 @@ def test_after_kill_9_of_everything_the_next_start_finds_it_as_it_was(start: Sta
     for identity in identities:
         os.kill(identity.pid, signal.SIGKILL)
     running.process.wait(10)
-    again = start().serves()
-    assert ask(again, "SELECT n FROM kept") == (42,)
-    assert (again.card["urls"], again.card["accounts"]) == (urls, accounts)
+    restarted = start().serves()
+    assert ask(restarted, "SELECT n FROM kept") == (42,)
+    assert (restarted.card["urls"], restarted.card["accounts"]) == (urls, accounts)
     assert all_gone(identities)
 
 
@@ -213,30 +214,49 @@ def test_children_die_with_a_killed_supervisor_and_the_next_start_is_quick(start
     identities = running.identities()
     running.process.kill()
     running.process.wait(10)
-    begun = time.monotonic()
-    again = start().serves()
-    assert time.monotonic() - begun < in_time(10)
+    started_at = time.monotonic()
+    restarted = start().serves()
+    assert time.monotonic() - started_at < scale_timeout(10)
     assert all_gone(identities)
-    assert ask(again, "SELECT 1") == (1,)
+    assert ask(restarted, "SELECT 1") == (1,)
+
+
+@pytest.mark.stack
+def test_the_card_of_a_killed_supervisor_is_removed(start: Start) -> None:
+    running = start().serves()
+    running.process.kill()
+    wait_until_sync(lambda: not (running.home / "card.json").exists(), description="no card")
+
+
+@pytest.mark.stack
+def test_events_have_a_time_and_are_written_to_a_file(start: Start) -> None:
+    running = start().serves()
+    os.kill(running.pids["mailbox"], signal.SIGKILL)
+    wait_until_sync(lambda: "mailbox is ready again" in running.output(), description="the mailbox")
+    log = (running.home / "logs" / "supervisor.log").read_text()
+    instant = r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ "
+    assert re.search(rf"{instant}postgres is ready \(pid \d+\)$", log, re.MULTILINE)
+    assert re.search(rf"{instant}mailbox: exited with -9; restarting$", log, re.MULTILINE)
+    assert re.search(r"\d\d:\d\d:\d\d  mailbox: exited with -9; restarting", running.output())
 
 
 @pytest.mark.stack
 def test_a_hung_process_of_a_killed_supervisor_is_removed(start: Start) -> None:
     running = start().serves()
-    hung = Identity.of(running.pids["temporal"])
+    hung = ProcessIdentity.of(running.pids["temporal"])
     assert hung is not None
     # A stopped process takes no signal but SIGKILL: it outlives its parent and holds its port.
     os.kill(hung.pid, signal.SIGSTOP)
     running.process.kill()
     running.process.wait(10)
     assert psutil.pid_exists(hung.pid)
-    again = start().serves()
-    assert hung.find() is None
-    assert again.card["temporal"]["address"]
+    restarted = start().serves()
+    assert hung.get_process() is None
+    assert restarted.card["temporal"]["address"]
 
 
 @pytest.mark.stack
-def test_a_taken_port_is_said_plainly(start: Start, tmp_path: Path) -> None:
+def test_a_taken_port_is_reported(start: Start, tmp_path: Path) -> None:
     first = start("one").serves()
     environ = os.environ | {
         "BERTH_HOME": str(tmp_path / "other"),

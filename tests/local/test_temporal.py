@@ -12,7 +12,7 @@ from temporalio.common import SearchAttributePair, TypedSearchAttributes
 from temporalio.worker import Worker
 
 from deploy.local.temporal import SEARCH_ATTRIBUTES, TemporalServer
-from tests.support.temporal import Temporal
+from tests.support.temporal import TemporalFixture
 from workflows import names
 
 
@@ -20,16 +20,16 @@ from workflows import names
 class Sleeper:
     @workflow.run
     async def run(self) -> str:
-        begun = workflow.now()
+        started_at = workflow.now()
         await asyncio.sleep(timedelta(days=30).total_seconds())
-        return str((workflow.now() - begun).days)
+        return str((workflow.now() - started_at).days)
 
 
-async def test_a_month_passes_for_one_workflow_and_not_for_another(temporal: Temporal) -> None:
-    queue = temporal.unique("sleepers")
+async def test_a_month_passes_for_one_workflow_and_not_for_another(temporal: TemporalFixture) -> None:
+    queue = temporal.unique_id("sleepers")
     async with Worker(temporal.client, task_queue=queue, workflows=[Sleeper]):
-        moved = await temporal.client.start_workflow(Sleeper.run, id=temporal.unique("moved"), task_queue=queue)
-        stays = await temporal.client.start_workflow(Sleeper.run, id=temporal.unique("stays"), task_queue=queue)
+        moved = await temporal.client.start_workflow(Sleeper.run, id=temporal.unique_id("moved"), task_queue=queue)
+        stays = await temporal.client.start_workflow(Sleeper.run, id=temporal.unique_id("stays"), task_queue=queue)
         await temporal.fast_forward(moved, timedelta(days=31))
         assert await moved.result() == "30"
         described = await stays.describe()
@@ -45,7 +45,7 @@ def test_the_registered_search_attributes_are_the_ones_the_workflows_use() -> No
 
 async def test_a_database_of_an_earlier_version_gets_new_search_attributes(tmp_path: Path) -> None:
     log, database = tmp_path / "log", tmp_path / "temporal.db"
-    with TemporalServer(log=log, database=database, search_attributes={"BerthAccount": "Keyword"}):
+    with TemporalServer(log=log, database=database, search_attributes={"BerthOrganization": "Keyword"}):
         pass
     with TemporalServer(log=log, database=database) as server:
         client = await Client.connect(server.address)

@@ -1,4 +1,4 @@
-"""Facts about a payment arrive in any order and any number, in every gateway's own units."""
+"""Payment statuses for any order and number of events, amounts in each gateway's units, and webhook parsing."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workflows.rules import gateway_events as events
-from workflows.rules.errors import RuleBroken
-from workflows.rules.gateway_amounts import from_gateway, to_gateway
+from workflows.rules import webhook_events as events
+from workflows.rules.errors import RuleViolation
+from workflows.rules.gateway_amounts import from_gateway_amount, to_gateway_amount
 from workflows.rules.money import Money
 from workflows.rules.payment import (
-    CLOSED,
-    IN_FLIGHT,
-    RECEIVED,
+    IN_FLIGHT_STATUSES,
+    PAID_STATUSES,
+    UNPAID_FINAL_STATUSES,
+    GatewayPayment,
     PaymentStatus,
-    Seen,
-    contradiction,
-    move,
-    next_poll,
-    observe,
+    apply_gateway_status,
+    mismatch_reason,
+    next_poll_at,
+    transition,
 )
 
 S = PaymentStatus
@@ -32,7 +32,7 @@ S = PaymentStatus
 def after(*facts: PaymentStatus, start: PaymentStatus = S.PENDING) -> PaymentStatus:
     status = start
     for fact in facts:
-        status = observe(status, fact)
+        status = apply_gateway_status(status, fact)
     return status
 
 
@@ -44,30 +44,30 @@ def test_failed_after_succeeded_stays_paid_and_the_reverse_is_paid() -> None:
 
 @pytest.mark.scenario("B21")
 @pytest.mark.parametrize("order", list(permutations((S.PENDING, S.AUTHORIZED, S.FAILED, S.CANCELLED, S.SUCCEEDED))))
-def test_whatever_the_order_money_that_came_is_money(order: tuple[PaymentStatus, ...]) -> None:
+def test_a_payment_that_succeeded_is_paid_in_any_order_of_events(order: tuple[PaymentStatus, ...]) -> None:
     assert after(*order) is S.SUCCEEDED
 
 
 @pytest.mark.scenario("B19")
 @given(st.lists(st.sampled_from((S.PENDING, S.UNKNOWN, S.AUTHORIZED, S.SUCCEEDED, S.FAILED, S.CANCELLED)), max_size=8))
-def test_a_repeated_fact_changes_nothing(facts: list[PaymentStatus]) -> None:
+def test_a_repeated_event_changes_nothing(facts: list[PaymentStatus]) -> None:
     once = after(*facts)
-    assert all(observe(once, fact) is once for fact in facts[-1:])
-    assert (once in RECEIVED) == (S.SUCCEEDED in facts)
+    assert all(apply_gateway_status(once, fact) is once for fact in facts[-1:])
+    assert (once in PAID_STATUSES) == (S.SUCCEEDED in facts)
 
 
 def test_every_status_is_in_flight_closed_or_received() -> None:
-    assert set(PaymentStatus) == IN_FLIGHT | CLOSED | RECEIVED
-    assert not IN_FLIGHT & CLOSED
-    assert not RECEIVED & (IN_FLIGHT | CLOSED)
-    with pytest.raises(RuleBroken):
-        move(S.SUCCEEDED, S.FAILED)
+    assert set(PaymentStatus) == IN_FLIGHT_STATUSES | UNPAID_FINAL_STATUSES | PAID_STATUSES
+    assert not IN_FLIGHT_STATUSES & UNPAID_FINAL_STATUSES
+    assert not PAID_STATUSES & (IN_FLIGHT_STATUSES | UNPAID_FINAL_STATUSES)
+    with pytest.raises(RuleViolation):
+        transition(S.SUCCEEDED, S.FAILED)
 
 
 @pytest.mark.scenario("B22")
-def test_silence_is_followed_by_polls_that_thin_out() -> None:
+def test_an_unknown_payment_is_polled_at_growing_intervals() -> None:
     silent = datetime(2027, 1, 1, tzinfo=UTC)
-    waits = [next_poll(silent, polls) - silent for polls in range(6)]
+    waits = [next_poll_at(silent, polls) - silent for polls in range(6)]
     hour = timedelta(hours=1)
     assert waits == [hour / 60, hour / 12, hour / 4, hour, 25 * hour, 49 * hour]
 
@@ -82,11 +82,19 @@ def test_silence_is_followed_by_polls_that_thin_out() -> None:
         (1500, "USD", "pi_2", False),
     ],
 )
-def test_a_fact_that_contradicts_the_payment_is_found(amount: int, currency: str, reference: str, fits: bool) -> None:
-    seen = Seen(reference=reference, status=S.SUCCEEDED, amount=Money(amount_minor=amount, currency=currency))
-    asked = Money(amount_minor=1500, currency="USD")
-    assert (contradiction(seen, amount=asked, reference="pi_1") is None) is fits
-    assert contradiction(seen, amount=asked, reference=None) is None or amount != 1500 or currency != "USD"
+def test_an_event_that_contradicts_the_payment_is_a_mismatch(
+    amount: int, currency: str, reference: str, fits: bool
+) -> None:
+    gateway_payment = GatewayPayment(
+        reference=reference, status=S.SUCCEEDED, amount=Money(amount_minor=amount, currency=currency)
+    )
+    amount_due = Money(amount_minor=1500, currency="USD")
+    assert (mismatch_reason(gateway_payment, amount=amount_due, reference="pi_1") is None) is fits
+    assert (
+        mismatch_reason(gateway_payment, amount=amount_due, reference=None) is None
+        or amount != 1500
+        or currency != "USD"
+    )
 
 
 @pytest.mark.scenario("B38", "B40")
@@ -102,17 +110,17 @@ def test_a_fact_that_contradicts_the_payment_is_found(amount: int, currency: str
         ("stripe", 1500, "UGX", 150_000),
     ],
 )
-def test_each_gateway_is_told_its_own_units(gateway: str, amount: int, currency: str, count: int) -> None:
+def test_each_gateway_receives_amounts_in_its_units(gateway: str, amount: int, currency: str, count: int) -> None:
     money = Money(amount_minor=amount, currency=currency)
-    assert to_gateway(gateway, money) == count
-    assert from_gateway(gateway, count, currency.lower()) == money
+    assert to_gateway_amount(gateway, money) == count
+    assert from_gateway_amount(gateway, count, currency.lower()) == money
 
 
-def test_half_a_rupiah_is_refused_rather_than_rounded() -> None:
+def test_an_amount_that_the_gateway_cannot_express_is_rejected() -> None:
     with pytest.raises(ValueError, match="whole IDR"):
-        to_gateway("midtrans", Money(amount_minor=150_000_50, currency="IDR"))
+        to_gateway_amount("midtrans", Money(amount_minor=150_000_50, currency="IDR"))
     with pytest.raises(ValueError, match="no whole amount"):
-        from_gateway("stripe", 150, "ugx")
+        from_gateway_amount("stripe", 150, "ugx")
 
 
 def intent(**changes: Any) -> dict[str, Any]:
@@ -133,11 +141,11 @@ def event(kind: str, **changes: Any) -> dict[str, Any]:
 
 @pytest.mark.scenario("B40")
 def test_a_stripe_event_is_reduced_to_its_facts() -> None:
-    assert events.stripe(event("payment_intent.succeeded")) == events.PaymentFact(
+    assert events.parse_stripe_event(event("payment_intent.succeeded")) == events.PaymentEvent(
         gateway="stripe",
         event_id="evt_1",
-        kind="payment_intent.succeeded",
-        reference="pi_1",
+        event_type="payment_intent.succeeded",
+        gateway_reference="pi_1",
         status=S.SUCCEEDED,
         amount=Money(amount_minor=1500, currency="JPY"),
         payment_id="pay_1",
@@ -145,16 +153,16 @@ def test_a_stripe_event_is_reduced_to_its_facts() -> None:
     )
 
 
-def test_a_stripe_decline_says_why() -> None:
+def test_a_stripe_decline_has_its_code() -> None:
     error = {"code": "card_declined", "decline_code": "lost_card"}
-    fact = events.stripe(event("payment_intent.payment_failed", last_payment_error=error))
-    assert isinstance(fact, events.PaymentFact)
+    fact = events.parse_stripe_event(event("payment_intent.payment_failed", last_payment_error=error))
+    assert isinstance(fact, events.PaymentEvent)
     assert (fact.status, fact.decline_code) == (S.FAILED, "lost_card")
 
 
 def test_an_event_about_something_else_is_irrelevant() -> None:
-    said = events.stripe({"id": "evt_2", "type": "customer.created", "data": {"object": {}}})
-    assert said == events.Irrelevant(gateway="stripe", event_id="evt_2", kind="customer.created")
+    parsed = events.parse_stripe_event({"id": "evt_2", "type": "customer.created", "data": {"object": {}}})
+    assert parsed == events.IgnoredEvent(gateway="stripe", event_id="evt_2", event_type="customer.created")
 
 
 @pytest.mark.scenario("B28")
@@ -171,9 +179,9 @@ def test_an_event_about_something_else_is_irrelevant() -> None:
         event("payment_intent.succeeded", metadata=["x"]),
     ],
 )
-def test_a_body_that_is_not_what_the_gateway_documents_is_refused(body: dict[str, Any]) -> None:
-    with pytest.raises(events.Malformed):
-        events.stripe(body)
+def test_a_body_that_differs_from_the_gateways_documentation_is_rejected(body: dict[str, Any]) -> None:
+    with pytest.raises(events.MalformedWebhook):
+        events.parse_stripe_event(body)
 
 
 def notification(**changes: str) -> dict[str, str]:
@@ -190,26 +198,26 @@ def notification(**changes: str) -> dict[str, str]:
 
 @pytest.mark.scenario("B38")
 def test_a_midtrans_notification_counts_whole_rupiah() -> None:
-    fact = events.midtrans(notification())
-    assert isinstance(fact, events.PaymentFact)
+    fact = events.parse_midtrans_notification(notification())
+    assert isinstance(fact, events.PaymentEvent)
     assert (fact.status, fact.amount) == (S.SUCCEEDED, Money(amount_minor=150_000_00, currency="IDR"))
     assert (fact.payment_id, fact.event_id) == ("pay_1", "tx-1:settlement:200")
-    with pytest.raises(events.Malformed):
-        events.midtrans(notification(gross_amount="150000.50"))
+    with pytest.raises(events.MalformedWebhook):
+        events.parse_midtrans_notification(notification(gross_amount="150000.50"))
 
 
 @pytest.mark.parametrize(("fraud", "status"), [("accept", S.SUCCEEDED), ("challenge", S.PENDING)])
 def test_a_midtrans_capture_counts_only_when_its_fraud_check_accepts(fraud: str, status: PaymentStatus) -> None:
-    fact = events.midtrans(notification(transaction_status="capture", fraud_status=fraud))
-    assert isinstance(fact, events.PaymentFact)
+    fact = events.parse_midtrans_notification(notification(transaction_status="capture", fraud_status=fraud))
+    assert isinstance(fact, events.PaymentEvent)
     assert fact.status is status
 
 
 def test_a_razorpay_webhook_carries_our_notes() -> None:
     entity = {"id": "pay_r", "amount": 1500, "currency": "INR", "notes": {"berth_payment": "pay_1"}}
     body = {"event": "payment.captured", "payload": {"payment": {"entity": entity}}}
-    fact = events.razorpay(body, "evt_r")
-    assert isinstance(fact, events.PaymentFact)
+    fact = events.parse_razorpay_event(body, "evt_r")
+    assert isinstance(fact, events.PaymentEvent)
     assert (fact.payment_id, fact.amount) == ("pay_1", Money(amount_minor=1500, currency="INR"))
-    with pytest.raises(events.Malformed):
-        events.razorpay(body, "")
+    with pytest.raises(events.MalformedWebhook):
+        events.parse_razorpay_event(body, "")

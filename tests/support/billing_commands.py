@@ -1,96 +1,146 @@
-"""Commands of billing about one order, as its workflow would give them."""
+"""Billing commands about one subscription, as its workflow would send them."""
 
 from __future__ import annotations
 
 from datetime import timedelta
 
-from tests.support.books import ORDERED, USER, Books, Ordered
-from tests.support.books import card_paid as paid_by_card
-from tests.support.books import top_up as topped_up
+from tests.support.billing_fixture import ORDERED_AT, USER, BillingFixture, OpenedSubscription, current_period
+from tests.support.billing_fixture import credit_wallet as topped_up
+from tests.support.billing_fixture import insert_card_payment as paid_by_card
 from workflows.ports.billing import (
-    Bill,
-    ChangePlan,
-    Collect,
-    RevertChange,
-    Settle,
-    Unpaid,
+    ApplyCardPayment,
+    ApplyPlanChange,
+    BillingOutcome,
+    CollectInvoice,
+    RecordPaymentFailure,
+    RollbackPlanChange,
 )
-from workflows.ports.subscription import Fallback, RecordState
+from workflows.ports.subscription import ChangeStatus, PlanChangeRollback, StartProvisioning
 from workflows.rules.money import Money
-from workflows.rules.proration import Mode
-from workflows.rules.subscription import State
+from workflows.rules.proration import PlanChangeMode
+from workflows.rules.subscription import SubscriptionStatus
 
 DAY = timedelta(days=1)
-LATER = ORDERED + 10 * DAY
+TEN_DAYS_AFTER_ORDER = ORDERED_AT + 10 * DAY
 
 
 def usd(amount_minor: int) -> Money:
     return Money(amount_minor=amount_minor, currency="USD")
 
 
-async def top_up(books: Books, amount_minor: int) -> None:
-    await topped_up(books.sessions, usd(amount_minor))
+async def top_up(billing: BillingFixture, amount_minor: int) -> None:
+    await topped_up(billing.sessions, usd(amount_minor))
 
 
-def collection(ordered: Ordered, bill: Bill) -> Collect:
-    return Collect(
+def collect_command(ordered: OpenedSubscription, outcome: BillingOutcome) -> CollectInvoice:
+    return CollectInvoice(
         subscription_id=ordered.id,
-        invoice_id=bill.invoice_id or "",
+        invoice_id=outcome.invoice_id or "",
         scheduled=True,
         actor="platform",
         now=ordered.period.end + DAY,
-        next_attempt=ordered.period.end + 3 * DAY,
+        next_retry_at=ordered.period.end + 3 * DAY,
     )
 
 
-async def settlement(books: Books, ordered: Ordered, bill: Bill) -> Settle:
-    """A card has paid what a bill left to it."""
-    assert bill.card is not None
-    await paid_by_card(books.sessions, "pay_1", ordered.id, bill.card.amount)
-    return Settle(
-        subscription_id=ordered.id, invoice_id=bill.invoice_id or "", payment_id="pay_1", now=ordered.period.end
+async def card_payment_command(
+    billing: BillingFixture, ordered: OpenedSubscription, outcome: BillingOutcome
+) -> ApplyCardPayment:
+    """Insert the card payment that an outcome requires, and return the command that applies it."""
+    assert outcome.card_charge is not None
+    await paid_by_card(billing.sessions, "pay_1", ordered.id, outcome.card_charge.amount)
+    return ApplyCardPayment(
+        subscription_id=ordered.id, invoice_id=outcome.invoice_id or "", payment_id="pay_1", now=ordered.period.end
     )
 
 
-def decline(ordered: Ordered, bill: Bill) -> Unpaid:
-    return Unpaid(
+def payment_failure_command(ordered: OpenedSubscription, outcome: BillingOutcome) -> RecordPaymentFailure:
+    return RecordPaymentFailure(
         subscription_id=ordered.id,
-        invoice_id=bill.invoice_id or "",
+        invoice_id=outcome.invoice_id or "",
         payment_id="pay_1",
         decline_code="generic_decline",
-        next_attempt=None,
+        next_retry_at=None,
         now=ordered.period.end,
     )
 
 
-def state(ordered: Ordered, to: State) -> RecordState:
-    cancelled = to is State.CANCELLED
-    return RecordState(
+def change_status_command(ordered: OpenedSubscription, to: SubscriptionStatus) -> ChangeStatus:
+    cancelled = to is SubscriptionStatus.CANCELLED
+    return ChangeStatus(
         subscription_id=ordered.id,
-        to=to,
+        status=to,
         reason="because",
         actor=USER,
-        now=LATER,
-        delete_at=LATER + 30 * DAY if cancelled else None,
+        now=TEN_DAYS_AFTER_ORDER,
+        data_deletion_at=TEN_DAYS_AFTER_ORDER + 30 * DAY if cancelled else None,
         void_invoice=cancelled,
     )
 
 
-def change(ordered: Ordered, plan: str, mode: Mode | None = None) -> ChangePlan:
-    return ChangePlan(
-        subscription_id=ordered.id, plan_id=f"pln_{plan}", mode=mode, order_id="order_1", actor=USER, now=LATER
+def plan_change_command(ordered: OpenedSubscription, plan: str, mode: PlanChangeMode | None = None) -> ApplyPlanChange:
+    return ApplyPlanChange(
+        subscription_id=ordered.id,
+        plan_id=f"pln_{plan}",
+        mode=mode,
+        plan_change_id="order_1",
+        actor=USER,
+        now=TEN_DAYS_AFTER_ORDER,
     )
 
 
-def reversal(ordered: Ordered) -> RevertChange:
-    fallback = Fallback(
-        order_id="order_1",
+def rollback_command(ordered: OpenedSubscription) -> RollbackPlanChange:
+    fallback = PlanChangeRollback(
+        plan_change_id="order_1",
         terms=ordered.terms,
         anchor=ordered.period.start,
-        periods_billed=1,
         period_start=ordered.period.start,
         period_end=ordered.period.end,
     )
-    return RevertChange(
-        subscription_id=ordered.id, fallback=fallback, order_id="order_1", reason="no room", now=LATER + DAY
+    return RollbackPlanChange(
+        subscription_id=ordered.id,
+        fallback=fallback,
+        plan_change_id="order_1",
+        reason="no room",
+        now=TEN_DAYS_AFTER_ORDER + DAY,
+    )
+
+
+async def create_past_due_subscriptions(billing: BillingFixture, *plans: str) -> list[OpenedSubscription]:
+    """Create one past-due subscription per plan, the oldest debt first; they were ordered in the opposite order."""
+    prices = {"starter": 500, "pro": 2_000}
+    ordered = []
+    for plan in reversed(plans):
+        await top_up(billing, prices[plan])
+        ordered.append(await billing.create_active_subscription(plan))
+    ordered.reverse()
+    for age, subscription in enumerate(ordered):
+        start = subscription.period.end + age * DAY
+        await billing.billing_activities.start_period(billing.start_period_command(subscription, start=start))
+    return ordered
+
+
+async def start_first_period_with_card(
+    billing: BillingFixture, plan: str = "starter"
+) -> tuple[OpenedSubscription, BillingOutcome]:
+    command = billing.create_command(plan)
+    opened = await billing.subscription_activities.create(command)
+    secured = StartProvisioning(subscription_id=command.order.subscription_id, payment_id="pay_1", now=ORDERED_AT)
+    await billing.subscription_activities.start_provisioning(secured)
+    outcome = await billing.billing_activities.start_first_period(billing.start_first_period_command(command, opened))
+    return OpenedSubscription(command=command.order, opened=opened, period=current_period(outcome)), outcome
+
+
+async def collect(billing: BillingFixture, ordered: OpenedSubscription, *, credit_only: bool = False) -> BillingOutcome:
+    invoice = (await billing.invoices(ordered.id))[-1]
+    return await billing.billing_activities.collect_invoice(
+        CollectInvoice(
+            subscription_id=ordered.id,
+            invoice_id=invoice["id"],
+            scheduled=False,
+            actor="platform",
+            now=ordered.period.end + 5 * DAY,
+            next_retry_at=None,
+            credit_only=credit_only,
+        )
     )

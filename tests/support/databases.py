@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -19,19 +20,19 @@ import pytest_asyncio
 from filelock import FileLock
 from psycopg import sql
 
-from deploy.local.postgres import API, OWNER, WORKER, Postgres
+from deploy.local.postgres import API_ROLE, OWNER_ROLE, WORKER_ROLE, Postgres
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 ROOT = Path(__file__).resolve().parents[2]
-TEMPLATE = "berth_template"
-KEPT_TEMPLATES = 2
+TEMPLATE_DATABASE = "berth_template"
+MAX_CACHED_TEMPLATES = 2
 
 
 @dataclass(slots=True)
-class Database:
-    """One database of one test. URLs are SQLAlchemy's; engines are made when first asked for."""
+class DatabaseFixture:
+    """The database of one test. URLs are SQLAlchemy's; engines are created on first use."""
 
     server: Postgres
     name: str
@@ -39,31 +40,31 @@ class Database:
 
     @property
     def owner_url(self) -> str:
-        return self.server.url(OWNER, self.name)
+        return self.server.url(OWNER_ROLE, self.name)
 
     @property
     def api_url(self) -> str:
-        return self.server.url(API, self.name)
+        return self.server.url(API_ROLE, self.name)
 
     @property
     def worker_url(self) -> str:
-        return self.server.url(WORKER, self.name)
+        return self.server.url(WORKER_ROLE, self.name)
 
     @property
     def owner(self) -> AsyncEngine:
-        """Owns the schema. Row-level security is FORCEd, so it too sees what the policies say."""
-        return self._engine(OWNER, self.owner_url)
+        """Owner of the schema. Row-level security is FORCEd, so the policies apply to it as well."""
+        return self._engine(OWNER_ROLE, self.owner_url)
 
     @property
     def api(self) -> AsyncEngine:
-        return self._engine(API, self.api_url)
+        return self._engine(API_ROLE, self.api_url)
 
     @property
     def worker(self) -> AsyncEngine:
-        return self._engine(WORKER, self.worker_url)
+        return self._engine(WORKER_ROLE, self.worker_url)
 
     def superuser_dsn(self) -> str:
-        """libpq's form; sees every row. For looking at results, never for the code under test."""
+        """Return libpq's form for a role that sees every row: for checking results, never for the code under test."""
         return self.server.dsn(database=self.name)
 
     def _engine(self, role: str, url: str) -> AsyncEngine:
@@ -80,8 +81,8 @@ class Database:
 
 
 def migrate(owner_url: str) -> None:
-    """Bring a database to the head of the migrations, in a process of its own as a deployment does."""
-    done = subprocess.run(
+    """Upgrade a database to the newest revision in a separate process, as a deployment does."""
+    completed = subprocess.run(
         [sys.executable, "-m", "alembic", "upgrade", "head"],
         cwd=ROOT,
         env={**os.environ, "BERTH_OWNER_DATABASE_URL": owner_url, "PYTHONPATH": str(ROOT)},
@@ -90,51 +91,53 @@ def migrate(owner_url: str) -> None:
         timeout=120,
         check=False,
     )
-    if done.returncode != 0:
-        raise RuntimeError(f"the migrations failed\n{done.stdout}\n{done.stderr}")
+    if completed.returncode != 0:
+        raise RuntimeError(f"the migrations failed\n{completed.stdout}\n{completed.stderr}")
 
 
-def fingerprint() -> str:
-    """Changes when the migrated template would."""
-    sum_ = hashlib.sha256()
+def schema_fingerprint() -> str:
+    """Return a fingerprint that changes with the schema of the template database."""
+    digest = hashlib.sha256()
     files = [ROOT / "alembic.ini", *(ROOT / "db").rglob("*.py"), *(ROOT / "deploy" / "local").glob("postgres*.py")]
     for path in sorted(path for path in files if path.exists()):
-        sum_.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
-    return sum_.hexdigest()[:24]
+        digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
+    return digest.hexdigest()[:24]
 
 
-def make_template(data: Path) -> None:
-    """A stopped server's folder with the roles and one migrated database that nobody can connect to."""
+def create_template(data: Path) -> None:
+    """Create the data directory of a stopped server with the roles and a migrated database without connections."""
     with Postgres(data, durable=False) as server:
         server.ensure_roles(database=None)
         with server.superuser() as connection:
-            server.ensure_database(TEMPLATE, connection)
-            migrate(server.url(OWNER, TEMPLATE))
-            connection.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(sql.Identifier(TEMPLATE)))
+            server.ensure_database(TEMPLATE_DATABASE, connection)
+            migrate(server.url(OWNER_ROLE, TEMPLATE_DATABASE))
+            connection.execute(
+                sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(sql.Identifier(TEMPLATE_DATABASE))
+            )
 
 
-def copy_of_template(data: Path, cache: Path) -> None:
-    """Migrating takes seconds, copying the result a fraction of one: it is kept until the schema changes."""
+def copy_cached_template(data: Path, cache: Path) -> None:
+    """Copy the cached template. Migrating takes seconds and copying a fraction of one; the cache follows the schema."""
     with FileLock(cache / "lock"):
-        kept = cache / fingerprint()
-        if not kept.exists():
-            for old in sorted(cache.glob("[0-9a-f]*"), key=lambda path: path.stat().st_mtime)[:-KEPT_TEMPLATES]:
+        cached = cache / schema_fingerprint()
+        if not cached.exists():
+            for old in sorted(cache.glob("[0-9a-f]*"), key=lambda path: path.stat().st_mtime)[:-MAX_CACHED_TEMPLATES]:
                 shutil.rmtree(old, ignore_errors=True)
             partial = Path(tempfile.mkdtemp(prefix=".making-", dir=cache))
             try:
-                make_template(partial / "postgres")
-                (partial / "postgres").rename(kept)
+                create_template(partial / "postgres")
+                (partial / "postgres").rename(cached)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(kept, data)
+        shutil.copytree(cached, data)
 
 
 @pytest.fixture(scope="session")
 def postgres_server(request: pytest.FixtureRequest) -> Iterator[Postgres]:
-    """A server without crash safety; it and its data end with the session."""
+    """A server without crash safety, removed with its data at the end of the session."""
     folder = Path(tempfile.mkdtemp(prefix="berth-test-"))
     try:
-        copy_of_template(folder / "postgres", request.config.cache.mkdir("postgres"))
+        copy_cached_template(folder / "postgres", request.config.cache.mkdir("postgres"))
         with Postgres(folder / "postgres", durable=False) as server:
             yield server
     finally:
@@ -145,20 +148,27 @@ _numbers = count(1)
 
 
 @pytest_asyncio.fixture
-async def database(postgres_server: Postgres) -> AsyncIterator[Database]:
-    """A fresh migrated database of this test alone, dropped afterwards."""
+async def database(postgres_server: Postgres) -> AsyncIterator[DatabaseFixture]:
+    """A fresh migrated database for one test, dropped afterwards."""
+    async with fresh_database(postgres_server) as database:
+        yield database
+
+
+@asynccontextmanager
+async def fresh_database(postgres_server: Postgres) -> AsyncIterator[DatabaseFixture]:
+    """Create a migrated database, dropped afterwards. Every copy of the template has the same installation id."""
     name = f"test_{next(_numbers)}"
     with postgres_server.superuser() as connection:
         connection.execute(
-            # Half the time of the default, which writes every page to a log that nobody will read.
+            # Half the time of the default, which also writes every page to the write-ahead log.
             sql.SQL("CREATE DATABASE {} TEMPLATE {} OWNER {} STRATEGY FILE_COPY").format(
-                sql.Identifier(name), sql.Identifier(TEMPLATE), sql.Identifier(OWNER)
+                sql.Identifier(name), sql.Identifier(TEMPLATE_DATABASE), sql.Identifier(OWNER_ROLE)
             )
         )
-    made = Database(postgres_server, name)
+    database = DatabaseFixture(postgres_server, name)
     try:
-        yield made
+        yield database
     finally:
-        await made.dispose()
+        await database.dispose()
         with postgres_server.superuser() as connection:
             connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))

@@ -1,4 +1,4 @@
-"""What must hold after any fault: nothing charged twice, nothing lost, nothing left over."""
+"""Invariants that hold after any fault: no duplicate charge, no lost payment, no orphan."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any
 from kubernetes.client import ApiClient, Configuration, CoreV1Api
 from kubernetes.config import load_kube_config
 
-from tests.support.stack import RunningStack
+from tests.support.running_stack import RunningStack
 
 PREFIX = "berth-"
 
 
-def ledger_is_sound(stack: RunningStack) -> None:
-    """Every transaction sums to zero, and what accounts are said to hold is what was posted."""
-    assert not stack.rows(
+def assert_ledger_balanced(stack: RunningStack) -> None:
+    """Assert that every transaction sums to zero and every stored balance equals the sum of its entries."""
+    assert not stack.query_as_superuser(
         "SELECT transaction_id FROM ledger_entries GROUP BY transaction_id, currency HAVING sum(amount_minor) <> 0"
     )
-    assert not stack.rows(
+    assert not stack.query_as_superuser(
         """
         SELECT a.id FROM ledger_accounts a
         LEFT JOIN (SELECT organization_id, account, currency, sum(amount_minor) AS total FROM ledger_entries
@@ -31,29 +31,31 @@ def ledger_is_sound(stack: RunningStack) -> None:
     )
 
 
-def nobody_is_charged_twice(stack: RunningStack) -> None:
-    """The gateway took exactly what the books say, once per payment."""
+def assert_no_duplicate_charges(stack: RunningStack) -> None:
+    """Assert that the gateway's charges equal the captured payments and the ledger's clearing account."""
     taken = [charge for charge in stack.charges() if charge["captured"] and charge["status"] == "succeeded"]
     keys = Counter(charge["idempotency_key"] for charge in taken)
     assert not [key for key, times in keys.items() if times > 1], keys
-    received = stack.rows(
+    received = stack.query_as_superuser(
         "SELECT count(*) AS payments, COALESCE(sum(captured_minor), 0) AS amount FROM payments WHERE captured_minor > 0"
     )[0]
     assert len(taken) == received["payments"]
     assert sum(charge["amount"] for charge in taken) == received["amount"]
-    clearing = stack.rows(
+    clearing = stack.query_as_superuser(
         "SELECT COALESCE(-sum(amount_minor), 0) AS amount FROM ledger_entries WHERE account = 'clearing:stripe'"
     )[0]
-    given_back = sum(charge["refunded"] for charge in taken)
-    assert clearing["amount"] == received["amount"] - given_back
+    refunded = sum(charge["refunded"] for charge in taken)
+    assert clearing["amount"] == received["amount"] - refunded
 
 
-def one_invoice_per_period_without_gaps(stack: RunningStack) -> None:
-    assert not stack.rows(
-        "SELECT subscription_id FROM invoices WHERE kind = 'period' AND status <> 'void'"
+def assert_invoice_numbers_gapless(stack: RunningStack) -> None:
+    assert not stack.query_as_superuser(
+        "SELECT subscription_id FROM invoices WHERE billing_reason = 'period' AND status <> 'void'"
         " GROUP BY subscription_id, period_start HAVING count(*) > 1"
     )
-    numbers = [row["number"] for row in stack.rows("SELECT number FROM invoices WHERE number IS NOT NULL")]
+    numbers = [
+        row["number"] for row in stack.query_as_superuser("SELECT number FROM invoices WHERE number IS NOT NULL")
+    ]
     by_year: dict[str, list[int]] = {}
     for number in numbers:
         _, year, sequence = number.split("-")
@@ -62,9 +64,9 @@ def one_invoice_per_period_without_gaps(stack: RunningStack) -> None:
         assert sorted(sequences) == list(range(1, len(sequences) + 1))
 
 
-def cluster_holds_exactly_the_instances(stack: RunningStack) -> None:
-    """No subscription without its instance, no instance without its subscription, no orphan on the cluster."""
-    rows = stack.rows(
+def assert_cluster_matches_instances(stack: RunningStack) -> None:
+    """Assert that the namespaces of the cluster are exactly those of the provisioned instances."""
+    rows = stack.query_as_superuser(
         "SELECT s.status, i.namespace, i.status AS instance FROM subscriptions s"
         " LEFT JOIN instances i ON i.subscription_id = s.id"
     )
@@ -72,8 +74,8 @@ def cluster_holds_exactly_the_instances(stack: RunningStack) -> None:
     live = {
         row["namespace"] for row in rows if row["status"] in ("trialing", "active", "past_due", "suspended", "paused")
     }
-    kept = {row["namespace"] for row in rows if row["status"] == "cancelled" and row["instance"] == "suspended"}
-    assert namespaces(stack) == live | kept
+    retained = {row["namespace"] for row in rows if row["status"] == "cancelled" and row["instance"] == "suspended"}
+    assert namespaces(stack) == live | retained
 
 
 def namespaces(stack: RunningStack) -> set[str]:
@@ -86,23 +88,23 @@ def namespaces(stack: RunningStack) -> set[str]:
     return {name for name in names if name is not None and name.startswith(PREFIX)}
 
 
-def no_workflow_is_stuck(stack: RunningStack) -> list[str]:
+def list_stuck_workflows(stack: RunningStack) -> list[str]:
     """Return the short-lived workflows that still run."""
     query = (
         "ExecutionStatus='Running' AND WorkflowType IN ('Payment','Provisioning','InstanceOperation','Refund',"
         "'Adjustment','PaymentMethodSetup')"
     )
-    return [found["execution"]["workflowId"] for found in workflows(stack, query)]
+    return [workflow["execution"]["workflowId"] for workflow in workflows(stack, query)]
 
 
 def workflows(stack: RunningStack, query: str) -> list[dict[str, Any]]:
-    """What the Temporal UI would find."""
-    from deploy.local.programs import program
+    """Return the workflows that match a visibility query."""
+    from deploy.local.binaries import find_program
 
     temporal = stack.card["temporal"]
-    done = subprocess.run(
+    completed = subprocess.run(
         [
-            program("temporal"),
+            find_program("temporal"),
             "workflow",
             "list",
             "--address",
@@ -121,23 +123,23 @@ def workflows(stack: RunningStack, query: str) -> list[dict[str, Any]]:
         timeout=30,
         check=True,
     )
-    found: list[dict[str, Any]] = json.loads(done.stdout or "[]")
-    return found
+    listed: list[dict[str, Any]] = json.loads(completed.stdout or "[]")
+    return listed
 
 
-def each_fact_is_mailed_once(stack: RunningStack) -> None:
-    """Every delivered notice is in the mailbox exactly once."""
+def assert_no_duplicate_mails(stack: RunningStack) -> None:
+    """Assert that the mailbox holds no mail twice."""
     delivered = Counter((mail["to"], mail["subject"], mail["text"]) for mail in stack.mails())
     assert not [mail for mail, times in delivered.items() if times > 1]
 
 
-def everything_holds(stack: RunningStack) -> None:
-    ledger_is_sound(stack)
-    nobody_is_charged_twice(stack)
-    one_invoice_per_period_without_gaps(stack)
-    cluster_holds_exactly_the_instances(stack)
-    each_fact_is_mailed_once(stack)
-    assert no_workflow_is_stuck(stack) == []
+def assert_all_invariants(stack: RunningStack) -> None:
+    assert_ledger_balanced(stack)
+    assert_no_duplicate_charges(stack)
+    assert_invoice_numbers_gapless(stack)
+    assert_cluster_matches_instances(stack)
+    assert_no_duplicate_mails(stack)
+    assert list_stuck_workflows(stack) == []
 
 
 def logs(stack: RunningStack) -> str:

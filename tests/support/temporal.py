@@ -1,6 +1,6 @@
-"""Temporal for tests: the development server, one per worker process, with a clock for each workflow.
+"""Temporal for tests: one development server per worker process, with time skipping for each workflow.
 
-Every run of the tests loads this module: the SDK, which takes a second, is imported by those who use it.
+Every test run loads this module, and importing the SDK takes a second: functions import it where they use it.
 """
 
 from __future__ import annotations
@@ -21,24 +21,27 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Temporal:
-    """A server that is running. Tests share it: use ids and task queues of your own (`unique`)."""
+class TemporalFixture:
+    """A running server. Tests share it: use unique ids and task queues (`unique_id`)."""
 
     client: Client
     address: str
     namespace: str
 
     async def connect(self, **options: Any) -> Client:
-        """Another client, e.g. with a payload codec (`data_converter=…`) or interceptors."""
+        """Return another client, for example with a payload codec (`data_converter=…`) or interceptors."""
         from temporalio.client import Client
 
         return await Client.connect(self.address, namespace=self.namespace, **options)
 
     async def fast_forward(self, handle: WorkflowHandle[Any, Any], by: timedelta) -> bool:
-        """Move this workflow's own clock; returns once everything due on the way has fired.
+        """Skip time of this workflow only. Return after every timer due on the way has fired.
 
-        False when the workflow ended before. Other workflows do not move. Never further than the next due moment plus
-        what the workflow awaits there, if activities run on the way: their retries burn virtual time as well.
+        Skip at most to the next due timer plus the waits that follow it if activities run on the way: their retries
+        take virtual time as well.
+
+        Returns:
+            False if the workflow closed before the end.
         """
         from temporalio.testing import TimeSkipper, TimeSkippingConfig
 
@@ -46,8 +49,8 @@ class Temporal:
         return await skipper.fast_forward(handle, by)
 
     @staticmethod
-    def unique(prefix: str) -> str:
-        """A name nobody else uses, for workflow ids and task queues."""
+    def unique_id(prefix: str) -> str:
+        """Return a unique name for a workflow id or a task queue."""
         return f"{prefix}-{uuid.uuid4().hex[:12]}"
 
 
@@ -59,9 +62,9 @@ def temporal_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tempor
 
 
 @pytest_asyncio.fixture
-async def temporal(temporal_server: TemporalServer) -> AsyncIterator[Temporal]:
-    """A connected client and the fast-forward."""
+async def temporal(temporal_server: TemporalServer) -> AsyncIterator[TemporalFixture]:
+    """A connected client with time skipping."""
     from temporalio.client import Client
 
     client = await Client.connect(temporal_server.address, namespace=NAMESPACE)
-    yield Temporal(client=client, address=temporal_server.address, namespace=NAMESPACE)
+    yield TemporalFixture(client=client, address=temporal_server.address, namespace=NAMESPACE)

@@ -1,4 +1,4 @@
-"""Waiting for something that happens elsewhere: poll under a deadline, never sleep and hope."""
+"""Wait for a condition: poll it until a deadline."""
 
 from __future__ import annotations
 
@@ -10,53 +10,61 @@ from typing import Any, TypeVar, cast, overload
 
 T = TypeVar("T")
 
-# Longest pause between two looks, in seconds. The first looks come much faster.
-LONGEST_PAUSE = 0.1
-FIRST_PAUSE = 0.005
+# Longest pause between two polls, in seconds. The first pauses are much shorter.
+MAX_POLL_INTERVAL = 0.1
+INITIAL_POLL_INTERVAL = 0.005
 
-PATIENCE = 60.0
-"""How long anything is waited for, in seconds: a bound for what never comes, not for how fast it comes."""
+DEFAULT_TIMEOUT = 60.0
+"""Default deadline in seconds: a bound for conditions that never hold, not for how fast they hold."""
 
 
-def in_time(seconds: float) -> float:
-    """Return how long something may take here that takes at most `seconds` on a machine of its own.
+def scale_timeout(seconds: float) -> float:
+    """Return the limit in seconds for work that takes at most `seconds` on an idle machine.
 
-    Other tests run beside this one, on machines of any speed; what hangs still fails.
+    Other tests run at the same time, on machines of any speed. A call that hangs still fails.
     """
     return 3 * seconds
 
 
-class NotInTime(AssertionError):
-    """The awaited thing did not happen before the deadline."""
+class WaitTimeout(AssertionError):
+    """The condition did not hold before the deadline."""
 
 
-def _message(what: str, timeout: float, last: object) -> str:
-    seen = f"raised {last!r}" if isinstance(last, BaseException) else f"was {last!r}"
-    return f"{what} not within {timeout:g} s; the last look {seen}"
-
-
-@overload
-async def eventually(look: Callable[[], Coroutine[Any, Any, T]], *, timeout: float = ..., what: str = ...) -> T: ...
+def _message(description: str, timeout: float, last: object) -> str:
+    outcome = f"raised {last!r}" if isinstance(last, BaseException) else f"was {last!r}"
+    return f"{description} not within {timeout:g} s; the last value {outcome}"
 
 
 @overload
-async def eventually(look: Callable[[], T], *, timeout: float = ..., what: str = ...) -> T: ...
+async def wait_until(
+    probe: Callable[[], Coroutine[Any, Any, T]], *, timeout: float = ..., description: str = ...
+) -> T: ...
 
 
-async def eventually(
-    look: Callable[[], Awaitable[T] | T], *, timeout: float = PATIENCE, what: str = "the awaited condition"
+@overload
+async def wait_until(probe: Callable[[], T], *, timeout: float = ..., description: str = ...) -> T: ...
+
+
+async def wait_until(
+    probe: Callable[[], Awaitable[T] | T],
+    *,
+    timeout: float = DEFAULT_TIMEOUT,
+    description: str = "the awaited condition",
 ) -> T:
-    """Call `look` until it returns something true and return that.
+    """Call `probe` until it returns a true value, and return that value.
 
-    `look` may be plain or asynchronous. An `AssertionError` or `LookupError` that it raises counts as "not yet"; any
-    other exception is passed on at once. Raises `NotInTime` after `timeout` seconds with the last thing seen.
+    `probe` may be synchronous or asynchronous. An `AssertionError` or `LookupError` that it raises counts as "not
+    yet"; any other exception is raised at once.
+
+    Raises:
+        WaitTimeout: After `timeout` seconds, with the last value or error.
     """
     deadline = time.monotonic() + timeout
-    pause = FIRST_PAUSE
+    pause = INITIAL_POLL_INTERVAL
     while True:
         last: object
         try:
-            value = look()
+            value = probe()
             if inspect.isawaitable(value):
                 value = await value
             last = value
@@ -65,25 +73,31 @@ async def eventually(
         except (AssertionError, LookupError) as exc:
             last = exc
         if time.monotonic() >= deadline:
-            raise NotInTime(_message(what, timeout, last)) from (last if isinstance(last, BaseException) else None)
+            raise WaitTimeout(_message(description, timeout, last)) from (
+                last if isinstance(last, BaseException) else None
+            )
         await asyncio.sleep(pause)
-        pause = min(pause * 2, LONGEST_PAUSE)
+        pause = min(pause * 2, MAX_POLL_INTERVAL)
 
 
-def eventually_sync(look: Callable[[], T], *, timeout: float = PATIENCE, what: str = "the awaited condition") -> T:
-    """The same for tests without an event loop."""
+def wait_until_sync(
+    probe: Callable[[], T], *, timeout: float = DEFAULT_TIMEOUT, description: str = "the awaited condition"
+) -> T:
+    """Like `wait_until`, for tests without an event loop."""
     deadline = time.monotonic() + timeout
-    pause = FIRST_PAUSE
+    pause = INITIAL_POLL_INTERVAL
     while True:
         last: object
         try:
-            value = look()
+            value = probe()
             last = value
             if value:
                 return value
         except (AssertionError, LookupError) as exc:
             last = exc
         if time.monotonic() >= deadline:
-            raise NotInTime(_message(what, timeout, last)) from (last if isinstance(last, BaseException) else None)
+            raise WaitTimeout(_message(description, timeout, last)) from (
+                last if isinstance(last, BaseException) else None
+            )
         time.sleep(pause)
-        pause = min(pause * 2, LONGEST_PAUSE)
+        pause = min(pause * 2, MAX_POLL_INTERVAL)

@@ -1,4 +1,4 @@
-"""What the tests of subscriptions share: a life of their own, whose books are right when it ends."""
+"""The subscription fixture, whose ledger must balance after each test."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator
 
 import pytest_asyncio
 
-from tests.support.databases import Database
-from tests.support.life import World, world
-from tests.support.temporal import Temporal
+from tests.support.databases import DatabaseFixture
+from tests.support.subscription_fixture import SubscriptionFixture, run_subscription_fixture
+from tests.support.temporal import TemporalFixture
 
 
 @pytest_asyncio.fixture
-async def life(temporal: Temporal, database: Database) -> AsyncIterator[World]:
-    async with world(temporal, database) as made:
-        yield made
-        await made.ledger_is_sound()
+async def subscriptions(temporal: TemporalFixture, database: DatabaseFixture) -> AsyncIterator[SubscriptionFixture]:
+    async with run_subscription_fixture(temporal, database) as fixture:
+        yield fixture
+        await fixture.assert_ledger_balanced()

@@ -19,12 +19,19 @@ from temporalio.client import Client, WorkflowFailureError
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import Worker
 
-from tests.support.confidential import EMAIL, NAME, PASSWORD, TOKEN, Confidential, fail
-from tests.support.databases import Database
-from tests.support.life import world
-from tests.support.temporal import Temporal
-from workflows.client import connect
-from workflows.codec import EncryptionCodec, UnknownKey
+from tests.support.databases import DatabaseFixture
+from tests.support.personal_data_workflow import (
+    EMAIL,
+    NAME,
+    PASSWORD,
+    TOKEN,
+    PersonalDataWorkflow,
+    fail_with_personal_data,
+)
+from tests.support.subscription_fixture import run_subscription_fixture
+from tests.support.temporal import TemporalFixture
+from workflows.codec import EncryptionCodec, UnknownEncryptionKey
+from workflows.connection import connect
 from workflows.settings import TemporalSettings, parse_encryption_keys
 
 OLD, NEW = ("2026", bytes(range(32))), ("2027", bytes(range(32, 64)))
@@ -39,7 +46,7 @@ def run(work: Any) -> Any:
 
 
 @given(st.lists(st.tuples(st.binary(max_size=200), st.dictionaries(st.text(max_size=9), st.binary(max_size=9)))))
-def test_what_was_encoded_is_decoded_unchanged(parts: Sequence[tuple[bytes, dict[str, bytes]]]) -> None:
+def test_decoding_returns_what_was_encoded(parts: Sequence[tuple[bytes, dict[str, bytes]]]) -> None:
     codec = EncryptionCodec([NEW])
     before = [Payload(data=data, metadata=metadata) for data, metadata in parts]
     encoded = run(codec.encode(before))
@@ -49,10 +56,10 @@ def test_what_was_encoded_is_decoded_unchanged(parts: Sequence[tuple[bytes, dict
         assert len(plain.data) < 8 or plain.data not in sealed.data
 
 
-def test_the_same_payload_never_looks_the_same() -> None:
+def test_equal_payloads_have_different_ciphertexts() -> None:
     codec = EncryptionCodec([NEW])
-    one, two = run(codec.encode([payload(b"same"), payload(b"same")]))
-    assert one.data != two.data
+    first, second = run(codec.encode([payload(b"same"), payload(b"same")]))
+    assert first.data != second.data
 
 
 def test_keys_rotate_the_first_encrypts_and_all_decrypt() -> None:
@@ -62,17 +69,17 @@ def test_keys_rotate_the_first_encrypts_and_all_decrypt() -> None:
     assert (old.metadata["encryption-key-id"], new.metadata["encryption-key-id"]) == (b"2026", b"2027")
     assert run(between.decode([old, new])) == [payload(b"words", encoding="json/plain")] * 2
     assert run(after.decode([new])) == [payload(b"words", encoding="json/plain")]
-    with pytest.raises(UnknownKey, match="2026"):
+    with pytest.raises(UnknownEncryptionKey, match="2026"):
         run(after.decode([old]))
 
 
-def test_what_was_never_encrypted_passes() -> None:
+def test_an_unencrypted_payload_is_returned_unchanged() -> None:
     plain = payload(b'"words"', encoding="json/plain")
     assert run(EncryptionCodec([NEW]).decode([plain])) == [plain]
 
 
 @pytest.mark.parametrize("at", [0, 11, 12, -1])
-def test_tampering_is_noticed(at: int) -> None:
+def test_a_changed_ciphertext_is_rejected(at: int) -> None:
     codec = EncryptionCodec([NEW])
     (sealed,) = run(codec.encode([payload(b"words")]))
     data = bytearray(sealed.data)
@@ -82,7 +89,7 @@ def test_tampering_is_noticed(at: int) -> None:
         run(codec.decode([sealed]))
 
 
-def test_keys_are_read_as_settings_spell_them() -> None:
+def test_encryption_keys_are_parsed_from_the_setting() -> None:
     old, new = (base64.urlsafe_b64encode(key).decode() for _, key in (OLD, NEW))
     assert parse_encryption_keys(f"2027:{new}, 2026:{old}") == (NEW, OLD)
     assert parse_encryption_keys(new) == (("1", NEW[1]),)
@@ -93,18 +100,20 @@ def test_keys_are_read_as_settings_spell_them() -> None:
 
 
 @asynccontextmanager
-async def connected(temporal: Temporal, *keys: tuple[str, bytes]) -> AsyncIterator[Client]:
+async def connect_with_keys(temporal: TemporalFixture, *keys: tuple[str, bytes]) -> AsyncIterator[Client]:
     yield await connect(TemporalSettings(address=temporal.address, namespace=temporal.namespace, encryption_keys=keys))
 
 
 @pytest.mark.scenario("S12")
-async def test_nothing_readable_is_in_a_history(temporal: Temporal) -> None:
-    queue = temporal.unique("confidential")
+async def test_a_history_contains_no_readable_personal_data(temporal: TemporalFixture) -> None:
+    queue = temporal.unique_id("confidential")
     person = {"name": NAME, "email": EMAIL, "password": PASSWORD}
-    async with connected(temporal, NEW, OLD) as client:
-        async with Worker(client, task_queue=queue, workflows=[Confidential], activities=[fail]):
+    async with connect_with_keys(temporal, NEW, OLD) as client:
+        async with Worker(
+            client, task_queue=queue, workflows=[PersonalDataWorkflow], activities=[fail_with_personal_data]
+        ):
             handle = await client.start_workflow(
-                "Confidential", person, id=temporal.unique("w"), task_queue=queue, memo={"who": NAME}
+                "Confidential", person, id=temporal.unique_id("w"), task_queue=queue, memo={"who": NAME}
             )
             assert await handle.execute_update("rename", "Countess", result_type=str) == f"Countess was {NAME}"
             await handle.signal("go", TOKEN)
@@ -112,40 +121,47 @@ async def test_nothing_readable_is_in_a_history(temporal: Temporal) -> None:
                 await handle.result()
         cause = caught.value.cause
         assert isinstance(cause, ApplicationError)
-        assert cause.message == f"{NAME} <{EMAIL}>", "who has the key reads it"
+        assert cause.message == f"{NAME} <{EMAIL}>", "a client with the key reads it"
         assert cause.details == (person,)
-    # Seen with no key, as the server and anybody at its database sees it.
+    # Read without a key, as the Temporal server and its database hold it.
     bare = temporal.client.get_workflow_handle(handle.id)
     history = await bare.fetch_history()
-    kept = json.dumps(history.to_json_dict()) + history.to_json() + str((await bare.describe()).raw_description)
-    kept += " ".join(decoded(json.loads(history.to_json())))
+    history_text = json.dumps(history.to_json_dict()) + history.to_json() + str((await bare.describe()).raw_description)
+    history_text += " ".join(decoded_strings(json.loads(history.to_json())))
     for secret in (NAME, EMAIL, PASSWORD, TOKEN, "Countess", "could not be reached", "Lovelace"):
-        assert secret not in kept, f"{secret} can be read"
-    assert "Encoded failure" in kept
-    assert "binary/encrypted" in " ".join(decoded(json.loads(history.to_json())))
+        assert secret not in history_text, f"{secret} can be read"
+    assert "Encoded failure" in history_text
+    assert "binary/encrypted" in " ".join(decoded_strings(json.loads(history.to_json())))
 
 
 @pytest.mark.scenario("S12")
-async def test_nothing_readable_is_in_the_history_of_a_subscription(temporal: Temporal, database: Database) -> None:
-    async with connected(temporal, NEW) as client, world(replace(temporal, client=client), database) as on:
-        await on.top_up(5000)
-        subscription_id = await on.active(name=NAME, parameters_json=json.dumps({"admin": EMAIL, "password": PASSWORD}))
-        await on.cancel(subscription_id)
-        workflow_id = on.handle(subscription_id).id
-        assert (await on.subscription(subscription_id))["name"] == NAME
+async def test_the_history_of_a_subscription_contains_no_readable_personal_data(
+    temporal: TemporalFixture, database: DatabaseFixture
+) -> None:
+    async with (
+        connect_with_keys(temporal, NEW) as client,
+        run_subscription_fixture(replace(temporal, client=client), database) as fixture,
+    ):
+        await fixture.top_up(5000)
+        subscription_id = await fixture.create_active_subscription(
+            name=NAME, parameters={"admin": EMAIL, "password": PASSWORD}
+        )
+        await fixture.cancel(subscription_id)
+        workflow_id = fixture.handle(subscription_id).id
+        assert (await fixture.subscription(subscription_id))["name"] == NAME
     history = await temporal.client.get_workflow_handle(workflow_id).fetch_history()
-    kept = " ".join(decoded(json.loads(history.to_json())))
-    assert subscription_id in kept
+    history_text = " ".join(decoded_strings(json.loads(history.to_json())))
+    assert subscription_id in history_text
     for secret in (NAME, EMAIL, PASSWORD):
-        assert secret not in kept, f"{secret} can be read"
+        assert secret not in history_text, f"{secret} can be read"
 
 
-def decoded(node: Any) -> list[str]:
-    """Every string of a history, and what it says once base 64 is undone."""
+def decoded_strings(node: Any) -> list[str]:
+    """Return every string of a history, and its base64 decoding where it has one."""
     if isinstance(node, dict):
-        return [word for value in node.values() for word in decoded(value)]
+        return [word for value in node.values() for word in decoded_strings(value)]
     if isinstance(node, list):
-        return [word for value in node for word in decoded(value)]
+        return [word for value in node for word in decoded_strings(value)]
     if not isinstance(node, str):
         return []
     try:

@@ -1,4 +1,4 @@
-"""The dispatcher of a channel never ends: it outlives failing drains, dead workers and long histories."""
+"""The dispatch of a channel never ends: it survives failing drains, dead workers and long histories."""
 
 from __future__ import annotations
 
@@ -19,146 +19,163 @@ from temporalio.worker import (
     WorkflowOutboundInterceptor,
 )
 
-from tests.support.temporal import Temporal
-from tests.support.wait import eventually
+from tests.support.temporal import TemporalFixture
+from tests.support.wait import wait_until
 from workflows import names, policies
-from workflows.notification import NotificationDispatch
-from workflows.ports.notifications import Dispatch, Drain, Drained, Notifications
+from workflows.notification_dispatch import NotificationDispatch
+from workflows.ports.notifications import DispatchInput, DrainOutbox, DrainOutcome, NotificationActivities
 
-EMPTY = Drained(sent=0, setbacks=0, away=False)
-AWAY = Drained(sent=0, setbacks=0, away=True)
+EMPTY = DrainOutcome(sent=0, failures=0, server_unavailable=False)
+UNAVAILABLE = DrainOutcome(sent=0, failures=0, server_unavailable=True)
 
 
 @dataclass
-class Outbox(Notifications):
-    """What each drain does, in order: an answer, an exception, or None to hang silently. Then it waits for ``more``."""
+class ScriptedOutbox(NotificationActivities):
+    """Scripted drains in order: an outcome, an exception, or None to hang. Then a drain waits for ``stop_idling``."""
 
-    script: list[Drained | Exception | None]
-    drains: list[tuple[float, Drain]] = field(default_factory=list)
-    more: asyncio.Event = field(default_factory=asyncio.Event)
+    script: list[DrainOutcome | Exception | None]
+    drains: list[tuple[float, DrainOutbox]] = field(default_factory=list)
+    stop_idling: asyncio.Event = field(default_factory=asyncio.Event)
 
-    @activity.defn(name="notifications.drain")
-    async def drain(self, command: Drain) -> Drained:
+    @activity.defn(name="notifications.drain_outbox")
+    async def drain_outbox(self, command: DrainOutbox) -> DrainOutcome:
         self.drains.append((time.monotonic(), command))
         if not self.script:
             await self._idle()
             return EMPTY
-        answer = self.script.pop(0)
-        if answer is None:
+        outcome = self.script.pop(0)
+        if outcome is None:
             await asyncio.Event().wait()
-        if isinstance(answer, Exception):
-            raise answer
-        assert isinstance(answer, Drained)
-        return answer
+        if isinstance(outcome, Exception):
+            raise outcome
+        assert isinstance(outcome, DrainOutcome)
+        return outcome
 
     async def _idle(self) -> None:
-        while not self.more.is_set() and not activity.is_worker_shutdown():
+        while not self.stop_idling.is_set() and not activity.is_worker_shutdown():
             activity.heartbeat()
-            await asyncio.wait([asyncio.ensure_future(self.more.wait())], timeout=0.1)
+            await asyncio.wait([asyncio.ensure_future(self.stop_idling.wait())], timeout=0.1)
 
-    async def drained(self, times: int, *, timeout: float = 15) -> None:
-        await eventually(lambda: len(self.drains) >= times, timeout=timeout, what=f"{times} drains")
+    async def wait_for_drains(self, times: int, *, timeout: float = 15) -> None:
+        await wait_until(lambda: len(self.drains) >= times, timeout=timeout, description=f"{times} drains")
 
 
 @asynccontextmanager
-async def dispatching(
-    temporal: Temporal, outbox: Outbox, *, away: int = 0, interceptors: tuple[Interceptor, ...] = ()
+async def run_dispatch(
+    temporal: TemporalFixture,
+    outbox: ScriptedOutbox,
+    *,
+    consecutive_outages: int = 0,
+    interceptors: tuple[Interceptor, ...] = (),
 ) -> AsyncIterator[WorkflowHandle[Any, Any]]:
-    queue = names.NOTICES
+    queue = names.NOTIFICATIONS_QUEUE
     async with (
-        Worker(temporal.client, task_queue=names.PLATFORM, workflows=[NotificationDispatch], interceptors=interceptors),
-        Worker(temporal.client, task_queue=queue, activities=[outbox.drain]),
+        Worker(
+            temporal.client,
+            task_queue=names.PLATFORM_QUEUE,
+            workflows=[NotificationDispatch],
+            interceptors=interceptors,
+        ),
+        Worker(temporal.client, task_queue=queue, activities=[outbox.drain_outbox]),
     ):
         handle = await temporal.client.start_workflow(
             names.NOTIFICATION_DISPATCH,
-            Dispatch(channel="email", away=away),
-            id=temporal.unique("dispatch"),
-            task_queue=names.PLATFORM,
+            DispatchInput(channel="email", consecutive_outages=consecutive_outages),
+            id=temporal.unique_id("dispatch"),
+            task_queue=names.PLATFORM_QUEUE,
         )
         try:
             yield handle
         finally:
-            outbox.more.set()
+            outbox.stop_idling.set()
             await handle.terminate()
 
 
-async def test_it_drains_again_and_again(temporal: Temporal) -> None:
-    outbox = Outbox([EMPTY, EMPTY, EMPTY])
-    async with dispatching(temporal, outbox):
-        await outbox.drained(4)
+async def test_the_outbox_is_drained_repeatedly(temporal: TemporalFixture) -> None:
+    outbox = ScriptedOutbox([EMPTY, EMPTY, EMPTY])
+    async with run_dispatch(temporal, outbox):
+        await outbox.wait_for_drains(4)
     (command,) = {command for _, command in outbox.drains}
-    assert command == Drain(channel="email", seconds=policies.DRAIN_FOR.total_seconds())
+    assert command == DrainOutbox(channel="email", duration_seconds=policies.DRAIN_DURATION.total_seconds())
 
 
-async def test_a_drain_that_fails_is_started_again(temporal: Temporal) -> None:
-    outbox = Outbox([OSError("the database is away"), ValueError("a fault of ours"), EMPTY])
-    async with dispatching(temporal, outbox) as handle:
-        await outbox.drained(4)
+async def test_a_drain_that_fails_is_started_again(temporal: TemporalFixture) -> None:
+    outbox = ScriptedOutbox([OSError("the database is unavailable"), ValueError("a programming error"), EMPTY])
+    async with run_dispatch(temporal, outbox) as handle:
+        await outbox.wait_for_drains(4)
         assert (await handle.describe()).status is WorkflowExecutionStatus.RUNNING
 
 
-async def test_a_drain_whose_worker_died_is_started_elsewhere(temporal: Temporal) -> None:
-    outbox = Outbox([None])
-    async with dispatching(temporal, outbox):
-        await outbox.drained(2)
+async def test_a_drain_whose_worker_died_is_started_elsewhere(temporal: TemporalFixture) -> None:
+    outbox = ScriptedOutbox([None])
+    async with run_dispatch(temporal, outbox):
+        await outbox.wait_for_drains(2)
         (first, _), (second, _) = outbox.drains[:2]
-    limit = policies.MAIL["heartbeat_timeout"].total_seconds()
+    limit = policies.NOTIFICATION_DRAIN["heartbeat_timeout"].total_seconds()
     assert limit - 0.5 < second - first < limit + 5
 
 
-async def test_while_the_server_is_away_it_waits_longer_each_time(temporal: Temporal) -> None:
-    outbox = Outbox([AWAY, AWAY, EMPTY])
-    async with dispatching(temporal, outbox):
-        await outbox.drained(4)
+async def test_the_pause_grows_while_the_mail_server_is_unavailable(temporal: TemporalFixture) -> None:
+    outbox = ScriptedOutbox([UNAVAILABLE, UNAVAILABLE, EMPTY])
+    async with run_dispatch(temporal, outbox):
+        await outbox.wait_for_drains(4)
     first, second = (outbox.drains[at + 1][0] - outbox.drains[at][0] for at in (0, 1))
-    assert policies.away_pause(1).total_seconds() <= first
-    assert policies.away_pause(2).total_seconds() <= second
-    assert [policies.away_pause(times).total_seconds() for times in (1, 2, 3, 4, 5, 6, 99)] == [0.5, 1, 2, 4, 8, 10, 10]
+    assert policies.mail_outage_backoff(1).total_seconds() <= first
+    assert policies.mail_outage_backoff(2).total_seconds() <= second
+    assert [policies.mail_outage_backoff(times).total_seconds() for times in (1, 2, 3, 4, 5, 6, 99)] == [
+        0.5,
+        1,
+        2,
+        4,
+        8,
+        10,
+        10,
+    ]
 
 
-async def test_a_wake_up_ends_the_pause(temporal: Temporal) -> None:
-    outbox = Outbox([AWAY])
-    async with dispatching(temporal, outbox, away=50) as handle:
-        await outbox.drained(1)
-        begun = time.monotonic()
+async def test_the_wake_signal_ends_the_pause(temporal: TemporalFixture) -> None:
+    outbox = ScriptedOutbox([UNAVAILABLE])
+    async with run_dispatch(temporal, outbox, consecutive_outages=50) as handle:
+        await outbox.wait_for_drains(1)
+        started_at = time.monotonic()
 
-        async def woken() -> bool:
+        async def second_drain_started() -> bool:
             await handle.signal("wake")
             return len(outbox.drains) >= 2
 
-        await eventually(woken)
-    assert outbox.drains[1][0] - begun < policies.away_pause(50).total_seconds() - 1
+        await wait_until(second_drain_started)
+    assert outbox.drains[1][0] - started_at < policies.mail_outage_backoff(50).total_seconds() - 1
 
 
-class Suggesting(workflow.Info):
-    """Says what the server says of a long history, some events in."""
+class InfoOfLongHistory(workflow.Info):
+    """Suggests continue-as-new as the server does for a long history, after a few events."""
 
     def is_continue_as_new_suggested(self) -> bool:
         return self.get_current_history_length() > 12
 
 
-class SuggestingOutbound(WorkflowOutboundInterceptor):
+class LongHistoryOutbound(WorkflowOutboundInterceptor):
     def info(self) -> workflow.Info:
-        found = super().info()
-        return Suggesting(**{one.name: getattr(found, one.name) for one in fields(found)})
+        info = super().info()
+        return InfoOfLongHistory(**{info_field.name: getattr(info, info_field.name) for info_field in fields(info)})
 
 
-class SuggestingInbound(WorkflowInboundInterceptor):
+class LongHistoryInbound(WorkflowInboundInterceptor):
     def init(self, outbound: WorkflowOutboundInterceptor) -> None:
-        super().init(SuggestingOutbound(outbound))
+        super().init(LongHistoryOutbound(outbound))
 
 
-class Short(Interceptor):
-    """Lets histories be short."""
+class LongHistoryInterceptor(Interceptor):
+    """Makes workflows continue as new after a few events."""
 
     def workflow_interceptor_class(self, input: WorkflowInterceptorClassInput) -> type[WorkflowInboundInterceptor]:
-        return SuggestingInbound
+        return LongHistoryInbound
 
 
-async def test_a_long_history_is_continued_in_a_new_one(temporal: Temporal) -> None:
-    outbox = Outbox([AWAY, AWAY, EMPTY, EMPTY, EMPTY])
-    async with dispatching(temporal, outbox, interceptors=(Short(),)) as handle:
-        await outbox.drained(6, timeout=20)
+async def test_a_long_history_is_continued_in_a_new_one(temporal: TemporalFixture) -> None:
+    outbox = ScriptedOutbox([UNAVAILABLE, UNAVAILABLE, EMPTY, EMPTY, EMPTY])
+    async with run_dispatch(temporal, outbox, interceptors=(LongHistoryInterceptor(),)) as handle:
+        await outbox.wait_for_drains(6, timeout=20)
         described = await temporal.client.get_workflow_handle(handle.id).describe()
         assert described.status is WorkflowExecutionStatus.RUNNING
         assert described.run_id != handle.first_execution_run_id

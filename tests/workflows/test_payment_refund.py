@@ -1,4 +1,4 @@
-"""Refunds and cards on file as workflows; their activities are a script under the real names."""
+"""Workflows of refunds and payment methods, with scripted activities under the real names."""
 
 from __future__ import annotations
 
@@ -16,142 +16,186 @@ from temporalio.client import (
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import Worker
 
-from tests.support.payment_script import USD, Debtor, silent
-from tests.support.temporal import Temporal
-from tests.support.wait import eventually
+from tests.support.fake_payments import USD, PastDueSubscription, gateway_unavailable_error
+from tests.support.temporal import TemporalFixture
+from tests.support.wait import wait_until
 from workflows import names
-from workflows.payment_method import PaymentMethodRemoval, PaymentMethodSetup
+from workflows.errors import non_retryable_error
+from workflows.payment_methods import PaymentMethodDefault, PaymentMethodRemoval, PaymentMethodSetup
 from workflows.ports.payments import (
     AddPaymentMethod,
-    Attach,
-    Attached,
-    Detach,
-    GiveBack,
+    AttachOutcome,
+    AttachPaymentMethod,
+    DetachPaymentMethod,
+    MakePaymentMethodDefault,
+    PaymentMethodActivities,
     PaymentMethodAdded,
-    PaymentMethods,
-    RefundOrder,
+    RefundActivities,
+    RefundDestination,
+    RefundInput,
     RefundOutcome,
-    Refunds,
-    RefundTo,
     RemovePaymentMethod,
-    Reserve,
+    ReserveRefund,
+    SendRefund,
+    SetDefault,
 )
+from workflows.ports.subscription import FundsArrived
 from workflows.refund import Refund
-from workflows.refusals import refuse
-from workflows.rules.errors import Refusal
+from workflows.rules.dunning import FundsKind
+from workflows.rules.errors import ErrorCode
 
 
 @dataclass
-class Counter(Refunds, PaymentMethods):
-    answers: list[str] = field(default_factory=list)
-    asked: int = 0
-    indebted: list[str] = field(default_factory=list)
-    refusal: Callable[[], Exception] | None = None
+class FakeRefundsAndMethods(RefundActivities, PaymentMethodActivities):
+    responses: list[str] = field(default_factory=list)
+    sends: int = 0
+    past_due_subscription_ids: list[str] = field(default_factory=list)
+    make_error: Callable[[], Exception] | None = None
 
     @activity.defn(name="refunds.reserve")
-    async def reserve(self, command: Reserve) -> RefundOutcome:
-        if self.refusal is not None:
-            raise self.refusal()
-        return RefundOutcome(refund_id=command.order.refund_id, status="pending", amount=USD)
+    async def reserve(self, command: ReserveRefund) -> RefundOutcome:
+        if self.make_error is not None:
+            raise self.make_error()
+        return RefundOutcome(refund_id=command.command.refund_id, status="pending", amount=USD)
 
-    @activity.defn(name="refunds.give_back")
-    async def give_back(self, command: GiveBack) -> RefundOutcome:
-        self.asked += 1
-        status = self.answers.pop(0)
+    @activity.defn(name="refunds.send")
+    async def send(self, command: SendRefund) -> RefundOutcome:
+        self.sends += 1
+        status = self.responses.pop(0)
         if status == "silent":
-            raise silent()
-        return RefundOutcome(refund_id=command.refund_id, status=status, amount=USD)
+            raise gateway_unavailable_error()
+        return RefundOutcome(
+            refund_id=command.refund_id,
+            status=status,
+            amount=USD,
+            past_due_subscription_ids=self.past_due_subscription_ids,
+        )
 
     @activity.defn(name="payment_methods.attach")
-    async def attach(self, command: Attach) -> Attached:
-        if self.refusal is not None:
-            raise self.refusal()
+    async def attach(self, command: AttachPaymentMethod) -> AttachOutcome:
+        if self.make_error is not None:
+            raise self.make_error()
         added = PaymentMethodAdded(
-            payment_method_id=command.order.payment_method_id,
+            payment_method_id=command.command.payment_method_id,
             brand="visa",
             last4="4242",
             expires="12/2030",
             default=True,
         )
-        return Attached(added=added, indebted=self.indebted)
+        return AttachOutcome(added=added, past_due_subscription_ids=self.past_due_subscription_ids)
+
+    @activity.defn(name="payment_methods.set_default")
+    async def set_default(self, command: SetDefault) -> list[str]:
+        return self.past_due_subscription_ids
 
     @activity.defn(name="payment_methods.detach")
-    async def detach(self, command: Detach) -> None:
-        if self.refusal is not None:
-            raise self.refusal()
+    async def detach(self, command: DetachPaymentMethod) -> list[str]:
+        if self.make_error is not None:
+            raise self.make_error()
+        return self.past_due_subscription_ids
 
 
 @asynccontextmanager
-async def counter(temporal: Temporal, **script: Any) -> AsyncIterator[tuple[Counter, str]]:
-    at, queue = Counter(**script), Temporal.unique("counter")
+async def run_fakes(temporal: TemporalFixture, **script: Any) -> AsyncIterator[tuple[FakeRefundsAndMethods, str]]:
+    fakes, queue = FakeRefundsAndMethods(**script), TemporalFixture.unique_id("counter")
     async with Worker(
         temporal.client,
         task_queue=queue,
-        workflows=[Refund, PaymentMethodSetup, PaymentMethodRemoval, Debtor],
-        activities=[at.reserve, at.give_back, at.attach, at.detach],
+        workflows=[Refund, PaymentMethodSetup, PaymentMethodDefault, PaymentMethodRemoval, PastDueSubscription],
+        activities=[fakes.reserve, fakes.send, fakes.attach, fakes.set_default, fakes.detach],
     ):
-        yield at, queue
+        yield fakes, queue
 
 
-REFUND = RefundOrder(
+REFUND = RefundInput(
     refund_id="re_1",
     payment_id="pay_1",
     organization_id="org_1",
     amount=None,
-    to=RefundTo.SOURCE,
+    destination=RefundDestination.SOURCE,
     reason="goodwill",
     actor="usr_1",
 )
 
 
 @pytest.mark.scenario("B35")
-async def test_a_refund_is_followed_through_silence_until_it_is_certain(temporal: Temporal) -> None:
-    async with counter(temporal, answers=["silent", "pending", "succeeded"]) as (at, queue):
+async def test_a_refund_is_polled_after_a_lost_response_until_it_is_final(temporal: TemporalFixture) -> None:
+    async with run_fakes(temporal, responses=["silent", "pending", "succeeded"]) as (fakes, queue):
         handle = await temporal.client.start_workflow(
-            Refund.run, REFUND, id=Temporal.unique("refund"), task_queue=queue
+            Refund.run, REFUND, id=TemporalFixture.unique_id("refund"), task_queue=queue
         )
-        await eventually(lambda: at.asked == 1)
+        await wait_until(lambda: fakes.sends == 1)
         await temporal.fast_forward(handle, timedelta(minutes=6))
         assert (await handle.result()).status == "succeeded"
-        assert at.asked == 3
+        assert fakes.sends == 3
 
 
 @pytest.mark.scenario("B34")
-async def test_a_refused_refund_fails_with_the_rules_code(temporal: Temporal) -> None:
-    too_much = lambda: refuse(Refusal.REFUND_EXCEEDS_PAYMENT, "Too much.")  # noqa: E731 - one expression
-    async with counter(temporal, refusal=too_much) as (at, queue):
+async def test_a_rejected_refund_fails_with_the_error_code_of_the_rule(temporal: TemporalFixture) -> None:
+    too_much = lambda: non_retryable_error(ErrorCode.REFUND_EXCEEDS_PAYMENT, "Too much.")  # noqa: E731 - one expression
+    async with run_fakes(temporal, make_error=too_much) as (fakes, queue):
         with pytest.raises(WorkflowFailureError) as failed:
-            await temporal.client.execute_workflow(Refund.run, REFUND, id=Temporal.unique("refund"), task_queue=queue)
+            await temporal.client.execute_workflow(
+                Refund.run, REFUND, id=TemporalFixture.unique_id("refund"), task_queue=queue
+            )
         assert isinstance(failed.value.cause, ApplicationError)
-        assert failed.value.cause.type == Refusal.REFUND_EXCEEDS_PAYMENT
-        assert at.asked == 0
+        assert failed.value.cause.type == ErrorCode.REFUND_EXCEEDS_PAYMENT
+        assert fakes.sends == 0
 
 
 @pytest.mark.scenario("B42")
-async def test_a_new_card_lets_a_debt_try_it_at_once(temporal: Temporal) -> None:
-    debtor = Temporal.unique("sub")
-    async with counter(temporal, indebted=[debtor, "sub_gone"]) as (_, queue):
-        hearing = await temporal.client.start_workflow(
-            Debtor.run, id=names.subscription_workflow(debtor), task_queue=queue
+async def test_a_new_card_is_tried_at_once(temporal: TemporalFixture) -> None:
+    debtor = TemporalFixture.unique_id("sub")
+    async with run_fakes(temporal, past_due_subscription_ids=[debtor, "sub_gone"]) as (_, queue):
+        subscription = await temporal.client.start_workflow(
+            PastDueSubscription.run, id=names.subscription_workflow_id(debtor), task_queue=queue
         )
         order = AddPaymentMethod(
             payment_method_id="pm_1", organization_id="org_1", gateway="stripe", token="t", default=False, actor="u"
         )
         added = await temporal.client.execute_workflow(
-            PaymentMethodSetup.run, order, id=Temporal.unique("method"), task_queue=queue
+            PaymentMethodSetup.run, order, id=TemporalFixture.unique_id("method"), task_queue=queue
         )
         assert added.last4 == "4242"
-        assert await hearing.result() == "pm_1"
+        assert await subscription.result() == FundsArrived(source="pm_1", kind=FundsKind.PAYMENT_METHOD)
+
+
+async def test_another_default_card_is_tried_at_once(temporal: TemporalFixture) -> None:
+    debtor = TemporalFixture.unique_id("sub")
+    async with run_fakes(temporal, past_due_subscription_ids=[debtor, "sub_gone"]) as (_, queue):
+        subscription = await temporal.client.start_workflow(
+            PastDueSubscription.run, id=names.subscription_workflow_id(debtor), task_queue=queue
+        )
+        order = MakePaymentMethodDefault(
+            default_change_id="default_1", payment_method_id="pm_2", organization_id="org_1", actor="u"
+        )
+        await temporal.client.execute_workflow(
+            PaymentMethodDefault.run, order, id=TemporalFixture.unique_id("default"), task_queue=queue
+        )
+        assert await subscription.result() == FundsArrived(source="pm_2", kind=FundsKind.PAYMENT_METHOD)
+
+
+async def test_the_backup_of_a_removed_default_card_is_tried_at_once(temporal: TemporalFixture) -> None:
+    debtor = TemporalFixture.unique_id("sub")
+    async with run_fakes(temporal, past_due_subscription_ids=[debtor, "sub_gone"]) as (_, queue):
+        subscription = await temporal.client.start_workflow(
+            PastDueSubscription.run, id=names.subscription_workflow_id(debtor), task_queue=queue
+        )
+        order = RemovePaymentMethod(payment_method_id="pm_1", organization_id="org_1", actor="u")
+        await temporal.client.execute_workflow(
+            PaymentMethodRemoval.run, order, id=TemporalFixture.unique_id("removal"), task_queue=queue
+        )
+        assert await subscription.result() == FundsArrived(source="pm_1", kind=FundsKind.PAYMENT_METHOD)
 
 
 @pytest.mark.scenario("B45")
-async def test_a_card_in_use_is_not_removed(temporal: Temporal) -> None:
-    in_use = lambda: refuse(Refusal.PAYMENT_METHOD_IN_USE, "In use.")  # noqa: E731 - one expression
-    async with counter(temporal, refusal=in_use) as (_, queue):
+async def test_a_card_in_use_is_not_removed(temporal: TemporalFixture) -> None:
+    in_use = lambda: non_retryable_error(ErrorCode.PAYMENT_METHOD_IN_USE, "In use.")  # noqa: E731 - one expression
+    async with run_fakes(temporal, make_error=in_use) as (_, queue):
         order = RemovePaymentMethod(payment_method_id="pm_1", organization_id="org_1", actor="u")
         with pytest.raises(WorkflowFailureError) as failed:
             await temporal.client.execute_workflow(
-                PaymentMethodRemoval.run, order, id=Temporal.unique("removal"), task_queue=queue
+                PaymentMethodRemoval.run, order, id=TemporalFixture.unique_id("removal"), task_queue=queue
             )
         assert isinstance(failed.value.cause, ApplicationError)
-        assert failed.value.cause.type == Refusal.PAYMENT_METHOD_IN_USE
+        assert failed.value.cause.type == ErrorCode.PAYMENT_METHOD_IN_USE

@@ -6,114 +6,135 @@ from datetime import timedelta
 
 import pytest
 
-from tests.support.life import World
-from workflows.rules.errors import RuleBroken
-from workflows.rules.proration import Mode
+from tests.support.subscription_fixture import SubscriptionFixture
+from workflows.rules.errors import RuleViolation
+from workflows.rules.proration import PlanChangeMode
 
 DAY = timedelta(days=1)
 
 
-async def _used(life: World, subscription: str, days: int) -> int:
+async def _used(subscriptions: SubscriptionFixture, subscription: str, days: int) -> int:
     """Let whole days of the period pass; returns the period's days."""
-    row = await life.subscription(subscription)
-    await life.advance_to(subscription, row["current_period_start"] + days * DAY)
+    row = await subscriptions.subscription(subscription)
+    await subscriptions.advance_to(subscription, row["current_period_start"] + days * DAY)
     return int((row["current_period_end"] - row["current_period_start"]) / DAY)
 
 
 @pytest.mark.scenario("B7")
-async def test_an_upgrade_charges_the_rest_of_the_period_now_and_resizes(life: World) -> None:
-    await life.top_up(10_000)
-    subscription = await life.active("starter")
-    days = await _used(life, subscription, 1)
-    await life.change_plan(subscription, "pro")
-    await life.settled(subscription)
-    invoice = (await life.invoices(subscription))[1]
+async def test_an_upgrade_charges_the_rest_of_the_period_now_and_resizes(subscriptions: SubscriptionFixture) -> None:
+    await subscriptions.top_up(10_000)
+    subscription = await subscriptions.create_active_subscription("starter")
+    days = await _used(subscriptions, subscription, 1)
+    await subscriptions.change_plan(subscription, "pro")
+    await subscriptions.wait_until_idle(subscription)
+    invoice = (await subscriptions.invoices(subscription))[1]
     expected = round(2000 * (days - 1) / days) - round(500 * (days - 1) / days)
     assert abs(invoice["total_minor"] - expected) <= 1
-    assert (invoice["status"], invoice["kind"]) == ("paid", "change")
-    assert (await life.subscription(subscription))["plan_id"] == life.plan("pro")
-    assert life.outside.operations() == ["resize"]
-    await life.advance(subscription, 31 * DAY)
-    assert (await life.invoices(subscription))[2]["total_minor"] == 2000
+    assert (invoice["status"], invoice["billing_reason"]) == ("paid", "change")
+    assert (await subscriptions.subscription(subscription))["plan_id"] == subscriptions.plan("pro")
+    assert subscriptions.external.operations() == ["resize"]
+    await subscriptions.advance(subscription, 31 * DAY)
+    assert (await subscriptions.invoices(subscription))[2]["total_minor"] == 2000
 
 
 @pytest.mark.scenario("B8")
-async def test_a_downgrade_waits_for_the_period_end_and_costs_nothing(life: World) -> None:
-    await life.top_up(10_000)
-    subscription = await life.active("pro")
-    await _used(life, subscription, 1)
-    await life.change_plan(subscription, "starter")
-    assert (await life.subscription(subscription))["pending_plan_id"] == life.plan("starter")
-    assert len(await life.invoices(subscription)) == 1
-    await life.advance(subscription, 31 * DAY)
-    assert [row["total_minor"] for row in await life.invoices(subscription)] == [2000, 500]
-    row = await life.subscription(subscription)
-    assert (row["plan_id"], row["pending_plan_id"]) == (life.plan("starter"), None)
-    assert life.outside.operations() == ["resize"]
+async def test_a_downgrade_waits_for_the_period_end_and_costs_nothing(subscriptions: SubscriptionFixture) -> None:
+    await subscriptions.top_up(10_000)
+    subscription = await subscriptions.create_active_subscription("pro")
+    await _used(subscriptions, subscription, 1)
+    await subscriptions.change_plan(subscription, "starter")
+    assert (await subscriptions.subscription(subscription))["pending_plan_id"] == subscriptions.plan("starter")
+    assert len(await subscriptions.invoices(subscription)) == 1
+    await subscriptions.advance(subscription, 31 * DAY)
+    assert [row["total_minor"] for row in await subscriptions.invoices(subscription)] == [2000, 500]
+    row = await subscriptions.subscription(subscription)
+    assert (row["plan_id"], row["pending_plan_id"]) == (subscriptions.plan("starter"), None)
+    assert subscriptions.external.operations() == ["resize"]
 
 
 @pytest.mark.scenario("B14")
-async def test_an_immediate_downgrade_gives_credit_that_is_spent_never_paid_out(life: World) -> None:
-    await life.top_up(10_000)
-    subscription = await life.active("starter")
-    await life.change_plan(subscription, "pro", order="up")
-    await life.settled(subscription)
-    wallet = await life.balance()
-    await life.change_plan(subscription, "starter", Mode.IMMEDIATE, order="down")
-    await life.settled(subscription)
-    assert await life.balance() == wallet
-    credit = await life.balance("promotional")
+async def test_an_immediate_downgrade_gives_credit_that_is_spent_never_paid_out(
+    subscriptions: SubscriptionFixture,
+) -> None:
+    await subscriptions.top_up(10_000)
+    subscription = await subscriptions.create_active_subscription("starter")
+    await subscriptions.change_plan(subscription, "pro", order="up")
+    await subscriptions.wait_until_idle(subscription)
+    wallet = await subscriptions.balance()
+    await subscriptions.change_plan(subscription, "starter", PlanChangeMode.IMMEDIATE, order="down")
+    await subscriptions.wait_until_idle(subscription)
+    assert await subscriptions.balance() == wallet
+    credit = await subscriptions.balance("promotional")
     assert 1490 <= credit <= 1500
-    await life.advance(subscription, 32 * DAY)
-    assert await life.balance("promotional") == credit - 500
-    assert await life.balance() == wallet
+    await subscriptions.advance(subscription, 32 * DAY)
+    assert await subscriptions.balance("promotional") == credit - 500
+    assert await subscriptions.balance() == wallet
 
 
 @pytest.mark.scenario("B11")
-async def test_an_upgrade_that_is_not_paid_leaves_the_old_plan_untouched(life: World) -> None:
-    await life.top_up(600)
-    subscription = await life.active("starter")
-    await life.add_card()
-    life.outside.decline = "generic_decline"
-    with pytest.raises(RuleBroken) as refused:
-        await life.change_plan(subscription, "pro")
+async def test_an_upgrade_that_is_not_paid_leaves_the_old_plan_untouched(subscriptions: SubscriptionFixture) -> None:
+    await subscriptions.top_up(600)
+    subscription = await subscriptions.create_active_subscription("starter")
+    await subscriptions.add_card()
+    subscriptions.external.decline_code = "generic_decline"
+    with pytest.raises(RuleViolation) as refused:
+        await subscriptions.change_plan(subscription, "pro")
     assert refused.value.code == "PAYMENT_DECLINED"
-    await life.settled(subscription)
-    row = await life.subscription(subscription)
-    assert (row["plan_id"], row["status"]) == (life.plan("starter"), "active")
-    assert (await life.balance(), await life.balance("held")) == (100, 0)
-    assert [(row["status"], row["number"] is None) for row in await life.invoices(subscription)][1:] == [("void", True)]
-    assert life.outside.operations() == []
-    life.outside.decline = None
-    await life.change_plan(subscription, "pro", order="again")
-    await life.settled(subscription)
-    assert (await life.subscription(subscription))["plan_id"] == life.plan("pro")
-    assert (await life.balance(), await life.balance("held")) == (0, 0)
+    await subscriptions.wait_until_idle(subscription)
+    row = await subscriptions.subscription(subscription)
+    assert (row["plan_id"], row["status"]) == (subscriptions.plan("starter"), "active")
+    assert (await subscriptions.balance(), await subscriptions.balance("held")) == (100, 0)
+    assert [(row["status"], row["number"] is None) for row in await subscriptions.invoices(subscription)][1:] == [
+        ("void", True)
+    ]
+    assert subscriptions.external.operations() == []
+    subscriptions.external.decline_code = None
+    await subscriptions.change_plan(subscription, "pro", order="again")
+    await subscriptions.wait_until_idle(subscription)
+    assert (await subscriptions.subscription(subscription))["plan_id"] == subscriptions.plan("pro")
+    assert (await subscriptions.balance(), await subscriptions.balance("held")) == (0, 0)
 
 
 @pytest.mark.scenario("B12")
-async def test_a_later_change_replaces_a_pending_one(life: World) -> None:
-    await life.top_up(50_000)
-    subscription = await life.active("pro")
-    await life.change_plan(subscription, "starter", order="first")
-    await life.change_plan(subscription, "pro-yearly", order="second")
-    await life.settled(subscription)
-    row = await life.subscription(subscription)
-    assert (row["plan_id"], row["pending_plan_id"]) == (life.plan("pro-yearly"), None)
+async def test_a_later_change_replaces_a_pending_one(subscriptions: SubscriptionFixture) -> None:
+    await subscriptions.top_up(50_000)
+    subscription = await subscriptions.create_active_subscription("pro")
+    await subscriptions.change_plan(subscription, "starter", order="first")
+    await subscriptions.change_plan(subscription, "pro-yearly", order="second")
+    await subscriptions.wait_until_idle(subscription)
+    row = await subscriptions.subscription(subscription)
+    assert (row["plan_id"], row["pending_plan_id"]) == (subscriptions.plan("pro-yearly"), None)
     assert (row["current_period_end"] - row["current_period_start"]).days in (365, 366)
-    await life.advance(subscription, 40 * DAY)
-    assert [invoice["kind"] for invoice in await life.invoices(subscription)] == ["period", "period"]
+    await subscriptions.advance(subscription, 40 * DAY)
+    assert [invoice["billing_reason"] for invoice in await subscriptions.invoices(subscription)] == ["period", "period"]
 
 
-async def test_a_failed_resize_brings_the_old_plan_and_the_money_back(life: World) -> None:
-    await life.top_up(10_000)
-    subscription = await life.active("starter")
-    before = await life.subscription(subscription)
-    wallet = await life.balance()
-    life.outside.operation_fails = {"resize"}
-    await life.change_plan(subscription, "pro")
-    await life.until(subscription, "active")
-    after = await life.subscription(subscription)
-    assert after["plan_id"] == life.plan("starter")
+async def test_a_failed_resize_brings_the_old_plan_and_the_money_back(subscriptions: SubscriptionFixture) -> None:
+    await subscriptions.top_up(10_000)
+    subscription = await subscriptions.create_active_subscription("starter")
+    before = await subscriptions.subscription(subscription)
+    wallet = await subscriptions.balance()
+    subscriptions.external.failing_operations = {"resize"}
+    await subscriptions.change_plan(subscription, "pro")
+    await subscriptions.wait_for_status(subscription, "active")
+    after = await subscriptions.subscription(subscription)
+    assert after["plan_id"] == subscriptions.plan("starter")
     assert after["current_period_end"] == before["current_period_end"]
-    assert await life.balance() == wallet
+    assert await subscriptions.balance() == wallet
+
+
+async def test_a_change_back_to_the_plan_whose_resources_the_instance_has_leaves_no_rollback(
+    subscriptions: SubscriptionFixture,
+) -> None:
+    """The instance was never resized to the scheduled plan: the change back resizes nothing, so it is complete."""
+    await subscriptions.top_up(10_000)
+    subscription = await subscriptions.create_active_subscription("starter")
+    subscriptions.external.failing_operations = {"resize"}
+    await subscriptions.change_plan(subscription, "pro", PlanChangeMode.PERIOD_END)
+    end = (await subscriptions.subscription(subscription))["current_period_end"]
+    await subscriptions.advance_to(subscription, end + timedelta(seconds=1))
+    assert (await subscriptions.subscription(subscription))["plan_id"] == subscriptions.plan("pro")
+    await subscriptions.change_plan(subscription, "starter", PlanChangeMode.IMMEDIATE, order="c2")
+    assert (await subscriptions.subscription(subscription))["plan_id"] == subscriptions.plan("starter")
+    await subscriptions.change_plan(subscription, "pro", PlanChangeMode.PERIOD_END, order="c3")
+    assert (await subscriptions.subscription(subscription))["pending_plan_id"] == subscriptions.plan("pro")

@@ -1,4 +1,4 @@
-"""Orders that meet the main loop, each other, or an operator's cancellation of the process."""
+"""Commands that arrive during a renewal, during another command, or with an operator's cancellation."""
 
 from __future__ import annotations
 
@@ -8,261 +8,329 @@ from typing import Any
 
 import pytest
 from temporalio.api.enums.v1 import EventType
-from temporalio.client import WorkflowHandle, WorkflowUpdateFailedError
+from temporalio.client import WorkflowHandle, WorkflowUpdateFailedError, WorkflowUpdateStage
 
-from tests.support.life import CancelAt, World
-from tests.support.wait import eventually
-from workflows.ports.subscription import CustomerOperation, FundsArrived, OperateOrder
-from workflows.rules.errors import RuleBroken
+from tests.support.subscription_fixture import CancelAt, SubscriptionFixture
+from tests.support.wait import wait_until
+from workflows.ports.subscription import CustomerOperation, FundsArrived, StartOperation
+from workflows.rules.dunning import FundsKind
+from workflows.rules.errors import RuleViolation
 
 DAY = timedelta(days=1)
 
 
-async def _charging_renewal(life: World) -> str:
-    """A subscription whose renewal waits for its card; 100 of the wallet are held beside it."""
-    await life.top_up(600)
-    await life.add_card()
-    subscription = await life.active("starter")
-    end = (await life.subscription(subscription))["current_period_end"]
-    life.outside.answer.clear()
-    await life.advance_to(subscription, end - timedelta(seconds=1))
-    await life.charging(1)
-    assert await life.balance("held") == 100
+async def _charging_renewal(subscriptions: SubscriptionFixture) -> str:
+    """Return a subscription whose renewal waits for its card, with 100 of the wallet held."""
+    await subscriptions.top_up(600)
+    await subscriptions.add_card()
+    subscription = await subscriptions.create_active_subscription("starter")
+    end = (await subscriptions.subscription(subscription))["current_period_end"]
+    subscriptions.external.gateway_responses.clear()
+    await subscriptions.advance_to(subscription, end - timedelta(seconds=1))
+    await subscriptions.wait_for_charges(1)
+    assert await subscriptions.balance("held") == 100
     return subscription
 
 
-async def _state(life: World, subscription: str) -> str:
-    return str((await life.subscription(subscription))["status"])
+async def _state(subscriptions: SubscriptionFixture, subscription: str) -> str:
+    return str((await subscriptions.subscription(subscription))["status"])
 
 
-async def test_a_pause_waits_for_the_card_and_is_not_ended_by_it(life: World) -> None:
-    subscription = await _charging_renewal(life)
-    pausing = asyncio.create_task(life.orchestrator.pause(subscription, life.simple("pause")))
-    await pausing
-    assert await _state(life, subscription) == "active"
-    life.outside.answer.set()
-    await life.until(subscription, "paused")
-    assert [row["status"] for row in await life.invoices(subscription)] == ["paid", "paid"]
-    await life.advance(subscription, 40 * DAY)
-    assert await _state(life, subscription) == "paused"
+async def test_a_pause_during_a_card_payment_is_rejected_and_possible_afterwards(
+    subscriptions: SubscriptionFixture,
+) -> None:
+    subscription = await _charging_renewal(subscriptions)
+    with pytest.raises(RuleViolation) as refused:
+        await subscriptions.workflows.pause(subscription, subscriptions.lifecycle_command("pause"))
+    assert refused.value.code == "CONFLICT"
+    assert await _state(subscriptions, subscription) == "active"
+    subscriptions.external.gateway_responses.set()
+    await subscriptions.wait_until_idle(subscription)
+    await subscriptions.workflows.pause(subscription, subscriptions.lifecycle_command("pause"))
+    await subscriptions.wait_for_status(subscription, "paused")
+    assert [row["status"] for row in await subscriptions.invoices(subscription)] == ["paid", "paid"]
+    await subscriptions.advance(subscription, 40 * DAY)
+    assert await _state(subscriptions, subscription) == "paused"
 
 
-async def test_a_pause_that_meets_a_declined_renewal_is_refused(life: World) -> None:
-    subscription = await _charging_renewal(life)
-    handle = life.handle(subscription)
-    order = life.simple("pause")
-    pausing = asyncio.create_task(handle.execute_update("pause", order, id=order.order_id))
-    life.outside.decline = "generic_decline"
-    await life.orchestrator.funds_arrived(subscription, FundsArrived(source="nothing"))
-    life.outside.answer.set()
+async def _accepted_updates(handle: WorkflowHandle[Any, Any]) -> int:
+    kinds = [event.event_type for event in (await handle.fetch_history()).events]
+    return kinds.count(EventType.EVENT_TYPE_WORKFLOW_EXECUTION_UPDATE_ACCEPTED)
+
+
+async def test_during_an_unknown_payment_retries_are_rejected_and_a_cancellation_is_accepted(
+    subscriptions: SubscriptionFixture,
+) -> None:
+    await subscriptions.top_up(500)
+    await subscriptions.add_card()
+    subscriptions.external.decline_code = "generic_decline"
+    subscription = await subscriptions.create_active_subscription("starter")
+    end = (await subscriptions.subscription(subscription))["current_period_end"]
+    await subscriptions.advance_to(subscription, end + timedelta(seconds=1))
+    await subscriptions.wait_for_status(subscription, "past_due")
+    subscriptions.external.gateway_responses.clear()
+    handle = subscriptions.handle(subscription)
+    retry = subscriptions.lifecycle_command("retry")
+    first = await handle.start_update(
+        "retry_payment", retry, id=retry.update_id, wait_for_stage=WorkflowUpdateStage.ACCEPTED
+    )
+    await subscriptions.wait_for_charges(2)
+
+    async def ordered(n: int) -> str:
+        order = subscriptions.lifecycle_command(f"retry-{n}")
+        try:
+            await handle.execute_update("retry_payment", order, id=order.update_id)
+        except WorkflowUpdateFailedError as error:
+            return str(getattr(error.cause, "type", None))
+        return "answered"
+
+    async with asyncio.timeout(20):
+        assert await asyncio.gather(*(ordered(n) for n in range(10))) == ["CONFLICT"] * 10
+        # The payment is slow by now, so the validator rejects the update and the history does not grow.
+        before = await _accepted_updates(handle)
+        assert await ordered(10) == "CONFLICT"
+        assert await _accepted_updates(handle) == before
+        view = await subscriptions.cancel(subscription)
+    assert view is not None
+    assert view.state == "cancelled"
+    # The update that started the payment returns although the payment has no outcome.
+    async with asyncio.timeout(60):
+        await first.result()
+    subscriptions.external.gateway_responses.set()
+    await subscriptions.wait_until_idle(subscription)
+    assert await subscriptions.balance("held") == 0
+
+
+async def test_a_pause_during_a_declined_renewal_is_rejected(subscriptions: SubscriptionFixture) -> None:
+    subscription = await _charging_renewal(subscriptions)
+    handle = subscriptions.handle(subscription)
+    order = subscriptions.lifecycle_command("pause")
+    pausing = asyncio.create_task(handle.execute_update("pause", order, id=order.update_id))
+    subscriptions.external.decline_code = "generic_decline"
+    await subscriptions.workflows.signal_funds_arrived(
+        subscription, FundsArrived(source="nothing", kind=FundsKind.CREDIT)
+    )
+    subscriptions.external.gateway_responses.set()
     with pytest.raises(WorkflowUpdateFailedError):
         await pausing
-    await life.until(subscription, "past_due")
-    assert await life.balance("held") == 0
+    await subscriptions.wait_for_status(subscription, "past_due")
+    assert await subscriptions.balance("held") == 0
 
 
-async def test_a_cancellation_that_meets_a_declining_card_gives_the_wallets_part_back(life: World) -> None:
-    subscription = await _charging_renewal(life)
-    await life.cancel(subscription)
-    life.outside.decline = "generic_decline"
-    life.outside.answer.set()
-    await life.settled(subscription)
-    assert (await life.balance(), await life.balance("held"), await life.balance("receivable")) == (100, 0, 0)
-    assert [row["status"] for row in await life.invoices(subscription)] == ["paid", "void"]
+async def test_a_cancellation_during_a_declined_charge_returns_the_wallets_part(
+    subscriptions: SubscriptionFixture,
+) -> None:
+    subscription = await _charging_renewal(subscriptions)
+    await subscriptions.cancel(subscription)
+    subscriptions.external.decline_code = "generic_decline"
+    subscriptions.external.gateway_responses.set()
+    await subscriptions.wait_until_idle(subscription)
+    assert (
+        await subscriptions.balance(),
+        await subscriptions.balance("held"),
+        await subscriptions.balance("receivable"),
+    ) == (100, 0, 0)
+    assert [row["status"] for row in await subscriptions.invoices(subscription)] == ["paid", "void"]
 
 
-async def test_a_top_up_while_the_card_is_asked_collects_when_it_declines(life: World) -> None:
-    subscription = await _charging_renewal(life)
-    await life.top_up(500, subscription)
-    life.outside.decline = "generic_decline"
-    life.outside.answer.set()
-    await life.until(subscription, "active")
-    assert [row["status"] for row in await life.invoices(subscription)] == ["paid", "paid"]
-    assert (await life.balance(), await life.balance("held")) == (100, 0)
+async def test_a_top_up_during_a_charge_collects_when_the_card_is_declined(subscriptions: SubscriptionFixture) -> None:
+    subscription = await _charging_renewal(subscriptions)
+    await subscriptions.top_up(500, subscription)
+    subscriptions.external.decline_code = "generic_decline"
+    subscriptions.external.gateway_responses.set()
+    await subscriptions.wait_for_status(subscription, "active")
+    assert [row["status"] for row in await subscriptions.invoices(subscription)] == ["paid", "paid"]
+    assert (await subscriptions.balance(), await subscriptions.balance("held")) == (100, 0)
 
 
-async def test_a_pause_takes_back_what_was_to_happen_at_the_periods_end(life: World) -> None:
-    await life.top_up(5000)
-    subscription = await life.active("starter")
-    await life.cancel(subscription, CancelAt.PERIOD_END)
-    await life.orchestrator.pause(subscription, life.simple("pause"))
-    assert (await life.subscription(subscription))["cancel_at_period_end"] is False
-    await life.orchestrator.resume(subscription, life.simple("resume"))
-    await life.until(subscription, "active")
-    await life.advance(subscription, 32 * DAY)
-    assert await _state(life, subscription) == "active"
-    assert len(await life.invoices(subscription)) == 3
+async def test_a_pause_withdraws_the_cancellation_at_period_end(subscriptions: SubscriptionFixture) -> None:
+    await subscriptions.top_up(5000)
+    subscription = await subscriptions.create_active_subscription("starter")
+    await subscriptions.cancel(subscription, CancelAt.PERIOD_END)
+    await subscriptions.workflows.pause(subscription, subscriptions.lifecycle_command("pause"))
+    assert (await subscriptions.subscription(subscription))["cancel_at_period_end"] is False
+    await subscriptions.workflows.resume(subscription, subscriptions.lifecycle_command("resume"))
+    await subscriptions.wait_for_status(subscription, "active")
+    await subscriptions.advance(subscription, 32 * DAY)
+    assert await _state(subscriptions, subscription) == "active"
+    assert len(await subscriptions.invoices(subscription)) == 3
 
 
-async def test_pausing_and_resuming_again_is_told_again(life: World) -> None:
-    await life.top_up(5000)
-    subscription = await life.active("starter")
+async def test_each_pause_and_each_resumption_is_notified(subscriptions: SubscriptionFixture) -> None:
+    await subscriptions.top_up(5000)
+    subscription = await subscriptions.create_active_subscription("starter")
     for _ in range(2):
-        await life.orchestrator.pause(subscription, life.simple("pause"))
-        await life.orchestrator.resume(subscription, life.simple("resume"))
-        await life.until(subscription, "active")
-    notices = await life.notices()
-    assert (notices.count("subscription_paused"), notices.count("subscription_resumed")) == (2, 2)
-    timeline = await life.timeline(subscription)
+        await subscriptions.workflows.pause(subscription, subscriptions.lifecycle_command("pause"))
+        await subscriptions.workflows.resume(subscription, subscriptions.lifecycle_command("resume"))
+        await subscriptions.wait_for_status(subscription, "active")
+    notification_kinds = await subscriptions.notification_kinds()
+    assert (notification_kinds.count("subscription_paused"), notification_kinds.count("subscription_resumed")) == (2, 2)
+    timeline = await subscriptions.timeline(subscription)
     assert (timeline.count("subscription.paused"), timeline.count("subscription.resumed")) == (2, 2)
 
 
-async def test_a_resumption_that_is_cancelled_while_the_card_is_asked(life: World) -> None:
-    await life.top_up(600)
-    await life.add_card()
-    subscription = await life.active("starter")
-    await life.orchestrator.pause(subscription, life.simple("pause"))
-    life.outside.answer.clear()
-    order = life.simple("resume")
-    resuming = asyncio.create_task(life.handle(subscription).execute_update("resume", order, id=order.order_id))
-    await life.charging(1)
-    await life.cancel(subscription)
-    life.outside.answer.set()
+async def test_a_cancellation_during_the_charge_of_a_resumption(subscriptions: SubscriptionFixture) -> None:
+    await subscriptions.top_up(600)
+    await subscriptions.add_card()
+    subscription = await subscriptions.create_active_subscription("starter")
+    await subscriptions.workflows.pause(subscription, subscriptions.lifecycle_command("pause"))
+    subscriptions.external.gateway_responses.clear()
+    order = subscriptions.lifecycle_command("resume")
+    resuming = asyncio.create_task(
+        subscriptions.handle(subscription).execute_update("resume", order, id=order.update_id)
+    )
+    await subscriptions.wait_for_charges(1)
+    await subscriptions.cancel(subscription)
+    subscriptions.external.gateway_responses.set()
     with pytest.raises(WorkflowUpdateFailedError):
         await resuming
-    assert await _state(life, subscription) == "cancelled"
-    assert [row["status"] for row in await life.invoices(subscription)] == ["paid", "void"]
-    assert (await life.balance(), await life.balance("held")) == (500, 0)
+    assert await _state(subscriptions, subscription) == "cancelled"
+    assert [row["status"] for row in await subscriptions.invoices(subscription)] == ["paid", "void"]
+    assert (await subscriptions.balance(), await subscriptions.balance("held")) == (500, 0)
 
 
-async def test_of_two_plan_changes_at_once_one_is_refused(life: World) -> None:
-    await life.top_up(50_000)
-    subscription = await life.active("starter")
-    life.outside.operating.clear()
+async def test_of_two_plan_changes_at_once_one_is_refused(subscriptions: SubscriptionFixture) -> None:
+    await subscriptions.top_up(50_000)
+    subscription = await subscriptions.create_active_subscription("starter")
+    subscriptions.external.operations_allowed.clear()
     results = await asyncio.gather(
-        life.change_plan(subscription, "pro", order="one"),
-        life.change_plan(subscription, "pro-yearly", order="two"),
+        subscriptions.change_plan(subscription, "pro", order="one"),
+        subscriptions.change_plan(subscription, "pro-yearly", order="two"),
         return_exceptions=True,
     )
-    refused = [result for result in results if isinstance(result, RuleBroken)]
-    assert [refusal.code for refusal in refused] == ["CONFLICT"]
-    life.outside.operating.set()
-    await life.settled(subscription)
-    assert life.outside.operations() == ["resize"]
+    refused = [result for result in results if isinstance(result, RuleViolation)]
+    assert [violation.code for violation in refused] == ["CONFLICT"]
+    subscriptions.external.operations_allowed.set()
+    await subscriptions.wait_until_idle(subscription)
+    assert subscriptions.external.operations() == ["resize"]
 
 
-async def test_of_two_operations_at_once_one_is_refused(life: World) -> None:
-    await life.top_up(5000)
-    subscription = await life.active("starter")
-    life.outside.operating.clear()
+async def test_of_two_operations_at_once_one_is_refused(subscriptions: SubscriptionFixture) -> None:
+    await subscriptions.top_up(5000)
+    subscription = await subscriptions.create_active_subscription("starter")
+    subscriptions.external.operations_allowed.clear()
     orders = [
-        OperateOrder(order_id=f"o{n}", actor="usr", operation_id=f"op_{n}", kind=CustomerOperation.RESTART)
+        StartOperation(update_id=f"o{n}", actor="usr", operation_id=f"op_{n}", kind=CustomerOperation.RESTART)
         for n in (1, 2)
     ]
     results = await asyncio.gather(
-        *(life.orchestrator.operate(subscription, order) for order in orders), return_exceptions=True
+        *(subscriptions.workflows.start_operation(subscription, order) for order in orders), return_exceptions=True
     )
-    assert [result.code for result in results if isinstance(result, RuleBroken)] == ["CONFLICT"]
-    life.outside.operating.set()
-    await life.settled(subscription)
-    assert life.outside.operations() == ["restart"]
+    assert [result.code for result in results if isinstance(result, RuleViolation)] == ["CONFLICT"]
+    subscriptions.external.operations_allowed.set()
+    await subscriptions.wait_until_idle(subscription)
+    assert subscriptions.external.operations() == ["restart"]
 
 
-async def test_an_operation_that_comes_just_as_another_ends_is_taken(life: World) -> None:
-    """That the first has ended is recorded, and can be read, before the subscription hears of it."""
-    await life.top_up(5000)
-    subscription = await life.active("starter")
-    life.outside.operating.clear()
+async def test_an_operation_that_arrives_as_another_ends_is_accepted(subscriptions: SubscriptionFixture) -> None:
+    """The end of the first operation is stored, and readable, before the subscription receives it."""
+    await subscriptions.top_up(5000)
+    subscription = await subscriptions.create_active_subscription("starter")
+    subscriptions.external.operations_allowed.clear()
     first, second = (
-        OperateOrder(order_id=f"o{n}", actor="usr", operation_id=f"op_{n}", kind=CustomerOperation.RESTART)
+        StartOperation(update_id=f"o{n}", actor="usr", operation_id=f"op_{n}", kind=CustomerOperation.RESTART)
         for n in (1, 2)
     )
-    await life.orchestrator.operate(subscription, first)
-    await eventually(lambda: life.outside.operations() == ["restart"])
-    coming = asyncio.create_task(life.orchestrator.operate(subscription, second))
-    accepted = life.handle(subscription)
-    await eventually(lambda: _updates(accepted, 2))
-    life.outside.operating.set()
-    assert (await coming).outcome is not None
-    await life.settled(subscription)
-    assert life.outside.operations() == ["restart", "restart"]
+    await subscriptions.workflows.start_operation(subscription, first)
+    await wait_until(lambda: subscriptions.external.operations() == ["restart"])
+    coming = asyncio.create_task(subscriptions.workflows.start_operation(subscription, second))
+    accepted = subscriptions.handle(subscription)
+    await wait_until(lambda: _updates(accepted, 2))
+    subscriptions.external.operations_allowed.set()
+    assert (await coming).result is not None
+    await subscriptions.wait_until_idle(subscription)
+    assert subscriptions.external.operations() == ["restart", "restart"]
 
 
-async def _updates(handle: WorkflowHandle[Any, Any], wanted: int) -> bool:
-    """Whether the workflow has accepted so many orders since it opened."""
+async def _updates(handle: WorkflowHandle[Any, Any], count: int) -> bool:
+    """Return whether the workflow has accepted `count` updates after the first."""
     kinds = [event.event_type async for event in handle.fetch_history_events()]
-    return kinds.count(EventType.EVENT_TYPE_WORKFLOW_EXECUTION_UPDATE_ACCEPTED) >= wanted + 1
+    return kinds.count(EventType.EVENT_TYPE_WORKFLOW_EXECUTION_UPDATE_ACCEPTED) >= count + 1
 
 
-async def test_an_instance_is_operated_while_a_cards_outcome_is_open(life: World) -> None:
-    subscription = await _charging_renewal(life)
-    order = OperateOrder(order_id="o1", actor="usr", operation_id="op_1", kind=CustomerOperation.RESTART)
-    await life.orchestrator.operate(subscription, order)
-    await eventually(lambda: life.outside.operations() == ["restart"])
-    life.outside.answer.set()
-    await life.settled(subscription)
+async def test_an_instance_is_operated_while_a_cards_outcome_is_open(subscriptions: SubscriptionFixture) -> None:
+    subscription = await _charging_renewal(subscriptions)
+    order = StartOperation(update_id="o1", actor="usr", operation_id="op_1", kind=CustomerOperation.RESTART)
+    await subscriptions.workflows.start_operation(subscription, order)
+    await wait_until(lambda: subscriptions.external.operations() == ["restart"])
+    subscriptions.external.gateway_responses.set()
+    await subscriptions.wait_until_idle(subscription)
 
 
-async def test_a_cancelled_instance_stops_while_a_cards_outcome_is_open(life: World) -> None:
-    subscription = await _charging_renewal(life)
-    await life.cancel(subscription)
-    await eventually(lambda: life.outside.operations() == ["suspend"])
-    life.outside.answer.set()
-    await life.settled(subscription)
-    assert await _state(life, subscription) == "cancelled"
+async def test_a_cancelled_instance_stops_while_a_cards_outcome_is_open(subscriptions: SubscriptionFixture) -> None:
+    subscription = await _charging_renewal(subscriptions)
+    await subscriptions.cancel(subscription)
+    await wait_until(lambda: subscriptions.external.operations() == ["suspend"])
+    subscriptions.external.gateway_responses.set()
+    await subscriptions.wait_until_idle(subscription)
+    assert await _state(subscriptions, subscription) == "cancelled"
 
 
-async def test_an_operation_that_somebody_ends_by_hand_is_tried_again(life: World) -> None:
-    await life.top_up(5000)
-    subscription = await life.active("starter")
-    life.outside.operating.clear()
-    await life.orchestrator.pause(subscription, life.simple("pause"))
-    await eventually(lambda: "suspend" in life.outside.operations())
-    async for found in life.temporal.client.list_workflows(
-        f"BerthSubscription = '{subscription}' AND BerthKind = 'operation'"
+async def test_a_manually_terminated_operation_is_started_again(subscriptions: SubscriptionFixture) -> None:
+    await subscriptions.top_up(5000)
+    subscription = await subscriptions.create_active_subscription("starter")
+    subscriptions.external.operations_allowed.clear()
+    await subscriptions.workflows.pause(subscription, subscriptions.lifecycle_command("pause"))
+    await wait_until(lambda: "suspend" in subscriptions.external.operations())
+    async for operation in subscriptions.temporal.client.list_workflows(
+        f"BerthSubscription = '{subscription}' AND BerthWorkflowKind = 'operation'"
     ):
-        await life.temporal.client.get_workflow_handle(found.id).terminate()
-    life.outside.operating.set()
-    await life.settled(subscription)
-    await life.advance(subscription, timedelta(minutes=5))
-    assert life.outside.operations() == ["suspend", "suspend"]
-    assert await _state(life, subscription) == "paused"
+        await subscriptions.temporal.client.get_workflow_handle(operation.id).terminate()
+    subscriptions.external.operations_allowed.set()
+    await subscriptions.wait_until_idle(subscription)
+    await subscriptions.advance(subscription, timedelta(minutes=5))
+    assert subscriptions.external.operations() == ["suspend", "suspend"]
+    assert await _state(subscriptions, subscription) == "paused"
 
 
-async def test_a_payment_that_somebody_ends_by_hand_did_not_pay(life: World) -> None:
-    subscription = await _charging_renewal(life)
-    async for found in life.temporal.client.list_workflows(
-        f"BerthSubscription = '{subscription}' AND BerthKind = 'payment'"
+async def test_a_manually_terminated_payment_counts_as_unpaid(subscriptions: SubscriptionFixture) -> None:
+    subscription = await _charging_renewal(subscriptions)
+    async for payment in subscriptions.temporal.client.list_workflows(
+        f"BerthSubscription = '{subscription}' AND BerthWorkflowKind = 'payment'"
     ):
-        await life.temporal.client.get_workflow_handle(found.id).terminate()
-    await life.until(subscription, "past_due")
-    assert (await life.balance(), await life.balance("held")) == (100, 0)
+        await subscriptions.temporal.client.get_workflow_handle(payment.id).terminate()
+    await subscriptions.wait_for_status(subscription, "past_due")
+    assert (await subscriptions.balance(), await subscriptions.balance("held")) == (100, 0)
 
 
-# An operator cancels the process itself
+# An operator cancels the workflow.
 
 
-async def test_cancelling_the_process_while_it_is_set_up_undoes_everything(life: World) -> None:
-    await life.top_up(800)
-    subscription = await life.subscribe("starter")
-    await eventually(lambda: "provision" in dict(life.outside.asked))
-    await life.handle(subscription).cancel()
-    await eventually(lambda: _reaches(life, subscription, "cancelled"))
-    await life.handle(subscription).result()
-    assert (await life.balance(), await life.balance("held")) == (800, 0)
-    assert [verb for verb, _ in life.outside.asked].count("undo_provision") == 1
+async def test_an_operators_cancellation_during_provisioning_is_compensated(subscriptions: SubscriptionFixture) -> None:
+    await subscriptions.top_up(800)
+    subscription = await subscriptions.create_subscription("starter")
+    await wait_until(lambda: "provision" in dict(subscriptions.external.calls))
+    await subscriptions.handle(subscription).cancel()
+    await wait_until(lambda: _has_state(subscriptions, subscription, "cancelled"))
+    await subscriptions.handle(subscription).result()
+    assert (await subscriptions.balance(), await subscriptions.balance("held")) == (800, 0)
+    assert [verb for verb, _ in subscriptions.external.calls].count("compensate_provision") == 1
 
 
-async def test_cancelling_the_process_while_a_card_is_asked_leaves_nothing_open(life: World) -> None:
-    subscription = await _charging_renewal(life)
-    await life.handle(subscription).cancel()
-    life.outside.answer.set()
-    await life.until(subscription, "cancelled")
-    await life.settled(subscription)
-    assert (await life.balance("held"), await life.balance("receivable")) == (0, 0)
-    assert life.outside.operations() == ["suspend"]
-    await life.advance(subscription, 31 * DAY)
-    assert await _state(life, subscription) == "terminated"
+async def test_an_operators_cancellation_during_a_charge_leaves_no_hold(
+    subscriptions: SubscriptionFixture,
+) -> None:
+    subscription = await _charging_renewal(subscriptions)
+    await subscriptions.handle(subscription).cancel()
+    subscriptions.external.gateway_responses.set()
+    await subscriptions.wait_for_status(subscription, "cancelled")
+    await subscriptions.wait_until_idle(subscription)
+    assert (await subscriptions.balance("held"), await subscriptions.balance("receivable")) == (0, 0)
+    assert subscriptions.external.operations() == ["suspend"]
+    await subscriptions.advance(subscription, 31 * DAY)
+    assert await _state(subscriptions, subscription) == "terminated"
 
 
-async def test_cancelling_the_process_while_it_sleeps_is_a_cancellation(life: World) -> None:
-    await life.top_up(800)
-    subscription = await life.active("starter")
-    await life.handle(subscription).cancel()
-    await life.until(subscription, "cancelled")
-    changes = await life.rows("SELECT actor FROM subscription_changes WHERE after = 'cancelled'")
+async def test_an_operators_cancellation_of_an_idle_workflow_cancels_the_subscription(
+    subscriptions: SubscriptionFixture,
+) -> None:
+    await subscriptions.top_up(800)
+    subscription = await subscriptions.create_active_subscription("starter")
+    await subscriptions.handle(subscription).cancel()
+    await subscriptions.wait_for_status(subscription, "cancelled")
+    changes = await subscriptions.rows("SELECT actor FROM subscription_changes WHERE after = 'cancelled'")
     assert [row["actor"] for row in changes] == ["operator"]
 
 
-async def _reaches(life: World, subscription: str, status: str) -> bool:
-    return await _state(life, subscription) == status
+async def _has_state(subscriptions: SubscriptionFixture, subscription: str, status: str) -> bool:
+    return await _state(subscriptions, subscription) == status

@@ -1,4 +1,4 @@
-"""The sweeps over real rows, a real cluster and real schedules: what they find, tell, and leave alone."""
+"""Reconciliation and orphan cleanup on real rows, a simulated cluster and real schedules."""
 
 from __future__ import annotations
 
@@ -13,192 +13,220 @@ import pytest_asyncio
 from temporalio.client import ScheduleState, ScheduleUpdate, ScheduleUpdateInput
 from temporalio.worker import Worker
 
-from activities.gateways.base import Unavailable
-from activities.reconciliation import ReconciliationActivities
+from activities.gateways.protocol import GatewayUnavailable
+from activities.reconciliation import PostgresReconciliationActivities
 from db.queries import webhooks
-from tests.support.accounts import sessions_of
-from tests.support.databases import Database
-from tests.support.instances import fleet_of
-from tests.support.money import Till, open_till, run
-from tests.support.sandboxes import Cluster, Stripe
-from tests.support.temporal import Temporal
-from tests.support.wait import eventually
+from db.session import session_factory
+from tests.support.databases import DatabaseFixture
+from tests.support.instance_fixture import create_instance_fixture
+from tests.support.payment_fixture import PaymentFixture, create_payment_fixture, run_activity
+from tests.support.sandboxes import ClusterEndpoint, StripeEndpoint
+from tests.support.temporal import TemporalFixture
+from tests.support.wait import wait_until
 from worker import schedules
 from workflows import names
 from workflows.payment import Payment
-from workflows.ports.instances import Collected, CollectOrphans, InstanceRef
-from workflows.ports.payments import Charge, Pay
-from workflows.ports.reconciliation import Reconcile, Reconciled
-from workflows.reconciliation import OrphanCollection, Reconciliation
-from workflows.rules import gateway_events
+from workflows.ports.instances import CleanUpOrphans, InstanceId, OrphanCleanupOutcome
+from workflows.ports.payments import ChargePayment, PaymentInput
+from workflows.ports.reconciliation import ReconciliationInput, ReconciliationOutcome
+from workflows.reconciliation import OrphanCleanup, Reconciliation
+from workflows.rules import webhook_events
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 
 
 @pytest_asyncio.fixture
-async def till(database: Database, stripe: Stripe) -> AsyncIterator[Till]:
-    async with open_till(database, stripe) as opened:
+async def payments(database: DatabaseFixture, stripe: StripeEndpoint) -> AsyncIterator[PaymentFixture]:
+    async with create_payment_fixture(database, stripe) as opened:
         yield opened
 
 
 @asynccontextmanager
-async def platform(temporal: Temporal, till: Till) -> AsyncIterator[None]:
-    sweeps, payments = ReconciliationActivities(till.sessions), till.payments
+async def run_platform_worker(temporal: TemporalFixture, payments: PaymentFixture) -> AsyncIterator[None]:
+    reconciliation, payment_activities = (
+        PostgresReconciliationActivities(payments.sessions),
+        payments.payment_activities,
+    )
     async with Worker(
         temporal.client,
-        task_queue=names.PLATFORM,
+        task_queue=names.PLATFORM_QUEUE,
         workflows=[Reconciliation, Payment],
         activities=[
-            *(sweeps.audit_ledger, sweeps.tell_undelivered),
-            *(payments.charge, payments.inquire, payments.hear, payments.capture),
-            *(payments.withdraw, payments.lose_sight),
+            *(reconciliation.audit_ledger, reconciliation.deliver_pending_webhooks),
+            *(
+                payment_activities.charge,
+                payment_activities.poll,
+                payment_activities.apply_gateway_event,
+                payment_activities.capture,
+            ),
+            *(payment_activities.cancel, payment_activities.mark_unknown),
         ],
     ):
         yield
 
 
-async def sweep(temporal: Temporal, order: Reconcile) -> Reconciled:
-    result: Reconciled = await temporal.client.execute_workflow(
+async def reconcile(temporal: TemporalFixture, order: ReconciliationInput) -> ReconciliationOutcome:
+    result: ReconciliationOutcome = await temporal.client.execute_workflow(
         names.RECONCILIATION,
         order,
-        id=temporal.unique("reconciliation"),
-        task_queue=names.PLATFORM,
-        result_type=Reconciled,
+        id=temporal.unique_id("reconciliation"),
+        task_queue=names.PLATFORM_QUEUE,
+        result_type=ReconciliationOutcome,
         execution_timeout=timedelta(seconds=30),
     )
     return result
 
 
-async def recorded(till: Till, pay: Pay, at: datetime) -> None:
-    """Write the webhook of this payment down as the API does that dies right afterwards."""
+async def insert_undelivered_webhook(payments: PaymentFixture, pay: PaymentInput, at: datetime) -> None:
+    """Record the webhook of the payment without its delivery, as an API that is killed after recording it."""
 
-    def heard() -> bytes:
-        for _, body in till.stripe.deliveries:
+    def succeeded_webhook() -> bytes:
+        for _, body in payments.stripe.deliveries:
             event = json.loads(body)
             mine = (event["data"]["object"].get("metadata") or {}).get("berth_payment") == pay.payment_id
             if mine and event["type"] == "payment_intent.succeeded":
                 return body
         raise LookupError("not delivered yet")
 
-    body = await eventually(heard, what="the gateway's webhook")
-    async with sessions_of(till.database.api).begin() as session:
-        received = await webhooks.receive(session, gateway_events.stripe(json.loads(body)), body, at=at)
-    assert not received.settled
+    body = await wait_until(succeeded_webhook, description="the gateway's webhook")
+    async with session_factory(payments.database.api).begin() as session:
+        received = await webhooks.record_webhook(
+            session, webhook_events.parse_stripe_event(json.loads(body)), body, at=at
+        )
+    assert not received.needs_no_delivery
 
 
-async def lost_sight_of(till: Till) -> Pay:
-    """A charge that the gateway took while its answer was lost, and whose process has ended since."""
-    pay = till.pay()
-    charge = Charge(pay=pay, now=datetime.now(UTC))
-    till.fault("lost_reply")
-    with pytest.raises(Unavailable):
-        await run(till.payments.charge, charge)
-    await run(till.payments.lose_sight, charge)
+async def charge_with_lost_response(payments: PaymentFixture) -> PaymentInput:
+    """Charge a payment whose response is lost, and leave it unknown. Return its input."""
+    pay = payments.payment_input()
+    charge = ChargePayment(input=pay, now=datetime.now(UTC))
+    payments.inject_fault("lost_reply")
+    with pytest.raises(GatewayUnavailable):
+        await run_activity(payments.payment_activities.charge, charge)
+    await run_activity(payments.payment_activities.mark_unknown, charge)
     return pay
 
 
 @pytest.mark.scenario("B20")
-async def test_a_webhook_that_never_reached_its_payment_is_handed_on(till: Till, temporal: Temporal) -> None:
-    pay = await lost_sight_of(till)
-    await recorded(till, pay, LONG_AGO)
-    async with platform(temporal, till):
-        first = await sweep(temporal, Reconcile(ledger=False))
+async def test_an_undelivered_webhook_is_delivered_to_its_payment(
+    payments: PaymentFixture, temporal: TemporalFixture
+) -> None:
+    pay = await charge_with_lost_response(payments)
+    await insert_undelivered_webhook(payments, pay, LONG_AGO)
+    async with run_platform_worker(temporal, payments):
+        first = await reconcile(temporal, ReconciliationInput(audit_ledger=False))
 
         async def in_the_wallet() -> bool:
-            return (await till.balances())[0] == pay.amount.amount_minor
+            return (await payments.balances())[0] == pay.amount.amount_minor
 
-        await eventually(in_the_wallet)
-        second = await sweep(temporal, Reconcile(ledger=False))
-        await temporal.client.get_workflow_handle(names.payment_workflow(pay.payment_id)).result()
-    assert (first.told, second.told) == (1, 0)
-    (event,) = await till.rows("SELECT status FROM webhook_events")
+        await wait_until(in_the_wallet)
+        second = await reconcile(temporal, ReconciliationInput(audit_ledger=False))
+        await temporal.client.get_workflow_handle(names.payment_workflow_id(pay.payment_id)).result()
+    assert (first.webhooks_delivered, second.webhooks_delivered) == (1, 0)
+    (event,) = await payments.rows("SELECT status FROM webhook_events")
     assert event["status"] == "delivered"
-    assert len(till.charges(pay)) == 1
-    assert await till.balances() == (pay.amount.amount_minor, 0)
+    assert len(payments.charges(pay)) == 1
+    assert await payments.balances() == (pay.amount.amount_minor, 0)
 
 
-async def test_a_webhook_that_came_just_now_is_left_to_its_own_delivery(till: Till, temporal: Temporal) -> None:
-    pay = await lost_sight_of(till)
-    await recorded(till, pay, datetime.now(UTC))
-    async with platform(temporal, till):
-        found = await sweep(temporal, Reconcile(ledger=False))
-    assert found.told == 0
+async def test_a_recent_webhook_is_not_delivered_again(payments: PaymentFixture, temporal: TemporalFixture) -> None:
+    pay = await charge_with_lost_response(payments)
+    await insert_undelivered_webhook(payments, pay, datetime.now(UTC))
+    async with run_platform_worker(temporal, payments):
+        outcome = await reconcile(temporal, ReconciliationInput(audit_ledger=False))
+    assert outcome.webhooks_delivered == 0
 
 
-async def test_books_that_do_not_add_up_are_told_once_a_day_and_left_as_they_are(
-    till: Till, temporal: Temporal
+async def test_a_balance_mismatch_is_alerted_once_a_day_and_not_corrected(
+    payments: PaymentFixture, temporal: TemporalFixture
 ) -> None:
-    await run(till.payments.charge, Charge(pay=till.pay(), now=datetime.now(UTC)))
-    async with platform(temporal, till):
-        assert await sweep(temporal, Reconcile()) == Reconciled()
-        assert await till.mails("operator_alert") == []
-        with psycopg.connect(till.database.superuser_dsn()) as connection:
+    await run_activity(
+        payments.payment_activities.charge, ChargePayment(input=payments.payment_input(), now=datetime.now(UTC))
+    )
+    async with run_platform_worker(temporal, payments):
+        assert await reconcile(temporal, ReconciliationInput()) == ReconciliationOutcome()
+        assert await payments.notifications("operator_alert") == []
+        with psycopg.connect(payments.database.superuser_dsn()) as connection:
             connection.execute("SET session_replication_role = replica")
             connection.execute("UPDATE ledger_accounts SET balance_minor = balance_minor + 7 WHERE account = 'wallet'")
-        found = [await sweep(temporal, Reconcile()) for _ in range(2)]
-    assert found == [Reconciled(drifts=1), Reconciled(drifts=1)]
-    (mail,) = await till.mails("operator_alert")
-    assert till.organization in mail["context"]["details"]
-    (kept,) = await till.rows("SELECT balance_minor FROM ledger_accounts WHERE account = 'wallet'")
-    assert kept["balance_minor"] == 1507
+        outcomes = [await reconcile(temporal, ReconciliationInput()) for _ in range(2)]
+    assert outcomes == [ReconciliationOutcome(balance_mismatches=1), ReconciliationOutcome(balance_mismatches=1)]
+    (mail,) = await payments.notifications("operator_alert")
+    assert payments.organization in mail["template_context"]["details"]
+    (account,) = await payments.rows("SELECT balance_minor FROM ledger_accounts WHERE account = 'wallet'")
+    assert account["balance_minor"] == 1507
 
 
 @pytest.mark.scenario("P20")
-async def test_the_sweep_removes_what_no_instance_owns(
-    database: Database, cluster: Cluster, temporal: Temporal
+async def test_the_cleanup_deletes_failed_instances_and_reports_unknown_ones(
+    database: DatabaseFixture, cluster: ClusterEndpoint, temporal: TemporalFixture
 ) -> None:
-    async with fleet_of(database, cluster) as fleet:
-        owned, orphan = await fleet.order(), await fleet.order()
-        for instance_id in (owned, orphan):
-            await fleet.persist(fleet.activities.apply, InstanceRef(instance_id=instance_id))
-        with psycopg.connect(database.superuser_dsn()) as connection:
-            connection.execute("DELETE FROM instances WHERE id = %s", (orphan,))
+    async with create_instance_fixture(database, cluster) as instances:
+        owned, orphan, unknown = [await instances.insert_instance() for _ in range(3)]
+        for instance_id in (owned, orphan, unknown):
+            await instances.run_activity_with_retries(
+                instances.cluster_activities.apply, InstanceId(instance_id=instance_id)
+            )
+        await instances.update_instance(orphan, status="failed")
+        await instances.forget(unknown)
         async with (
-            Worker(temporal.client, task_queue=names.PLATFORM, workflows=[OrphanCollection]),
+            Worker(temporal.client, task_queue=names.PLATFORM_QUEUE, workflows=[OrphanCleanup]),
             Worker(
                 temporal.client,
-                task_queue=names.INFRASTRUCTURE,
-                activities=[fleet.activities.collect_orphans],
+                task_queue=names.INFRASTRUCTURE_QUEUE,
+                activities=[instances.cluster_activities.clean_up_orphans],
             ),
         ):
-            collected: Collected = await temporal.client.execute_workflow(
-                names.ORPHAN_COLLECTION,
-                CollectOrphans(grace_seconds=0, limit=100),
-                id=temporal.unique("orphans"),
-                task_queue=names.PLATFORM,
-                result_type=Collected,
+            handle = await temporal.client.start_workflow(
+                names.ORPHAN_CLEANUP,
+                CleanUpOrphans(grace_seconds=0),
+                id=temporal.unique_id("orphans"),
+                task_queue=names.PLATFORM_QUEUE,
+                result_type=OrphanCleanupOutcome,
                 execution_timeout=timedelta(seconds=60),
             )
-        assert fleet.namespace(orphan) in collected.removed
-        assert fleet.namespace(owned) not in collected.removed
-        assert await fleet.live("Namespace", owned, fleet.namespace(owned)) is not None
+            collected: OrphanCleanupOutcome = await handle.result()
+            attributes = (await handle.describe()).typed_search_attributes
+        assert collected.removed == (instances.namespace(orphan),)
+        assert instances.namespace(unknown) in collected.unknown
+        assert await instances.get_live_object("Namespace", owned, instances.namespace(owned)) is not None
+        assert await instances.get_live_object("Namespace", unknown, instances.namespace(unknown)) is not None
+        assert attributes[names.NEEDS_ATTENTION_KEY] is True
 
 
-async def test_schedules_are_put_in_place_once_and_keep_what_operators_set(temporal: Temporal) -> None:
-    wanted = tuple(
-        schedules.Recurring(id=temporal.unique("schedule"), workflow=one.workflow, order=one.order, every=one.every)
-        for one in schedules.RECURRING
+async def test_schedules_are_created_once_and_keep_the_operators_state(temporal: TemporalFixture) -> None:
+    definitions = tuple(
+        schedules.ScheduleDefinition(
+            id=temporal.unique_id("schedule"),
+            workflow=definition.workflow,
+            input=definition.input,
+            every=definition.every,
+        )
+        for definition in schedules.SCHEDULES
     )
 
-    async def pause(found: ScheduleUpdateInput) -> ScheduleUpdate:
-        schedule = found.description.schedule
+    async def pause(update: ScheduleUpdateInput) -> ScheduleUpdate:
+        schedule = update.description.schedule
         schedule.state = ScheduleState(paused=True, note="quiet, please")
         return ScheduleUpdate(schedule=schedule)
 
-    await schedules.ensure(temporal.client, wanted)
-    handle = temporal.client.get_schedule_handle(wanted[0].id)
+    await schedules.upsert_schedules(temporal.client, definitions)
+    handle = temporal.client.get_schedule_handle(definitions[0].id)
     try:
         await handle.update(pause)
         slower = (
-            schedules.Recurring(
-                id=wanted[0].id, workflow=wanted[0].workflow, order=wanted[0].order, every=timedelta(hours=2)
+            schedules.ScheduleDefinition(
+                id=definitions[0].id,
+                workflow=definitions[0].workflow,
+                input=definitions[0].input,
+                every=timedelta(hours=2),
             ),
-            *wanted[1:],
+            *definitions[1:],
         )
-        await schedules.ensure(temporal.client, slower)
-        found = (await handle.describe()).schedule
-        assert (found.state.paused, found.state.note) == (True, "quiet, please")
-        assert [interval.every for interval in found.spec.intervals] == [timedelta(hours=2)]
+        await schedules.upsert_schedules(temporal.client, slower)
+        stored = (await handle.describe()).schedule
+        assert (stored.state.paused, stored.state.note) == (True, "quiet, please")
+        assert [interval.every for interval in stored.spec.intervals] == [timedelta(hours=2)]
     finally:
-        for one in wanted:
-            await temporal.client.get_schedule_handle(one.id).delete()
+        for definition in definitions:
+            await temporal.client.get_schedule_handle(definition.id).delete()

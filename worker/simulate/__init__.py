@@ -1,4 +1,4 @@
-"""``berth simulate``: one subscription's life on a stack of its own that leaves nothing behind."""
+"""``berth simulate``: simulates one subscription's lifecycle on a separate, temporary stack."""
 
 from __future__ import annotations
 
@@ -10,57 +10,63 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from worker.simulate.events import EARLIEST, MOST_MONTHS, Events, WrongEvents, instant_of
+from worker.simulate.events import EARLIEST_START, MAX_MONTHS, Events, InvalidEventsFile, parse_instant
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--months", type=_months, required=True, metavar="N", help=f"how long, 1 to {MOST_MONTHS}")
-    parser.add_argument("--plan", metavar="CODE", help="default: the catalogue's example")
+    parser.add_argument(
+        "--months",
+        type=_parse_months,
+        required=True,
+        metavar="N",
+        help=f"number of months to simulate (1 to {MAX_MONTHS})",
+    )
+    parser.add_argument("--plan", metavar="CODE", help="plan code; default: the example plan of the catalog")
     parser.add_argument(
         "--start",
-        type=_instant,
+        type=_parse_instant,
         metavar="RFC3339",
-        help="when the instance becomes ready and billing begins, in the past or in the future; default: now",
+        help="start of billing (RFC 3339), past or future; default: now",
     )
-    parser.add_argument("--events", type=Path, metavar="FILE", help="what happens on the way (see worker/simulate)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the story")
+    parser.add_argument("--events", type=Path, metavar="FILE", help="JSON file of events (see worker/simulate)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def run(told: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     began = time.monotonic()
-    start: datetime = told.start or datetime.now(UTC).replace(microsecond=0)
+    start: datetime = options.start or datetime.now(UTC).replace(microsecond=0)
     try:
-        events = Events.read(told.events, start, told.months) if told.events else Events()
-    except WrongEvents as wrong:
+        events = Events.read(options.events, start, options.months) if options.events else Events()
+    except InvalidEventsFile as wrong:
         sys.stderr.write(f"berth simulate: {wrong}\n")
         return 2
-    return asyncio.run(_run(told, start, events, began))
+    return asyncio.run(_run(options, start, events, began))
 
 
-async def _run(told: argparse.Namespace, start: datetime, events: Events, began: float) -> int:
-    # What this needs takes a second to import: the servers start meanwhile.
-    from worker.simulate.servers import Servers
+async def _run(options: argparse.Namespace, start: datetime, events: Events, began: float) -> int:
+    # Imported late: the servers start while the other modules load.
+    from worker.simulate.servers import SimulationServers
 
     stopped = 0
-    whole = asyncio.current_task()
+    main_task = asyncio.current_task()
 
     def stop(number: int) -> None:
         nonlocal stopped
         stopped = number
-        if whole is not None:
-            whole.cancel()
+        if main_task is not None:
+            main_task.cancel()
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop, number)
     try:
-        with Servers(with_cards=events.need_cards) as servers:
+        with SimulationServers(with_cards=events.needs_card_gateway) as servers:
             from worker.simulate import report
-            from worker.simulate.life import NoSuchPlan, live
+            from worker.simulate.simulation import UnknownPlan, simulate_subscription
 
             try:
-                story = await live(servers, told.plan, start, told.months, events)
-            except NoSuchPlan as wrong:
+                simulated = await simulate_subscription(servers, options.plan, start, options.months, events)
+            except UnknownPlan as wrong:
                 sys.stderr.write(f"berth simulate: {wrong}\n")
                 return 2
     except asyncio.CancelledError:
@@ -68,30 +74,30 @@ async def _run(told: argparse.Namespace, start: datetime, events: Events, began:
             raise
         return 128 + stopped
     seconds = round(time.monotonic() - began, 2)
-    sys.stdout.write(report.as_json(story, seconds) if told.json else report.as_text(story, seconds))
+    sys.stdout.write(report.render_json(simulated, seconds) if options.json else report.render_text(simulated, seconds))
     return 0
 
 
-def _months(given: str) -> int:
+def _parse_months(text: str) -> int:
     try:
-        months = int(given)
+        months = int(text)
     except ValueError:
         months = 0
-    if not 1 <= months <= MOST_MONTHS:
-        raise argparse.ArgumentTypeError(f"{given!r} is not a whole number from 1 to {MOST_MONTHS}")
+    if not 1 <= months <= MAX_MONTHS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {MAX_MONTHS}")
     return months
 
 
-def _instant(given: str) -> datetime:
+def _parse_instant(text: str) -> datetime:
     try:
-        found = instant_of(given)
+        instant = parse_instant(text)
     except ValueError:
-        found = None
-    if found is None or found < EARLIEST:
+        instant = None
+    if instant is None or instant < EARLIEST_START:
         raise argparse.ArgumentTypeError(
-            f"{given!r} is not an instant from {EARLIEST.year} on, such as 2027-01-31T00:00:00Z"
+            f"{text!r} is not an instant from {EARLIEST_START.year} on, such as 2027-01-31T00:00:00Z"
         )
-    return found
+    return instant
 
 
 __all__ = ["arguments", "run"]

@@ -1,6 +1,6 @@
 """The servers of one simulation: PostgreSQL, Temporal, the cluster and (where a card is used) the card gateway.
 
-They start at once and side by side, while the caller goes on importing; everything lies in one temporary folder.
+They start in parallel while the caller continues importing. All files are in one temporary folder.
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
-from deploy.local import simulations
-from deploy.local.ports import LOOPBACK, free_ports
-from deploy.local.postgres import OWNER, WORKER, Postgres
-from deploy.local.process import Process
+from deploy.local import sandbox_commands
+from deploy.local.postgres import OWNER_ROLE, WORKER_ROLE, Postgres
+from deploy.local.process import ChildProcess
 from deploy.local.temporal import NAMESPACE, TemporalServer
+from deploy.ports import LOOPBACK, free_ports
 
-CLUSTER_SPEED = 20.0
-"""Pretended waits of the cluster pass so much faster: nobody looks at them here."""
+CLUSTER_TIME_SCALE = 20.0
+"""Simulated waits of the cluster are shortened by this factor."""
 
 STRIPE_KEY = "sk_test_simulation"
 ROOT = Path(__file__).resolve().parents[2]
 
 
 class ServerFailed(RuntimeError):
-    """A server did not come up; the message ends with its own last words."""
+    """A server did not start; the message ends with the end of its log."""
 
 
-class Servers:
-    """``with Servers() as servers``: starting goes on in the background until something is asked for."""
+class SimulationServers:
+    """A context manager. The servers start in the background; each address waits until its server is ready."""
 
     def __init__(self, *, with_cards: bool) -> None:
         self._with_cards = with_cards
 
-    def __enter__(self) -> Servers:
+    def __enter__(self) -> SimulationServers:
         self._folder = Path(tempfile.mkdtemp(prefix="berth-simulate-"))
-        # Libraries clear their temporary files away when the interpreter ends, which this one does not live to see.
+        # The process exits without running the cleanup of libraries, so their temporary files belong in this folder.
         tempfile.tempdir = str(self._folder)
         try:
             self._start()
@@ -58,13 +58,13 @@ class Servers:
     # ------------------------------------------------------------ addresses; each waits for its server
 
     def database_url(self) -> str:
-        """Where the worker's role finds a migrated, empty database."""
+        """Return the worker role's URL of a migrated, empty database."""
         self._schema.result()
-        return self._postgres.url(WORKER)
+        return self._postgres.url(WORKER_ROLE)
 
     def owner_url(self) -> str:
         self._schema.result()
-        return self._postgres.url(OWNER)
+        return self._postgres.url(OWNER_ROLE)
 
     def temporal(self) -> tuple[str, str]:
         """Address and namespace."""
@@ -86,45 +86,44 @@ class Servers:
     def _start(self) -> None:
         folder = self._folder
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="server")
-        self._processes: list[Process] = []
+        self._processes: list[ChildProcess] = []
         self._stripe_ready: Future[None] | None = None
         self._postgres = Postgres(folder / "postgres", log=folder / "postgres.log", durable=False)
-        # Nothing is to be kept: no checkpoint, no waiting for clients.
+        # Immediate shutdown: no checkpoint, no wait for clients.
         self._postgres.process.stop_signal = signal.SIGQUIT
         self._schema = self._threads.submit(self._start_postgres)
         self._temporal = TemporalServer(log=folder / "temporal.log")
         self._temporal_ready = self._threads.submit(self._temporal.start)
         cluster_port, stripe_port = free_ports(2)
-        command = simulations.cluster_command(
-            port=cluster_port, state=None, kubeconfig=folder / "kubeconfig", speed=CLUSTER_SPEED
+        command = sandbox_commands.cluster_command(
+            port=cluster_port, state=None, kubeconfig=folder / "kubeconfig", time_scale=CLUSTER_TIME_SCALE
         )
-        self._cluster_ready = self._serve("cluster", command, f"http://{LOOPBACK}:{cluster_port}/version")
+        self._cluster_ready = self._start_simulation("cluster", command, f"http://{LOOPBACK}:{cluster_port}/version")
         if self._with_cards:
             self._stripe_at = f"http://{LOOPBACK}:{stripe_port}"
-            command = simulations.stripe_command(
+            command = sandbox_commands.stripe_command(
                 port=stripe_port,
                 state=folder / "stripe",
                 webhook_url=None,
                 webhook_secret=STRIPE_KEY,
                 api_key=STRIPE_KEY,
-                localstripe=False,
             )
-            self._stripe_ready = self._serve("stripe", command, f"{self._stripe_at}/sandbox/charges")
+            self._stripe_ready = self._start_simulation("stripe", command, f"{self._stripe_at}/sandbox/charges")
 
     def _start_postgres(self) -> None:
         from worker.migrate import migrate
 
         self._postgres.start()
         self._postgres.ensure_roles()
-        migrate(self._postgres.url(OWNER))
+        migrate(self._postgres.url(OWNER_ROLE))
 
-    def _serve(self, name: str, command: list[str], url: str) -> Future[None]:
-        # What it makes for itself lies in our folder as well: it is killed in the end, and cannot clear it away.
+    def _start_simulation(self, name: str, command: list[str], url: str) -> Future[None]:
+        # Its temporary files belong in the same folder: it is killed at the end and cannot remove them.
         environment = {**os.environ, "TMPDIR": str(self._folder)}
-        process = Process(name, command, log=self._folder / f"{name}.log", env=environment, cwd=ROOT)
+        process = ChildProcess(name, command, log=self._folder / f"{name}.log", env=environment, cwd=ROOT)
         process.start()
         self._processes.append(process)
-        return self._threads.submit(_until_it_answers, process, url)
+        return self._threads.submit(_wait_until_serving, process, url)
 
     def _stop(self) -> None:
         for process in self._processes:
@@ -139,7 +138,7 @@ class Servers:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _until_it_answers(process: Process, url: str, timeout: float = 30.0) -> None:
+def _wait_until_serving(process: ChildProcess, url: str, timeout: float = 30.0) -> None:
     deadline = time.monotonic() + timeout
     while True:
         try:
@@ -148,6 +147,6 @@ def _until_it_answers(process: Process, url: str, timeout: float = 30.0) -> None
         except urllib.error.HTTPError:
             return
         except OSError:
-            if not process.alive or time.monotonic() > deadline:
-                raise ServerFailed(f"{process.name} did not start\n{process.last_words()}") from None
+            if not process.is_alive or time.monotonic() > deadline:
+                raise ServerFailed(f"{process.name} did not start\n{process.log_tail()}") from None
             time.sleep(0.02)

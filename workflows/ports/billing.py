@@ -1,4 +1,4 @@
-"""What the subscription asks of billing and of its own records. Implemented in ``activities/``.
+"""Activities of the subscription workflow: its row and its invoices. Implemented in ``activities/``.
 
 Each method is one transaction and may run any number of times: the second run finds what the first one wrote and
 answers the same. ``now`` is always the subscription's own clock.
@@ -6,7 +6,7 @@ answers the same. ``now`` is always the subscription's own clock.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
@@ -14,158 +14,196 @@ from typing import Protocol
 from temporalio import activity
 
 from workflows.ports.subscription import (
-    CardDue,
-    CloseOrder,
-    Fallback,
-    Opened,
+    AbortOrder,
+    CardCharge,
+    ChangeStatus,
+    CommittedState,
+    CreateSubscriptionOutcome,
     OpenSubscription,
-    RecordIntent,
-    RecordState,
-    Remind,
-    Secured,
-    Terms,
+    PlanChangeRollback,
+    PlanTerms,
+    ReleaseReminders,
+    SetCancelAtPeriodEnd,
+    StartProvisioning,
+    StatusOutcome,
 )
 from workflows.rules.money import Money
-from workflows.rules.proration import Mode
-from workflows.rules.subscription import State
+from workflows.rules.proration import PlanChangeMode
+from workflows.rules.renewal import PeriodKind, PeriodOutcome
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Activate:
-    """The instance is ready: the first period begins (or the trial does)."""
+class StartFirstPeriod:
+    """Starts the first period, or a trial of ``trial_days`` (0: no trial), once the instance is ready."""
 
     subscription_id: str
     period_start: datetime
-    period_end: datetime
-    trial: bool
+    trial_days: int
     now: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Renew:
-    """The next period begins. ``terms`` differ from the last period's when a scheduled plan change is due.
+class StartPeriod:
+    """Starts the period after the one, or the trial, that has ended; or the first period after a pause.
 
-    ``restart`` begins anew at ``period_start`` (the end of a trial, or a resume from pause): the invoice stays a
-    draft without a number until it is paid, and nothing is left of it when it cannot be.
+    The activity computes the end of the period: the time-zone data of a worker changes, and workflow code must give the
+    same commands at each replay.
+
+    Attributes:
+        kind: A renewal continues from ``anchor``; a trial end and a resumption start at a new one.
+        anchor: The instant that the boundaries of the period are counted from.
+        terms: Terms of the period. They differ from the last period's when a scheduled plan change takes effect.
     """
 
     subscription_id: str
+    kind: PeriodKind
     period_start: datetime
-    period_end: datetime
-    terms: Terms
-    restart: bool
+    anchor: datetime
+    terms: PlanTerms
     actor: str
     now: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bill:
+class BillingOutcome:
     """What became of an invoice.
 
-    ``state`` is the subscription's state after it, as recorded. ``card`` says what a card has to pay now; until it
-    has, the part that credit covers is held. Neither paid nor card: nothing could be collected, and that is recorded.
-    ``first_failure`` is when the subscription fell into debt, if it is in debt.
+    Attributes:
+        state: The subscription's row after it.
+        outcome: ``REFUSED`` when there is no invoice, or a void one.
+        card_charge: What a card has to pay now; until it has, the part that credit covers is held. None without
+            ``PAID``: nothing could be collected, and that is recorded.
+        past_due_subscription_ids: The account's subscriptions that credit which came with it may pay, the oldest debt
+            first.
     """
 
-    invoice_id: str | None
-    paid: bool
-    card: CardDue | None
-    state: State
-    first_failure: datetime | None = None
+    state: CommittedState
+    outcome: PeriodOutcome
+    invoice_id: str | None = None
+    card_charge: CardCharge | None = None
+    past_due_subscription_ids: list[str] = field(default_factory=list)
+
+    @property
+    def paid(self) -> bool:
+        return self.outcome is PeriodOutcome.PAID
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Collect:
-    """Try to collect an open invoice. ``scheduled`` attempts count in the dunning calendar, the customer's do not."""
+class CollectInvoice:
+    """Collects an open invoice.
+
+    Attributes:
+        scheduled: Whether the attempt counts in the dunning schedule; a customer's attempt does not.
+        credit_only: The card was declined for good and is not charged.
+    """
 
     subscription_id: str
     invoice_id: str
     scheduled: bool
     actor: str
     now: datetime
-    next_attempt: datetime | None
+    next_retry_at: datetime | None
+    credit_only: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settle:
-    """A card paid an invoice of a period. A draft is finalised by it, and its period begins."""
+class ApplyCardPayment:
+    """Applies a card's payment to an invoice of a period. A draft is finalized by it, and its period starts.
+
+    Attributes:
+        terms: Terms of the period that a draft starts; None for the first period.
+    """
 
     subscription_id: str
     invoice_id: str
     payment_id: str
     now: datetime
+    terms: PlanTerms | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Unpaid:
-    """A card did not pay an invoice. A draft invoice is withdrawn, an open one stays open.
+class RecordPaymentFailure:
+    """Records that a card did not pay an invoice. A draft is voided, an open invoice stays open.
 
-    ``next_attempt`` is told to the customer.
+    Attributes:
+        next_retry_at: The time of the next retry, for the customer's mail.
+        terms: Terms of the period that a draft starts, should credit that has arrived meanwhile pay it.
     """
 
     subscription_id: str
     invoice_id: str
     payment_id: str
     decline_code: str | None
-    next_attempt: datetime | None
+    next_retry_at: datetime | None
     now: datetime
+    terms: PlanTerms | None = None
 
 
-class ChangeOutcome(StrEnum):
+class PlanChangeResult(StrEnum):
     APPLIED = "applied"
     SCHEDULED = "scheduled"
-    CARD_DUE = "card_due"
+    CARD_CHARGE_REQUIRED = "card_due"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChangePlan:
+class ApplyPlanChange:
     subscription_id: str
     plan_id: str
-    mode: Mode | None
-    order_id: str
+    mode: PlanChangeMode | None
+    plan_change_id: str
     actor: str
     now: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Changed:
-    """``terms`` are the new ones; ``restarts`` when the interval changed and periods are counted from now."""
+class PlanChangeOutcome:
+    """What became of a plan change.
 
-    outcome: ChangeOutcome
-    terms: Terms
-    restarts: bool
+    Attributes:
+        state: The subscription's row after it.
+        terms: The terms of the new plan.
+        is_new_anchor: Whether the change starts a new period, from which boundaries are counted.
+        past_due_subscription_ids: The account's subscriptions that the change's credit may pay, the oldest debt first.
+    """
+
+    state: CommittedState
+    outcome: PlanChangeResult
+    terms: PlanTerms
+    is_new_anchor: bool
     invoice_id: str | None = None
-    card: CardDue | None = None
-    period_start: datetime | None = None
-    period_end: datetime | None = None
+    card: CardCharge | None = None
+    past_due_subscription_ids: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CompleteChange:
+class CompletePlanChange:
     subscription_id: str
     invoice_id: str
     payment_id: str
-    order_id: str
+    plan_change_id: str
     actor: str
-    terms: Terms
+    terms: PlanTerms
     restarts: bool
     now: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RevertChange:
+class RollbackPlanChange:
     """The resize failed: the old terms and periods come back and what the change took is returned to the wallet."""
 
     subscription_id: str
-    fallback: Fallback
-    order_id: str
+    fallback: PlanChangeRollback
+    plan_change_id: str
     reason: str
     now: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AccountAdjustment:
-    """An administrator's correction of a wallet."""
+class AdjustWallet:
+    """An administrator's correction of a wallet.
+
+    ``actor`` (a user's id), ``request_id`` and ``address`` (the client's IP) go into the audit log.
+    """
 
     adjustment_id: str
     organization_id: str
@@ -174,13 +212,26 @@ class AccountAdjustment:
     actor: str
     request_id: str
     now: datetime
+    address: str | None = None
 
 
-class Subscriptions(Protocol):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adjusted:
+    """A posted adjustment.
+
+    Attributes:
+        past_due_subscription_ids: The organization's subscriptions that it may pay, the oldest debt first.
+    """
+
+    transaction_id: str
+    past_due_subscription_ids: list[str] = field(default_factory=list)
+
+
+class SubscriptionActivities(Protocol):
     """The subscription's own records."""
 
-    @activity.defn(name="subscriptions.open")
-    async def open(self, command: OpenSubscription) -> Opened:
+    @activity.defn(name="subscriptions.create")
+    async def create(self, command: OpenSubscription) -> CreateSubscriptionOutcome:
         """Write subscription, instance, holds, journal and audit in one transaction.
 
         Refuses (nothing is written): ``NOT_FOUND`` or ``PLAN_UNAVAILABLE`` for the plan, ``COUPON_INVALID``,
@@ -188,82 +239,85 @@ class Subscriptions(Protocol):
         """
         ...
 
-    @activity.defn(name="subscriptions.secured")
-    async def secured(self, command: Secured) -> None:
-        """``pending`` becomes ``provisioning`` after a card was authorised."""
+    @activity.defn(name="subscriptions.start_provisioning")
+    async def start_provisioning(self, command: StartProvisioning) -> CommittedState:
+        """Move the subscription from ``pending`` to ``provisioning`` after a card was authorized."""
         ...
 
-    @activity.defn(name="subscriptions.close_order")
-    async def close_order(self, command: CloseOrder) -> None:
-        """End an order that never became ready and release exactly once what it held."""
+    @activity.defn(name="subscriptions.abort_order")
+    async def abort_order(self, command: AbortOrder) -> StatusOutcome:
+        """End an order that never became ready, and release what it held."""
         ...
 
-    @activity.defn(name="subscriptions.record_state")
-    async def record_state(self, command: RecordState) -> None:
-        """Suspend, pause, cancel or terminate, with journal and mail; voids the open invoice when told so."""
+    @activity.defn(name="subscriptions.change_status")
+    async def change_status(self, command: ChangeStatus) -> StatusOutcome:
+        """Suspend, pause, cancel or terminate, with its timeline event and mail."""
         ...
 
-    @activity.defn(name="subscriptions.record_intent")
-    async def record_intent(self, command: RecordIntent) -> None:
-        """Set or clear the cancellation or plan change at the period's end."""
+    @activity.defn(name="subscriptions.set_cancel_at_period_end")
+    async def set_cancel_at_period_end(self, command: SetCancelAtPeriodEnd) -> CommittedState:
+        """Set or clear the cancellation, or the plan change, at the end of the period."""
         ...
 
-    @activity.defn(name="subscriptions.remind")
-    async def remind(self, command: Remind) -> None:
-        """Queue the reminder mail, once per period and number of days."""
+    @activity.defn(name="subscriptions.release_reminders")
+    async def release_reminders(self, command: ReleaseReminders) -> None:
+        """Make the reminders that are due at ``now`` due for sending, and reschedule the later ones.
+
+        For a clock that was moved: reminders become due by the database's clock otherwise.
+        """
         ...
 
 
-class Billing(Protocol):
+class BillingActivities(Protocol):
     """Invoices and what pays for them."""
 
-    @activity.defn(name="billing.activate")
-    async def activate(self, command: Activate) -> Bill:
-        """Finalise the first invoice with its real period, capture what was held and activate."""
+    @activity.defn(name="billing.start_first_period")
+    async def start_first_period(self, command: StartFirstPeriod) -> BillingOutcome:
+        """Finalize the first invoice with its actual period, capture the hold and activate the subscription."""
         ...
 
-    @activity.defn(name="billing.renew")
-    async def renew(self, command: Renew) -> Bill:
-        """Finalise the period's invoice and collect what credit covers."""
+    @activity.defn(name="billing.start_period")
+    async def start_period(self, command: StartPeriod) -> BillingOutcome:
+        """Write the invoice of a period as ``decide_period`` says, and collect what credit covers."""
         ...
 
-    @activity.defn(name="billing.collect")
-    async def collect(self, command: Collect) -> Bill:
+    @activity.defn(name="billing.collect_invoice")
+    async def collect_invoice(self, command: CollectInvoice) -> BillingOutcome:
         """Collect an open invoice from credit, or say what a card has to pay."""
         ...
 
-    @activity.defn(name="billing.settle")
-    async def settle(self, command: Settle) -> Bill:
+    @activity.defn(name="billing.apply_card_payment")
+    async def apply_card_payment(self, command: ApplyCardPayment) -> BillingOutcome:
         """Apply a succeeded card payment to its invoice; a withdrawn invoice's money goes to the wallet."""
         ...
 
-    @activity.defn(name="billing.unpaid")
-    async def unpaid(self, command: Unpaid) -> Bill:
+    @activity.defn(name="billing.record_payment_failure")
+    async def record_payment_failure(self, command: RecordPaymentFailure) -> BillingOutcome:
         """Record that a card did not pay, and release what credit had been held beside it."""
         ...
 
     @activity.defn(name="billing.change_plan")
-    async def change_plan(self, command: ChangePlan) -> Changed:
+    async def change_plan(self, command: ApplyPlanChange) -> PlanChangeOutcome:
         """Apply, schedule or price a plan change.
 
         Refuses: ``PLAN_UNAVAILABLE``, ``CONFLICT`` (same plan, other service), ``INSUFFICIENT_FUNDS``.
         """
         ...
 
-    @activity.defn(name="billing.complete_change")
-    async def complete_change(self, command: CompleteChange) -> Bill:
+    @activity.defn(name="billing.complete_plan_change")
+    async def complete_plan_change(self, command: CompletePlanChange) -> BillingOutcome:
         """A card paid for the change: apply it, or keep the money in the wallet if the subscription has ended."""
         ...
 
-    @activity.defn(name="billing.revert_change")
-    async def revert_change(self, command: RevertChange) -> None:
-        """Undo an applied change, returning what was charged for it as wallet credit."""
+    @activity.defn(name="billing.rollback_plan_change")
+    async def rollback_plan_change(self, command: RollbackPlanChange) -> StatusOutcome:
+        """Restore the terms and the period that a plan change replaced, and return what it was paid with."""
         ...
 
-    @activity.defn(name="billing.adjust")
-    async def adjust(self, command: AccountAdjustment) -> str:
-        """Post an administrator's correction and return the transaction's id.
+    @activity.defn(name="billing.adjust_wallet")
+    async def adjust_wallet(self, command: AdjustWallet) -> Adjusted:
+        """Post an administrator's correction.
 
-        Refuses: ``INSUFFICIENT_FUNDS`` when the wallet would fall below zero, ``NOT_FOUND`` for the organisation.
+        Refuses: ``INSUFFICIENT_FUNDS`` when the wallet would fall below zero, ``NOT_FOUND`` for the organization.
         """
         ...

@@ -17,7 +17,7 @@ from workflows.rules.instance import InstanceStatus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Provision:
+class ProvisioningInput:
     """Start input of the ``Provisioning`` workflow. The instance's row and host name exist already."""
 
     instance_id: str
@@ -28,7 +28,7 @@ class Provision:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Provisioned:
+class ProvisioningOutcome:
     """``ready`` false means that it gave up with ``reason`` and that what it made was undone.
 
     ``clean`` false means that the undo itself has not been verified: the instance is ``cleanup_pending``.
@@ -37,11 +37,11 @@ class Provisioned:
     ready: bool
     reason: str | None = None
     message: str | None = None
-    clean: bool = True
+    rollback_verified: bool = True
 
 
 class OperationKind(StrEnum):
-    """``suspend`` and ``resume`` are the platform's stop and start; they do not count as the customer's wish."""
+    """``suspend`` and ``resume`` are the platform's stop and start; ``stop`` and ``start`` are the customer's."""
 
     RESTART = "restart"
     STOP = "stop"
@@ -54,7 +54,7 @@ class OperationKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Operate:
+class OperationInput:
     """Start input of the ``InstanceOperation`` workflow."""
 
     operation_id: str
@@ -83,15 +83,15 @@ class OperationOutcome:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InstanceRef:
+class InstanceId:
     instance_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Applied:
+class ApplyOutcome:
     """``settled`` means that the instance is there already and that nothing was done."""
 
-    settled: bool = False
+    already_provisioned: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,38 +109,58 @@ class AwaitReady:
     """``started``: the instance was just started. Otherwise one that is stopped or suspended has nothing to await."""
 
     instance_id: str
-    started: bool = False
+    was_just_started: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ready:
+class ReadinessOutcome:
     conditions: tuple[Condition, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Removed:
+class DeletionOutcome:
     """``clean`` was verified by asking. ``blocking`` names what holds the removal up, as ``Kind/name`` or a reason."""
 
-    clean: bool
-    blocking: tuple[str, ...] = ()
+    is_verified: bool
+    blockers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CollectOrphans:
-    """Start input of ``OrphanCollection``. ``grace`` is how long a namespace may exist before anybody judges it."""
+class CleanUpOrphans:
+    """Start input of ``OrphanCleanup``.
+
+    Attributes:
+        grace_seconds: Minimum age of a namespace that is judged.
+        limit: How many namespaces one sweep deletes at most.
+        max_orphans, max_orphan_share: With more orphans than both allow, nothing is deleted and operators are alerted.
+            To approve the deletion, start the workflow by hand with a larger ``max_orphans``.
+    """
 
     grace_seconds: float
     limit: int = 20
+    max_orphans: int = 3
+    max_orphan_share: float = 0.05
 
     @property
-    def grace(self) -> timedelta:
+    def minimum_age(self) -> timedelta:
         return timedelta(seconds=self.grace_seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Collected:
-    removed: tuple[str, ...]
-    pending: tuple[str, ...]
+class OrphanCleanupOutcome:
+    """Namespaces by outcome.
+
+    Attributes:
+        removed: Deleted, and verified to be gone.
+        pending: Still being deleted.
+        unknown: They carry this installation's label, but the database has no such instance. Left alone.
+        paused: The orphans of a sweep that deleted nothing because there were too many.
+    """
+
+    removed: tuple[str, ...] = ()
+    pending: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+    paused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,11 +171,11 @@ class RecordReady:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RecordUndone:
+class RecordProvisioningRollback:
     """A provisioning gave up, or was cancelled (``cancelled``), and was undone as far as ``clean`` says."""
 
     instance_id: str
-    clean: bool
+    rollback_verified: bool
     cancelled: bool
     reason: str | None
     message: str | None
@@ -163,10 +183,10 @@ class RecordUndone:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RecordBlocked:
+class RecordDeletionBlocked:
     """A deletion does not get on; it goes on trying."""
 
-    operation: Operate
+    operation: OperationInput
     reason: str
     message: str
     now: datetime
@@ -176,19 +196,19 @@ class RecordBlocked:
 class FinishOperation:
     """``instance`` is what the instance is from now on, None leaves it as it is."""
 
-    operation: Operate
+    operation: OperationInput
     status: OperationStatus
     now: datetime
-    instance: InstanceStatus | None = None
+    instance_status: InstanceStatus | None = None
     reason: str | None = None
     message: str | None = None
 
 
-class Instances(Protocol):
-    """What the database is told. Implemented in ``activities/instances.py``."""
+class InstanceActivities(Protocol):
+    """Writes instances and operations to the database. Implemented in ``activities/instances.py``."""
 
-    @activity.defn(name="instances.open_operation")
-    async def open_operation(self, command: Operate) -> None:
+    @activity.defn(name="instances.create_operation")
+    async def create_operation(self, command: OperationInput) -> None:
         """Write the operation as ``pending``; one that exists is left alone."""
         ...
 
@@ -200,18 +220,18 @@ class Instances(Protocol):
         """
         ...
 
-    @activity.defn(name="instances.record_undone")
-    async def record_undone(self, command: RecordUndone) -> None:
+    @activity.defn(name="instances.record_provisioning_rollback")
+    async def record_provisioning_rollback(self, command: RecordProvisioningRollback) -> None:
         """The instance is ``failed`` (or ``deleted`` when cancelled), or ``cleanup_pending`` while not clean."""
         ...
 
-    @activity.defn(name="instances.begin_removal")
-    async def begin_removal(self, command: Operate) -> None:
-        """Mark the operation ``running`` and the instance ``deleting``: from here on nobody provisions or starts it."""
+    @activity.defn(name="instances.start_deletion")
+    async def start_deletion(self, command: OperationInput) -> None:
+        """Mark the operation ``running`` and the instance ``deleting``: no operation starts it from here on."""
         ...
 
-    @activity.defn(name="instances.record_blocked")
-    async def record_blocked(self, command: RecordBlocked) -> None:
+    @activity.defn(name="instances.record_deletion_blocked")
+    async def record_deletion_blocked(self, command: RecordDeletionBlocked) -> None:
         """The instance is ``cleanup_pending``, with what is in the way."""
         ...
 
@@ -221,60 +241,63 @@ class Instances(Protocol):
         ...
 
 
-class Cluster(Protocol):
-    """What the cluster is told. Implemented in ``activities/cluster.py``.
+class ClusterActivities(Protocol):
+    """Commands to the cluster. Implemented in ``activities/cluster.py``.
 
-    Every refusal is an ``ApplicationError`` whose type is a ``Trouble``; those that no retry helps are non-retryable.
+    A refusal is an ``ApplicationError`` whose type is a ``FailureReason``; it is non-retryable where no retry can help.
     """
 
     @activity.defn(name="cluster.apply")
-    async def apply(self, command: InstanceRef) -> Applied:
+    async def apply(self, command: InstanceId) -> ApplyOutcome:
         """Mark the instance ``provisioning`` and apply its objects. Applying twice is applying once.
 
-        Refuses: ``ILLEGAL_MOVE`` when the instance is being deleted or is gone; ``ForeignOwner``, ``Invalid``,
+        Refuses: ``ILLEGAL_MOVE`` when the instance is being deleted or is gone; ``NameConflict``, ``Invalid``,
         ``QuotaExceeded``, ``PodSecurity``.
         """
         ...
 
     @activity.defn(name="cluster.await_ready")
-    async def await_ready(self, command: AwaitReady) -> Ready:
+    async def await_ready(self, command: AwaitReady) -> ReadinessOutcome:
         """Wait until every workload runs and the application answers through its Service.
 
-        Refuses with the reason that stayed the same for longer than the patience, or with ``DeadlineExceeded``.
+        Refuses with the failure reason that persisted for longer than the limit, or with ``DeadlineExceeded``.
         """
         ...
 
-    @activity.defn(name="cluster.remove")
-    async def remove(self, command: InstanceRef) -> Removed:
+    @activity.defn(name="cluster.delete_namespace")
+    async def delete_namespace(self, command: InstanceId) -> DeletionOutcome:
         """Delete the instance's namespace and verify that nothing of it is left. What is not ours is not touched."""
         ...
 
     @activity.defn(name="cluster.restart")
-    async def restart(self, command: Operate) -> None:
+    async def restart(self, command: OperationInput) -> None:
         """Roll every workload once; repeating the operation does not roll again."""
         ...
 
     @activity.defn(name="cluster.scale_down")
-    async def scale_down(self, command: Operate) -> None:
+    async def scale_down(self, command: OperationInput) -> None:
         """Remember the replicas, scale to zero, suspend backups, and return when no pod is left. Data is kept."""
         ...
 
     @activity.defn(name="cluster.scale_up")
-    async def scale_up(self, command: Operate) -> None:
+    async def scale_up(self, command: OperationInput) -> None:
         """Go back to the remembered replicas."""
         ...
 
     @activity.defn(name="cluster.resize")
-    async def resize(self, command: Operate) -> None:
+    async def resize(self, command: OperationInput) -> None:
         """Apply ``resources`` (None: the recorded ones) to quota, claims and containers. Claims only grow."""
         ...
 
-    @activity.defn(name="cluster.backup")
-    async def backup(self, command: Operate) -> None:
+    @activity.defn(name="cluster.run_backup")
+    async def run_backup(self, command: OperationInput) -> None:
         """Make a backup now and wait for it. Refuses: ``JobFailed`` with the last log lines."""
         ...
 
-    @activity.defn(name="cluster.collect_orphans")
-    async def collect_orphans(self, command: CollectOrphans) -> Collected:
-        """Remove namespaces that bear our labels and that no instance in the database owns."""
+    @activity.defn(name="cluster.clean_up_orphans")
+    async def clean_up_orphans(self, command: CleanUpOrphans) -> OrphanCleanupOutcome:
+        """Delete namespaces of instances that the database knows as deleted or failed.
+
+        Namespaces of other installations are not read. Instances that the database does not know are reported.
+        """
         ...

@@ -9,49 +9,49 @@ from temporalio import activity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Dispatch:
+class DispatchInput:
     """Start input of ``NotificationDispatch``: one per channel. ``away`` survives continue-as-new."""
 
     channel: str
-    away: int = 0
+    consecutive_outages: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Drain:
+class DrainOutbox:
     """Send what is due and what becomes due within ``seconds``."""
 
     channel: str
-    seconds: float
+    duration_seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Drained:
+class DrainOutcome:
     """``away``: the receiving server could not be reached, and what was claimed has been given back."""
 
     sent: int
-    setbacks: int
-    away: bool
+    failures: int
+    server_unavailable: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenderInvoice:
-    """Start input of ``InvoiceDocument``."""
+    """Start input of the workflow ``InvoiceRendering``."""
 
     invoice_id: str
     organization_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RenderedInvoice:
+class RenderedDocument:
     """``content_sha256`` (hexadecimal) names the stored bytes."""
 
     document_id: str
     content_sha256: str
 
 
-class Notifications(Protocol):
-    @activity.defn(name="notifications.drain")
-    async def drain(self, command: Drain) -> Drained:
+class NotificationActivities(Protocol):
+    @activity.defn(name="notifications.drain_outbox")
+    async def drain_outbox(self, command: DrainOutbox) -> DrainOutcome:
         """Claim, compose, send and record notices until ``seconds`` are over or the worker shuts down.
 
         Several may run at once: each notice is claimed by one of them, and claims of the dead lapse. Heartbeats.
@@ -59,10 +59,10 @@ class Notifications(Protocol):
         ...
 
 
-class Documents(Protocol):
+class DocumentActivities(Protocol):
     @activity.defn(name="documents.render_invoice")
-    async def render_invoice(self, command: RenderInvoice) -> RenderedInvoice:
-        """Render a finalised invoice and keep it; again gives the same document.
+    async def render_invoice(self, command: RenderInvoice) -> RenderedDocument:
+        """Render a finalized invoice and store it; a repetition returns the same document.
 
         Refuses: ``NOT_FOUND`` for an unknown invoice, another account's, or a draft.
         """

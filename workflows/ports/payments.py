@@ -13,13 +13,13 @@ from typing import Protocol
 
 from temporalio import activity
 
-from workflows.rules.gateway_events import PaymentFact
 from workflows.rules.money import Money
-from workflows.rules.payment import Facts, PaymentStatus
+from workflows.rules.payment import PaymentRecord, PaymentStatus
+from workflows.rules.webhook_events import PaymentEvent
 
 
 class Purpose(StrEnum):
-    """``order``: authorised, captured when the instance is ready. ``invoice``: charged at once. ``top_up``: wallet."""
+    """``order``: authorized, captured when the instance is ready. ``invoice``: charged at once. ``top_up``: wallet."""
 
     TOP_UP = "top_up"
     ORDER = "order"
@@ -27,16 +27,16 @@ class Purpose(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pay:
+class PaymentInput:
     """Start input of the ``Payment`` workflow.
 
     Attributes:
         payment_id: Also the root of the gateway's idempotency key.
         payment_method_id: A method on file (``pm_…`` of ours), or None.
-        token: A gateway's own token for a method that is not on file (``pm_card_visa``); never card data.
+        gateway_token: A gateway's own token for a method that is not on file (``pm_card_visa``); never card data.
         subscription_id, invoice_id: What is paid for, unless it is a top-up.
         business_time: The instant of the subscription's own clock that the payment belongs to; None means now.
-        manual_capture: Authorise only; the signals ``capture`` and ``release`` decide.
+        manual_capture: Authorize only; the signals ``capture`` and ``release`` decide.
     """
 
     payment_id: str
@@ -45,7 +45,7 @@ class Pay:
     gateway: str
     purpose: Purpose
     payment_method_id: str | None = None
-    token: str | None = None
+    gateway_token: str | None = None
     subscription_id: str | None = None
     invoice_id: str | None = None
     business_time: datetime | None = None
@@ -56,7 +56,7 @@ class Pay:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PaymentOutcome:
-    """Where a payment stands; also the signal ``payment_moved`` that it sends to the workflow that started it."""
+    """Status of a payment; also the payload of the signal ``payment_status_changed`` to its parent workflow."""
 
     payment_id: str
     status: PaymentStatus
@@ -70,7 +70,7 @@ class GatewayEvent:
 
     event_id: str
     gateway: str
-    reference: str
+    gateway_reference: str
     status: PaymentStatus
     amount: Money
     decline_code: str | None = None
@@ -94,39 +94,51 @@ class PaymentMethodAdded:
     payment_method_id: str
     brand: str
     last4: str
-    expires: str
+    expires: str | None
     default: bool
 
 
-class RefundTo(StrEnum):
+class RefundDestination(StrEnum):
     SOURCE = "source"
     WALLET = "wallet"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RefundOrder:
-    """Start input of ``Refund``. ``amount`` None means all that is left."""
+class RefundInput:
+    """Start input of ``Refund``. ``amount`` None means all that is left.
+
+    ``actor`` (a user's id), ``request_id`` and ``address`` (the client's IP) go into the audit log.
+    """
 
     refund_id: str
     payment_id: str
     organization_id: str
     amount: Money | None
-    to: RefundTo
+    destination: RefundDestination
     reason: str
     actor: str
     request_id: str = ""
+    address: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefundOutcome:
+    """How a refund stands.
+
+    Attributes:
+        past_due_subscription_ids: The organization's subscriptions that money returned to the wallet may pay, the
+            oldest debt first.
+    """
+
     refund_id: str
     status: str
     amount: Money
+    past_due_subscription_ids: list[str] = field(default_factory=list)
 
 
-def pay_of(facts: Facts) -> Pay:
+def payment_input_from_record(facts: PaymentRecord) -> PaymentInput:
     """Return the start input of a payment that is on record, to resume it."""
-    return Pay(
+    return PaymentInput(
         payment_id=facts.payment_id,
         organization_id=facts.organization_id,
         amount=facts.amount,
@@ -141,12 +153,12 @@ def pay_of(facts: Facts) -> Pay:
     )
 
 
-def event_of(fact: PaymentFact) -> GatewayEvent:
+def to_gateway_event(fact: PaymentEvent) -> GatewayEvent:
     """Return the signal for what a webhook said."""
     return GatewayEvent(
         event_id=fact.event_id,
         gateway=fact.gateway,
-        reference=fact.reference,
+        gateway_reference=fact.gateway_reference,
         status=fact.status,
         amount=fact.amount,
         decline_code=fact.decline_code,
@@ -154,38 +166,40 @@ def event_of(fact: PaymentFact) -> GatewayEvent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
+class PaymentProgress:
     """Where a payment stands after an activity.
 
     Attributes:
-        indebted: Subscriptions that are to be told that funds arrived, the oldest debt first.
-        late: It succeeded after it had ended otherwise; the money is in the wallet and nothing waits for it.
-        stray: The gateway has authorised what is no longer wanted; it has to be withdrawn there.
+        past_due_subscription_ids: Subscriptions to signal that funds arrived, the oldest debt first.
+        received_after_close: It succeeded after it had ended otherwise; the money is in the wallet and nothing
+            waits for it.
+        has_unwanted_authorization: The gateway has authorized an abandoned payment; the authorization has to be
+            voided there.
     """
 
     outcome: PaymentOutcome
-    indebted: list[str] = field(default_factory=list)
-    late: bool = False
-    stray: bool = False
+    past_due_subscription_ids: list[str] = field(default_factory=list)
+    received_after_close: bool = False
+    has_unwanted_authorization: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Charge:
-    pay: Pay
+class ChargePayment:
+    input: PaymentInput
     now: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Inquire:
-    """``abandoned``: nobody waits for this payment any more, so it must not be charged and late money is credit."""
+class PollPayment:
+    """``is_abandoned``: no workflow waits for the payment: it must not be charged, and late money becomes credit."""
 
-    pay: Pay
-    abandoned: bool
+    pay: PaymentInput
+    is_abandoned: bool
     now: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Hear:
+class ApplyGatewayEvent:
     """Apply what a webhook said."""
 
     payment_id: str
@@ -195,25 +209,25 @@ class Hear:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Capture:
+class CapturePayment:
     payment_id: str
     now: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Withdraw:
-    """Cancel at the gateway; ``ends_as`` is ``cancelled`` or ``expired``."""
+class CancelPayment:
+    """Cancel at the gateway; ``final_status`` is ``cancelled`` or ``expired``."""
 
     payment_id: str
-    ends_as: PaymentStatus
+    final_status: PaymentStatus
     now: datetime
 
 
-class Payments(Protocol):
+class PaymentActivities(Protocol):
     """A payment's records and its gateway. ``Progress`` is the same however often the same is asked."""
 
     @activity.defn(name="payments.charge")
-    async def charge(self, command: Charge) -> Progress:
+    async def charge(self, command: ChargePayment) -> PaymentProgress:
         """Record the payment, create it at the gateway, record the outcome.
 
         Raises (non-retryable): ``NOT_FOUND`` for the payment method, ``CONFLICT`` when another payment of the invoice
@@ -221,13 +235,13 @@ class Payments(Protocol):
         """
         ...
 
-    @activity.defn(name="payments.inquire")
-    async def inquire(self, command: Inquire) -> Progress:
+    @activity.defn(name="payments.poll")
+    async def poll(self, command: PollPayment) -> PaymentProgress:
         """Ask the gateway for the payment's state and record it."""
         ...
 
-    @activity.defn(name="payments.hear")
-    async def hear(self, command: Hear) -> Progress:
+    @activity.defn(name="payments.apply_gateway_event")
+    async def apply_gateway_event(self, command: ApplyGatewayEvent) -> PaymentProgress:
         """Apply a gateway's event; one that contradicts the payment moves nothing and alerts.
 
         Raises (non-retryable): ``NOT_FOUND``.
@@ -235,31 +249,31 @@ class Payments(Protocol):
         ...
 
     @activity.defn(name="payments.capture")
-    async def capture(self, command: Capture) -> Progress:
-        """Take what was authorised."""
+    async def capture(self, command: CapturePayment) -> PaymentProgress:
+        """Capture the authorization."""
         ...
 
-    @activity.defn(name="payments.withdraw")
-    async def withdraw(self, command: Withdraw) -> Progress:
+    @activity.defn(name="payments.cancel")
+    async def cancel(self, command: CancelPayment) -> PaymentProgress:
         """Cancel at the gateway, or record that the money was faster."""
         ...
 
-    @activity.defn(name="payments.lose_sight")
-    async def lose_sight(self, command: Charge) -> Progress:
+    @activity.defn(name="payments.mark_unknown")
+    async def mark_unknown(self, command: ChargePayment) -> PaymentProgress:
         """The gateway's answer stayed out: ``unknown`` until it is heard."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Attach:
-    order: AddPaymentMethod
+class AttachPaymentMethod:
+    command: AddPaymentMethod
     now: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Attached:
+class AttachOutcome:
     added: PaymentMethodAdded
-    indebted: list[str] = field(default_factory=list)
+    past_due_subscription_ids: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -273,23 +287,52 @@ class RemovePaymentMethod:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Detach:
-    order: RemovePaymentMethod
+class MakePaymentMethodDefault:
+    """Start input of ``PaymentMethodDefault``."""
+
+    default_change_id: str
+    payment_method_id: str
+    organization_id: str
+    actor: str
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetDefault:
+    order: MakePaymentMethodDefault
     now: datetime
 
 
-class PaymentMethods(Protocol):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DetachPaymentMethod:
+    command: RemovePaymentMethod
+    now: datetime
+
+
+class PaymentMethodActivities(Protocol):
     @activity.defn(name="payment_methods.attach")
-    async def attach(self, command: Attach) -> Attached:
+    async def attach(self, command: AttachPaymentMethod) -> AttachOutcome:
         """Save a card at its gateway and on file; an account's first one becomes the default.
 
         Raises (non-retryable): ``PAYMENT_DECLINED``, ``VALIDATION_ERROR`` for a token that the gateway does not know.
         """
         ...
 
+    @activity.defn(name="payment_methods.set_default")
+    async def set_default(self, command: SetDefault) -> list[str]:
+        """Make a card on file the one that is charged first.
+
+        Returns the account's subscriptions that it may pay, the oldest debt first.
+
+        Raises (non-retryable): ``NOT_FOUND``.
+        """
+        ...
+
     @activity.defn(name="payment_methods.detach")
-    async def detach(self, command: Detach) -> None:
+    async def detach(self, command: DetachPaymentMethod) -> list[str]:
         """Take a card off file, then forget it at its gateway.
+
+        Returns the account's subscriptions that the new default may pay, the oldest debt first; none for a backup.
 
         Raises (non-retryable): ``NOT_FOUND``, ``PAYMENT_METHOD_IN_USE`` for the last one while a debt is open.
         """
@@ -297,20 +340,20 @@ class PaymentMethods(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reserve:
-    order: RefundOrder
+class ReserveRefund:
+    command: RefundInput
     now: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GiveBack:
+class SendRefund:
     refund_id: str
     now: datetime
 
 
-class Refunds(Protocol):
+class RefundActivities(Protocol):
     @activity.defn(name="refunds.reserve")
-    async def reserve(self, command: Reserve) -> RefundOutcome:
+    async def reserve(self, command: ReserveRefund) -> RefundOutcome:
         """Reserve the amount of its payment, once per refund; a refund to the wallet is done with that.
 
         Raises (non-retryable): ``NOT_FOUND``, ``REFUND_EXCEEDS_PAYMENT``, ``INSUFFICIENT_FUNDS`` when a top-up was
@@ -318,7 +361,7 @@ class Refunds(Protocol):
         """
         ...
 
-    @activity.defn(name="refunds.give_back")
-    async def give_back(self, command: GiveBack) -> RefundOutcome:
+    @activity.defn(name="refunds.send")
+    async def send(self, command: SendRefund) -> RefundOutcome:
         """Have the gateway send the money back and record what it says: ``succeeded``, ``failed`` or ``pending``."""
         ...

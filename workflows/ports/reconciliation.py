@@ -1,4 +1,4 @@
-"""What the sweeps look for: books that do not add up, and facts that nobody was told."""
+"""Activities of reconciliation: the audit of the ledger and the delivery of pending webhooks."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from temporalio import activity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reconcile:
+class ReconciliationInput:
     """Start input of ``Reconciliation``. ``ledger``: also add up the books, which reads every entry."""
 
-    ledger: bool = True
+    audit_ledger: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reconciled:
-    drifts: int = 0
-    unbalanced: int = 0
-    told: int = 0
+class ReconciliationOutcome:
+    balance_mismatches: int = 0
+    unbalanced_transactions: int = 0
+    webhooks_delivered: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,37 +32,37 @@ class AuditLedger:
 class LedgerAudit:
     """``drifts`` counts balances that are not their entries' sum, ``unbalanced`` transactions that are not zero."""
 
-    drifts: int
+    balance_mismatches: int
     unbalanced: int
 
     @property
-    def sound(self) -> bool:
-        return not self.drifts and not self.unbalanced
+    def is_balanced(self) -> bool:
+        return not self.balance_mismatches and not self.unbalanced
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TellUndelivered:
+class DeliverPendingWebhooks:
     """``before``: events that came later may still be on their way."""
 
-    before: datetime
+    received_before: datetime
     limit: int = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
+class WebhookDeliveryOutcome:
     """``more``: there may be events beyond the limit."""
 
     events: int
-    more: bool
+    has_more: bool
 
 
-class Reconciling(Protocol):
+class ReconciliationActivities(Protocol):
     @activity.defn(name="reconciliation.audit_ledger")
     async def audit_ledger(self, command: AuditLedger) -> LedgerAudit:
         """Add up the books. Where they are not sound, the administrators get one mail per day; nothing is repaired."""
         ...
 
-    @activity.defn(name="reconciliation.tell_undelivered")
-    async def tell_undelivered(self, command: TellUndelivered) -> Told:
+    @activity.defn(name="reconciliation.deliver_pending_webhooks")
+    async def deliver_pending_webhooks(self, command: DeliverPendingWebhooks) -> WebhookDeliveryOutcome:
         """Hand webhooks on that were recorded but never reached their payment, the oldest first."""
         ...

@@ -1,29 +1,35 @@
-"""What a subscription is started with, what it carries, and what it shows."""
+"""Input, state, commands and outcomes of the ``Subscription`` workflow."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Any
 
 from workflows.rules import dunning
-from workflows.rules.agenda import Standing
 from workflows.rules.money import Money
 from workflows.rules.periods import Interval
-from workflows.rules.proration import Mode
-from workflows.rules.subscription import State
+from workflows.rules.proration import PlanChangeMode
+from workflows.rules.schedule import ScheduleInput
+from workflows.rules.subscription import SubscriptionStatus
 
 
-class Collection(StrEnum):
-    """How an order wants to pay: the wallet alone, the card alone, or (None) the wallet and a card for the rest."""
+class CollectionMethod(StrEnum):
+    """How an order is paid: from the wallet alone or by card; None means the wallet and a card for the rest."""
 
     WALLET = "wallet"
     CARD = "card"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Subscribe:
-    """The order. It is the workflow's start input, so it is durable before anybody answers."""
+class CreateSubscription:
+    """The order. It is the workflow's start input, so it is durable before the API answers.
+
+    Attributes:
+        parameters: What the customer chose for the instance, validated against the service's schema.
+    """
 
     subscription_id: str
     instance_id: str
@@ -31,9 +37,9 @@ class Subscribe:
     user_id: str
     plan_id: str
     name: str | None = None
-    parameters_json: str = "{}"
+    parameters: Mapping[str, Any] = field(default_factory=dict)
     coupon: str | None = None
-    collection: Collection | None = None
+    collection_method: CollectionMethod | None = None
     request_id: str = ""
 
 
@@ -48,8 +54,8 @@ class Resources:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
-    """What was agreed for a plan: fixed when it is ordered, changed only by a plan change."""
+class PlanTerms:
+    """Terms of a plan: fixed when it is ordered, changed only by a plan change."""
 
     plan_id: str
     plan_code: str
@@ -59,101 +65,144 @@ class Terms:
     trial_days: int
     timezone: str
     resources: Resources
-    calendar: dunning.Calendar = field(default_factory=dunning.Calendar)
+    dunning_policy: dunning.DunningPolicy = field(default_factory=dunning.DunningPolicy)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fallback:
-    """What a plan change replaced; it comes back when the instance cannot be resized."""
+class PlanChangeRollback:
+    """What a plan change replaced; it is restored when the instance cannot be resized."""
 
-    order_id: str
-    terms: Terms
+    plan_change_id: str
+    terms: PlanTerms
     anchor: datetime
-    periods_billed: int
     period_start: datetime
     period_end: datetime
 
 
-@dataclass(slots=True, kw_only=True)
-class Life:
-    """Everything that the next run of the entity needs; carried through continue-as-new.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommittedState:
+    """The subscription's row as a transaction left it.
+
+    Every activity that writes the row returns it, also when a retry finds the work done. ``SubscriptionContext.commit``
+    alone stores it, so that the workflow and the database cannot differ.
 
     Attributes:
-        anchor: The instant that all periods are counted from.
-        periods_billed: How many periods since ``anchor`` have been invoiced; ``period_*`` is the last of them.
-        reminded: The smallest reminder (in days) sent in this period.
-        invoice_id: The one open invoice, if any.
-        first_failure: The instant that grace is counted from: when the debt began, later by what the platform was away.
-        payments: How many payments were started; part of each payment's id.
-        applied_plan_id: The plan whose resources the instance has.
-        instance_running: What the cluster was last told.
-        stopped_by_customer: The customer stopped it and nobody else may start it.
-        fallback: What a plan change replaced, until the instance has been resized to it.
-        handled: Update ids that were answered, newest last, bounded; they survive continue-as-new.
+        billing_anchor: The instant that all period boundaries are counted from; None before the first period.
+        past_due_since: When the unpaid invoice was due; None unless the subscription is past due or suspended.
+        open_invoice_id: The unpaid invoice; None unless the subscription is past due or suspended.
     """
 
-    terms: Terms
-    state: State
-    anchor: datetime | None = None
-    periods_billed: int = 0
+    status: SubscriptionStatus
+    plan_id: str
+    pending_plan_id: str | None = None
+    billing_anchor: datetime | None = None
     period_start: datetime | None = None
     period_end: datetime | None = None
     cancel_at_period_end: bool = False
-    pending_terms: Terms | None = None
-    reminded: int | None = None
-    invoice_id: str | None = None
-    first_failure: datetime | None = None
-    attempts: int = 0
-    hard_declined: bool = False
+    past_due_since: datetime | None = None
+    open_invoice_id: str | None = None
     cancelled_at: datetime | None = None
-    payments: int = 0
-    operations: int = 0
-    applied_plan_id: str = ""
-    instance_running: bool = False
-    stopped_by_customer: bool = False
-    fallback: Fallback | None = None
-    handled: list[str] = field(default_factory=list)
 
-    def standing(self) -> Standing:
-        """Return what the calendar depends on."""
-        return Standing(
-            state=self.state,
-            period_start=self.period_start,
-            period_end=self.period_end,
-            cancel_at_period_end=self.cancel_at_period_end,
-            reminded=self.reminded,
-            first_failure=self.first_failure,
-            attempts=self.attempts,
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusOutcome:
+    """What a change that collects no money left.
+
+    Attributes:
+        past_due_subscription_ids: The account's subscriptions that the released credit may pay, the oldest debt first.
+    """
+
+    state: CommittedState
+    past_due_subscription_ids: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True, kw_only=True)
+class SubscriptionState:
+    """Everything that the next run of the workflow needs; carried through continue-as-new.
+
+    Attributes:
+        committed: The row. Stored by ``SubscriptionContext.commit`` alone.
+        terms: What was agreed for ``committed.plan_id``.
+        pending_terms: What was agreed for ``committed.pending_plan_id``.
+        grace_extension_seconds: Platform downtime, which does not count as grace period.
+        retries_made: Scheduled retries of the open invoice so far.
+        hard_declined: The card was declined for good and is not charged again by itself.
+        payment_count: How many payments were started; part of each payment's id.
+        operation_count: How many operations the platform started; part of each operation's id.
+        recovery_id: Part of the ids of payments and operations after a terminated workflow was started again, so that
+            they differ from those of the terminated run. Empty otherwise.
+        instance_plan_id: The plan whose resources the instance has.
+        instance_desired_running: Whether the last operation that changed it left the instance running.
+        is_stopped_by_customer: The customer stopped the instance; the platform does not start it.
+        plan_change_rollback: What the last plan change replaced, until the instance is resized.
+        handled_update_ids: Update ids that were answered, newest last, bounded; they survive continue-as-new.
+    """
+
+    committed: CommittedState
+    terms: PlanTerms
+    pending_terms: PlanTerms | None = None
+    grace_extension_seconds: float = 0.0
+    retries_made: int = 0
+    hard_declined: bool = False
+    payment_count: int = 0
+    operation_count: int = 0
+    recovery_id: str = ""
+    instance_plan_id: str = ""
+    instance_desired_running: bool = False
+    is_stopped_by_customer: bool = False
+    plan_change_rollback: PlanChangeRollback | None = None
+    handled_update_ids: list[str] = field(default_factory=list)
+
+    @property
+    def grace_started_at(self) -> datetime | None:
+        """Return the instant that the dunning schedule is counted from; None unless the subscription is past due."""
+        since = self.committed.past_due_since
+        return None if since is None else since + timedelta(seconds=self.grace_extension_seconds)
+
+    def schedule_input(self) -> ScheduleInput:
+        """Return what the schedule depends on."""
+        row = self.committed
+        return ScheduleInput(
+            status=row.status,
+            period_start=row.period_start,
+            period_end=row.period_end,
+            cancel_at_period_end=row.cancel_at_period_end,
+            grace_started_at=self.grace_started_at,
+            retries_made=self.retries_made,
             hard_declined=self.hard_declined,
-            cancelled_at=self.cancelled_at,
-            calendar=self.terms.calendar,
+            cancelled_at=row.cancelled_at,
+            policy=self.terms.dunning_policy,
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Subscribed:
-    """Start input: the order, and after a continue-as-new also the life so far."""
+class SubscriptionInput:
+    """Start input: the order, and after a continue-as-new the state."""
 
-    order: Subscribe
-    life: Life | None = None
+    command: CreateSubscription
+    state: SubscriptionState | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class View:
-    """What orders on a subscription answer with; the API reads the rest from the database."""
+class SubscriptionResult:
+    """Result of the updates; the API reads the subscription from the database."""
 
     subscription_id: str
-    state: State
+    state: SubscriptionStatus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClockView:
-    """Where a subscription stands on its own calendar. ``idle`` means that nothing is being done right now."""
+class ClockStatus:
+    """The subscription's clock. ``is_idle``: no action is in progress.
+
+    ``reminders_at``: when the reminders of the current period are due, past ones included.
+    """
 
     now: datetime
-    next_due: datetime | None
-    idle: bool
-    state: State
+    next_action_at: datetime | None
+    is_idle: bool
+    state: SubscriptionStatus
+    reminders_at: list[datetime] = field(default_factory=list)
 
 
 class CancelAt(StrEnum):
@@ -162,27 +211,27 @@ class CancelAt(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cancel:
-    order_id: str
+class CancelSubscription:
+    update_id: str
     actor: str
     at: CancelAt
     reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """An order without further wishes: resume, pause, retry a payment."""
+class LifecycleCommand:
+    """A command without arguments: resume, pause, retry the payment."""
 
-    order_id: str
+    update_id: str
     actor: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChangePlanOrder:
-    order_id: str
+class ChangePlan:
+    update_id: str
     actor: str
     plan_id: str
-    mode: Mode | None = None
+    mode: PlanChangeMode | None = None
 
 
 class CustomerOperation(StrEnum):
@@ -193,8 +242,8 @@ class CustomerOperation(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OperateOrder:
-    order_id: str
+class StartOperation:
+    update_id: str
     actor: str
     operation_id: str
     kind: CustomerOperation
@@ -202,70 +251,73 @@ class OperateOrder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FundsArrived:
-    """Signal: a top-up settled or a card was added, so a debt may be collectable now. ``source`` is its id."""
+    """Signal: credit or a card was added, so the open invoice can be collected. ``source``: the id of its cause."""
 
     source: str
+    kind: dunning.FundsKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenSubscription:
-    order: Subscribe
+    order: CreateSubscription
     workflow_id: str
     run_id: str
     now: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CardDue:
-    """What a card has to pay, and which one."""
+class CardCharge:
+    """The amount that a card has to pay, and the card."""
 
     amount: Money
     payment_method_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Opened:
+class CreateSubscriptionOutcome:
     """``card`` is None when credit (or a trial) secures the first period by itself."""
 
-    terms: Terms
-    card: CardDue | None
+    state: CommittedState
+    terms: PlanTerms
+    card: CardCharge | None
+    pending_terms: PlanTerms | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Secured:
+class StartProvisioning:
     subscription_id: str
     payment_id: str | None
     now: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CloseOrder:
-    """An order that never became ready ends: ``expired``, ``failed`` or ``cancelled``."""
+class AbortOrder:
+    """Ends an order whose instance did not become ready: ``expired``, ``failed`` or ``cancelled``."""
 
     subscription_id: str
-    state: State
+    state: SubscriptionStatus
     reason: str
     actor: str
     now: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RecordState:
-    """A move that touches no money: ``to`` with its reason; the mail follows from the state."""
+class ChangeStatus:
+    """Changes the status without collecting money; the mail depends on the status."""
 
     subscription_id: str
-    to: State
+    status: SubscriptionStatus
     reason: str
     actor: str
     now: datetime
-    delete_at: datetime | None = None
-    cancels_at: datetime | None = None
+    data_deletion_at: datetime | None = None
+    cancellation_at: datetime | None = None
     void_invoice: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RecordIntent:
-    """Sets or clears what happens at the period's end."""
+class SetCancelAtPeriodEnd:
+    """Sets or clears the cancellation, or the plan change, at the end of the period."""
 
     subscription_id: str
     cancel_at_period_end: bool
@@ -276,8 +328,8 @@ class RecordIntent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Remind:
+class ReleaseReminders:
+    """``now`` is the subscription's clock."""
+
     subscription_id: str
-    days: int
-    due_at: datetime
     now: datetime

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from workflows.rules.errors import Refusal, RuleBroken
+from workflows.rules.errors import ErrorCode, RuleViolation
 from workflows.rules.money import Money
 
 MINIMUM_CHARGE = MappingProxyType(
@@ -32,24 +32,24 @@ MINIMUM_CHARGE = MappingProxyType(
     }
 )
 
-LARGEST = 10**12
-"""More than anybody tops up in any of these currencies, far less than the database can count."""
+MAX_AMOUNT_MINOR = 10**12
+"""Upper limit of an amount: above any top-up in these currencies, far below the range of the database column."""
 
 
 def require_chargeable(amount: Money) -> None:
     """Refuse what no card is charged.
 
     Raises:
-        RuleBroken: ``VALIDATION_ERROR`` for a currency that is not taken, ``AMOUNT_TOO_SMALL``.
+        RuleViolation: ``VALIDATION_ERROR`` for a currency that is not taken, ``AMOUNT_TOO_SMALL``.
     """
     smallest = MINIMUM_CHARGE.get(amount.currency)
     if smallest is None:
-        raise RuleBroken(
-            Refusal.VALIDATION_ERROR, f"{amount.currency} is not taken.", {"field": "currency", "reason": "not taken"}
+        raise RuleViolation(
+            ErrorCode.VALIDATION_ERROR, f"{amount.currency} is not taken.", {"field": "currency", "reason": "not taken"}
         )
     if amount.amount_minor < smallest:
-        raise RuleBroken(
-            Refusal.AMOUNT_TOO_SMALL,
+        raise RuleViolation(
+            ErrorCode.AMOUNT_TOO_SMALL,
             "The amount is too small to be charged.",
             {"field": "amount_minor", "minimum_minor": str(smallest)},
         )

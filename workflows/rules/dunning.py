@@ -1,9 +1,11 @@
-"""The calendar of a failed renewal: when to try again, when to suspend, when to give up."""
+"""Dunning: when an unpaid invoice is retried, and when its subscription is suspended and cancelled."""
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from enum import StrEnum
 
 HARD_DECLINES = frozenset(
     {
@@ -23,8 +25,23 @@ HARD_DECLINES = frozenset(
 """Decline codes that a retry of the same card cannot cure (Stripe's list of codes that must not be retried)."""
 
 
+class FundsKind(StrEnum):
+    """What a past-due subscription may collect from when it is signaled.
+
+    Attributes:
+        CREDIT: Money was added: credit, and the card for the remainder unless it was hard-declined.
+        RELEASED_CREDIT: A failed card payment released its hold: credit alone. If this charged a card, two past-due
+            subscriptions whose cards are declined would release and hold the same credit for ever.
+        PAYMENT_METHOD: Another card is charged first: it is tried even after a hard decline of the previous one.
+    """
+
+    CREDIT = "credit"
+    RELEASED_CREDIT = "released_credit"
+    PAYMENT_METHOD = "payment_method"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Calendar:
+class DunningPolicy:
     """Days counted from the first failure. Suspension follows the last retry."""
 
     retry_days: tuple[int, ...] = field(default=(1, 3, 5, 7))
@@ -36,36 +53,52 @@ class Calendar:
         return self.retry_days[-1] if self.retry_days else 0
 
 
-LATE = timedelta(hours=1)
-"""From here on the platform was away, and the calendar of a debt moves by what it was late."""
+DOWNTIME_THRESHOLD = timedelta(hours=1)
+"""A longer delay counts as platform downtime, which does not count as grace period."""
 
 
-def first_failure(due_at: datetime, now: datetime) -> datetime:
-    """Return the instant that grace is counted from: when the money was due.
-
-    When the platform itself was late to ask, the customer is not the one who loses days: then it is now.
-    """
-    return due_at if now - due_at <= LATE else now
+def past_due_since(due_at: datetime, now: datetime) -> datetime:
+    """Return the start of the grace period: the due date, or ``now`` when the platform collected late."""
+    return due_at if now - due_at <= DOWNTIME_THRESHOLD else now
 
 
-def next_retry(calendar: Calendar, first_failure: datetime, attempts_made: int) -> datetime | None:
+def next_retry_at(policy: DunningPolicy, grace_started_at: datetime, attempts_made: int) -> datetime | None:
     """Return when scheduled attempt number ``attempts_made`` (from zero) is due; None when all are used up."""
-    if attempts_made >= len(calendar.retry_days):
+    if attempts_made >= len(policy.retry_days):
         return None
-    return first_failure + timedelta(days=calendar.retry_days[attempts_made])
+    return grace_started_at + timedelta(days=policy.retry_days[attempts_made])
 
 
-def suspension(calendar: Calendar, first_failure: datetime) -> datetime:
-    return first_failure + timedelta(days=calendar.suspend_day)
+def count_elapsed_retries(policy: DunningPolicy, past_due_since: datetime, now: datetime) -> int:
+    """Return how many scheduled retries are in the past."""
+    return sum(past_due_since + timedelta(days=day) <= now for day in policy.retry_days)
 
 
-def cancellation(calendar: Calendar, first_failure: datetime) -> datetime:
-    return first_failure + timedelta(days=calendar.cancel_day)
+def suspends_at(policy: DunningPolicy, grace_started_at: datetime) -> datetime:
+    return grace_started_at + timedelta(days=policy.suspend_day)
 
 
-def deletion(calendar: Calendar, cancelled_at: datetime) -> datetime:
-    return cancelled_at + timedelta(days=calendar.retention_days)
+def cancels_at(policy: DunningPolicy, grace_started_at: datetime) -> datetime:
+    return grace_started_at + timedelta(days=policy.cancel_day)
 
 
-def is_hard(decline_code: str | None) -> bool:
+def deletes_at(policy: DunningPolicy, cancelled_at: datetime) -> datetime:
+    return cancelled_at + timedelta(days=policy.retention_days)
+
+
+def is_hard_decline(decline_code: str | None) -> bool:
     return decline_code in HARD_DECLINES
+
+
+def may_charge_card(arrived: Set[FundsKind], *, by_customer: bool, is_scheduled: bool, hard_declined: bool) -> bool:
+    """Return whether an attempt to collect may charge the card for what credit does not cover.
+
+    Args:
+        arrived: What has arrived since the last attempt.
+        by_customer: Whether the customer asks for the attempt, who may also try a hard-declined card again.
+        is_scheduled: Whether the attempt is a due action of the dunning schedule.
+        hard_declined: Whether the card that is charged first was hard-declined.
+    """
+    if by_customer:
+        return True
+    return not hard_declined and (is_scheduled or arrived != {FundsKind.RELEASED_CREDIT})

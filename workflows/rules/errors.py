@@ -7,7 +7,7 @@ from enum import StrEnum
 from types import MappingProxyType
 
 
-class Refusal(StrEnum):
+class ErrorCode(StrEnum):
     """Stable machine-readable reasons. They are part of the public API and the ``type`` of an ``ApplicationError``."""
 
     VALIDATION_ERROR = "VALIDATION_ERROR"
@@ -30,10 +30,10 @@ class Refusal(StrEnum):
     RESIZE_FAILED = "RESIZE_FAILED"
 
 
-_NOTHING: Mapping[str, str] = MappingProxyType({})
+_NO_DETAILS: Mapping[str, str] = MappingProxyType({})
 
 
-class RuleBroken(Exception):
+class RuleViolation(Exception):
     """A business rule refused the request and nothing was changed.
 
     Attributes:
@@ -42,7 +42,7 @@ class RuleBroken(Exception):
         details: Further machine-readable facts, values are strings.
     """
 
-    def __init__(self, code: Refusal, message: str, details: Mapping[str, str] = _NOTHING) -> None:
+    def __init__(self, code: ErrorCode, message: str, details: Mapping[str, str] = _NO_DETAILS) -> None:
         super().__init__(message)
         self.code = code
         self.message = message

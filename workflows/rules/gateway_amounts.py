@@ -1,4 +1,4 @@
-"""Gateways count money in units of their own; this is where they differ from ISO 4217's minor units.
+"""Units in which gateways count money, where they differ from ISO 4217's minor units.
 
 Sources: Stripe "Supported currencies" (zero-decimal currencies and the special cases ISK, UGX), Midtrans "Charge API"
 (``gross_amount`` is whole rupiah), Razorpay "Orders" (the smallest unit of the currency).
@@ -11,43 +11,43 @@ from types import MappingProxyType
 
 from workflows.rules.money import Money
 
-_SHIFTS: Mapping[str, Mapping[str, int]] = MappingProxyType(
+_EXPONENT_OFFSETS: Mapping[str, Mapping[str, int]] = MappingProxyType(
     {
         # ISK and UGX have no minor unit, but Stripe still wants two digits; MGA has one in ISO and none at Stripe.
         "stripe": MappingProxyType({"ISK": 2, "UGX": 2, "MGA": -2}),
-        # ISO gives the rupiah two digits that nobody uses; Midtrans takes whole rupiah.
+        # ISO 4217 gives the rupiah two decimals; Midtrans takes integer rupiah.
         "midtrans": MappingProxyType({"IDR": -2}),
         "razorpay": MappingProxyType({}),
     }
 )
 
 
-def to_gateway(gateway: str, money: Money) -> int:
+def to_gateway_amount(gateway: str, money: Money) -> int:
     """Return the amount as the gateway counts it. JPY stays what it is: nothing is multiplied by 100 by default.
 
     Raises:
         ValueError: the amount cannot be said in the gateway's units (half a rupiah at Midtrans).
     """
-    shift = _SHIFTS.get(gateway, {}).get(money.currency, 0)
+    shift = _EXPONENT_OFFSETS.get(gateway, {}).get(money.currency, 0)
     if shift >= 0:
         return int(money.amount_minor * 10**shift)
-    whole, rest = divmod(money.amount_minor, 10**-shift)
-    if rest:
+    gateway_amount, remainder = divmod(money.amount_minor, 10**-shift)
+    if remainder:
         raise ValueError(f"{gateway} takes whole {money.currency} only")
-    return int(whole)
+    return int(gateway_amount)
 
 
-def from_gateway(gateway: str, amount: int, currency: str) -> Money:
+def from_gateway_amount(gateway: str, amount: int, currency: str) -> Money:
     """Return what the gateway's count means; ``currency`` in any case.
 
     Raises:
         ValueError: the count has digits that the currency does not have.
     """
     code = currency.upper()
-    shift = _SHIFTS.get(gateway, {}).get(code, 0)
+    shift = _EXPONENT_OFFSETS.get(gateway, {}).get(code, 0)
     if shift <= 0:
         return Money(amount_minor=amount * 10**-shift, currency=code)
-    whole, rest = divmod(amount, 10**shift)
-    if rest:
+    amount_minor, remainder = divmod(amount, 10**shift)
+    if remainder:
         raise ValueError(f"{amount} is no whole amount of {code}")
-    return Money(amount_minor=whole, currency=code)
+    return Money(amount_minor=amount_minor, currency=code)

@@ -7,7 +7,7 @@ import hashlib
 import re
 
 
-def derived(prefix: str, *parts: str) -> str:
+def derive_id(prefix: str, *parts: str) -> str:
     """Return ``<prefix>_<24 characters>`` that depends on ``parts`` alone (SHA-256, lower-case base 32).
 
     Used for what an account orders under an ``Idempotency-Key``: the same account and key give the same id for ever.
@@ -17,14 +17,14 @@ def derived(prefix: str, *parts: str) -> str:
     return f"{prefix}_{base64.b32encode(digest).decode().lower()}"
 
 
-def dns_label(identifier: str) -> str:
+def to_dns_label(identifier: str) -> str:
     """Return the identifier as a DNS label: ``ins_abc`` becomes ``ins-abc``."""
     return identifier.replace("_", "-")
 
 
-def host_label(wished: str | None, name: str, instance_id: str) -> str:
-    """Return an instance's label under the platform's domain: the one asked for, or one nobody else can have."""
-    if wished:
-        return wished.lower()
+def choose_host_label(requested: str | None, name: str, instance_id: str) -> str:
+    """Return an instance's label under the platform's domain: the requested one, or a unique one."""
+    if requested:
+        return requested.lower()
     words = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:30].strip("-")
-    return f"{words or 'app'}-{dns_label(instance_id)[-8:]}"
+    return f"{words or 'app'}-{to_dns_label(instance_id)[-8:]}"

@@ -1,11 +1,11 @@
-"""What an instance may become, and when one may be removed as nobody's."""
+"""Statuses of an instance and their transitions, failure reasons, and the rule for orphaned namespaces."""
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from workflows.rules.errors import Refusal, RuleBroken
+from workflows.rules.errors import ErrorCode, RuleViolation
 
 
 class InstanceStatus(StrEnum):
@@ -23,15 +23,15 @@ class InstanceStatus(StrEnum):
 
 S = InstanceStatus
 
-_RUNNING = frozenset({S.READY, S.STOPPED, S.SUSPENDED, S.DEGRADED, S.DELETING})
+_PROVISIONED_OR_DELETING = frozenset({S.READY, S.STOPPED, S.SUSPENDED, S.DEGRADED, S.DELETING})
 
-MOVES: dict[InstanceStatus, frozenset[InstanceStatus]] = {
+TRANSITIONS: dict[InstanceStatus, frozenset[InstanceStatus]] = {
     S.REQUESTED: frozenset({S.PROVISIONING, S.FAILED, S.DELETING, S.CLEANUP_PENDING}),
     S.PROVISIONING: frozenset({S.READY, S.FAILED, S.DELETING, S.CLEANUP_PENDING}),
-    S.READY: _RUNNING - {S.READY},
-    S.STOPPED: _RUNNING - {S.STOPPED},
-    S.SUSPENDED: _RUNNING - {S.SUSPENDED},
-    S.DEGRADED: _RUNNING - {S.DEGRADED},
+    S.READY: _PROVISIONED_OR_DELETING - {S.READY},
+    S.STOPPED: _PROVISIONED_OR_DELETING - {S.STOPPED},
+    S.SUSPENDED: _PROVISIONED_OR_DELETING - {S.SUSPENDED},
+    S.DEGRADED: _PROVISIONED_OR_DELETING - {S.DEGRADED},
     # A failed provisioning has been undone; deleting it again must be harmless.
     S.FAILED: frozenset({S.DELETING}),
     S.DELETING: frozenset({S.DELETED, S.CLEANUP_PENDING}),
@@ -39,40 +39,40 @@ MOVES: dict[InstanceStatus, frozenset[InstanceStatus]] = {
     S.DELETED: frozenset(),
 }
 
-EXISTING = frozenset({S.READY, S.STOPPED, S.SUSPENDED, S.DEGRADED})
+PROVISIONED_STATUSES = frozenset({S.READY, S.STOPPED, S.SUSPENDED, S.DEGRADED})
 """Statuses in which the customer's objects and data are in the cluster and stay there."""
 
-GONE = frozenset({S.DELETED, S.FAILED})
+REMOVED_STATUSES = frozenset({S.DELETED, S.FAILED})
 """Statuses in which nothing of the instance may be in the cluster any more."""
 
-UNSERVED = frozenset({S.STOPPED, S.SUSPENDED})
+SCALED_DOWN_STATUSES = frozenset({S.STOPPED, S.SUSPENDED})
 """Scaled to zero on purpose, data kept."""
 
 
-OPERABLE: dict[str, frozenset[InstanceStatus]] = {
+OPERATION_STATUSES: dict[str, frozenset[InstanceStatus]] = {
     "restart": frozenset({S.READY, S.DEGRADED}),
     "stop": frozenset({S.READY, S.DEGRADED, S.STOPPED}),
     "start": frozenset({S.STOPPED, S.READY, S.DEGRADED}),
-    "suspend": EXISTING,
-    "resume": EXISTING,
-    "resize": EXISTING,
+    "suspend": PROVISIONED_STATUSES,
+    "resume": PROVISIONED_STATUSES,
+    "resize": PROVISIONED_STATUSES,
     "backup": frozenset({S.READY, S.DEGRADED}),
     "delete": frozenset(S),
 }
 """In which statuses an operation may begin, by its kind. A customer cannot start what the platform suspended."""
 
 
-def require_operable(kind: str, status: InstanceStatus) -> None:
-    """Raises: ``RuleBroken`` ``ILLEGAL_MOVE`` when the operation makes no sense for an instance in ``status``."""
-    if status not in OPERABLE[kind]:
-        raise RuleBroken(
-            Refusal.ILLEGAL_MOVE,
+def require_operation_allowed(kind: str, status: InstanceStatus) -> None:
+    """Raises: ``RuleViolation`` ``ILLEGAL_MOVE`` when the operation makes no sense for an instance in ``status``."""
+    if status not in OPERATION_STATUSES[kind]:
+        raise RuleViolation(
+            ErrorCode.ILLEGAL_MOVE,
             f"An instance that is {status} does not take the operation {kind}.",
             {"status": status, "operation": kind},
         )
 
 
-class Trouble(StrEnum):
+class FailureReason(StrEnum):
     """Why an instance is not ready. Stable: part of conditions, outcomes and alerts."""
 
     IMAGE_PULL = "ImagePull"
@@ -83,86 +83,116 @@ class Trouble(StrEnum):
     PVC_PENDING = "PVCPending"
     POD_SECURITY = "PodSecurity"
     JOB_FAILED = "JobFailed"
-    NO_ANSWER = "NoAnswer"
+    PROBE_FAILED = "ProbeFailed"
     DEADLINE_EXCEEDED = "DeadlineExceeded"
-    FOREIGN_OWNER = "ForeignOwner"
+    NAME_CONFLICT = "NameConflict"
     INVALID = "Invalid"
     TERMINATING = "Terminating"
-    GONE = "Gone"
+    DELETED_EXTERNALLY = "DeletedExternally"
     UNAVAILABLE = "Unavailable"
 
 
-PERMANENT = frozenset(
-    {Trouble.FOREIGN_OWNER, Trouble.INVALID, Trouble.QUOTA_EXCEEDED, Trouble.POD_SECURITY, Trouble.GONE}
+NON_RETRYABLE_REASONS = frozenset(
+    {
+        FailureReason.NAME_CONFLICT,
+        FailureReason.INVALID,
+        FailureReason.QUOTA_EXCEEDED,
+        FailureReason.POD_SECURITY,
+        FailureReason.DELETED_EXTERNALLY,
+    }
 )
 """Answers of the cluster that no retry changes."""
 
-CAPACITY = frozenset({Trouble.UNSCHEDULABLE, Trouble.QUOTA_EXCEEDED})
+CAPACITY_REASONS = frozenset({FailureReason.UNSCHEDULABLE, FailureReason.QUOTA_EXCEEDED})
 """What operators have to make room for; the customer only sees that it waits."""
 
 
-class Patience:
-    """How long one and the same trouble is borne.
+class FailureDebounce:
+    """Reports a failure reason once it has persisted for ``threshold``.
 
-    Trouble that goes away and stays away for ``heals`` is forgotten; another trouble starts its own count. So a
-    registry that hiccups now and then never adds up, and a container that crashes, runs for a second and crashes
-    again does.
+    A reason that is absent for ``recovery_window`` is cleared; a different reason restarts the count. Rare failures
+    of a registry therefore never accumulate, and a container that crashes, runs for a second and crashes again does.
     """
 
-    def __init__(self, bearable: timedelta, heals: timedelta = timedelta(seconds=15)) -> None:
-        self._bearable = bearable
-        self._heals = min(heals, bearable)
-        self._trouble: Trouble | None = None
+    def __init__(self, threshold: timedelta, recovery_window: timedelta = timedelta(seconds=15)) -> None:
+        self._threshold = threshold
+        self._recovery_window = min(recovery_window, threshold)
+        self._reason: FailureReason | None = None
         self._since: datetime | None = None
-        self._well_since: datetime | None = None
+        self._recovered_since: datetime | None = None
 
     @property
-    def trouble(self) -> Trouble | None:
-        return self._trouble
+    def reason(self) -> FailureReason | None:
+        return self._reason
 
-    def observe(self, trouble: Trouble | None, now: datetime) -> bool:
-        """Take note of what is wrong at ``now`` (None: nothing). True means that it has lasted too long."""
-        if trouble is None:
-            self._well_since = self._well_since or now
-            if now - self._well_since >= self._heals:
-                self._trouble, self._since = None, None
+    def observe(self, reason: FailureReason | None, now: datetime) -> bool:
+        """Record the failure reason at ``now`` (None: healthy). Return whether it has persisted for the threshold."""
+        if reason is None:
+            self._recovered_since = self._recovered_since or now
+            if now - self._recovered_since >= self._recovery_window:
+                self._reason, self._since = None, None
             return False
-        self._well_since = None
-        if trouble is not self._trouble or self._since is None:
-            self._trouble, self._since = trouble, now
-        return now - self._since >= self._bearable
+        self._recovered_since = None
+        if reason is not self._reason or self._since is None:
+            self._reason, self._since = reason, now
+        return now - self._since >= self._threshold
 
 
-def move(current: InstanceStatus, target: InstanceStatus) -> InstanceStatus:
+def transition(current: InstanceStatus, target: InstanceStatus) -> InstanceStatus:
     """Return ``target`` if it is a legal move.
 
     Raises:
-        RuleBroken: ``ILLEGAL_MOVE`` if the table does not list it.
+        RuleViolation: ``ILLEGAL_MOVE`` if the table does not list it.
     """
-    if target not in MOVES[current]:
-        raise RuleBroken(
-            Refusal.ILLEGAL_MOVE,
+    if target not in TRANSITIONS[current]:
+        raise RuleViolation(
+            ErrorCode.ILLEGAL_MOVE,
             f"An instance that is {current} cannot become {target}.",
             {"from": current, "to": target},
         )
     return target
 
 
-def settle(current: InstanceStatus, target: InstanceStatus) -> InstanceStatus:
+def transition_idempotently(current: InstanceStatus, target: InstanceStatus) -> InstanceStatus:
     """Return ``target``, also when the instance is there already: activities are repeated.
 
     Raises:
-        RuleBroken: ``ILLEGAL_MOVE`` if the table does not list it.
+        RuleViolation: ``ILLEGAL_MOVE`` if the table does not list it.
     """
-    return target if current is target else move(current, target)
+    return target if current is target else transition(current, target)
 
 
-def collectable(status: InstanceStatus | None, created_at: datetime, now: datetime, grace: timedelta) -> bool:
-    """Whether a namespace that bears our labels is an orphan.
+class NamespaceVerdict(StrEnum):
+    """What the orphan collection does with a namespace of this installation."""
+
+    KEEP = "keep"
+    COLLECT = "collect"
+    REPORT = "report"
+
+
+def judge_namespace(
+    status: InstanceStatus | None, created_at: datetime, now: datetime, grace: timedelta
+) -> NamespaceVerdict:
+    """Return what becomes of a namespace that carries this installation's label.
+
+    Only what the database itself knows as deleted or failed is collected. An instance that the database does not know
+    is reported: the database may have been restored from a time before that instance was ordered.
 
     Args:
-        status: Of the instance that the namespace names, or None when the database knows none.
+        status: Of the instance that the namespace names; None when the database has no such instance there.
         created_at: When the namespace was created.
-        grace: How long a namespace may exist before anybody judges it; a transaction may still be on its way.
+        grace: Minimum age of a namespace; a transaction may still be in progress.
     """
-    return (status is None or status in GONE) and now - created_at >= grace
+    if now - created_at < grace:
+        return NamespaceVerdict.KEEP
+    if status is None:
+        return NamespaceVerdict.REPORT
+    return NamespaceVerdict.COLLECT if status in REMOVED_STATUSES else NamespaceVerdict.KEEP
+
+
+def max_orphans(namespaces: int, *, minimum: int, share: float) -> int:
+    """Return how many of ``namespaces`` may be orphans before the collection pauses: ``share``, at least ``minimum``.
+
+    More at once means that the database is wrong, not the cluster.
+    """
+    return max(minimum, int(namespaces * share))

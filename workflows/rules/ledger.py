@@ -1,7 +1,8 @@
 """Double entry: what each business fact posts. Credits are positive, debits negative, every posting sums to zero.
 
-``wallet``, ``promotional`` and ``held`` are liabilities of Berth toward one organisation, so what a customer owns is
-positive there; ``receivable`` is negative while the customer owes. Platform accounts belong to no organisation.
+``wallet``, ``promotional`` and ``held`` are liabilities of Berth toward one organization, so what a customer owns is
+positive there; ``receivable`` (open invoices) and ``debt`` (amounts below a gateway's minimum, carried to the next
+charge) are negative while the customer owes. Platform accounts belong to no organization.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from workflows.rules.money import Money
+from workflows.rules.money import Money, zero_money
 
 
-class Account(StrEnum):
+class LedgerAccount(StrEnum):
     WALLET = "wallet"
     PROMOTIONAL = "promotional"
     HELD = "held"
     RECEIVABLE = "receivable"
+    DEBT = "debt"
     REVENUE = "revenue"
     TAX_PAYABLE = "tax_payable"
     REFUNDS = "refunds"
@@ -26,18 +28,27 @@ class Account(StrEnum):
     ADJUSTMENTS = "adjustments"
 
 
-OF_THE_CUSTOMER = (Account.WALLET, Account.PROMOTIONAL, Account.HELD)
+SPENDABLE = (LedgerAccount.WALLET, LedgerAccount.PROMOTIONAL)
+
+CUSTOMER_ASSET_ACCOUNTS = (LedgerAccount.WALLET, LedgerAccount.PROMOTIONAL, LedgerAccount.HELD)
 """Accounts whose sum is what the customer owns; none of them may fall below zero."""
 
-OF_THE_ORGANIZATION = (*OF_THE_CUSTOMER, Account.RECEIVABLE)
+ORGANIZATION_ACCOUNTS = (
+    LedgerAccount.WALLET,
+    LedgerAccount.PROMOTIONAL,
+    LedgerAccount.DEBT,
+    LedgerAccount.HELD,
+    LedgerAccount.RECEIVABLE,
+)
+"""In the order in which their balances are locked."""
 
 
-def clearing(gateway: str) -> str:
+def clearing_account(gateway: str) -> str:
     """Return the platform account of money that lies at ``gateway``."""
     return f"clearing:{gateway}"
 
 
-class Kind(StrEnum):
+class TransactionKind(StrEnum):
     """What a transaction is called. The first five are those that customers see."""
 
     TOP_UP = "top_up"
@@ -52,155 +63,176 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class LedgerEntry:
     account: str
     amount: Money
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Posting:
+class LedgerTransaction:
     """One balanced transaction.
 
     Raises:
         ValueError: the entries of some currency do not sum to zero, or there are none.
     """
 
-    kind: Kind
-    entries: tuple[Entry, ...]
+    kind: TransactionKind
+    entries: tuple[LedgerEntry, ...]
 
     def __post_init__(self) -> None:
-        if not self.entries or not balanced(self.entries):
+        if not self.entries or not is_balanced(self.entries):
             raise ValueError(f"an unbalanced {self.kind}: {self.entries}")
 
 
-def balanced(entries: Iterable[Entry]) -> bool:
+def is_balanced(entries: Iterable[LedgerEntry]) -> bool:
     sums: defaultdict[str, int] = defaultdict(int)
     for entry in entries:
         sums[entry.amount.currency] += entry.amount.amount_minor
     return not any(sums.values())
 
 
-def posting(kind: Kind, *entries: tuple[str, Money]) -> Posting:
+def build_transaction(kind: TransactionKind, *entries: tuple[str, Money]) -> LedgerTransaction:
     """Build a posting and drop entries of zero."""
-    return Posting(
-        kind=kind, entries=tuple(Entry(account=account, amount=amount) for account, amount in entries if amount)
+    return LedgerTransaction(
+        kind=kind, entries=tuple(LedgerEntry(account=account, amount=amount) for account, amount in entries if amount)
     )
 
 
-def top_up(gateway: str, amount: Money) -> Posting:
+def top_up_transaction(gateway: str, amount: Money) -> LedgerTransaction:
     """Money arrived at the gateway for the wallet."""
-    return posting(Kind.TOP_UP, (clearing(gateway), -amount), (Account.WALLET, amount))
+    return build_transaction(
+        TransactionKind.TOP_UP, (clearing_account(gateway), -amount), (LedgerAccount.WALLET, amount)
+    )
 
 
-def received_for_invoice(gateway: str, amount: Money) -> Posting:
+def card_payment_transaction(gateway: str, amount: Money) -> LedgerTransaction:
     """Money arrived at the gateway for one invoice: it is kept apart until the invoice takes it."""
-    return posting(Kind.TOP_UP, (clearing(gateway), -amount), (Account.HELD, amount))
+    return build_transaction(TransactionKind.TOP_UP, (clearing_account(gateway), -amount), (LedgerAccount.HELD, amount))
 
 
-def hold(*, promotional: Money, wallet: Money) -> Posting:
-    return posting(
-        Kind.HOLD,
-        (Account.WALLET, -wallet),
-        (Account.PROMOTIONAL, -promotional),
-        (Account.HELD, wallet + promotional),
+def hold_transaction(*, promotional: Money, wallet: Money) -> LedgerTransaction:
+    return build_transaction(
+        TransactionKind.HOLD,
+        (LedgerAccount.WALLET, -wallet),
+        (LedgerAccount.PROMOTIONAL, -promotional),
+        (LedgerAccount.HELD, wallet + promotional),
     )
 
 
-def release(*, promotional: Money, wallet: Money) -> Posting:
+def release_transaction(*, promotional: Money, wallet: Money) -> LedgerTransaction:
     """Undo a hold: each part goes back where it came from."""
-    return posting(
-        Kind.RELEASE,
-        (Account.WALLET, wallet),
-        (Account.PROMOTIONAL, promotional),
-        (Account.HELD, -(wallet + promotional)),
+    return build_transaction(
+        TransactionKind.RELEASE,
+        (LedgerAccount.WALLET, wallet),
+        (LedgerAccount.PROMOTIONAL, promotional),
+        (LedgerAccount.HELD, -(wallet + promotional)),
     )
 
 
-def invoiced(*, total: Money, tax: Money) -> Posting:
-    """A finalised invoice that is not paid yet."""
-    return posting(
-        Kind.INVOICE,
-        (Account.RECEIVABLE, -total),
-        (Account.REVENUE, total - tax),
-        (Account.TAX_PAYABLE, tax),
+def invoice_transaction(*, total: Money, tax: Money) -> LedgerTransaction:
+    """A finalized invoice that is not paid yet."""
+    return build_transaction(
+        TransactionKind.INVOICE,
+        (LedgerAccount.RECEIVABLE, -total),
+        (LedgerAccount.REVENUE, total - tax),
+        (LedgerAccount.TAX_PAYABLE, tax),
     )
 
 
-def voided(*, total: Money, tax: Money) -> Posting:
-    """A finalised, unpaid invoice is withdrawn."""
-    return posting(
-        Kind.VOID,
-        (Account.RECEIVABLE, total),
-        (Account.REVENUE, tax - total),
-        (Account.TAX_PAYABLE, -tax),
+def void_transaction(*, total: Money, tax: Money) -> LedgerTransaction:
+    """A finalized, unpaid invoice is withdrawn."""
+    return build_transaction(
+        TransactionKind.VOID,
+        (LedgerAccount.RECEIVABLE, total),
+        (LedgerAccount.REVENUE, tax - total),
+        (LedgerAccount.TAX_PAYABLE, -tax),
     )
 
 
-def charge(*, promotional: Money, wallet: Money, held: Money, tax: Money) -> Posting:
-    """An invoice is finalised and paid at once."""
+def paid_invoice_transaction(
+    *,
+    promotional: Money,
+    wallet: Money,
+    held: Money,
+    tax: Money,
+    carried: Money | None = None,
+    repaid: Money | None = None,
+) -> LedgerTransaction:
+    """An invoice is finalized and paid at once, ``carried`` of it as new debt; ``repaid`` pays earlier debt as well."""
+    owed = (carried or zero_money(tax.currency)) - (repaid or zero_money(tax.currency))
     paid = promotional + wallet + held
-    return posting(
-        Kind.CHARGE,
-        (Account.WALLET, -wallet),
-        (Account.PROMOTIONAL, -promotional),
-        (Account.HELD, -held),
-        (Account.REVENUE, paid - tax),
-        (Account.TAX_PAYABLE, tax),
+    return build_transaction(
+        TransactionKind.CHARGE,
+        (LedgerAccount.WALLET, -wallet),
+        (LedgerAccount.PROMOTIONAL, -promotional),
+        (LedgerAccount.DEBT, -owed),
+        (LedgerAccount.HELD, -held),
+        (LedgerAccount.REVENUE, paid + owed - tax),
+        (LedgerAccount.TAX_PAYABLE, tax),
     )
 
 
-def collected(*, promotional: Money, wallet: Money, held: Money) -> Posting:
-    """An open invoice is paid."""
+def collection_transaction(
+    *, promotional: Money, wallet: Money, held: Money, carried: Money | None = None, repaid: Money | None = None
+) -> LedgerTransaction:
+    """An open invoice is paid, ``carried`` of it as new debt; ``repaid`` pays earlier debt as well."""
+    owed = (carried or zero_money(held.currency)) - (repaid or zero_money(held.currency))
     paid = promotional + wallet + held
-    return posting(
-        Kind.CHARGE,
-        (Account.WALLET, -wallet),
-        (Account.PROMOTIONAL, -promotional),
-        (Account.HELD, -held),
-        (Account.RECEIVABLE, paid),
+    return build_transaction(
+        TransactionKind.CHARGE,
+        (LedgerAccount.WALLET, -wallet),
+        (LedgerAccount.PROMOTIONAL, -promotional),
+        (LedgerAccount.DEBT, -owed),
+        (LedgerAccount.HELD, -held),
+        (LedgerAccount.RECEIVABLE, paid + owed),
     )
 
 
-def credit(amount: Money) -> Posting:
+def promotional_credit_transaction(amount: Money) -> LedgerTransaction:
     """Unused time becomes credit that can be spent but not paid out."""
-    return posting(Kind.CREDIT, (Account.REVENUE, -amount), (Account.PROMOTIONAL, amount))
+    return build_transaction(
+        TransactionKind.CREDIT, (LedgerAccount.REVENUE, -amount), (LedgerAccount.PROMOTIONAL, amount)
+    )
 
 
-def refund_to_wallet(amount: Money) -> Posting:
-    """An invoice's money goes back to the wallet."""
-    return posting(Kind.REFUND, (Account.REFUNDS, -amount), (Account.WALLET, amount))
+def wallet_refund_transaction(amount: Money, *, repaid: Money | None = None) -> LedgerTransaction:
+    """An invoice's money goes back to the wallet; ``repaid`` of it pays debt of the account first."""
+    cleared = repaid or zero_money(amount.currency)
+    return build_transaction(
+        TransactionKind.REFUND,
+        (LedgerAccount.REFUNDS, -amount),
+        (LedgerAccount.WALLET, amount - cleared),
+        (LedgerAccount.DEBT, cleared),
+    )
 
 
-def refund_of_charge(gateway: str, amount: Money) -> Posting:
+def allocation_reversal_transaction(*, wallet: Money, promotional: Money, debt: Money) -> LedgerTransaction:
+    """What an invoice received goes back to its sources; ``debt`` is carried debt that no longer exists."""
+    return build_transaction(
+        TransactionKind.REFUND,
+        (LedgerAccount.REFUNDS, -(wallet + promotional + debt)),
+        (LedgerAccount.WALLET, wallet),
+        (LedgerAccount.PROMOTIONAL, promotional),
+        (LedgerAccount.DEBT, debt),
+    )
+
+
+def charge_refund_transaction(gateway: str, amount: Money) -> LedgerTransaction:
     """Money that paid an invoice goes back through the gateway; the wallet does not move."""
-    return posting(Kind.REFUND, (Account.REFUNDS, -amount), (clearing(gateway), amount))
+    return build_transaction(
+        TransactionKind.REFUND, (LedgerAccount.REFUNDS, -amount), (clearing_account(gateway), amount)
+    )
 
 
-def refund_of_top_up(gateway: str, amount: Money) -> Posting:
+def top_up_refund_transaction(gateway: str, amount: Money) -> LedgerTransaction:
     """Money of the wallet goes back through the gateway."""
-    return posting(Kind.REFUND, (Account.WALLET, -amount), (clearing(gateway), amount))
+    return build_transaction(
+        TransactionKind.REFUND, (LedgerAccount.WALLET, -amount), (clearing_account(gateway), amount)
+    )
 
 
-def adjustment(amount: Money) -> Posting:
+def adjustment_transaction(amount: Money) -> LedgerTransaction:
     """An administrator adds to the wallet, or takes from it when negative."""
-    return posting(Kind.ADJUSTMENT, (Account.WALLET, amount), (Account.ADJUSTMENTS, -amount))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Funding:
-    """How an amount is covered: promotional credit first, then the wallet, the rest by card."""
-
-    promotional: Money
-    wallet: Money
-    rest: Money
-
-    @property
-    def covered(self) -> bool:
-        return not self.rest
-
-
-def fund(due: Money, *, promotional: Money, wallet: Money) -> Funding:
-    """Split ``due`` over what the account has, in payment order."""
-    from_promotional = min(due, promotional)
-    from_wallet = min(due - from_promotional, wallet)
-    return Funding(promotional=from_promotional, wallet=from_wallet, rest=due - from_promotional - from_wallet)
+    return build_transaction(
+        TransactionKind.ADJUSTMENT, (LedgerAccount.WALLET, amount), (LedgerAccount.ADJUSTMENTS, -amount)
+    )

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from workflows.rules.errors import Refusal, RuleBroken
+from workflows.rules.errors import ErrorCode, RuleViolation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -26,10 +26,10 @@ class Money:
             raise ValueError(f"{self.currency!r} is not an ISO 4217 code")
 
     def __add__(self, other: Money) -> Money:
-        return Money(amount_minor=self.amount_minor + self._same(other), currency=self.currency)
+        return Money(amount_minor=self.amount_minor + self._require_same_currency(other), currency=self.currency)
 
     def __sub__(self, other: Money) -> Money:
-        return Money(amount_minor=self.amount_minor - self._same(other), currency=self.currency)
+        return Money(amount_minor=self.amount_minor - self._require_same_currency(other), currency=self.currency)
 
     def __neg__(self) -> Money:
         return Money(amount_minor=-self.amount_minor, currency=self.currency)
@@ -37,27 +37,27 @@ class Money:
     def __bool__(self) -> bool:
         return self.amount_minor != 0
 
-    def times(self, factor: Fraction | int) -> Money:
+    def multiply(self, factor: Fraction | int) -> Money:
         """Return the product, rounded half to even once."""
         return Money(amount_minor=round_half_even(Fraction(self.amount_minor) * factor), currency=self.currency)
 
-    def _same(self, other: Money) -> int:
+    def _require_same_currency(self, other: Money) -> int:
         if other.currency != self.currency:
-            raise RuleBroken(Refusal.CURRENCY_MISMATCH, f"{self.currency} and {other.currency} do not add up.")
+            raise RuleViolation(ErrorCode.CURRENCY_MISMATCH, f"{self.currency} and {other.currency} do not add up.")
         return other.amount_minor
 
 
-def zero(currency: str) -> Money:
+def zero_money(currency: str) -> Money:
     return Money(amount_minor=0, currency=currency)
 
 
-def total(amounts: Iterable[Money], currency: str) -> Money:
+def sum_money(amounts: Iterable[Money], currency: str) -> Money:
     """Return the sum; ``currency`` is that of an empty sum.
 
     Raises:
-        RuleBroken: ``CURRENCY_MISMATCH``.
+        RuleViolation: ``CURRENCY_MISMATCH``.
     """
-    result = zero(currency)
+    result = zero_money(currency)
     for amount in amounts:
         result = result + amount
     return result
@@ -68,8 +68,8 @@ def round_half_even(value: Fraction) -> int:
     return round(value)
 
 
-def allocate(whole: Money, weights: Sequence[int]) -> list[Money]:
-    """Split ``whole`` in proportion to ``weights`` by largest remainder, so that the parts sum to it exactly.
+def allocate(total: Money, weights: Sequence[int]) -> list[Money]:
+    """Split ``total`` in proportion to ``weights`` by largest remainder, so that the parts sum to it exactly.
 
     Ties go to the earlier part. A negative whole is split like its opposite.
 
@@ -78,13 +78,13 @@ def allocate(whole: Money, weights: Sequence[int]) -> list[Money]:
     """
     if any(weight < 0 for weight in weights) or sum(weights) <= 0:
         raise ValueError("weights are non-negative and one of them is positive")
-    sign = -1 if whole.amount_minor < 0 else 1
-    amount, over = abs(whole.amount_minor), sum(weights)
-    shares = [divmod(amount * weight, over) for weight in weights]
-    left = amount - sum(share for share, _ in shares)
+    sign = -1 if total.amount_minor < 0 else 1
+    amount, total_weight = abs(total.amount_minor), sum(weights)
+    shares = [divmod(amount * weight, total_weight) for weight in weights]
+    remaining = amount - sum(share for share, _ in shares)
     by_remainder = sorted(range(len(weights)), key=lambda index: (-shares[index][1], index))
-    extra = set(by_remainder[:left])
+    extra = set(by_remainder[:remaining])
     return [
-        Money(amount_minor=sign * (share + (index in extra)), currency=whole.currency)
+        Money(amount_minor=sign * (share + (index in extra)), currency=total.currency)
         for index, (share, _) in enumerate(shares)
     ]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from workflows.rules.errors import Refusal, RuleBroken
+from workflows.rules.errors import ErrorCode, RuleViolation
 from workflows.rules.money import Money
 
 
@@ -26,7 +26,7 @@ class PaymentStatus(StrEnum):
 
 S = PaymentStatus
 
-MOVES: dict[PaymentStatus, frozenset[PaymentStatus]] = {
+TRANSITIONS: dict[PaymentStatus, frozenset[PaymentStatus]] = {
     S.CREATED: frozenset({S.PENDING, S.UNKNOWN, S.AUTHORIZED, S.SUCCEEDED, S.FAILED, S.EXPIRED, S.CANCELLED}),
     S.PENDING: frozenset({S.UNKNOWN, S.AUTHORIZED, S.SUCCEEDED, S.FAILED, S.EXPIRED, S.CANCELLED}),
     S.UNKNOWN: frozenset({S.PENDING, S.AUTHORIZED, S.SUCCEEDED, S.FAILED, S.EXPIRED, S.CANCELLED}),
@@ -41,32 +41,32 @@ MOVES: dict[PaymentStatus, frozenset[PaymentStatus]] = {
     S.DISPUTED: frozenset({S.SUCCEEDED, S.REFUNDED}),
 }
 
-IN_FLIGHT = frozenset({S.CREATED, S.PENDING, S.UNKNOWN, S.AUTHORIZED})
-RECEIVED = frozenset({S.SUCCEEDED, S.PARTIALLY_REFUNDED, S.REFUNDED, S.DISPUTED})
+IN_FLIGHT_STATUSES = frozenset({S.CREATED, S.PENDING, S.UNKNOWN, S.AUTHORIZED})
+PAID_STATUSES = frozenset({S.SUCCEEDED, S.PARTIALLY_REFUNDED, S.REFUNDED, S.DISPUTED})
 
 
-def move(current: PaymentStatus, target: PaymentStatus) -> PaymentStatus:
+def transition(current: PaymentStatus, target: PaymentStatus) -> PaymentStatus:
     """Return ``target`` if it is a legal move.
 
     Raises:
-        RuleBroken: ``ILLEGAL_MOVE``.
+        RuleViolation: ``ILLEGAL_MOVE``.
     """
-    if target not in MOVES[current]:
-        raise RuleBroken(Refusal.ILLEGAL_MOVE, f"A payment that is {current} cannot become {target}.")
+    if target not in TRANSITIONS[current]:
+        raise RuleViolation(ErrorCode.ILLEGAL_MOVE, f"A payment that is {current} cannot become {target}.")
     return target
 
 
-def observe(current: PaymentStatus, fact: PaymentStatus) -> PaymentStatus:
+def apply_gateway_status(current: PaymentStatus, reported: PaymentStatus) -> PaymentStatus:
     """Return the status after a gateway said ``fact``: a fact that comes late or twice changes nothing."""
-    return fact if fact in MOVES[current] else current
+    return reported if reported in TRANSITIONS[current] else current
 
 
-CLOSED = frozenset({S.FAILED, S.EXPIRED, S.CANCELLED})
-"""It ended without money, and whoever waited for it was told so."""
+UNPAID_FINAL_STATUSES = frozenset({S.FAILED, S.EXPIRED, S.CANCELLED})
+"""The payment ended without money."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
+class PaymentRecord:
     """A payment as it is on record."""
 
     payment_id: str
@@ -82,7 +82,7 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
+class GatewayPayment:
     """What a gateway says of a payment. ``amount`` is what it was asked for, or what it received."""
 
     reference: str
@@ -92,28 +92,28 @@ class Seen:
     redirect_url: str | None = None
 
 
-def contradiction(seen: Seen, *, amount: Money, reference: str | None) -> str | None:
-    """Return why what was seen cannot be this payment, or None when it can.
+def mismatch_reason(gateway_payment: GatewayPayment, *, amount: Money, reference: str | None) -> str | None:
+    """Return why the payment at the gateway cannot be this payment, or None when it can.
 
     ``reference`` is the gateway's name of it as far as it is known.
     """
-    if seen.amount.currency != amount.currency:
-        return f"currency {seen.amount.currency} instead of {amount.currency}"
-    if seen.amount != amount:
-        return f"amount {seen.amount.amount_minor} instead of {amount.amount_minor}"
-    if reference is not None and seen.reference != reference:
+    if gateway_payment.amount.currency != amount.currency:
+        return f"currency {gateway_payment.amount.currency} instead of {amount.currency}"
+    if gateway_payment.amount != amount:
+        return f"amount {gateway_payment.amount.amount_minor} instead of {amount.amount_minor}"
+    if reference is not None and gateway_payment.reference != reference:
         return "another payment of the gateway"
     return None
 
 
-POLLS = (timedelta(minutes=1), timedelta(minutes=5), timedelta(minutes=15), timedelta(hours=1))
-POLL_EVERY = timedelta(days=1)
-PENDING_AT_MOST = timedelta(hours=24)
+POLL_DELAYS = (timedelta(minutes=1), timedelta(minutes=5), timedelta(minutes=15), timedelta(hours=1))
+POLL_INTERVAL = timedelta(days=1)
+CUSTOMER_ACTION_TIMEOUT = timedelta(hours=24)
 """How long a customer may take to complete a payment that waits for them."""
 
 
-def next_poll(silent_since: datetime, polls: int) -> datetime:
+def next_poll_at(silent_since: datetime, polls: int) -> datetime:
     """Return when to ask the gateway next: 1, 5, 15 minutes and 1 hour after it fell silent, then daily."""
-    if polls < len(POLLS):
-        return silent_since + POLLS[polls]
-    return silent_since + POLLS[-1] + (polls - len(POLLS) + 1) * POLL_EVERY
+    if polls < len(POLL_DELAYS):
+        return silent_since + POLL_DELAYS[polls]
+    return silent_since + POLL_DELAYS[-1] + (polls - len(POLL_DELAYS) + 1) * POLL_INTERVAL

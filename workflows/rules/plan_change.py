@@ -1,19 +1,31 @@
-"""What a plan change invoices: one computation for the preview and for the change itself, so that they never differ."""
+"""Plan changes: which are permitted and what each invoices. The preview and the change make the same decision."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from fractions import Fraction
 
-from workflows.rules.money import Money, total, zero
-from workflows.rules.periods import MONTHS, Interval, Period, nth_period
-from workflows.rules.pricing import Discount, Line, plan_line, reduction
-from workflows.rules.proration import Mode, default_mode, prorate
+from workflows.rules.allocations import (
+    AllocationSource,
+    InvoiceBalance,
+    plan_change_credit_limit,
+    received_by_source,
+)
+from workflows.rules.errors import ErrorCode, RuleViolation
+from workflows.rules.money import Money, sum_money, zero_money
+from workflows.rules.periods import MONTHS_PER_INTERVAL, BillingPeriod, Interval, billing_period
+from workflows.rules.pricing import Discount, InvoiceLine, discount_amount, plan_line
+from workflows.rules.proration import PlanChangeMode, default_mode, prorate
+from workflows.rules.subscription import SubscriptionStatus
+
+PLAN_CHANGE_STATUSES = frozenset({SubscriptionStatus.ACTIVE, SubscriptionStatus.TRIALING})
+"""Statuses with a current period that nothing is owed for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Side:
+class PlanPrice:
     """One of the two plans: its name as printed, its list price of one interval, and the interval."""
 
     name: str
@@ -22,164 +34,269 @@ class Side:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Quote:
+class PlanChangeQuote:
     """What a change costs.
 
     Attributes:
         mode: As asked for, or the default.
         lines: What the change's invoice prints: unused time negative, remaining time positive; empty when nothing is
             invoiced now.
-        due: What is charged now, zero or positive.
+        amount_due: What is charged now, zero or positive.
         credit: What becomes account credit, zero or positive, never more than was paid in the period.
-        restarts: The interval changed, so ``period`` begins at the change and later ones are counted from there.
+        is_new_anchor: The interval changed, so ``period`` begins at the change and later ones are counted from there.
         period: The period that stands after the change.
         next_invoice: What the invoice after ``period`` costs.
     """
 
-    mode: Mode
-    lines: tuple[Line, ...]
-    due: Money
+    mode: PlanChangeMode
+    lines: tuple[InvoiceLine, ...]
+    amount_due: Money
     credit: Money
-    restarts: bool
-    period: Period
+    is_new_anchor: bool
+    period: BillingPeriod
     next_invoice: Money
 
 
-def mode_of(old: Side, new: Side) -> Mode:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanChangeFacts:
+    """What the decision about a plan change depends on.
+
+    Attributes:
+        period: The current period, during a trial the trial; None without one.
+        current_plan: The plan with the price that the subscription has.
+        target_is_orderable: The plan is not retired and its service is published.
+        target_plan: The plan with its price; None when it has none in the subscription's currency.
+        invoices: The paid invoices of ``period``, the oldest first.
+        discount: The coupon as it reduced the current period; it reduces both sides alike.
+        next_discount: The coupon as it will reduce the next invoice.
+    """
+
+    status: SubscriptionStatus
+    plan_id: str
+    service_id: str
+    timezone: str
+    period: BillingPeriod | None
+    current_plan: PlanPrice
+    target_plan_id: str
+    target_service_id: str
+    target_is_orderable: bool
+    target_plan: PlanPrice | None
+    invoices: tuple[InvoiceBalance, ...] = ()
+    discount: Discount | None = None
+    next_discount: Discount | None = None
+
+
+def plan_change_period(
+    *,
+    period_start: datetime | None,
+    period_end: datetime | None,
+    billing_anchor: datetime | None,
+    trial_end: datetime | None,
+) -> BillingPeriod | None:
+    """Return the period that a change is prorated over: the current one, during a trial the trial; None without."""
+    if period_start is not None and period_end is not None:
+        return BillingPeriod(start=period_start, end=period_end)
+    if billing_anchor is not None and trial_end is not None:
+        return BillingPeriod(start=billing_anchor, end=trial_end)
+    return None
+
+
+def decide_plan_change(facts: PlanChangeFacts, *, at: datetime, mode: PlanChangeMode | None) -> PlanChangeQuote:
+    """Return what the change invoices at ``at``.
+
+    Args:
+        mode: As requested; None is the default of the two plans.
+
+    Raises:
+        RuleViolation: ``ILLEGAL_MOVE`` for the status, ``CONFLICT`` for the current plan or a plan of another service,
+            ``PLAN_UNAVAILABLE`` for a plan that is not orderable or has no price in the subscription's currency.
+    """
+    if facts.status not in PLAN_CHANGE_STATUSES or facts.period is None:
+        raise RuleViolation(
+            ErrorCode.ILLEGAL_MOVE,
+            f"A subscription that is {facts.status} cannot change its plan.",
+            {"from": facts.status},
+        )
+    target = {"plan_id": facts.target_plan_id}
+    if facts.target_plan_id == facts.plan_id:
+        raise RuleViolation(ErrorCode.CONFLICT, "The subscription already has this plan.", target)
+    if facts.target_service_id != facts.service_id:
+        raise RuleViolation(ErrorCode.CONFLICT, "The plan belongs to another service.", target)
+    if not facts.target_is_orderable:
+        raise RuleViolation(ErrorCode.PLAN_UNAVAILABLE, "The plan is not available for new orders.", target)
+    if facts.target_plan is None:
+        raise RuleViolation(ErrorCode.PLAN_UNAVAILABLE, "The plan has no price in the subscription's currency.", target)
+    return quote_plan_change(
+        old=facts.current_plan,
+        new=facts.target_plan,
+        period=facts.period,
+        at=at,
+        net_paid_in_period=plan_change_credit_limit(facts.invoices, facts.current_plan.price.currency),
+        carried_in_period=_carried_debt(facts.invoices, facts.current_plan.price.currency),
+        timezone=facts.timezone,
+        mode=mode,
+        discount=facts.discount,
+        next_discount=facts.next_discount,
+        trialing=facts.status is SubscriptionStatus.TRIALING,
+    )
+
+
+def _carried_debt(invoices: Sequence[InvoiceBalance], currency: str) -> Money:
+    zero = zero_money(currency)
+    debts = (received_by_source(invoice.allocations, currency).get(AllocationSource.DEBT, zero) for invoice in invoices)
+    return sum_money(debts, currency)
+
+
+def default_mode_for(old: PlanPrice, new: PlanPrice) -> PlanChangeMode:
     """Return the default mode: upgrades and longer intervals at once, the rest when the paid period ends."""
     if old.interval is not new.interval:
-        return Mode.IMMEDIATE if MONTHS[new.interval] > MONTHS[old.interval] else Mode.PERIOD_END
+        return (
+            PlanChangeMode.IMMEDIATE
+            if MONTHS_PER_INTERVAL[new.interval] > MONTHS_PER_INTERVAL[old.interval]
+            else PlanChangeMode.PERIOD_END
+        )
     return default_mode(old.price, new.price)
 
 
-def quote(
+def quote_plan_change(
     *,
-    old: Side,
-    new: Side,
-    period: Period,
+    old: PlanPrice,
+    new: PlanPrice,
+    period: BillingPeriod,
     at: datetime,
-    paid_in_period: Money,
+    net_paid_in_period: Money,
+    carried_in_period: Money | None = None,
     timezone: str = "UTC",
-    mode: Mode | None = None,
+    mode: PlanChangeMode | None = None,
     discount: Discount | None = None,
     next_discount: Discount | None = None,
     trialing: bool = False,
-) -> Quote:
+) -> PlanChangeQuote:
     """Price the change from ``old`` to ``new`` at ``at``.
 
     Args:
         period: The whole current period, also when it was changed before: shares are of it, to the second.
-        paid_in_period: What was paid for ``period`` so far, less the credit that earlier changes in it gave.
+        net_paid_in_period: What was paid for ``period`` so far, less the credit that earlier changes in it gave.
+        carried_in_period: What of ``period`` is carried debt, which is neither paid nor forgiven. None is zero.
         discount: The coupon as it reduced the current period; it reduces both sides alike.
         next_discount: The coupon as it will reduce the next invoice.
         trialing: Nothing is paid for the current period, whichever plan runs in it.
 
     Raises:
-        RuleBroken: ``CURRENCY_MISMATCH``.
+        RuleViolation: ``CURRENCY_MISMATCH``.
     """
-    nothing = zero(old.price.currency)
-    total((old.price, new.price, paid_in_period), old.price.currency)
-    chosen = mode or mode_of(old, new)
-    next_invoice = new.price - reduction(new.price, next_discount)
-    if trialing or chosen is Mode.PERIOD_END:
-        return Quote(
+    zero = zero_money(old.price.currency)
+    sum_money((old.price, new.price, net_paid_in_period), old.price.currency)
+    chosen = mode or default_mode_for(old, new)
+    next_invoice = new.price - discount_amount(new.price, next_discount)
+    if trialing or chosen is PlanChangeMode.PERIOD_END:
+        return PlanChangeQuote(
             mode=chosen,
             lines=(),
-            due=nothing,
-            credit=nothing,
-            restarts=False,
+            amount_due=zero,
+            credit=zero,
+            is_new_anchor=False,
             period=period,
             next_invoice=next_invoice,
         )
     if old.interval is not new.interval:
-        return _restarted(
+        return _quote_interval_change(
             old=old,
             new=new,
             period=period,
             at=at,
-            paid_in_period=paid_in_period,
+            net_paid_in_period=net_paid_in_period,
             timezone=timezone,
             discount=discount,
             next_discount=next_discount,
         )
-    left = _rest(period, at)
-    old_net = old.price - reduction(old.price, discount)
-    new_net = new.price - reduction(new.price, discount)
-    change = prorate(old=old_net, new=new_net, period=period, at=at, paid_in_period=paid_in_period)
-    gross = new.price.times(Fraction(left.seconds, period.seconds))
-    remaining = Line(
+    remaining = _remaining_period(period, at)
+    old_net = old.price - discount_amount(old.price, discount)
+    new_net = new.price - discount_amount(new.price, discount)
+    change = prorate(
+        old=old_net,
+        new=new_net,
+        period=period,
+        at=at,
+        net_paid_in_period=net_paid_in_period,
+        carried_in_period=carried_in_period,
+    )
+    gross = new.price.multiply(Fraction(remaining.seconds, period.seconds))
+    remaining_line = InvoiceLine(
         description=f"Remaining time on {new.name}",
         unit_price=gross,
         quantity=1,
-        discount=gross - change.remaining,
-        tax=nothing,
-        period=left,
+        discount=gross - change.remaining_charge,
+        tax=zero,
+        period=remaining,
     )
-    return Quote(
+    return PlanChangeQuote(
         mode=chosen,
-        lines=(_unused(old.name, change.unused, left), remaining),
-        due=change.due,
+        lines=(_unused_time_line(old.name, change.unused_credit, remaining), remaining_line),
+        amount_due=change.amount_due,
         credit=change.credit,
-        restarts=False,
+        is_new_anchor=False,
         period=period,
         next_invoice=next_invoice,
     )
 
 
-def _restarted(
+def _quote_interval_change(
     *,
-    old: Side,
-    new: Side,
-    period: Period,
+    old: PlanPrice,
+    new: PlanPrice,
+    period: BillingPeriod,
     at: datetime,
-    paid_in_period: Money,
+    net_paid_in_period: Money,
     timezone: str,
     discount: Discount | None,
     next_discount: Discount | None,
-) -> Quote:
+) -> PlanChangeQuote:
     """Another interval begins at ``at``: a whole new period, less what is unused of the old one."""
-    nothing = zero(old.price.currency)
-    old_net = old.price - reduction(old.price, discount)
-    unused = prorate(old=old_net, new=nothing, period=period, at=at, paid_in_period=paid_in_period).unused
-    fresh = nth_period(at, 0, new.interval, timezone)
-    whole = plan_line(new.name, new.price, fresh, next_discount)
-    net = unused + whole.amount
-    return Quote(
-        mode=Mode.IMMEDIATE,
-        lines=(_unused(old.name, unused, _rest(period, at)), whole),
-        due=max(net, nothing),
-        credit=min(max(-net, nothing), max(paid_in_period, nothing)),
-        restarts=True,
+    zero = zero_money(old.price.currency)
+    old_net = old.price - discount_amount(old.price, discount)
+    unused = prorate(old=old_net, new=zero, period=period, at=at, net_paid_in_period=net_paid_in_period).unused_credit
+    # Time that was refunded or never paid is not credited: the new period is charged in full.
+    unused = max(unused, min(-net_paid_in_period, zero))
+    fresh = billing_period(at, 0, new.interval, timezone)
+    full_line = plan_line(new.name, new.price, fresh, next_discount)
+    net = unused + full_line.amount
+    return PlanChangeQuote(
+        mode=PlanChangeMode.IMMEDIATE,
+        lines=(_unused_time_line(old.name, unused, _remaining_period(period, at)), full_line),
+        amount_due=max(net, zero),
+        credit=max(-net, zero),
+        is_new_anchor=True,
         period=fresh,
-        next_invoice=new.price - reduction(new.price, _after(next_discount)),
+        next_invoice=new.price - discount_amount(new.price, _after_next_period(next_discount)),
     )
 
 
-def _after(discount: Discount | None) -> Discount | None:
+def _after_next_period(discount: Discount | None) -> Discount | None:
     """The coupon once one more period has used it."""
-    if discount is None or discount.periods_left is None:
+    if discount is None or discount.remaining_periods is None:
         return discount
     return Discount(
         code=discount.code,
         kind=discount.kind,
         percent=discount.percent,
         amount=discount.amount,
-        periods_left=max(discount.periods_left - 1, 0),
+        remaining_periods=max(discount.remaining_periods - 1, 0),
     )
 
 
-def _rest(period: Period, at: datetime) -> Period:
+def _remaining_period(period: BillingPeriod, at: datetime) -> BillingPeriod:
     start = min(max(at, period.start), period.end)
-    return Period(start=start, end=period.end)
+    return BillingPeriod(start=start, end=period.end)
 
 
-def _unused(name: str, amount: Money, rest: Period) -> Line:
+def _unused_time_line(name: str, amount: Money, remaining: BillingPeriod) -> InvoiceLine:
     """What was paid for time that will not be used; the price that was paid, so a coupon is already off it."""
-    return Line(
+    return InvoiceLine(
         description=f"Unused time on {name}",
         unit_price=amount,
         quantity=1,
-        discount=zero(amount.currency),
-        tax=zero(amount.currency),
-        period=rest,
+        discount=zero_money(amount.currency),
+        tax=zero_money(amount.currency),
+        period=remaining,
     )

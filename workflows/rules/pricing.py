@@ -7,8 +7,8 @@ from datetime import datetime
 from enum import StrEnum
 from fractions import Fraction
 
-from workflows.rules.money import Money, zero
-from workflows.rules.periods import Period
+from workflows.rules.money import Money, zero_money
+from workflows.rules.periods import BillingPeriod
 
 
 class CouponKind(StrEnum):
@@ -29,29 +29,29 @@ class Discount:
     Attributes:
         percent: 1 to 100 for ``percent`` coupons, else 0.
         amount: The reduction of ``fixed`` coupons, in their own currency.
-        periods_left: How many more periods it reduces; None is for ever.
+        remaining_periods: How many more periods it reduces; None is for ever.
     """
 
     code: str
     kind: CouponKind
     percent: int = 0
     amount: Money | None = None
-    periods_left: int | None = None
+    remaining_periods: int | None = None
 
 
-def reduction(price: Money, discount: Discount | None) -> Money:
+def discount_amount(price: Money, discount: Discount | None) -> Money:
     """Return what ``discount`` takes off ``price``: never more than the price, nothing in another currency."""
-    if discount is None or discount.periods_left == 0:
-        return zero(price.currency)
+    if discount is None or discount.remaining_periods == 0:
+        return zero_money(price.currency)
     if discount.kind is CouponKind.PERCENT:
-        return price.times(Fraction(discount.percent, 100))
+        return price.multiply(Fraction(discount.percent, 100))
     if discount.amount is None or discount.amount.currency != price.currency:
-        return zero(price.currency)
+        return zero_money(price.currency)
     return min(price, discount.amount)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
+class InvoiceLine:
     """One line of an invoice. ``amount`` is ``unit_price * quantity - discount``, before tax."""
 
     description: str
@@ -59,23 +59,23 @@ class Line:
     quantity: int
     discount: Money
     tax: Money
-    period: Period
+    period: BillingPeriod
 
     @property
     def amount(self) -> Money:
-        return self.unit_price.times(self.quantity) - self.discount
+        return self.unit_price.multiply(self.quantity) - self.discount
 
 
-def plan_line(description: str, price: Money, period: Period, discount: Discount | None = None) -> Line:
-    return Line(
+def plan_line(description: str, price: Money, period: BillingPeriod, discount: Discount | None = None) -> InvoiceLine:
+    return InvoiceLine(
         description=description,
         unit_price=price,
         quantity=1,
-        discount=reduction(price, discount),
-        tax=zero(price.currency),
+        discount=discount_amount(price, discount),
+        tax=zero_money(price.currency),
         period=period,
     )
 
 
-def in_force(effective_from: datetime, now: datetime) -> bool:
+def is_effective(effective_from: datetime, now: datetime) -> bool:
     return effective_from <= now

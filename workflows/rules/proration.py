@@ -7,11 +7,11 @@ from datetime import datetime
 from enum import StrEnum
 from fractions import Fraction
 
-from workflows.rules.money import Money, zero
-from workflows.rules.periods import Period
+from workflows.rules.money import Money, zero_money
+from workflows.rules.periods import BillingPeriod
 
 
-class Mode(StrEnum):
+class PlanChangeMode(StrEnum):
     IMMEDIATE = "immediate"
     PERIOD_END = "period_end"
 
@@ -21,35 +21,54 @@ class Proration:
     """The two lines of a change and what follows from them.
 
     Attributes:
-        unused: Credit for the rest of the old price, zero or negative.
-        remaining: Debit for the rest of the new price, zero or positive.
-        due: What is charged now, zero or positive.
+        unused_credit: Credit for the rest of the old price as far as it was paid, zero or negative.
+        remaining_charge: Debit for the rest of the new price, zero or positive.
+        amount_due: What is charged now, zero or positive.
         credit: What becomes account credit, zero or positive.
     """
 
-    unused: Money
-    remaining: Money
-    due: Money
+    unused_credit: Money
+    remaining_charge: Money
+    amount_due: Money
     credit: Money
 
 
-def default_mode(old: Money, new: Money) -> Mode:
+def default_mode(old: Money, new: Money) -> PlanChangeMode:
     """Upgrades take effect at once, downgrades when the period that is paid for ends."""
-    return Mode.IMMEDIATE if new.amount_minor > old.amount_minor else Mode.PERIOD_END
+    return PlanChangeMode.IMMEDIATE if new.amount_minor > old.amount_minor else PlanChangeMode.PERIOD_END
 
 
-def prorate(*, old: Money, new: Money, period: Period, at: datetime, paid_in_period: Money) -> Proration:
+def prorate(
+    *,
+    old: Money,
+    new: Money,
+    period: BillingPeriod,
+    at: datetime,
+    net_paid_in_period: Money,
+    carried_in_period: Money | None = None,
+) -> Proration:
     """Prorate a change from ``old`` to ``new``, both the discounted price of one whole ``period``, at ``at``.
 
-    ``paid_in_period`` bounds the credit: what was never paid in money is never handed back (upgrade, consume,
-    downgrade does not cash out). A change outside the period prorates nothing before its start or after its end.
+    A change outside the period prorates nothing before its start or after its end. Time that was refunded is not
+    credited, so an upgrade is charged for it; a downgrade is never charged.
+
+    Args:
+        net_paid_in_period: Bounds the credit: what was never paid in money is never handed back (upgrade, consume,
+            downgrade does not cash out).
+        carried_in_period: Carried debt for the period. It counts as paid toward the new price, because the
+            organization still owes it, and is never handed back. None is zero.
     """
-    left = min(max((period.end - at).total_seconds(), 0), period.seconds)
-    share = Fraction(int(left), period.seconds)
-    unused, remaining = -old.times(share), new.times(share)
-    net = unused + remaining
-    nothing = zero(old.currency)
-    if net.amount_minor >= 0:
-        return Proration(unused=unused, remaining=remaining, due=net, credit=nothing)
-    credit = Money(amount_minor=min(-net.amount_minor, max(paid_in_period.amount_minor, 0)), currency=old.currency)
-    return Proration(unused=unused, remaining=remaining, due=nothing, credit=credit)
+    remaining_seconds = min(max((period.end - at).total_seconds(), 0), period.seconds)
+    share = Fraction(int(remaining_seconds), period.seconds)
+    zero = zero_money(old.currency)
+    unused, remaining_charge = old.multiply(share), new.multiply(share)
+    paid = max(net_paid_in_period, zero)
+    received = paid + (carried_in_period or zero)
+    unused = min(unused, received if remaining_charge > unused else max(received, remaining_charge))
+    net = remaining_charge - unused
+    return Proration(
+        unused_credit=-unused,
+        remaining_charge=remaining_charge,
+        amount_due=max(net, zero),
+        credit=min(max(-net, zero), paid),
+    )

@@ -1,13 +1,13 @@
-"""What a subscription may do next."""
+"""Statuses of a subscription and the transitions between them."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 
-from workflows.rules.errors import Refusal, RuleBroken
+from workflows.rules.errors import ErrorCode, RuleViolation
 
 
-class State(StrEnum):
+class SubscriptionStatus(StrEnum):
     PENDING = "pending"
     PROVISIONING = "provisioning"
     TRIALING = "trialing"
@@ -21,47 +21,62 @@ class State(StrEnum):
     EXPIRED = "expired"
 
 
-MOVES: dict[State, frozenset[State]] = {
-    State.PENDING: frozenset({State.PROVISIONING, State.EXPIRED, State.CANCELLED}),
-    State.PROVISIONING: frozenset({State.TRIALING, State.ACTIVE, State.FAILED, State.CANCELLED}),
-    State.TRIALING: frozenset({State.ACTIVE, State.PAUSED, State.CANCELLED}),
-    State.ACTIVE: frozenset({State.PAST_DUE, State.PAUSED, State.CANCELLED}),
-    State.PAST_DUE: frozenset({State.ACTIVE, State.SUSPENDED, State.CANCELLED}),
-    State.SUSPENDED: frozenset({State.ACTIVE, State.CANCELLED}),
-    State.PAUSED: frozenset({State.ACTIVE, State.CANCELLED}),
-    State.CANCELLED: frozenset({State.TERMINATED}),
-    State.TERMINATED: frozenset(),
-    State.FAILED: frozenset(),
-    State.EXPIRED: frozenset(),
+TRANSITIONS: dict[SubscriptionStatus, frozenset[SubscriptionStatus]] = {
+    SubscriptionStatus.PENDING: frozenset(
+        {SubscriptionStatus.PROVISIONING, SubscriptionStatus.EXPIRED, SubscriptionStatus.CANCELLED}
+    ),
+    SubscriptionStatus.PROVISIONING: frozenset(
+        {
+            SubscriptionStatus.TRIALING,
+            SubscriptionStatus.ACTIVE,
+            SubscriptionStatus.FAILED,
+            SubscriptionStatus.CANCELLED,
+        }
+    ),
+    SubscriptionStatus.TRIALING: frozenset(
+        {SubscriptionStatus.ACTIVE, SubscriptionStatus.PAUSED, SubscriptionStatus.CANCELLED}
+    ),
+    SubscriptionStatus.ACTIVE: frozenset(
+        {SubscriptionStatus.PAST_DUE, SubscriptionStatus.PAUSED, SubscriptionStatus.CANCELLED}
+    ),
+    SubscriptionStatus.PAST_DUE: frozenset(
+        {SubscriptionStatus.ACTIVE, SubscriptionStatus.SUSPENDED, SubscriptionStatus.CANCELLED}
+    ),
+    SubscriptionStatus.SUSPENDED: frozenset({SubscriptionStatus.ACTIVE, SubscriptionStatus.CANCELLED}),
+    SubscriptionStatus.PAUSED: frozenset({SubscriptionStatus.ACTIVE, SubscriptionStatus.CANCELLED}),
+    SubscriptionStatus.CANCELLED: frozenset({SubscriptionStatus.TERMINATED}),
+    SubscriptionStatus.TERMINATED: frozenset(),
+    SubscriptionStatus.FAILED: frozenset(),
+    SubscriptionStatus.EXPIRED: frozenset(),
 }
 
-LIVE = frozenset(
+LIVE_STATUSES = frozenset(
     {
-        State.PENDING,
-        State.PROVISIONING,
-        State.TRIALING,
-        State.ACTIVE,
-        State.PAST_DUE,
-        State.SUSPENDED,
-        State.PAUSED,
+        SubscriptionStatus.PENDING,
+        SubscriptionStatus.PROVISIONING,
+        SubscriptionStatus.TRIALING,
+        SubscriptionStatus.ACTIVE,
+        SubscriptionStatus.PAST_DUE,
+        SubscriptionStatus.SUSPENDED,
+        SubscriptionStatus.PAUSED,
     }
 )
-"""States in which the customer still has, or is about to have, the service."""
+"""Statuses in which the customer has the service or waits for it."""
 
-BEFORE_READY = frozenset({State.PENDING, State.PROVISIONING})
-INDEBTED = frozenset({State.PAST_DUE, State.SUSPENDED})
-ENDED = frozenset(state for state, targets in MOVES.items() if not targets)
+PRE_READY_STATUSES = frozenset({SubscriptionStatus.PENDING, SubscriptionStatus.PROVISIONING})
+PAST_DUE_STATUSES = frozenset({SubscriptionStatus.PAST_DUE, SubscriptionStatus.SUSPENDED})
+TERMINAL_STATUSES = frozenset(state for state, targets in TRANSITIONS.items() if not targets)
 
 
-def move(current: State, target: State) -> State:
-    """Return ``target`` if it is a legal move.
+def transition(current: SubscriptionStatus, target: SubscriptionStatus) -> SubscriptionStatus:
+    """Return ``target`` if the transition is allowed.
 
     Raises:
-        RuleBroken: ``ILLEGAL_MOVE`` if the table does not list it.
+        RuleViolation: ``ILLEGAL_MOVE`` if the table does not list it.
     """
-    if target not in MOVES[current]:
-        raise RuleBroken(
-            Refusal.ILLEGAL_MOVE,
+    if target not in TRANSITIONS[current]:
+        raise RuleViolation(
+            ErrorCode.ILLEGAL_MOVE,
             f"A subscription that is {current} cannot become {target}.",
             {"from": current, "to": target},
         )

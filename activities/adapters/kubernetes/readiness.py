@@ -1,198 +1,204 @@
-"""Waiting until an instance runs and answers, or until what is wrong with it has lasted too long."""
+"""Wait until an instance is ready, or until a failure reason has persisted for the failure threshold."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from activities.adapters.kubernetes.diagnosis import Snapshot, Verdict, Workload, judge, unbound_claims
-from activities.adapters.kubernetes.errors import ClusterError, refused_creation
-from activities.adapters.kubernetes.gateway import KubernetesGateway, Object
-from activities.adapters.kubernetes.observer import Observer
-from activities.templates import INSTANCE, Rendered
-from workflows.rules.instance import Patience, Trouble
+from activities.adapters.kubernetes.client import KubernetesClient
+from activities.adapters.kubernetes.diagnosis import (
+    Diagnosis,
+    NamespaceSnapshot,
+    Workload,
+    diagnose,
+    mounted_claim_names,
+)
+from activities.adapters.kubernetes.errors import ClusterError, admission_failure_reason
+from activities.adapters.kubernetes.informer import Informer
+from activities.adapters.kubernetes.ownership import owner_of
+from activities.adapters.kubernetes.probing import ServiceProbe
+from activities.adapters.kubernetes.redaction import redacted
+from activities.service_templates.manifests import Manifest
+from activities.service_templates.registry import RenderedInstance
+from workflows.rules.instance import FailureDebounce, FailureReason
 
-LOOK_EVERY_SECONDS = 5.0
-"""How often the namespace is read directly even though the watch is silent."""
+RESYNC_SECONDS = 5.0
+"""Interval of direct reads of the namespace, independent of the informer's events."""
 
-PROBE_PAUSE_SECONDS = 0.5
-IMMEDIATE = frozenset({Trouble.POD_SECURITY, Trouble.JOB_FAILED})
-"""Troubles that no waiting changes."""
+PROBE_PAUSE_SECONDS = 1.0
+FAIL_FAST_REASONS = frozenset({FailureReason.POD_SECURITY, FailureReason.JOB_FAILED})
+"""Failure reasons that end the wait immediately: they do not resolve without a change."""
 
 LOG_CHARACTERS = 1500
 
-OnTrouble = Callable[[Trouble, str], Awaitable[None]]
+OnFailureReason = Callable[[FailureReason, str], Awaitable[None]]
 
 
-class Waiter:
-    """Waits for one instance."""
+class ReadinessWaiter:
+    """Waits until one instance is ready.
+
+    Args:
+        failure_threshold: How long one failure reason may persist before the wait fails.
+        on_failure_reason: Called with each new failure reason and its message.
+    """
 
     def __init__(
         self,
-        gateway: KubernetesGateway,
-        observer: Observer,
-        rendered: Rendered,
+        client: KubernetesClient,
+        informer: Informer,
+        rendered: RenderedInstance,
         *,
-        patience: timedelta,
-        told: OnTrouble,
+        failure_threshold: timedelta,
+        on_failure_reason: OnFailureReason,
     ) -> None:
-        self._gateway = gateway
-        self._observer = observer
+        self._client = client
+        self._informer = informer
         self._rendered = rendered
         self._namespace = rendered.spec.namespace
-        self._patience = Patience(patience)
-        self._tick = min(LOOK_EVERY_SECONDS, max(0.05, patience.total_seconds() / 4))
-        self._told = told
+        self._selector = owner_of(rendered.spec).selector
+        self._debounce = FailureDebounce(failure_threshold)
+        self._poll_interval = min(RESYNC_SECONDS, max(0.05, failure_threshold.total_seconds() / 4))
+        self._on_failure_reason = on_failure_reason
         self._generations: dict[Workload, int] = {}
+        self._probe = ServiceProbe(client, rendered)
 
-    async def until_ready(self) -> None:
-        """Return when every workload is up and the probe got a good answer.
+    async def wait_until_ready(self) -> None:
+        """Return once every workload is available and a probe succeeded.
 
         Raises:
-            ClusterError: with the trouble that lasted longer than the patience, or ``DeadlineExceeded``.
+            ClusterError: The failure reason that persisted for the failure threshold, or ``DeadlineExceeded``.
         """
         deadline = time.monotonic() + self._rendered.service.ready_within_seconds
-        subscription = self._observer.subscribe(self._namespace)
-        last: Trouble | None = None
+        subscription = self._informer.subscribe(self._namespace)
+        last_reason: FailureReason | None = None
         message = ""
         try:
-            snapshot = await self._look(with_pods=False)
+            snapshot = await self._read_namespace(with_pods=False)
             self._generations = {w: f["metadata"].get("generation", 0) for w, f in snapshot.workloads.items()}
-            looked = time.monotonic()
+            read_at, is_directly_read = time.monotonic(), True
             while True:
-                verdict = judge(self._rendered.workloads, self._generations, snapshot)
+                verdict = diagnose(self._rendered.workloads, self._generations, snapshot)
                 if verdict.ready:
-                    verdict = await self._probed()
+                    verdict = await self._probe.observe()
                     if verdict.ready:
                         return
-                elif verdict.trouble is None and time.monotonic() - looked < 0.01:
-                    verdict = await self._silently_refused(verdict)
-                if verdict.trouble is not None and verdict.trouble is not last:
-                    verdict = await self._explained(verdict)
+                if verdict.reason is None and is_directly_read:
+                    verdict = await self._check_failed_create_events(verdict)
+                if verdict.reason is not None and verdict.reason is not last_reason:
+                    verdict = await self._add_details(verdict)
                     message = verdict.message
-                    await self._told(verdict.trouble or Trouble.UNAVAILABLE, message)
-                last = verdict.trouble
-                if self._patience.observe(verdict.trouble, datetime.now(UTC)) or verdict.trouble in IMMEDIATE:
-                    raise ClusterError(verdict.trouble or Trouble.UNAVAILABLE, message, permanent=True)
+                    await self._on_failure_reason(verdict.reason or FailureReason.UNAVAILABLE, message)
+                last_reason = verdict.reason
+                if self._debounce.observe(verdict.reason, datetime.now(UTC)) or verdict.reason in FAIL_FAST_REASONS:
+                    raise ClusterError(verdict.reason or FailureReason.UNAVAILABLE, message, permanent=True)
                 if time.monotonic() >= deadline:
                     waiting = ", ".join("/".join(workload) for workload in verdict.waiting_for)
                     raise ClusterError(
-                        Trouble.DEADLINE_EXCEEDED, message or f"Still waiting for {waiting}.", permanent=True
+                        FailureReason.DEADLINE_EXCEEDED, message or f"Still waiting for {waiting}.", permanent=True
                     )
-                pause = PROBE_PAUSE_SECONDS if verdict.trouble is Trouble.NO_ANSWER else self._tick
-                changed = await subscription.wait(pause)
-                seen = self._seen() if changed and time.monotonic() - looked < LOOK_EVERY_SECONDS else None
-                if seen is None:
-                    seen = await self._look()
-                    looked = time.monotonic()
-                snapshot = seen
+                probing = self._probe.running or verdict.reason is FailureReason.PROBE_FAILED
+                changed = await subscription.wait(
+                    min(PROBE_PAUSE_SECONDS, self._poll_interval) if probing else self._poll_interval
+                )
+                latest_snapshot = (
+                    self._cached_snapshot() if changed and time.monotonic() - read_at < RESYNC_SECONDS else None
+                )
+                is_directly_read = latest_snapshot is None
+                if latest_snapshot is None:
+                    latest_snapshot = await self._read_namespace()
+                    read_at = time.monotonic()
+                snapshot = latest_snapshot
         finally:
-            self._observer.unsubscribe(self._namespace, subscription)
+            await self._probe.stop()
+            self._informer.unsubscribe(self._namespace, subscription)
 
-    async def _look(self, *, with_pods: bool = True) -> Snapshot:
-        """Read the namespace directly; the pods only when something is not up."""
-        found = await asyncio.gather(
-            *(self._gateway.get(kind, self._namespace, name) for kind, name in self._rendered.workloads)
+    async def _read_namespace(self, *, with_pods: bool = True) -> NamespaceSnapshot:
+        """Read the workloads directly; the pods only if a workload is not ready."""
+        stored = await asyncio.gather(
+            *(self._client.get(kind, self._namespace, name) for kind, name in self._rendered.workloads)
         )
-        for (kind, name), one in zip(self._rendered.workloads, found, strict=True):
-            if one is None:
-                raise ClusterError(Trouble.GONE, f"{kind} {name} was deleted while it was waited for.")
-        workloads = zip(self._rendered.workloads, found, strict=True)
-        up = Snapshot(workloads={workload: one for workload, one in workloads if one is not None}, pods=())
-        if judge(self._rendered.workloads, self._generations, up).ready or not with_pods:
-            return up
-        pods = await self._gateway.list("Pod", self._namespace, labels=INSTANCE)
-        return Snapshot(workloads=up.workloads, pods=tuple(pods))
+        for (kind, name), manifest in zip(self._rendered.workloads, stored, strict=True):
+            if manifest is None:
+                raise ClusterError(
+                    FailureReason.DELETED_EXTERNALLY, f"{kind} {name} was deleted before it became ready."
+                )
+        workloads = zip(self._rendered.workloads, stored, strict=True)
+        snapshot = NamespaceSnapshot(
+            workloads={workload: manifest for workload, manifest in workloads if manifest is not None}, pods=()
+        )
+        if diagnose(self._rendered.workloads, self._generations, snapshot).ready or not with_pods:
+            return snapshot
+        pods = await self._client.list("Pod", self._namespace, labels=self._selector)
+        return NamespaceSnapshot(workloads=snapshot.workloads, pods=tuple(pods))
 
-    def _seen(self) -> Snapshot | None:
-        """What the shared watches know, None when they do not know it all."""
-        workloads: dict[Workload, Object] = {}
+    def _cached_snapshot(self) -> NamespaceSnapshot | None:
+        """Return the informer's snapshot, or None until it has listed every kind."""
+        workloads: dict[Workload, Manifest] = {}
         for kind in {kind for kind, _ in self._rendered.workloads}:
-            known = self._observer.objects(kind, self._namespace)
-            if known is None:
+            cached = self._informer.objects(kind, self._namespace)
+            if cached is None:
                 return None
-            workloads |= {(kind, found["metadata"]["name"]): found for found in known}
-        pods = self._observer.objects("Pod", self._namespace)
-        return None if pods is None else Snapshot(workloads=workloads, pods=tuple(pods))
+            workloads |= {(kind, manifest["metadata"]["name"]): manifest for manifest in cached}
+        pods = self._informer.objects("Pod", self._namespace)
+        return None if pods is None else NamespaceSnapshot(workloads=workloads, pods=tuple(pods))
 
-    async def _probed(self) -> Verdict:
-        probe = self._rendered.service.probe
-        try:
-            status = await self._gateway.probe(self._namespace, probe.service, probe.port, probe.path, probe.headers)
-        except ClusterError as error:
-            return Verdict(ready=False, trouble=Trouble.NO_ANSWER, message=error.message)
-        if 200 <= status < 400:
-            return Verdict(ready=True)
-        return Verdict(
-            ready=False, trouble=Trouble.NO_ANSWER, message=f"The application answers {status} at {probe.path}."
-        )
-
-    async def _silently_refused(self, verdict: Verdict) -> Verdict:
-        """A controller that may not create pods says so only in an event."""
-        events = await self._gateway.list("Event", self._namespace, fields="reason=FailedCreate", limit=20)
+    async def _check_failed_create_events(self, verdict: Diagnosis) -> Diagnosis:
+        """Return the failure reason of ``FailedCreate`` events, the only report of pods that may not be created."""
+        events = await self._client.list("Event", self._namespace, fields="reason=FailedCreate", limit=20)
         names = {name for _, name in verdict.waiting_for}
         for event in events:
-            about = event.get("involvedObject") or {}
-            trouble = refused_creation(event.get("message", ""))
-            if about.get("name") in names and trouble not in (None, Trouble.UNAVAILABLE):
-                return replace(verdict, trouble=trouble, message=event["message"])
+            involved_object = event.get("involvedObject") or {}
+            reason = admission_failure_reason(event.get("message", ""))
+            if involved_object.get("name") in names and reason not in (None, FailureReason.UNAVAILABLE):
+                return replace(verdict, reason=reason, message=event["message"])
         return verdict
 
-    async def _explained(self, verdict: Verdict) -> Verdict:
-        """Add what only a closer look tells: the last log lines, or the state of the volumes."""
+    async def _add_details(self, verdict: Diagnosis) -> Diagnosis:
+        """Add the last log lines of a crashed container, or the reason of a pending volume."""
         if verdict.pod is None:
             return verdict
-        if verdict.trouble is Trouble.CRASH_LOOP and verdict.container is not None:
-            return replace(verdict, message=await self._with_logs(verdict))
-        if verdict.trouble is Trouble.UNSCHEDULABLE:
-            return await self._volumes(verdict)
+        if verdict.reason is FailureReason.CRASH_LOOP and verdict.container is not None:
+            return replace(verdict, message=await self._append_logs(verdict))
+        if verdict.reason is FailureReason.UNSCHEDULABLE:
+            return await self._diagnose_volumes(verdict)
         return verdict
 
-    async def _with_logs(self, verdict: Verdict) -> str:
+    async def _append_logs(self, verdict: Diagnosis) -> str:
         pod, container = verdict.pod, verdict.container
         assert pod is not None
         assert container is not None
         name = pod["metadata"]["name"]
-        text = await self._gateway.logs(self._namespace, name, container, previous=True)
-        text = text or await self._gateway.logs(self._namespace, name, container, previous=False)
+        text = await self._client.logs(self._namespace, name, container, previous=True)
+        text = text or await self._client.logs(self._namespace, name, container, previous=False)
         if not text.strip():
             return verdict.message
-        return f"{verdict.message} Last lines:\n{await self._redacted(text.strip()[-LOG_CHARACTERS:])}"
+        text = await redacted(self._client, self._rendered.spec, text.strip()[-LOG_CHARACTERS:])
+        return f"{verdict.message} Last lines:\n{text}"
 
-    async def _redacted(self, text: str) -> str:
-        """Logs leave the cluster with this message; the instance's secrets must not."""
-        for secret in await self._gateway.list("Secret", self._namespace, labels=INSTANCE):
-            for value in (secret.get("data") or {}).values():
-                plain = base64.b64decode(value).decode(errors="replace")
-                if len(plain) >= 8:
-                    text = text.replace(plain, "[secret]")
-        return text
-
-    async def _volumes(self, verdict: Verdict) -> Verdict:
-        """Tell a pod that waits for a volume from one that waits for a node."""
+    async def _diagnose_volumes(self, verdict: Diagnosis) -> Diagnosis:
+        """Change the reason to ``PVC_PENDING`` if the unschedulable pod waits for a volume, not for a node."""
         assert verdict.pod is not None
-        for name in unbound_claims(verdict.pod):
-            claim = await self._gateway.get("PersistentVolumeClaim", self._namespace, name)
+        for name in mounted_claim_names(verdict.pod):
+            claim = await self._client.get("PersistentVolumeClaim", self._namespace, name)
             if claim is None or (claim.get("status") or {}).get("phase") == "Bound":
                 continue
-            why = await self._why_unbound(claim)
-            if why is not None:
-                return replace(verdict, trouble=Trouble.PVC_PENDING, message=f"Volume {name}: {why}")
+            explanation = await self._unbound_claim_reason(claim)
+            if explanation is not None:
+                return replace(verdict, reason=FailureReason.PVC_PENDING, message=f"Volume {name}: {explanation}")
         return verdict
 
-    async def _why_unbound(self, claim: dict[str, Any]) -> str | None:
+    async def _unbound_claim_reason(self, claim: dict[str, Any]) -> str | None:
         class_name = claim["spec"].get("storageClassName")
         if not class_name:
             return "the cluster has no default storage class."
-        found = await self._gateway.get("StorageClass", None, class_name)
-        if found is None:
-            return f"there is no storage class {class_name!r}."
-        if found.get("volumeBindingMode") == "WaitForFirstConsumer":
+        storage_class = await self._client.get("StorageClass", None, class_name)
+        if storage_class is None:
+            return f"storage class {class_name!r} does not exist."
+        if storage_class.get("volumeBindingMode") == "WaitForFirstConsumer":
             return None
         modes = ", ".join(claim["spec"].get("accessModes") or [])
         return f"storage class {class_name!r} has not provided {modes} yet."

@@ -1,4 +1,4 @@
-"""People, organisations, sessions, idempotency records and the audit log; row-level security from the start."""
+"""People, organizations, sessions, idempotency records and the audit log; row-level security from the start."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-from db.rls import API, IS_ADMINISTRATOR, WORKER, own_rows, protect
+from db.rls import API_ROLE, IS_ADMINISTRATOR, WORKER_ROLE, enable_row_level_security, organization_rows
 
 revision = "0001_identity"
 down_revision = None
 branch_labels = None
 depends_on = None
 
-OWN_USER = f"user_id = NULLIF(current_setting('berth.user', true), '') OR {IS_ADMINISTRATOR}"
+USER_ROWS = f"user_id = NULLIF(current_setting('berth.user', true), '') OR {IS_ADMINISTRATOR}"
 
-# Sign-in happens before it is known for whom the transaction speaks. These functions are the only doors: each takes a
-# secret or an exact address and gives back one row at most. They run as the owner, with a path that nobody can prepend.
-DOOR = "LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp"
+# At sign-in the transaction has no user yet. Only these functions read past row-level security: each takes a secret or
+# an exact address and returns one row at most. They run as the owner, with a fixed search_path.
+SECURITY_DEFINER_FUNCTION = "LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp"
 
 SIGN_IN = f"""
-CREATE FUNCTION identity_sign_in(wanted text) RETURNS TABLE (
+CREATE FUNCTION auth_find_credentials(wanted text) RETURNS TABLE (
     user_id text, email text, name text, password_hash text, role text, email_verified_at timestamptz,
     disabled_at timestamptz, organization_id text, membership_role text, timezone text
-) STABLE {DOOR} AS $$
+) STABLE {SECURITY_DEFINER_FUNCTION} AS $$
     SELECT u.id, u.email, u.name, u.password_hash, u.role, u.email_verified_at, u.disabled_at,
            m.organization_id, m.role, o.timezone
     FROM users u
@@ -36,15 +36,15 @@ $$
 """
 
 REFRESH = f"""
-CREATE FUNCTION identity_refresh(hashed text) RETURNS TABLE (
+CREATE FUNCTION auth_find_refresh_token(hashed text) RETURNS TABLE (
     session_id text, user_id text, organization_id text, role text, membership_role text, timezone text,
     email_verified_at timestamptz, disabled_at timestamptz, revoked_at timestamptz, session_expires_at timestamptz,
     expires_at timestamptz, used_at timestamptz
-) STABLE {DOOR} AS $$
+) STABLE {SECURITY_DEFINER_FUNCTION} AS $$
     SELECT s.id, u.id, s.organization_id, u.role, m.role, o.timezone,
            u.email_verified_at, u.disabled_at, s.revoked_at, s.expires_at, t.expires_at, t.used_at
     FROM refresh_tokens t
-        JOIN sessions s ON s.id = t.session_id
+        JOIN user_sessions s ON s.id = t.session_id
         JOIN users u ON u.id = s.user_id
         JOIN organizations o ON o.id = s.organization_id
         JOIN memberships m ON m.user_id = u.id AND m.organization_id = s.organization_id
@@ -54,9 +54,9 @@ $$
 
 # Finding and using up is one statement, so that of two requests with one token a single one gets the row.
 USE_TOKEN = f"""
-CREATE FUNCTION identity_use_token(hashed text, wanted text, moment timestamptz) RETURNS TABLE (
+CREATE FUNCTION auth_consume_one_time_token(hashed text, wanted text, moment timestamptz) RETURNS TABLE (
     user_id text, organization_id text, role text
-) VOLATILE {DOOR} AS $$
+) VOLATILE {SECURITY_DEFINER_FUNCTION} AS $$
     WITH used AS (
         UPDATE one_time_tokens SET used_at = moment
         WHERE token_hash = hashed AND purpose = wanted AND used_at IS NULL AND expires_at > moment
@@ -70,54 +70,68 @@ CREATE FUNCTION identity_use_token(hashed text, wanted text, moment timestamptz)
 $$
 """
 
+# The only way in which the API's role writes a membership: of an organization that this statement itself creates, for
+# the user of the transaction. A known organization id fails on its primary key, so registering cannot join it.
+CREATE_ORGANIZATION = """
+CREATE FUNCTION identity_create_organization(
+    new_id text, owner_id text, new_name text, new_currency text, new_country text, new_timezone text,
+    moment timestamptz
+) RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
+BEGIN
+    IF owner_id IS DISTINCT FROM NULLIF(current_setting('berth.user', true), '') THEN
+        RAISE EXCEPTION 'the owner of a new organization is the user of the transaction'
+            USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    INSERT INTO organizations (id, name, currency, country, timezone, created_at, updated_at)
+        VALUES (new_id, new_name, new_currency, new_country, new_timezone, moment, moment);
+    INSERT INTO memberships (organization_id, user_id, role, created_at)
+        VALUES (new_id, owner_id, 'owner', moment);
+END $$
+"""
+
 PURGE = f"""
-CREATE FUNCTION identity_purge(moment timestamptz) RETURNS void VOLATILE {DOOR} AS $$
-    DELETE FROM revoked_tokens WHERE expires_at < moment;
-    DELETE FROM idempotency_records WHERE expires_at < moment;
+CREATE FUNCTION auth_delete_expired(moment timestamptz) RETURNS void VOLATILE {SECURITY_DEFINER_FUNCTION} AS $$
+    DELETE FROM revoked_sessions WHERE expires_at < moment;
     DELETE FROM one_time_tokens WHERE expires_at < moment - interval '7 days';
-    DELETE FROM sessions WHERE expires_at < moment - interval '30 days';
+    DELETE FROM user_sessions WHERE expires_at < moment - interval '30 days';
 $$
 """
 
-# One round trip instead of three (name the account, try to claim, read what is there).
+# One statement sets the organization, tries to claim the key and reads the row. A key whose response is not final is
+# claimed again by a request with the same body.
 CLAIM = """
-CREATE FUNCTION idempotency_claim(
-    account text, at_route text, by_key text, hashed text, new_claim text, moment timestamptz, hold interval,
-    keep interval
-) RETURNS TABLE (mine boolean, same_body boolean, status bigint, body text) LANGUAGE plpgsql
-SET search_path = pg_catalog, public, pg_temp AS $$
+CREATE FUNCTION idempotency_claim_key(
+    account text, at_route text, by_key text, hashed text, new_claim_id text, moment timestamptz, lease interval
+) RETURNS TABLE (acquired boolean, is_same_request boolean, response_status bigint, response_body text)
+LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp AS $$
 #variable_conflict use_column
 BEGIN
     PERFORM set_config('berth.organization', account, true);
-    INSERT INTO idempotency_records AS r
-        (organization_id, route, key, body_hash, claim, claimed_until, expires_at)
-        VALUES (account, at_route, by_key, hashed, new_claim, moment + hold, moment + keep)
+    INSERT INTO idempotency_records AS r (organization_id, route, key, request_hash, claim_id, claimed_until)
+        VALUES (account, at_route, by_key, hashed, new_claim_id, moment + lease)
         ON CONFLICT (organization_id, route, key) DO UPDATE SET
-            body_hash = excluded.body_hash, claim = excluded.claim, claimed_until = excluded.claimed_until,
-            expires_at = excluded.expires_at, status = NULL, body = NULL
-        WHERE r.expires_at < moment
-            OR (r.status IS NULL AND r.claimed_until < moment AND r.body_hash = excluded.body_hash);
-    RETURN QUERY SELECT r.claim = new_claim, r.body_hash = hashed, r.status, r.body
+            claim_id = excluded.claim_id, claimed_until = excluded.claimed_until
+        WHERE NOT r.is_final AND r.claimed_until <= moment AND r.request_hash = excluded.request_hash;
+    RETURN QUERY SELECT r.claim_id = new_claim_id, r.request_hash = hashed,
+            CASE WHEN r.is_final THEN r.response_status END, CASE WHEN r.is_final THEN r.response_body END
         FROM idempotency_records r
         WHERE r.organization_id = account AND r.route = at_route AND r.key = by_key;
 END $$
 """
 
-# An answer is recorded, or (status null) the claim is given back so that the next request may try again.
-SETTLE = """
-CREATE FUNCTION idempotency_settle(
-    account text, at_route text, by_key text, held_claim text, answer_status bigint, answer_body text
+# A response is stored, or (status null) the claim is released. The row stays: what the request started has ids that
+# derive from the key, so the key is never free for another request.
+STORE_RESPONSE = """
+CREATE FUNCTION idempotency_store_response(
+    account text, at_route text, by_key text, held_claim_id text, status bigint, body text, final boolean
 ) RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp AS $$
 BEGIN
     PERFORM set_config('berth.organization', account, true);
-    IF answer_status IS NULL THEN
-        DELETE FROM idempotency_records
-            WHERE organization_id = account AND route = at_route AND key = by_key AND claim = held_claim
-                AND status IS NULL;
-    ELSE
-        UPDATE idempotency_records SET status = answer_status, body = answer_body
-            WHERE organization_id = account AND route = at_route AND key = by_key AND claim = held_claim;
-    END IF;
+    UPDATE idempotency_records SET
+            response_status = COALESCE(status, response_status), response_body = COALESCE(body, response_body),
+            is_final = final AND status IS NOT NULL, claimed_until = 'epoch'
+        WHERE organization_id = account AND route = at_route AND key = by_key AND claim_id = held_claim_id
+            AND NOT is_final;
 END $$
 """
 
@@ -130,25 +144,26 @@ $$
 
 # The head's row lock puts the writers of one chain in line until they commit; other chains are not held up.
 AUDIT_CHAIN = """
-CREATE FUNCTION audit_chain() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+CREATE FUNCTION audit_append_to_chain() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp AS $$
 DECLARE
     link text := COALESCE(NEW.organization_id, 'platform');
-    head audit_heads;
+    head audit_chain_heads;
 BEGIN
-    INSERT INTO audit_heads (chain, sequence, hash) VALUES (link, 0, '') ON CONFLICT (chain) DO NOTHING;
-    SELECT * INTO head FROM audit_heads WHERE chain = link FOR UPDATE;
+    INSERT INTO audit_chain_heads (chain, sequence, hash) VALUES (link, 0, '') ON CONFLICT (chain) DO NOTHING;
+    SELECT * INTO head FROM audit_chain_heads WHERE chain = link FOR UPDATE;
     NEW.sequence := head.sequence + 1;
     NEW.previous_hash := head.hash;
     NEW.hash := NULL;
     NEW.hash := audit_hash(NEW);
-    UPDATE audit_heads SET sequence = NEW.sequence, hash = NEW.hash WHERE chain = link;
+    UPDATE audit_chain_heads SET sequence = NEW.sequence, hash = NEW.hash WHERE chain = link;
     RETURN NEW;
 END $$
 """
 
-AUDIT_FOR_EVER = """
-CREATE FUNCTION audit_is_append_only() RETURNS trigger LANGUAGE plpgsql AS $$
+AUDIT_APPEND_ONLY = """
+CREATE FUNCTION reject_audit_modification() RETURNS trigger LANGUAGE plpgsql
+    SET search_path = pg_catalog, public, pg_temp AS $$
 BEGIN
     RAISE EXCEPTION '% is append-only', TG_TABLE_NAME USING ERRCODE = 'restrict_violation';
 END $$
@@ -156,7 +171,7 @@ END $$
 
 # Names every entry that is not what was written, does not follow its predecessor, or is missing at the chain's end.
 AUDIT_FAULTS = """
-CREATE FUNCTION audit_faults() RETURNS TABLE (chain text, sequence bigint, fault text) LANGUAGE sql STABLE
+CREATE FUNCTION audit_verify_chain() RETURNS TABLE (chain text, sequence bigint, fault text) LANGUAGE sql STABLE
 SET search_path = pg_catalog, public, pg_temp AS $$
     WITH links AS (
         SELECT COALESCE(a.organization_id, 'platform') AS chain, a.sequence, a.hash, a.previous_hash,
@@ -167,43 +182,46 @@ SET search_path = pg_catalog, public, pg_temp AS $$
     )
     SELECT chain, sequence, 'edited' FROM links WHERE hash IS DISTINCT FROM computed
     UNION ALL
-    SELECT chain, sequence, 'does not follow' FROM links
+    SELECT chain, sequence, 'broken_link' FROM links
         WHERE previous_hash IS DISTINCT FROM hash_before OR sequence <> sequence_before + 1
     UNION ALL
-    SELECT h.chain, h.sequence, 'end is missing' FROM audit_heads h
+    SELECT h.chain, h.sequence, 'truncated' FROM audit_chain_heads h
         WHERE NOT EXISTS (SELECT FROM links l WHERE l.chain = h.chain AND l.sequence = h.sequence AND l.hash = h.hash)
 $$
 """
 
 FUNCTIONS = {
-    "identity_sign_in(text)": SIGN_IN,
-    "identity_refresh(text)": REFRESH,
-    "identity_use_token(text, text, timestamptz)": USE_TOKEN,
-    "identity_purge(timestamptz)": PURGE,
-    "idempotency_claim(text, text, text, text, text, timestamptz, interval, interval)": CLAIM,
-    "idempotency_settle(text, text, text, text, bigint, text)": SETTLE,
+    "auth_find_credentials(text)": SIGN_IN,
+    "auth_find_refresh_token(text)": REFRESH,
+    "auth_consume_one_time_token(text, text, timestamptz)": USE_TOKEN,
+    "identity_create_organization(text, text, text, text, text, text, timestamptz)": CREATE_ORGANIZATION,
+    "auth_delete_expired(timestamptz)": PURGE,
+    "idempotency_claim_key(text, text, text, text, text, timestamptz, interval)": CLAIM,
+    "idempotency_store_response(text, text, text, text, bigint, text, boolean)": STORE_RESPONSE,
 }
 
 
 def upgrade() -> None:
-    op.execute(f"GRANT USAGE ON SCHEMA public TO {API}, {WORKER}")
+    op.execute(f"GRANT USAGE ON SCHEMA public TO {API_ROLE}, {WORKER_ROLE}")
+    # A temporary table of a role could shadow a table in a statement without a schema.
+    op.execute("DO $$ BEGIN EXECUTE format('REVOKE TEMPORARY ON DATABASE %I FROM PUBLIC', current_database()); END $$")
     create_accounts()
     create_sessions()
-    create_records()
-    for statement in (*FUNCTIONS.values(), AUDIT_HASH, AUDIT_CHAIN, AUDIT_FOR_EVER, AUDIT_FAULTS):
+    create_idempotency_and_audit()
+    for statement in (*FUNCTIONS.values(), AUDIT_HASH, AUDIT_CHAIN, AUDIT_APPEND_ONLY, AUDIT_FAULTS):
         op.execute(statement)
     for name in FUNCTIONS:
         op.execute(f"REVOKE EXECUTE ON FUNCTION {name} FROM PUBLIC")
-        op.execute(f"GRANT EXECUTE ON FUNCTION {name} TO {API}, {WORKER}")
-    op.execute("REVOKE EXECUTE ON FUNCTION audit_chain() FROM PUBLIC")
+        op.execute(f"GRANT EXECUTE ON FUNCTION {name} TO {API_ROLE}, {WORKER_ROLE}")
+    op.execute("REVOKE EXECUTE ON FUNCTION audit_append_to_chain() FROM PUBLIC")
     op.execute(
-        "CREATE TRIGGER chain BEFORE INSERT ON audit_log FOR EACH ROW EXECUTE FUNCTION audit_chain()",
+        "CREATE TRIGGER chain BEFORE INSERT ON audit_log FOR EACH ROW EXECUTE FUNCTION audit_append_to_chain()",
     )
     op.execute(
         "CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON audit_log"
-        " FOR EACH STATEMENT EXECUTE FUNCTION audit_is_append_only()"
+        " FOR EACH STATEMENT EXECUTE FUNCTION reject_audit_modification()"
     )
-    protect_all()
+    apply_row_level_security()
 
 
 def create_accounts() -> None:
@@ -255,7 +273,7 @@ def create_accounts() -> None:
 
 def create_sessions() -> None:
     op.create_table(
-        "sessions",
+        "user_sessions",
         sa.Column("id", sa.Text(), nullable=False),
         sa.Column("user_id", sa.Text(), nullable=False),
         sa.Column("organization_id", sa.Text(), nullable=False),
@@ -263,16 +281,16 @@ def create_sessions() -> None:
         sa.Column("last_used_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("revoked_at", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("revoked_because", sa.Text(), nullable=True),
+        sa.Column("revocation_reason", sa.Text(), nullable=True),
         sa.Column("ip", sa.Text(), nullable=True),
         sa.Column("user_agent", sa.Text(), nullable=True),
-        sa.ForeignKeyConstraint(["user_id"], ["users.id"], name=op.f("fk_sessions_user_id_users")),
+        sa.ForeignKeyConstraint(["user_id"], ["users.id"], name=op.f("fk_user_sessions_user_id_users")),
         sa.ForeignKeyConstraint(
-            ["organization_id"], ["organizations.id"], name=op.f("fk_sessions_organization_id_organizations")
+            ["organization_id"], ["organizations.id"], name=op.f("fk_user_sessions_organization_id_organizations")
         ),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_sessions")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_user_sessions")),
     )
-    op.create_index(op.f("ix_sessions_user_id"), "sessions", ["user_id"], unique=False)
+    op.create_index(op.f("ix_user_sessions_user_id"), "user_sessions", ["user_id"], unique=False)
     op.create_table(
         "refresh_tokens",
         sa.Column("token_hash", sa.Text(), nullable=False),
@@ -283,8 +301,8 @@ def create_sessions() -> None:
         sa.Column("used_at", sa.DateTime(timezone=True), nullable=True),
         sa.ForeignKeyConstraint(
             ["session_id"],
-            ["sessions.id"],
-            name=op.f("fk_refresh_tokens_session_id_sessions"),
+            ["user_sessions.id"],
+            name=op.f("fk_refresh_tokens_session_id_user_sessions"),
             ondelete="CASCADE",
         ),
         sa.ForeignKeyConstraint(["user_id"], ["users.id"], name=op.f("fk_refresh_tokens_user_id_users")),
@@ -304,39 +322,39 @@ def create_sessions() -> None:
     )
     op.create_index(op.f("ix_one_time_tokens_user_id"), "one_time_tokens", ["user_id"], unique=False)
     op.create_table(
-        "revoked_tokens",
+        "revoked_sessions",
         sa.Column("session_id", sa.Text(), nullable=False),
         sa.Column("revoked_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
-        sa.PrimaryKeyConstraint("session_id", name=op.f("pk_revoked_tokens")),
+        sa.PrimaryKeyConstraint("session_id", name=op.f("pk_revoked_sessions")),
     )
-    op.create_index(op.f("ix_revoked_tokens_expires_at"), "revoked_tokens", ["expires_at"], unique=False)
+    op.create_index(op.f("ix_revoked_sessions_expires_at"), "revoked_sessions", ["expires_at"], unique=False)
 
 
-def create_records() -> None:
+def create_idempotency_and_audit() -> None:
     op.create_table(
         "idempotency_records",
         sa.Column("organization_id", sa.Text(), nullable=False),
         sa.Column("route", sa.Text(), nullable=False),
         sa.Column("key", sa.Text(), nullable=False),
-        sa.Column("body_hash", sa.Text(), nullable=False),
-        sa.Column("claim", sa.Text(), nullable=False),
+        sa.Column("request_hash", sa.Text(), nullable=False),
+        sa.Column("claim_id", sa.Text(), nullable=False),
         sa.Column("claimed_until", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("status", sa.BigInteger(), nullable=True),
-        sa.Column("body", sa.Text(), nullable=True),
-        sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("response_status", sa.BigInteger(), nullable=True),
+        sa.Column("response_body", sa.Text(), nullable=True),
+        sa.Column("is_final", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.PrimaryKeyConstraint("organization_id", "route", "key", name=op.f("pk_idempotency_records")),
     )
-    op.create_index(op.f("ix_idempotency_records_expires_at"), "idempotency_records", ["expires_at"], unique=False)
     op.create_table(
         "audit_log",
         sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
         sa.Column("organization_id", sa.Text(), nullable=True),
         sa.Column("actor", sa.Text(), nullable=False),
         sa.Column("action", sa.Text(), nullable=False),
-        sa.Column("object", sa.Text(), nullable=True),
+        sa.Column("object_id", sa.Text(), nullable=True),
         sa.Column("before", postgresql.JSONB(), nullable=True),
         sa.Column("after", postgresql.JSONB(), nullable=True),
+        sa.Column("reason", sa.Text(), nullable=True),
         sa.Column("ip", sa.Text(), nullable=True),
         sa.Column("request_id", sa.Text(), nullable=True),
         sa.Column("at", sa.DateTime(timezone=True), nullable=False),
@@ -346,43 +364,53 @@ def create_records() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_audit_log")),
     )
     op.create_index("ix_audit_log_organization_id_id", "audit_log", ["organization_id", "id"], unique=False)
+    op.create_index("ix_audit_log_actor_id", "audit_log", ["actor", "id"], unique=False)
+    op.create_index("ix_audit_log_action_id", "audit_log", ["action", "id"], unique=False)
+    op.create_index("ix_audit_log_object_id_id", "audit_log", ["object_id", "id"], unique=False)
     op.create_table(
-        "audit_heads",
+        "audit_chain_heads",
         sa.Column("chain", sa.Text(), nullable=False),
         sa.Column("sequence", sa.BigInteger(), nullable=False),
         sa.Column("hash", sa.Text(), nullable=False),
-        sa.PrimaryKeyConstraint("chain", name=op.f("pk_audit_heads")),
+        sa.PrimaryKeyConstraint("chain", name=op.f("pk_audit_chain_heads")),
     )
 
 
-def protect_all() -> None:
+def apply_row_level_security() -> None:
     """Privileges by column: no request, whatever its body, makes the API write a role or a currency."""
-    member = f"{own_rows()} OR user_id = NULLIF(current_setting('berth.user', true), '')"
+    member = f"{organization_rows()} OR user_id = NULLIF(current_setting('berth.user', true), '')"
     own_id = f"id = NULLIF(current_setting('berth.user', true), '') OR {IS_ADMINISTRATOR}"
     statements = [
-        *protect(
+        *enable_row_level_security(
             "organizations",
-            api_may="SELECT, INSERT, UPDATE (name, country, timezone, updated_at)",
-            rows=own_rows("id"),
+            api_privileges="SELECT, UPDATE (name, country, timezone, updated_at)",
+            row_condition=organization_rows("id"),
         ),
-        *protect(
+        *enable_row_level_security(
             "users",
-            api_may="SELECT, INSERT (id, email, name, password_hash, password_changed_at, created_at, updated_at),"
-            " UPDATE (name, password_hash, email_verified_at, password_changed_at, disabled_at, updated_at)",
-            rows=own_id,
+            api_privileges="SELECT, INSERT (id, email, name, password_hash, password_changed_at, created_at,"
+            " updated_at), UPDATE (name, password_hash, email_verified_at, password_changed_at, disabled_at,"
+            " updated_at)",
+            row_condition=own_id,
         ),
-        *protect("memberships", api_may="SELECT, INSERT", rows=member),
-        *protect("sessions", api_may="SELECT, INSERT, UPDATE", rows=OWN_USER),
-        *protect("refresh_tokens", api_may="SELECT, INSERT, UPDATE (used_at)", rows=OWN_USER),
-        *protect("one_time_tokens", api_may="SELECT, INSERT, UPDATE (used_at)", rows=OWN_USER),
+        *enable_row_level_security("memberships", row_condition=member),
+        *enable_row_level_security("user_sessions", api_privileges="SELECT, INSERT, UPDATE", row_condition=USER_ROWS),
+        *enable_row_level_security(
+            "refresh_tokens", api_privileges="SELECT, INSERT, UPDATE (used_at)", row_condition=USER_ROWS
+        ),
+        *enable_row_level_security(
+            "one_time_tokens", api_privileges="SELECT, INSERT, UPDATE (used_at)", row_condition=USER_ROWS
+        ),
         # Every API process reads every revocation: an opaque session id and nothing else.
-        *protect("revoked_tokens", api_may="SELECT, INSERT", rows="true"),
-        *protect("idempotency_records", api_may="SELECT, INSERT, UPDATE, DELETE"),
-        *protect("audit_log", api_may="SELECT, INSERT"),
+        *enable_row_level_security("revoked_sessions", api_privileges="SELECT, INSERT", row_condition="true"),
+        *enable_row_level_security("idempotency_records", api_privileges="SELECT, INSERT, UPDATE"),
+        *enable_row_level_security("audit_log", api_privileges="SELECT, INSERT"),
         # The chain's trigger alone moves the heads.
-        *protect("audit_heads", api_may="SELECT", rows=own_rows("chain")),
-        f"REVOKE INSERT, UPDATE, DELETE ON audit_heads FROM {WORKER}",
-        f"REVOKE UPDATE, DELETE ON audit_log FROM {WORKER}",
+        *enable_row_level_security(
+            "audit_chain_heads", api_privileges="SELECT", row_condition=organization_rows("chain")
+        ),
+        f"REVOKE INSERT, UPDATE, DELETE ON audit_chain_heads FROM {WORKER_ROLE}",
+        f"REVOKE UPDATE, DELETE ON audit_log FROM {WORKER_ROLE}",
     ]
     for statement in statements:
         op.execute(statement)
@@ -391,19 +419,19 @@ def protect_all() -> None:
 def downgrade() -> None:
     for name in FUNCTIONS:
         op.execute(f"DROP FUNCTION {name}")
-    op.execute("DROP FUNCTION audit_faults()")
+    op.execute("DROP FUNCTION audit_verify_chain()")
     op.execute("DROP TABLE audit_log CASCADE")
     for table in (
-        "audit_heads",
+        "audit_chain_heads",
         "idempotency_records",
-        "revoked_tokens",
+        "revoked_sessions",
         "one_time_tokens",
         "refresh_tokens",
-        "sessions",
+        "user_sessions",
         "memberships",
         "users",
         "organizations",
     ):
         op.drop_table(table)
-    for function in ("audit_chain()", "audit_is_append_only()"):
+    for function in ("audit_append_to_chain()", "reject_audit_modification()"):
         op.execute(f"DROP FUNCTION {function}")

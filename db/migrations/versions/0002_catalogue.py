@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-from db.rls import API, IS_ADMINISTRATOR, OWNER, WORKER, protect, public_read
+from db.rls import API_ROLE, IS_ADMINISTRATOR, OWNER_ROLE, WORKER_ROLE, enable_row_level_security, grant_public_read
 
 revision = "0002_catalogue"
 down_revision = "0001_identity"
@@ -15,33 +15,34 @@ depends_on = None
 
 CATALOGUE = ("services", "plans", "prices", "coupons")
 
-# What somebody agreed to pay must stay readable for ever: a new price is a new row.
-PRICES_ARE_FINAL = """
-CREATE FUNCTION prices_are_final() RETURNS trigger LANGUAGE plpgsql AS $$
+# The price that a subscription was ordered at stays readable: a new price is a new row.
+PRICES_IMMUTABLE = """
+CREATE FUNCTION reject_price_modification() RETURNS trigger LANGUAGE plpgsql
+    SET search_path = pg_catalog, public, pg_temp AS $$
 BEGIN
     RAISE EXCEPTION 'a price never changes: insert a new one' USING ERRCODE = 'restrict_violation';
 END $$
 """
 TRIGGERS = (
-    "CREATE TRIGGER prices_are_final BEFORE UPDATE OR DELETE ON prices"
-    " FOR EACH ROW EXECUTE FUNCTION prices_are_final()",
-    "CREATE TRIGGER prices_are_not_truncated BEFORE TRUNCATE ON prices"
-    " FOR EACH STATEMENT EXECUTE FUNCTION prices_are_final()",
+    "CREATE TRIGGER reject_price_modification BEFORE UPDATE OR DELETE ON prices"
+    " FOR EACH ROW EXECUTE FUNCTION reject_price_modification()",
+    "CREATE TRIGGER reject_price_truncation BEFORE TRUNCATE ON prices"
+    " FOR EACH STATEMENT EXECUTE FUNCTION reject_price_modification()",
 )
 
 
-def open_catalogue(table: str) -> list[str]:
+def catalogue_policies(table: str) -> list[str]:
     """Everybody reads; the worker and, through the API, administrators write."""
     return [
-        *public_read(table),
-        f"GRANT INSERT, UPDATE ON {table} TO {API}",
+        *grant_public_read(table),
+        f"GRANT INSERT, UPDATE ON {table} TO {API_ROLE}",
         f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY",
         f"ALTER TABLE {table} FORCE ROW LEVEL SECURITY",
-        f"CREATE POLICY {table}_api ON {table} FOR SELECT TO {API} USING (true)",
-        f"CREATE POLICY {table}_administrator ON {table} TO {API} USING ({IS_ADMINISTRATOR})"
+        f"CREATE POLICY {table}_api ON {table} FOR SELECT TO {API_ROLE} USING (true)",
+        f"CREATE POLICY {table}_administrator ON {table} TO {API_ROLE} USING ({IS_ADMINISTRATOR})"
         f" WITH CHECK ({IS_ADMINISTRATOR})",
-        f"CREATE POLICY {table}_worker ON {table} TO {WORKER} USING (true) WITH CHECK (true)",
-        f"CREATE POLICY {table}_owner ON {table} TO {OWNER} USING (true) WITH CHECK (true)",
+        f"CREATE POLICY {table}_worker ON {table} TO {WORKER_ROLE} USING (true) WITH CHECK (true)",
+        f"CREATE POLICY {table}_owner ON {table} TO {OWNER_ROLE} USING (true) WITH CHECK (true)",
     ]
 
 
@@ -53,10 +54,10 @@ def upgrade() -> None:
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("description", sa.Text(), nullable=False),
         sa.Column("category", sa.Text(), nullable=False),
-        sa.Column("template", sa.Text(), nullable=False),
+        sa.Column("template_directory", sa.Text(), nullable=False),
         sa.Column("version", sa.Text(), nullable=False),
         sa.Column("icon", sa.Text(), nullable=False),
-        sa.Column("published", sa.Boolean(), server_default=sa.text("true"), nullable=False),
+        sa.Column("is_published", sa.Boolean(), server_default=sa.text("true"), nullable=False),
         sa.Column(
             "parameters_schema",
             postgresql.JSONB(astext_type=sa.Text()),
@@ -84,9 +85,9 @@ def upgrade() -> None:
             server_default=sa.text("'{}'::jsonb"),
             nullable=False,
         ),
-        sa.Column("dunning", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=True),
-        sa.Column("public", sa.Boolean(), server_default=sa.text("true"), nullable=False),
-        sa.Column("retired", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+        sa.Column("dunning_policy", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=True),
+        sa.Column("is_public", sa.Boolean(), server_default=sa.text("true"), nullable=False),
+        sa.Column("is_retired", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.CheckConstraint("\"interval\" IN ('month', 'year')", name=op.f("ck_plans_interval")),
         sa.CheckConstraint(
             "cpu_millicores > 0 AND memory_mib > 0 AND storage_gib > 0 AND replicas > 0",
@@ -116,30 +117,30 @@ def upgrade() -> None:
     op.create_table(
         "coupons",
         sa.Column("code", sa.Text(), nullable=False),
-        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("discount_type", sa.Text(), nullable=False),
         sa.Column("percent", sa.BigInteger(), nullable=True),
         sa.Column("amount_minor", sa.BigInteger(), nullable=True),
         sa.Column("currency", sa.Text(), nullable=True),
         sa.Column("duration", sa.Text(), nullable=False),
-        sa.Column("periods", sa.BigInteger(), nullable=True),
+        sa.Column("duration_periods", sa.BigInteger(), nullable=True),
         sa.Column("max_redemptions", sa.BigInteger(), nullable=True),
-        sa.Column("redeemed", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("redemption_count", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("active", sa.Boolean(), server_default=sa.text("true"), nullable=False),
+        sa.Column("is_active", sa.Boolean(), server_default=sa.text("true"), nullable=False),
         sa.CheckConstraint(
-            "(duration IN ('once', 'forever') AND periods IS NULL)"
-            " OR (duration = 'periods' AND periods IS NOT NULL AND periods > 0)",
+            "(duration IN ('once', 'forever') AND duration_periods IS NULL)"
+            " OR (duration = 'periods' AND duration_periods IS NOT NULL AND duration_periods > 0)",
             name=op.f("ck_coupons_duration"),
         ),
         sa.CheckConstraint(
-            "(kind = 'percent' AND percent IS NOT NULL AND percent BETWEEN 1 AND 100"
+            "(discount_type = 'percent' AND percent IS NOT NULL AND percent BETWEEN 1 AND 100"
             " AND amount_minor IS NULL AND currency IS NULL)"
-            " OR (kind = 'fixed' AND percent IS NULL AND amount_minor IS NOT NULL AND amount_minor > 0"
+            " OR (discount_type = 'fixed' AND percent IS NULL AND amount_minor IS NOT NULL AND amount_minor > 0"
             " AND currency IS NOT NULL)",
-            name=op.f("ck_coupons_kind"),
+            name=op.f("ck_coupons_discount_type"),
         ),
         sa.CheckConstraint(
-            "redeemed >= 0 AND (max_redemptions IS NULL OR redeemed <= max_redemptions)",
+            "redemption_count >= 0 AND (max_redemptions IS NULL OR redemption_count <= max_redemptions)",
             name=op.f("ck_coupons_redemptions"),
         ),
         sa.PrimaryKeyConstraint("code", name=op.f("pk_coupons")),
@@ -150,12 +151,9 @@ def upgrade() -> None:
         sa.Column("coupon_code", sa.Text(), nullable=False),
         sa.Column("organization_id", sa.Text(), nullable=False),
         sa.Column("status", sa.Text(), nullable=False),
-        sa.CheckConstraint("status IN ('reserved', 'used', 'released')", name=op.f("ck_coupon_redemptions_status")),
+        sa.CheckConstraint("status IN ('reserved', 'redeemed', 'released')", name=op.f("ck_coupon_redemptions_status")),
         sa.ForeignKeyConstraint(
             ["coupon_code"], ["coupons.code"], name=op.f("fk_coupon_redemptions_coupon_code_coupons")
-        ),
-        sa.ForeignKeyConstraint(
-            ["organization_id"], ["organizations.id"], name=op.f("fk_coupon_redemptions_organization_id_organizations")
         ),
         sa.PrimaryKeyConstraint("subscription_id", name=op.f("pk_coupon_redemptions")),
     )
@@ -164,16 +162,16 @@ def upgrade() -> None:
         op.f("ix_coupon_redemptions_organization_id"), "coupon_redemptions", ["organization_id"], unique=False
     )
 
-    for statement in (PRICES_ARE_FINAL, *TRIGGERS):
+    for statement in (PRICES_IMMUTABLE, *TRIGGERS):
         op.execute(statement)
     for table in CATALOGUE:
-        for statement in open_catalogue(table):
+        for statement in catalogue_policies(table):
             op.execute(statement)
-    for statement in protect("coupon_redemptions"):
+    for statement in enable_row_level_security("coupon_redemptions"):
         op.execute(statement)
 
 
 def downgrade() -> None:
     for table in ("coupon_redemptions", *reversed(CATALOGUE)):
         op.drop_table(table)
-    op.execute("DROP FUNCTION prices_are_final()")
+    op.execute("DROP FUNCTION reject_price_modification()")

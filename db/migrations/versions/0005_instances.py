@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-from db.rls import protect
+from db.rls import WORKER_ROLE, enable_row_level_security
 
 revision = "0005_instances"
 down_revision = "0004_payments"
@@ -15,6 +15,16 @@ depends_on = None
 
 
 def upgrade() -> None:
+    op.create_table(
+        "installation",
+        sa.Column("singleton", sa.Boolean(), server_default=sa.text("true"), nullable=False),
+        sa.Column("id", sa.Uuid(), server_default=sa.text("gen_random_uuid()"), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.CheckConstraint("singleton", name=op.f("ck_installation_singleton")),
+        sa.PrimaryKeyConstraint("singleton", name=op.f("pk_installation")),
+    )
+    op.execute("INSERT INTO installation DEFAULT VALUES")
+    op.execute(f"GRANT SELECT ON installation TO {WORKER_ROLE}")
     op.create_table(
         "instances",
         sa.Column("id", sa.Text(), nullable=False),
@@ -30,10 +40,11 @@ def upgrade() -> None:
         sa.Column("storage_gib", sa.BigInteger(), nullable=False),
         sa.Column("replicas", sa.BigInteger(), server_default=sa.text("1"), nullable=False),
         sa.Column("parameters", postgresql.JSONB(), server_default=sa.text("'{}'::jsonb"), nullable=False),
-        sa.Column("reason", sa.Text(), nullable=True),
+        sa.Column("entitlements", postgresql.JSONB(), server_default=sa.text("'{}'::jsonb"), nullable=False),
+        sa.Column("failure_reason", sa.Text(), nullable=True),
         sa.Column("conditions", postgresql.JSONB(), server_default=sa.text("'[]'::jsonb"), nullable=False),
         sa.Column("url", sa.Text(), nullable=True),
-        sa.Column("restore_replicas", postgresql.JSONB(), nullable=True),
+        sa.Column("saved_replicas", postgresql.JSONB(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("ready_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("deleted_at", sa.DateTime(timezone=True), nullable=True),
@@ -44,17 +55,17 @@ def upgrade() -> None:
         ),
         sa.CheckConstraint(
             "cpu_millicores > 0 AND memory_mib > 0 AND storage_gib > 0 AND replicas > 0",
-            name=op.f("ck_instances_positive_envelope"),
+            name=op.f("ck_instances_positive_resources"),
         ),
         sa.ForeignKeyConstraint(
-            ["organization_id"], ["organizations.id"], name=op.f("fk_instances_organization_id_organizations")
-        ),
-        sa.ForeignKeyConstraint(
-            ["subscription_id"], ["subscriptions.id"], name=op.f("fk_instances_subscription_id_subscriptions")
+            ["organization_id", "subscription_id"],
+            ["subscriptions.organization_id", "subscriptions.id"],
+            name="fk_instances_subscription",
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_instances")),
         sa.UniqueConstraint("namespace", name=op.f("uq_instances_namespace")),
         sa.UniqueConstraint("subscription_id", name=op.f("uq_instances_subscription_id")),
+        sa.UniqueConstraint("organization_id", "id", name=op.f("uq_instances_organization_id_id")),
     )
     op.create_index(op.f("ix_instances_status"), "instances", ["status"])
     # A name is free again once nothing of its instance is left, so that a failed order can be placed again.
@@ -73,7 +84,8 @@ def upgrade() -> None:
         sa.Column("instance_id", sa.Text(), nullable=False),
         sa.Column("kind", sa.Text(), nullable=False),
         sa.Column("status", sa.Text(), nullable=False),
-        sa.Column("reason", sa.Text(), nullable=True),
+        sa.Column("failure_reason", sa.Text(), nullable=True),
+        sa.Column("message", sa.Text(), nullable=True),
         sa.Column("actor", sa.Text(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("started_at", sa.DateTime(timezone=True), nullable=True),
@@ -83,10 +95,9 @@ def upgrade() -> None:
             name=op.f("ck_instance_operations_status"),
         ),
         sa.ForeignKeyConstraint(
-            ["organization_id"], ["organizations.id"], name=op.f("fk_instance_operations_organization_id_organizations")
-        ),
-        sa.ForeignKeyConstraint(
-            ["instance_id"], ["instances.id"], name=op.f("fk_instance_operations_instance_id_instances")
+            ["organization_id", "instance_id"],
+            ["instances.organization_id", "instances.id"],
+            name="fk_instance_operations_instance",
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_instance_operations")),
     )
@@ -95,11 +106,37 @@ def upgrade() -> None:
         "instance_operations",
         ["instance_id", "created_at", "id"],
     )
+    op.create_table(
+        "instance_credentials",
+        sa.Column("instance_id", sa.Text(), nullable=False),
+        sa.Column("organization_id", sa.Text(), nullable=False),
+        sa.Column("sealed", sa.Text(), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("handed_over_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("handed_over_to", sa.Text(), nullable=True),
+        sa.CheckConstraint(
+            "(sealed IS NULL) = (handed_over_at IS NOT NULL)", name=op.f("ck_instance_credentials_once")
+        ),
+        sa.ForeignKeyConstraint(
+            ["organization_id", "instance_id"],
+            ["instances.organization_id", "instances.id"],
+            name="fk_instance_credentials_instance",
+            ondelete="CASCADE",
+        ),
+        sa.PrimaryKeyConstraint("instance_id", name=op.f("pk_instance_credentials")),
+    )
     for table in ("instances", "instance_operations"):
-        for statement in protect(table):
+        for statement in enable_row_level_security(table):
             op.execute(statement)
+    # The API marks credentials as handed over, and can neither write new ones nor move them to another instance.
+    for statement in enable_row_level_security(
+        "instance_credentials", api_privileges="SELECT, UPDATE (sealed, handed_over_at, handed_over_to)"
+    ):
+        op.execute(statement)
 
 
 def downgrade() -> None:
+    op.drop_table("instance_credentials")
     op.drop_table("instance_operations")
     op.drop_table("instances")
+    op.drop_table("installation")

@@ -1,4 +1,4 @@
-"""A simulated Kubernetes cluster: the part of the API that Berth uses, with faults that can be switched on."""
+"""A simulated Kubernetes cluster: the part of the API that Berth uses, without containers."""
 
 from __future__ import annotations
 

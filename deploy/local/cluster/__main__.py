@@ -24,7 +24,7 @@ def _arguments() -> argparse.Namespace:
 
 
 async def serve(arguments: argparse.Namespace) -> None:
-    """Serve until told to stop."""
+    """Serve until SIGINT or SIGTERM."""
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -33,7 +33,7 @@ async def serve(arguments: argparse.Namespace) -> None:
         state_dir=arguments.state,
         host=arguments.host,
         port=arguments.port,
-        kubeconfig=arguments.kubeconfig,
+        kubeconfig_path=arguments.kubeconfig,
         speed=arguments.speed,
         nodes=arguments.nodes,
     )
@@ -43,13 +43,13 @@ async def serve(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    # Tens of thousands of long-lived objects: looking through them after every 700 new ones costs more than it frees.
+    # Tens of thousands of objects live long: collecting after every 700 new ones costs more than it frees.
     gc.set_threshold(50_000, 20, 50)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         asyncio.run(serve(_arguments()))
     except OSError as exc:
-        # Most often the port: somebody listens there already.
+        # Most often the port is taken.
         raise SystemExit(f"simulated cluster: {exc}") from exc
 
 

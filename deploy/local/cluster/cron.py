@@ -13,20 +13,20 @@ _ALIASES = {
     "@yearly": "0 0 1 1 *",
     "@annually": "0 0 1 1 *",
 }
-_MONTHS = {
+_MONTH_NAMES = {
     name: i
     for i, name in enumerate(["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"], 1)
 }
-_DAYS = {name: i for i, name in enumerate(["sun", "mon", "tue", "wed", "thu", "fri", "sat"])}
+_DAY_NAMES = {name: i for i, name in enumerate(["sun", "mon", "tue", "wed", "thu", "fri", "sat"])}
 _RANGES = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 7))
 
 
 class BadSchedule(ValueError):
-    """No schedule that cron understands."""
+    """The expression is not a cron schedule."""
 
 
 class Schedule:
-    """When a cron expression falls due."""
+    """A parsed cron expression. Raises BadSchedule."""
 
     def __init__(self, text: str) -> None:
         fields = _ALIASES.get(text.strip(), text).split()
@@ -39,7 +39,7 @@ class Schedule:
         self._any_day, self._any_weekday = fields[2] in ("*", "?"), fields[4] in ("*", "?")
 
     def next(self, after: datetime) -> datetime:
-        """The first due minute after `after`."""
+        """Return the first due minute after `after`."""
         at = (after.astimezone(UTC) + timedelta(minutes=1)).replace(second=0, microsecond=0)
         for _ in range(366 * 5):
             if at.month in self._months and self._day(at):
@@ -61,14 +61,16 @@ class Schedule:
 
 
 def _number(text: str, low: int, high: int) -> int:
-    value = {**_MONTHS, **_DAYS}.get(text.lower()) if text.isalpha() else int(text) if text.isdigit() else None
+    value = (
+        {**_MONTH_NAMES, **_DAY_NAMES}.get(text.lower()) if text.isalpha() else int(text) if text.isdigit() else None
+    )
     if value is None or not low <= value <= high:
         raise BadSchedule(f"failed to parse {text!r}: not between {low} and {high}")
     return value
 
 
 def _field(text: str, low: int, high: int) -> set[int]:
-    found: set[int] = set()
+    values: set[int] = set()
     for part in text.split(","):
         span, _, step = part.partition("/")
         if step and (not step.isdigit() or int(step) == 0):
@@ -76,12 +78,12 @@ def _field(text: str, low: int, high: int) -> set[int]:
         if span in ("*", "?"):
             first, last = low, high
         elif "-" in span:
-            left, _, right = span.partition("-")
-            first, last = _number(left, low, high), _number(right, low, high)
+            low_text, _, high_text = span.partition("-")
+            first, last = _number(low_text, low, high), _number(high_text, low, high)
             if first > last:
                 raise BadSchedule(f"beginning of range ({first}) beyond end of range ({last}): {part}")
         else:
             first = _number(span, low, high)
             last = high if step else first
-        found |= set(range(first, last + 1, int(step) if step else 1))
-    return found
+        values |= set(range(first, last + 1, int(step) if step else 1))
+    return values

@@ -1,14 +1,18 @@
-"""Kubernetes' `Status` objects for everything that is refused, word for word where clients read them."""
+"""Refusals of the API as Kubernetes' `Status` objects."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from deploy.local.cluster.resources import Resource
+
 Cause = dict[str, str]
+
+MODIFIED = "the object has been modified; please apply your changes to the latest version and try again"
 
 
 class ApiError(Exception):
-    """A refusal. `code` is the HTTP status; `reason`, `details` and the message are what the API would send."""
+    """A refusal. `code` is the HTTP status; reason, message, details and causes are those of the `Status`."""
 
     def __init__(
         self,
@@ -18,7 +22,6 @@ class ApiError(Exception):
         *,
         details: dict[str, Any] | None = None,
         causes: list[Cause] | None = None,
-        retry_after: int | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -27,78 +30,47 @@ class ApiError(Exception):
         self.details = dict(details or {})
         if causes:
             self.details["causes"] = causes
-        if retry_after is not None:
-            self.details["retryAfterSeconds"] = retry_after
-        self.retry_after = retry_after
-        # Some refusals carry empty details.
-        self.bare = False
 
     def status(self) -> dict[str, Any]:
-        """The `Status` object."""
-        body: dict[str, Any] = {
-            "kind": "Status",
-            "apiVersion": "v1",
-            "metadata": {},
-            "status": "Failure",
-            "message": self.message,
-        }
+        """Return the `Status` object."""
+        body: dict[str, Any] = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure"}
+        body["message"] = self.message
         if self.reason:
             body["reason"] = self.reason
-        if self.details or self.bare:
+        if self.details:
             body["details"] = self.details
-        body["code"] = self.code
-        return body
+        return {**body, "code": self.code}
 
 
-def _details(resource: Any, name: str) -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    if name:
-        out["name"] = name
-    if resource.group:
-        out["group"] = resource.group
-    out["kind"] = resource.plural
-    return out
+def _about(resource: Resource, name: str) -> dict[str, Any]:
+    return {
+        **({"name": name} if name else {}),
+        **({"group": resource.group} if resource.group else {}),
+        "kind": resource.plural,
+    }
 
 
-def not_found(resource: Any, name: str) -> ApiError:
-    return ApiError(404, "NotFound", f'{resource.qualified} "{name}" not found', details=_details(resource, name))
-
-
-def _bare(problem: ApiError) -> ApiError:
-    problem.bare = True
-    return problem
+def not_found_error(resource: Resource, name: str) -> ApiError:
+    return ApiError(404, "NotFound", f'{resource.qualified} "{name}" not found', details=_about(resource, name))
 
 
 def no_such_path() -> ApiError:
-    return _bare(ApiError(404, "NotFound", "the server could not find the requested resource"))
+    return ApiError(404, "NotFound", "the server could not find the requested resource")
 
 
-def already_exists(resource: Any, name: str) -> ApiError:
-    return ApiError(
-        409, "AlreadyExists", f'{resource.qualified} "{name}" already exists', details=_details(resource, name)
-    )
+def already_exists(resource: Resource, name: str) -> ApiError:
+    message = f'{resource.qualified} "{name}" already exists'
+    return ApiError(409, "AlreadyExists", message, details=_about(resource, name))
 
 
-def conflict(resource: Any, name: str, why: str) -> ApiError:
-    return ApiError(
-        409,
-        "Conflict",
-        f'Operation cannot be fulfilled on {resource.qualified} "{name}": {why}',
-        details=_details(resource, name),
-    )
+def conflict(resource: Resource, name: str, why: str) -> ApiError:
+    message = f'Operation cannot be fulfilled on {resource.qualified} "{name}": {why}'
+    return ApiError(409, "Conflict", message, details=_about(resource, name))
 
 
-MODIFIED = "the object has been modified; please apply your changes to the latest version and try again"
-
-
-def forbidden(resource: Any, name: str, why: str, causes: list[Cause] | None = None) -> ApiError:
-    return ApiError(
-        403,
-        "Forbidden",
-        f'{resource.qualified} "{name}" is forbidden: {why}',
-        details=_details(resource, name),
-        causes=causes,
-    )
+def forbidden(resource: Resource, name: str, why: str, causes: list[Cause] | None = None) -> ApiError:
+    message = f'{resource.qualified} "{name}" is forbidden: {why}'
+    return ApiError(403, "Forbidden", message, details=_about(resource, name), causes=causes)
 
 
 def bad_request(message: str) -> ApiError:
@@ -110,104 +82,30 @@ def unauthorized() -> ApiError:
 
 
 def method_not_allowed() -> ApiError:
-    return _bare(ApiError(405, "MethodNotAllowed", "the server does not allow this method on the requested resource"))
+    return ApiError(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")
 
 
-def unsupported_patch() -> ApiError:
-    return _bare(ApiError(415, "UnsupportedMediaType", "415: Unsupported Media Type"))
+def unsupported_media(message: str) -> ApiError:
+    return ApiError(415, "UnsupportedMediaType", message)
 
 
-def unpatchable() -> ApiError:
-    """A JSON patch that does not apply."""
-    return _bare(ApiError(422, "Invalid", "the server rejected our request due to an error in our request"))
-
-
-def unsupported_media(accepted: str) -> ApiError:
-    return ApiError(
-        415,
-        "UnsupportedMediaType",
-        f"the body of the request was in an unknown format - accepted media types include: {accepted}",
-    )
-
-
-def not_acceptable() -> ApiError:
-    return ApiError(
-        406,
-        "NotAcceptable",
-        "only the following media types are accepted: application/json, application/yaml",
-    )
-
-
-def expired(asked: int, oldest: int) -> ApiError:
-    return ApiError(410, "Expired", f"too old resource version: {asked} ({oldest})")
-
-
-def too_many(retry_after: int = 1) -> ApiError:
-    return ApiError(429, "TooManyRequests", "Too many requests, please try again later.", retry_after=retry_after)
+def expired(requested: int, oldest: int) -> ApiError:
+    return ApiError(410, "Expired", f"too old resource version: {requested} ({oldest})")
 
 
 def internal(message: str) -> ApiError:
     return ApiError(500, "InternalError", f"Internal error occurred: {message}", causes=[{"message": message}])
 
 
-def invalid(kind: Any, name: str, problems: list[Cause]) -> ApiError:
-    """422. `problems` are causes whose message is the part after the field (`Required value`)."""
-    texts = [f"{p['field']}: {p['message']}" for p in problems]
-    said = texts[0] if len(texts) == 1 else "[" + ", ".join(texts) + "]"
-    where = f"{kind.kind}.{kind.group}" if kind.group else kind.kind
-    details: dict[str, Any] = {"name": name} if name else {}
-    if kind.group:
-        details["group"] = kind.group
-    details["kind"] = kind.kind
-    return ApiError(422, "Invalid", f'{where} "{name}" is invalid: {said}', details=details, causes=problems)
+def ill_typed(resource: Resource, name: str, why: str) -> ApiError:
+    """An applied object with a field of the wrong type. The real API answers 500 without a reason."""
+    where = f"/{name}; {resource.group}/{resource.version}, Kind={resource.kind}"
+    return ApiError(500, "", f"failed to create typed patch object ({where}): {why}")
 
 
-def required(field: str, why: str = "") -> Cause:
-    return {"reason": "FieldValueRequired", "message": "Required value" + (f": {why}" if why else ""), "field": field}
-
-
-def _quoted(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return f'"{value}"'
-    if isinstance(value, dict | list):
-        import json
-
-        return json.dumps(value, separators=(",", ":"))
-    return str(value)
-
-
-def wrong(field: str, value: Any, why: str) -> Cause:
-    return {"reason": "FieldValueInvalid", "message": f"Invalid value: {_quoted(value)}: {why}", "field": field}
-
-
-def unsupported(field: str, value: Any, allowed: tuple[str, ...]) -> Cause:
-    said = ", ".join(f'"{a}"' for a in allowed)
-    return {
-        "reason": "FieldValueNotSupported",
-        "message": f"Unsupported value: {_quoted(value)}: supported values: {said}",
-        "field": field,
-    }
-
-
-def duplicate(field: str, value: Any) -> Cause:
-    return {"reason": "FieldValueDuplicate", "message": f"Duplicate value: {_quoted(value)}", "field": field}
-
-
-def not_allowed(field: str, why: str) -> Cause:
-    return {"reason": "FieldValueForbidden", "message": f"Forbidden: {why}", "field": field}
-
-
-def invalid_options(kind: str, problems: list[Cause]) -> ApiError:
-    """422 for query parameters."""
-    texts = "; ".join(f"{p['field']}: {p['message']}" for p in problems)
-    return ApiError(
-        422,
-        "Invalid",
-        f'{kind}.meta.k8s.io "" is invalid: {texts}',
-        details={"group": "meta.k8s.io", "kind": kind},
-        causes=problems,
-    )
+def invalid(resource: Resource, name: str, field: str, why: str) -> ApiError:
+    """422 with one cause, for `field`."""
+    kind = f"{resource.kind}.{resource.group}" if resource.group else resource.kind
+    about = {**_about(resource, name), "kind": resource.kind}
+    cause = {"reason": "FieldValueInvalid", "message": why, "field": field}
+    return ApiError(422, "Invalid", f'{kind} "{name}" is invalid: {field}: {why}', details=about, causes=[cause])

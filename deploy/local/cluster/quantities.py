@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal
 from functools import lru_cache
 
-from deploy.local.cluster.schema import QUANTITY
-
+_QUANTITY = re.compile(r"^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$")
 _FACTORS = {
     "": Decimal(1),
     "n": Decimal("1e-9"),
@@ -29,11 +29,11 @@ _FACTORS = {
 
 @lru_cache(maxsize=4096)
 def milli(text: str) -> int:
-    """Thousandths, rounded up. ValueError where it is no quantity."""
-    found = QUANTITY.match(str(text))
-    if not found:
+    """Return thousandths, rounded up. Raises ValueError for what is not a quantity."""
+    match = _QUANTITY.match(str(text))
+    if not match:
         raise ValueError(text)
-    number, suffix = found[1], found[2]
+    number, suffix = match[1], match[2]
     if suffix not in _FACTORS:
         if suffix[:1] in ("e", "E") and suffix[1:].lstrip("+-").isdigit():
             value = Decimal(number) * Decimal(10) ** int(suffix[1:])
@@ -42,12 +42,12 @@ def milli(text: str) -> int:
     else:
         value = Decimal(number) * _FACTORS[suffix]
     thousand = value * 1000
-    whole = int(thousand)
-    return whole if whole == thousand else whole + 1
+    rounded = int(thousand)
+    return rounded if rounded == thousand else rounded + 1
 
 
 def text(thousandths: int, like: str = "") -> str:
-    """The canonical spelling; binary suffixes where `like` has one or the name asks for bytes."""
+    """Return the canonical spelling; with binary suffixes where `like` has one or is `bytes`."""
     if thousandths % 1000:
         return f"{thousandths}m"
     value = thousandths // 1000

@@ -1,379 +1,285 @@
-"""The API's verbs on objects, free of HTTP: create, replace, patch, apply, delete, with all checks on the way."""
+"""The API's verbs on objects, without HTTP: create, replace, patch, apply, delete."""
 
 from __future__ import annotations
 
+import random
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-import orjson
-
-from deploy.local.cluster import defaults, errors, managers, naming, patches, validation, validation_updates
-from deploy.local.cluster.admission import Admission
-from deploy.local.cluster.decoding import Call, decoded, in_namespace
-from deploy.local.cluster.faults import Faults
-from deploy.local.cluster.resources import BY_KEY, Obj, Resource
-from deploy.local.cluster.store import Record, Store, thaw
+from deploy.local.cluster import defaults, errors, fields, quotas, validation
+from deploy.local.cluster.resources import (
+    NAMESPACES,
+    PODS,
+    SERVICE_RESOURCE,
+    STORAGE_CLASSES,
+    VOLUME_CLAIMS,
+    Obj,
+    Resource,
+)
+from deploy.local.cluster.store import ObjectStore, StoredObject, copy_of
 from deploy.local.cluster.times import now
 
-STUCK = "sandbox/undeletable"
-MERGE, STRATEGIC, JSON, APPLY = (
+MERGE_PATCH, STRATEGIC_MERGE_PATCH, APPLY_PATCH = (
     "application/merge-patch+json",
     "application/strategic-merge-patch+json",
-    "application/json-patch+json",
     "application/apply-patch+yaml",
 )
 # Metadata that a client's write never changes.
-_KEPT = (
-    "uid",
-    "creationTimestamp",
-    "deletionTimestamp",
-    "deletionGracePeriodSeconds",
-    "generation",
-    "namespace",
-    "name",
-)
+_FIXED = ("uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation")
+_ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
 
 
-CONTROLLER = Call(manager="kube-controller-manager", validation="Ignore")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteOptions:
+    """The query parameters of a write."""
+
+    manager: str = "unknown"
+    dry_run: bool = False
+    force: bool = False
+
+
+CONTROLLER = WriteOptions(manager="kube-controller-manager")
+
+
+def random_suffix() -> str:
+    """Return five random characters, as generated names end with."""
+    return "".join(random.choices(_ALPHABET, k=5))  # noqa: S311  # a name, not a secret
 
 
 class Registry:
-    """Objects as the API offers them, over a store."""
+    """Objects as the API offers them, over a store. Every method raises `ApiError` for what it refuses."""
 
-    def __init__(self, store: Store, faults: Faults) -> None:
+    def __init__(self, store: ObjectStore) -> None:
         self.store = store
-        self.faults = faults
-        self.admission = Admission(store, faults)
+        self._next_address = 0
 
-    # ------------------------------------------------------------ reading
-
-    def get(self, resource: Resource, namespace: str, name: str) -> Record:
-        record = self.store.get(resource, namespace, name)
-        if record is None:
-            raise errors.not_found(resource, name)
-        return record
+    def get(self, resource: Resource, namespace: str, name: str) -> StoredObject:
+        """Return an object. Raises 404."""
+        stored = self.store.get(resource, namespace, name)
+        if stored is None:
+            raise errors.not_found_error(resource, name)
+        return stored
 
     # ------------------------------------------------------------ creating
 
-    def create(self, resource: Resource, namespace: str, obj: Obj, call: Call) -> Obj:
-        """Create and answer the object as stored. 400, 403, 404 (namespace), 409, 422."""
-        obj = decoded(resource, obj, call)
+    def create(self, resource: Resource, namespace: str, body: Any, options: WriteOptions) -> Obj:
+        """Create an object and return it as stored."""
+        obj = validation.decode(resource, namespace, "", body)
         meta = obj["metadata"]
-        in_namespace(resource, namespace, meta)
         if not meta.get("name") and meta.get("generateName"):
-            meta["name"] = meta["generateName"] + naming.suffix()
-        return self._insert(
-            resource, obj, call, lambda new: managers.track_update(resource, None, new, call.manager, "")
-        )
+            meta["name"] = meta["generateName"] + random_suffix()
+        fields.track_update(None, obj, options.manager)
+        return self._insert(resource, obj, options)
 
-    def _insert(self, resource: Resource, obj: Obj, call: Call, track: Callable[[Obj], None]) -> Obj:
+    def _insert(self, resource: Resource, obj: Obj, options: WriteOptions) -> Obj:
         meta = obj["metadata"]
         namespace, name = meta.get("namespace", ""), meta.get("name", "")
-        if meta.get("resourceVersion"):
-            raise errors.ApiError(500, "", "resourceVersion should not be set on objects to be created")
-        self.admission.enter(resource, namespace, name)
-        for key in ("deletionTimestamp", "deletionGracePeriodSeconds", "selfLink"):
-            meta.pop(key, None)
-        meta["uid"] = str(uuid.uuid4())
-        meta["creationTimestamp"] = now()
-        if resource.generations:
-            meta["generation"] = 1
-        if "status" in resource.subresources:
-            obj.pop("status", None)
-        track(obj)
-        defaults.fill(resource.key, obj)
-        self.admission.mutate(resource, obj)
-        self._check(resource, obj, None)
-        # Asked before admission so that a retried create hears "already exists" rather than "exceeded quota".
+        validation.check(resource, obj)
+        self._require_open_namespace(resource, namespace, name)
         if self.store.get(resource, namespace, name) is not None:
             raise errors.already_exists(resource, name)
-        self.admission.judge(resource, obj, None, call.warnings)
-        if call.dry_run:
-            return obj
-        return self.store.put(resource, obj).obj
+        for key in ("deletionTimestamp", "deletionGracePeriodSeconds", "resourceVersion"):
+            meta.pop(key, None)
+        meta |= {"uid": str(uuid.uuid4()), "creationTimestamp": now()}
+        if resource.generations:
+            meta["generation"] = 1
+        obj.pop("status", None)
+        defaults.fill(resource.key, obj)
+        self._allocate(resource, obj)
+        quotas.check(self.store, resource, obj, None)
+        return obj if options.dry_run else self.store.put(resource, obj).obj
+
+    def _require_open_namespace(self, resource: Resource, namespace: str, name: str) -> None:
+        if not resource.namespaced:
+            return
+        namespace_object = self.store.get(NAMESPACES, "", namespace)
+        if namespace_object is None:
+            raise errors.not_found_error(NAMESPACES, namespace)
+        if namespace_object.obj["metadata"].get("deletionTimestamp"):
+            why = f"unable to create new content in namespace {namespace} because it is being terminated"
+            message = f"namespace {namespace} is being terminated"
+            cause = {"reason": "NamespaceTerminating", "message": message, "field": "metadata.namespace"}
+            raise errors.forbidden(resource, name, why, [cause])
+
+    def _allocate(self, resource: Resource, obj: Obj) -> None:
+        """Fill in what depends on the cluster's state: a service's address, a claim's storage class."""
+        spec = obj.get("spec") or {}
+        if resource is SERVICE_RESOURCE and spec.get("type") != "ExternalName" and not spec.get("clusterIP"):
+            self._next_address += 1
+            # Loopback like everything in the sandbox: a client that dials it reaches no other network.
+            spec["clusterIP"] = f"127.96.{self._next_address // 250 % 250}.{self._next_address % 250 + 1}"
+        if resource is VOLUME_CLAIMS and "storageClassName" not in spec:
+            for stored in self.store.every(STORAGE_CLASSES):
+                notes = stored.obj["metadata"].get("annotations") or {}
+                if notes.get("storageclass.kubernetes.io/is-default-class") == "true":
+                    spec["storageClassName"] = stored.name
 
     # ------------------------------------------------------------ changing
 
-    def replace(
-        self, resource: Resource, namespace: str, name: str, obj: Obj, call: Call, subresource: str = ""
-    ) -> Obj:
-        """PUT. 409 where the object's resourceVersion or uid is not the live one."""
-        obj = decoded(resource, obj, call)
-        meta = obj["metadata"]
-        in_namespace(resource, namespace, meta)
-        if meta.get("name", name) != name:
-            raise _misnamed(meta["name"], name)
-        meta["name"] = name
-        live = self.get(resource, namespace, name)
-        if resource.custom and not meta.get("resourceVersion"):
-            raise errors.invalid(
-                resource, name, [errors.wrong("metadata.resourceVersion", 0, "must be specified for an update")]
-            )
-        return self._update(resource, live, obj, call, subresource)
+    def replace(self, resource: Resource, namespace: str, name: str, body: Any, options: WriteOptions) -> Obj:
+        """Replace an object. Raises 409 for another resourceVersion or uid than the live one."""
+        obj = validation.decode(resource, namespace, name, body)
+        return self._update(resource, self.get(resource, namespace, name), obj, options)
 
     def patch(
-        self, resource: Resource, namespace: str, name: str, body: Any, media: str, call: Call, subresource: str = ""
+        self,
+        resource: Resource,
+        namespace: str,
+        name: str,
+        body: Any,
+        media: str,
+        options: WriteOptions,
+        subresource: str = "",
     ) -> tuple[Obj, bool]:
-        """PATCH of any kind: the object and whether it was created (by an apply)."""
-        if media == APPLY:
-            return self._apply(resource, namespace, name, body, call, subresource)
+        """Patch or apply; return the object and whether the apply created it."""
+        if media == APPLY_PATCH:
+            return self._apply(resource, namespace, name, body, options)
         live = self.get(resource, namespace, name)
-        before = thaw(live)
-        if media == JSON:
-            obj = patches.json_patch(before, body)
-        elif not isinstance(body, dict):
-            kind = "array" if isinstance(body, list) else "string"
-            raise errors.bad_request(
-                f"error decoding patch: json: cannot unmarshal {kind} into Go value of type map[string]interface {{}}"
-            )
-        elif media == STRATEGIC and not resource.custom:
-            obj = patches.strategic(resource.schema, before, body)
-        elif media == MERGE:
-            obj = patches.merge(before, body)
-        else:
-            raise errors.unsupported_patch()
-        if not isinstance(obj, dict):
-            raise errors.bad_request("error decoding patch: the result is no object")
-        obj = decoded(resource, obj, call)
-        meta = obj["metadata"]
-        if meta.get("name") != name:
-            raise _misnamed(meta.get("name", ""), name)
-        in_namespace(resource, namespace, meta)
-        if meta.get("uid") != live.obj["metadata"]["uid"]:
-            problem = errors.wrong("metadata.uid", meta.get("uid", ""), validation_updates.IMMUTABLE)
-            raise errors.invalid(resource, name, [problem])
-        return self._update(resource, live, obj, call, subresource), False
+        if not isinstance(body, dict):
+            raise errors.bad_request("error decoding patch: the patch must be an object")
+        merge = fields.strategic_merge_patch if media == STRATEGIC_MERGE_PATCH else fields.merge_patch
+        obj = validation.decode(resource, namespace, name, merge(copy_of(live), body))
+        return self._update(resource, live, obj, options, subresource), False
 
     def _apply(
-        self, resource: Resource, namespace: str, name: str, config: Obj, call: Call, subresource: str
+        self, resource: Resource, namespace: str, name: str, body: Any, options: WriteOptions
     ) -> tuple[Obj, bool]:
-        if not isinstance(config, dict):
-            raise errors.bad_request("error decoding YAML: a mapping is wanted")
-        if (config.get("metadata") or {}).get("managedFields"):
+        config = validation.decode(resource, namespace, name, body, applied=True)
+        if config["metadata"].get("managedFields"):
             raise errors.bad_request("metadata.managedFields must be nil")
-        config = decoded(resource, config, call, applied=True)
-        meta = config["metadata"]
-        in_namespace(resource, namespace, meta)
-        if meta.setdefault("name", name) != name:
-            raise _misnamed(meta["name"], name)
         live = self.store.get(resource, namespace, name)
         if live is None:
-            if subresource:
-                raise errors.not_found(resource, name)
-            if meta.get("uid"):
-                raise errors.conflict(
-                    resource,
-                    name,
-                    f"uid mismatch: the provided object specified uid {meta['uid']}, and no existing object was found",
-                )
-            config = managers.apply(resource, None, config, call.manager, force=call.force)
-            return self._insert(resource, config, call, lambda new: None), True
-        obj = managers.apply(resource, live.obj, config, call.manager, force=call.force, subresource=subresource)
-        # The merge shares parts with the live object; defaulting and admission must not reach them.
-        obj = orjson.loads(orjson.dumps(obj))
-        if meta.get("resourceVersion"):
-            obj["metadata"]["resourceVersion"] = meta["resourceVersion"]
-        return self._update(resource, live, obj, call, subresource, tracked=True), False
+            applied = fields.apply(None, config, options.manager, force=options.force)
+            return self._insert(resource, applied, options), True
+        obj = fields.apply(copy_of(live), config, options.manager, force=options.force)
+        requested = config["metadata"].get("resourceVersion")
+        if requested:
+            obj["metadata"]["resourceVersion"] = requested
+        return self._update(resource, live, obj, options, tracked=True), False
 
     def _update(
-        self, resource: Resource, live: Record, obj: Obj, call: Call, subresource: str, *, tracked: bool = False
+        self,
+        resource: Resource,
+        live: StoredObject,
+        obj: Obj,
+        options: WriteOptions,
+        subresource: str = "",
+        *,
+        tracked: bool = False,
     ) -> Obj:
-        old, meta, was = live.obj, obj["metadata"], live.obj["metadata"]
-        asked = meta.get("resourceVersion")
-        if asked and asked != was["resourceVersion"]:
+        old, meta, before = live.obj, obj["metadata"], live.obj["metadata"]
+        if meta.get("resourceVersion", before["resourceVersion"]) != before["resourceVersion"]:
             raise errors.conflict(resource, live.name, errors.MODIFIED)
-        if meta.get("uid") and meta["uid"] != was["uid"]:
-            raise errors.conflict(
-                resource,
-                live.name,
-                f"Precondition failed: UID in precondition: {meta['uid']}, UID in object meta: {was['uid']}",
-            )
-        for key in _KEPT:
-            if key in was:
-                meta[key] = was[key]
-            else:
-                meta.pop(key, None)
-        if subresource == "status":
-            status, sent = obj.get("status"), meta.get("managedFields")
-            obj = thaw(live)
-            if status is not None:
-                obj["status"] = status
-            meta = obj["metadata"]
-            if tracked and sent is not None:
-                meta["managedFields"] = sent
-        elif "status" in resource.subresources and subresource == "":
-            if "status" in old:
-                obj["status"] = thaw(live)["status"]
-            else:
-                obj.pop("status", None)
-        self._carry(resource, obj, old)
+        if meta.get("uid", before["uid"]) != before["uid"]:
+            why = f"Precondition failed: UID in precondition: {meta['uid']}, UID in object meta: {before['uid']}"
+            raise errors.conflict(resource, live.name, why)
+        for key in _FIXED:
+            meta.pop(key, None)
+        meta |= {key: before[key] for key in (*_FIXED, "resourceVersion") if key in before}
+        obj.pop("status", None)
+        if "status" in old:
+            obj["status"] = copy_of(live)["status"]
+        for key in ("clusterIP", "storageClassName", "volumeName", "selector"):
+            # Values that the cluster allocated stay where a replacement leaves them out.
+            if key in (old.get("spec") or {}) and resource.key in (
+                "/services",
+                "/persistentvolumeclaims",
+                "batch/jobs",
+            ):
+                obj.setdefault("spec", {}).setdefault(key, old["spec"][key])
         if not tracked:
-            managers.track_update(resource, old, obj, call.manager, subresource)
+            fields.track_update(old, obj, options.manager, subresource)
         defaults.fill(resource.key, obj)
-        self.admission.mutate(resource, obj, old)
-        meta["resourceVersion"] = was["resourceVersion"]
-        if _equal(obj, old):
+        if obj == old:
             return old
         if resource.generations and _specified(obj) != _specified(old):
-            meta["generation"] = was.get("generation", 1) + 1
-        self._check(resource, obj, old)
-        self.admission.judge(resource, obj, old, call.warnings)
-        if call.dry_run:
+            meta["generation"] = before.get("generation", 1) + 1
+        validation.check(resource, obj)
+        quotas.check(self.store, resource, obj, old)
+        if options.dry_run:
             return obj
-        if was.get("deletionTimestamp") and self._finished(resource, obj):
-            self.store.put(resource, obj)
+        stored = self.store.put(resource, obj)
+        if before.get("deletionTimestamp") and _may_go(resource, obj):
             self.store.remove(resource, live.namespace, live.name)
-            return obj
-        return self.store.put(resource, obj).obj
+        return stored.obj
 
-    @staticmethod
-    def _carry(resource: Resource, obj: Obj, old: Obj) -> None:
-        """Values that the cluster allocated stay when a replacement leaves them out."""
-        if resource.key == "/services" and obj.get("spec", {}).get("type") != "ExternalName":
-            for key in ("clusterIP", "clusterIPs"):
-                if key in old["spec"] and not obj["spec"].get(key):
-                    obj["spec"][key] = old["spec"][key]
-        if resource.key == "batch/jobs":
-            for key in ("selector",):
-                if key in old["spec"]:
-                    obj.setdefault("spec", {}).setdefault(key, old["spec"][key])
-
-    def modify(self, resource: Resource, record: Record, change: Callable[[Obj], Any]) -> Record:
-        """A controller's write: `change` a copy of the live object; nothing is written where nothing changed."""
-        live = self.store.get(resource, record.namespace, record.name)
+    def modify(self, resource: Resource, stored: StoredObject, change: Callable[[Obj], Any]) -> StoredObject:
+        """Write for a controller: apply `change` to a copy of the live object. Unchanged objects are not written."""
+        live = self.store.get(resource, stored.namespace, stored.name)
         if live is None:
-            return record
-        obj = thaw(live)
+            return stored
+        obj = copy_of(live)
         change(obj)
         if obj == live.obj:
             return live
         if resource.generations and _specified(obj) != _specified(live.obj):
             obj["metadata"]["generation"] = live.obj["metadata"].get("generation", 1) + 1
-        stored = self.store.put(resource, obj)
-        if obj["metadata"].get("deletionTimestamp") and self._finished(resource, obj):
-            self.store.remove(resource, record.namespace, record.name)
-        return stored
+        written = self.store.put(resource, obj)
+        if obj["metadata"].get("deletionTimestamp") and _may_go(resource, obj):
+            self.store.remove(resource, stored.namespace, stored.name)
+        return written
 
     # ------------------------------------------------------------ deleting
 
     def delete(
-        self, resource: Resource, namespace: str, name: str, options: Obj, *, dry_run: bool = False
+        self, resource: Resource, namespace: str, name: str, body: Obj, *, dry_run: bool = False
     ) -> tuple[Obj, bool]:
-        """The object's last or present state and whether it is gone already. 404, 409 on preconditions."""
+        """Start a deletion; return the object and whether it is gone. Raises 404, and 409 for preconditions."""
         live = self.get(resource, namespace, name)
         meta = live.obj["metadata"]
-        wanted = options.get("preconditions") or {}
-        for key, said, then in (
-            ("uid", "UID", "deleted and then recreated"),
-            ("resourceVersion", "ResourceVersion", "modified"),
-        ):
-            if wanted.get(key) and wanted[key] != meta[key]:
-                raise errors.conflict(
-                    resource,
-                    name,
-                    f"the {said} in the precondition ({wanted[key]}) does not match the {said} in record "
-                    f"({meta[key]}). The object might have been {then}",
+        for key, field_name in (("uid", "UID"), ("resourceVersion", "ResourceVersion")):
+            expected = (body.get("preconditions") or {}).get(key)
+            if expected and expected != meta[key]:
+                why = (
+                    f"the {field_name} in the precondition ({expected}) does not match the {field_name} "
+                    f"in record ({meta[key]})"
                 )
-        policy = options.get("propagationPolicy")
-        if policy not in (None, "Background", "Foreground", "Orphan"):
-            known = ("Foreground", "Background", "Orphan", "nil")
-            raise errors.invalid_options("DeleteOptions", [errors.unsupported("propagationPolicy", policy, known)])
-        if policy is None and options.get("orphanDependents"):
-            policy = "Orphan"
-        if policy is None and resource.key == "batch/jobs":
-            policy = "Orphan"
+                raise errors.conflict(resource, name, why)
+        if body.get("propagationPolicy") == "Orphan":
+            raise errors.bad_request("the simulated cluster does not orphan dependents")
         if dry_run:
             return live.obj, True
-        grace = self._grace(resource, live.obj, options.get("gracePeriodSeconds"))
-        obj = thaw(live)
-        finalizers: list[str] = [f for f in meta.get("finalizers") or () if f not in ("orphan", "foregroundDeletion")]
-        if policy == "Foreground":
-            finalizers.append("foregroundDeletion")
-        if policy == "Orphan":
-            finalizers.append("orphan")
-        if STUCK not in finalizers and self.faults.holds("undeletable", namespace or name, meta["uid"]):
-            finalizers.append(STUCK)
-        if finalizers:
-            obj["metadata"]["finalizers"] = finalizers
-        else:
-            obj["metadata"].pop("finalizers", None)
-        waits = grace > 0 or bool(finalizers) or (resource.key == "/namespaces" and bool(obj["spec"].get("finalizers")))
-        if not waits:
+        grace = _grace_seconds(resource, live.obj, body.get("gracePeriodSeconds"))
+        held = meta.get("finalizers") or (resource is NAMESPACES and live.obj["spec"].get("finalizers"))
+        if not grace and not held:
             gone = self.store.remove(resource, namespace, name)
             return (gone.obj if gone else live.obj), True
-        if not meta.get("deletionTimestamp"):
-            obj["metadata"]["deletionTimestamp"] = now()
-            obj["metadata"]["deletionGracePeriodSeconds"] = grace
-            if resource.generations:
-                obj["metadata"]["generation"] = meta.get("generation", 1) + 1
-            if resource.key == "/namespaces":
-                obj["metadata"].pop("deletionGracePeriodSeconds")
+
+        def mark(obj: Obj) -> None:
+            obj["metadata"].setdefault("deletionTimestamp", now())
+            if resource is NAMESPACES:
                 obj["status"]["phase"] = "Terminating"
-        elif grace < meta.get("deletionGracePeriodSeconds", 0):
-            obj["metadata"]["deletionGracePeriodSeconds"] = grace
-        if obj == live.obj:
-            return live.obj, False
-        return self.store.put(resource, obj).obj, False
+            else:
+                before = obj["metadata"].get("deletionGracePeriodSeconds", grace)
+                obj["metadata"]["deletionGracePeriodSeconds"] = min(before, grace)
 
-    @staticmethod
-    def _grace(resource: Resource, obj: Obj, asked: Any) -> int:
-        if resource.key != "/pods":
-            return 0
-        if not obj["spec"].get("nodeName") or obj.get("status", {}).get("phase") in ("Succeeded", "Failed"):
-            return 0
-        grace = obj["spec"].get("terminationGracePeriodSeconds", 30) if asked is None else asked
-        return int(grace)
+        return self.modify(resource, live, mark).obj, False
 
-    def finish_pod(self, record: Record) -> None:
-        """The kubelet is done with a terminating pod."""
-
-        def done(obj: Obj) -> None:
-            obj["metadata"]["deletionGracePeriodSeconds"] = 0
-
-        resource = BY_KEY["/pods"]
-        if record.obj["metadata"].get("finalizers"):
-            self.modify(resource, record, done)
-        else:
-            self.store.remove(resource, record.namespace, record.name)
-
-    @staticmethod
-    def _finished(resource: Resource, obj: Obj) -> bool:
-        if obj["metadata"].get("finalizers"):
-            return False
-        if resource.key == "/namespaces":
-            return not obj["spec"].get("finalizers")
-        return not obj["metadata"].get("deletionGracePeriodSeconds")
-
-    # ------------------------------------------------------------ checking
-
-    @staticmethod
-    def _check(resource: Resource, obj: Obj, old: Obj | None) -> None:
-        problems = naming.check_metadata(resource, obj)
-        if problems and problems[0]["field"] == "metadata.name" and problems[0]["reason"] == "FieldValueRequired":
-            raise errors.invalid(resource, obj["metadata"].get("name", ""), problems)
-        problems += validation.check(resource.key, obj)
-        if old is not None:
-            problems += validation_updates.check_update(resource.key, obj, old)
-        if problems:
-            raise errors.invalid(resource, obj["metadata"]["name"], problems)
+    def finish_pod(self, stored: StoredObject) -> None:
+        """Remove a pod whose containers have ended, unless finalizers hold it."""
+        self.modify(PODS, stored, lambda obj: obj["metadata"].update(deletionGracePeriodSeconds=0))
+        live = self.store.get(PODS, stored.namespace, stored.name)
+        if live is not None and not live.obj["metadata"].get("finalizers"):
+            self.store.remove(PODS, stored.namespace, stored.name)
 
 
-def _misnamed(said: str, asked: str) -> errors.ApiError:
-    return errors.bad_request(f"the name of the object ({said}) does not match the name on the URL ({asked})")
+def _grace_seconds(resource: Resource, obj: Obj, requested: Any) -> int:
+    ended = obj.get("status", {}).get("phase") in ("Succeeded", "Failed")
+    if resource is not PODS or not obj["spec"].get("nodeName") or ended:
+        return 0
+    return int(obj["spec"]["terminationGracePeriodSeconds"] if requested is None else requested)
+
+
+def _may_go(resource: Resource, obj: Obj) -> bool:
+    if obj["metadata"].get("finalizers"):
+        return False
+    if resource is NAMESPACES:
+        return not obj["spec"].get("finalizers")
+    return not obj["metadata"].get("deletionGracePeriodSeconds")
 
 
 def _specified(obj: Obj) -> Obj:
-    """The part whose change makes a new generation."""
-    return {k: v for k, v in obj.items() if k not in ("metadata", "status")}
-
-
-def _equal(obj: Obj, old: Obj) -> bool:
-    """The same but for the times of managedFields."""
-    if {k: v for k, v in obj.items() if k != "metadata"} != {k: v for k, v in old.items() if k != "metadata"}:
-        return False
-    new_meta, old_meta = dict(obj["metadata"]), dict(old["metadata"])
-    mine, theirs = (
-        [{k: v for k, v in e.items() if k != "time"} for e in m.pop("managedFields", ())] for m in (new_meta, old_meta)
-    )
-    return new_meta == old_meta and mine == theirs
+    """Return the part whose change makes a new generation."""
+    return {key: value for key, value in obj.items() if key not in ("metadata", "status")}

@@ -1,4 +1,4 @@
-"""The clock in Kubernetes' spelling."""
+"""Instants in the spelling of Kubernetes: UTC, whole seconds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _cached: tuple[int, str] = (0, "")
 
 
 def now() -> str:
-    """`2026-01-31T12:00:00Z`."""
+    """Return the present instant, as `2026-01-31T12:00:00Z`."""
     global _cached
     second = int(time.time())
     if _cached[0] != second:
@@ -17,12 +17,7 @@ def now() -> str:
     return _cached[1]
 
 
-def micro() -> str:
-    """With microseconds, as events and leases have it."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
 def seconds_since(stamp: str) -> float:
-    """Seconds since an instant of `now`'s form."""
+    """Return the seconds since an instant that `now` returned."""
     then = datetime.strptime(stamp, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
     return time.time() - then.timestamp()

@@ -1,96 +1,139 @@
-"""Watches: a stream of changes from a resource version on, with bookmarks, selectors and 410."""
+"""Watches: the changes of a kind from a resource version on, with bookmarks, selectors and 410."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable
 
 import orjson
+from aiohttp import web
+from aiohttp.web_request import BaseRequest
 
 from deploy.local.cluster import errors
 from deploy.local.cluster.resources import Obj, Resource
 from deploy.local.cluster.selectors import Match
-from deploy.local.cluster.store import Change, Record, Store
+from deploy.local.cluster.store import Change, ObjectStore, StoredObject
 
-BOOKMARK_EVERY = 60.0
-# Changes that a slow reader may fall behind before its watch is closed.
+BOOKMARK_SECONDS = 60.0
+# A reader that falls further behind is disconnected.
 BACKLOG = 20_000
 
-Encode = Callable[[Record], bytes]
 
-
-def event(type_: str, body: bytes) -> bytes:
-    """One line of a watch stream."""
-    return b'{"type":"' + type_.encode() + b'","object":' + body + b"}\n"
-
-
-def error_event(problem: errors.ApiError) -> bytes:
-    return event("ERROR", orjson.dumps(problem.status()))
+def event(kind: str, body: bytes) -> bytes:
+    """Return one line of a watch stream."""
+    return b'{"type":"' + kind.encode() + b'","object":' + body + b"}\n"
 
 
 class Watch:
-    """One watcher's queue of encoded lines. `close` ends it silently, as a lost connection would."""
+    """The queue of one watch: encoded lines that its connection has not taken yet."""
 
-    def __init__(
-        self, store: Store, resource: Resource, namespace: str | None, match: Match | None, encode: Encode
-    ) -> None:
-        self.store = store
-        self.resource = resource
-        self.namespace = namespace
-        self.match = match
-        self.encode = encode
-        self.version = store.version
+    def __init__(self, store: ObjectStore, resource: Resource, namespace: str | None, match: Match | None) -> None:
+        self._store = store
+        self._resource = resource
+        self._namespace = namespace
+        self._match = match
         self.lines: deque[bytes] = deque()
         self.wake = asyncio.Event()
         self.closed = False
         self._stop: Callable[[], None] = lambda: None
 
     def start(self, version: int) -> None:
-        """Take up every change after `version` (0: from now). 410 where they are no longer known."""
+        """Queue the changes after `version` (0: from now on). Raises 410 where they are no longer known."""
         if version > 0:
-            missed = self.store.changes_since(self.resource, version)
+            missed = self._store.changes_since(self._resource, version)
             if missed is None:
-                raise errors.expired(version, self.store.floor(self.resource))
+                raise errors.expired(version, self._store.floor(self._resource))
             for change in missed:
                 self._take(change)
-        self._stop = self.store.listen(self._take)
+        self._stop = self._store.listen(self._take)
 
     def push(self, line: bytes) -> None:
         self.lines.append(line)
         self.wake.set()
 
-    def bookmark(self, *, initial_end: bool = False) -> None:
-        """A BOOKMARK at the store's present version."""
-        meta: Obj = {"resourceVersion": str(self.store.version), "creationTimestamp": None}
-        if initial_end:
+    def bookmark(self, *, initial_events_end: bool = False) -> None:
+        meta: Obj = {"resourceVersion": str(self._store.version), "creationTimestamp": None}
+        if initial_events_end:
             meta["annotations"] = {"k8s.io/initial-events-end": "true"}
-        body: Obj = {"kind": self.resource.kind, "apiVersion": self.resource.api_version, "metadata": meta}
+        body = {"kind": self._resource.kind, "apiVersion": self._resource.api_version, "metadata": meta}
         self.push(event("BOOKMARK", orjson.dumps(body)))
 
     def close(self) -> None:
+        """End the watch without an error event."""
         self._stop()
         self.closed = True
         self.wake.set()
 
-    def fail(self, problem: errors.ApiError) -> None:
-        """Tell the watcher and end."""
-        self.push(error_event(problem))
-        self.close()
-
     def _take(self, change: Change) -> None:
-        if change.resource is not self.resource:
+        if change.resource is not self._resource or self._namespace not in (None, change.new.namespace):
             return
-        if self.namespace is not None and change.new.namespace != self.namespace:
-            return
-        self.version = change.version
-        type_ = change.type
-        if self.match is not None:
-            before = change.old is not None and self.match(change.old.obj)
-            after = type_ != "DELETED" and self.match(change.new.obj)
+        kind = change.type
+        if self._match is not None:
+            before = change.old is not None and self._match(change.old.obj)
+            after = kind != "DELETED" and self._match(change.new.obj)
             if not before and not after:
                 return
-            type_ = "DELETED" if before and not after else "ADDED" if after and not before else type_
-        self.push(event(type_, self.encode(change.new)))
+            kind = "DELETED" if before and not after else "ADDED" if after and not before else kind
+        self.push(event(kind, change.new.raw))
         if len(self.lines) > BACKLOG:
             self.close()
+
+
+async def stream(
+    http: BaseRequest, watch: Watch, version: int, present: Callable[[], list[StoredObject]]
+) -> web.StreamResponse:
+    """Answer a WATCH until its timeout, or until the client or the server ends it.
+
+    Args:
+        version: To start from; 0 begins with the objects that `present` returns.
+    """
+    query = http.query
+    initial, marks = query.get("sendInitialEvents") == "true", query.get("allowWatchBookmarks") == "true"
+    response = web.StreamResponse(headers={"Content-Type": "application/json"})
+    await response.prepare(http)
+    try:
+        if initial or not version:
+            for stored in present():
+                watch.push(event("ADDED", stored.raw))
+            watch.start(0)
+            if initial and marks:
+                watch.bookmark(initial_events_end=True)
+        else:
+            watch.start(version)
+        await _write(response, watch, float(query.get("timeoutSeconds") or 3600), marks=marks)
+        await response.write_eof()
+    except errors.ApiError as exc:
+        await response.write(event("ERROR", orjson.dumps(exc.status())))
+        await response.write_eof()
+    except ConnectionResetError:
+        # The client has disconnected.
+        pass
+    finally:
+        watch.close()
+    return response
+
+
+async def _write(response: web.StreamResponse, watch: Watch, seconds: float, *, marks: bool) -> None:
+    end = time.monotonic() + seconds
+    next_mark = time.monotonic() + BOOKMARK_SECONDS
+    while True:
+        if watch.lines:
+            chunk = b"".join(watch.lines)
+            watch.lines.clear()
+            await response.write(chunk)
+            continue
+        now = time.monotonic()
+        if watch.closed or now >= end:
+            return
+        if marks and now >= next_mark:
+            watch.bookmark()
+            next_mark = now + BOOKMARK_SECONDS
+            continue
+        watch.wake.clear()
+        try:
+            async with asyncio.timeout(min(end, next_mark) - now):
+                await watch.wake.wait()
+        except TimeoutError:
+            continue

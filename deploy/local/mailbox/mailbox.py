@@ -11,9 +11,9 @@ from typing import Self
 
 from aiohttp import web
 
-from deploy.local.mailbox.smtp import Faults, Receiver, listen
+from deploy.local.mailbox.smtp import FaultInjector, SmtpHandler, listen
 from deploy.local.mailbox.store import MailStore
-from deploy.local.mailbox.web import Web
+from deploy.local.mailbox.web import MailboxApi
 
 
 class Mailbox:
@@ -23,13 +23,13 @@ class Mailbox:
     """
 
     def __init__(self, *, state_dir: Path | str | None = None, http_port: int = 0, smtp_port: int = 0) -> None:
-        self._own_state = state_dir is None
+        self._owns_state_dir = state_dir is None
         self._state = Path(state_dir) if state_dir is not None else None
         self._http_port = http_port
         self._store: MailStore | None = None
         self._runner: web.AppRunner | None = None
         self._smtp: asyncio.Server | None = None
-        self.faults = Faults()
+        self.faults = FaultInjector()
         self.smtp_host = "127.0.0.1"
         self.smtp_port = smtp_port
         self.http_url = ""
@@ -51,16 +51,18 @@ class Mailbox:
         """As `GET /messages` gives them: oldest first."""
         if self._store is None:
             raise RuntimeError("the mailbox is not open")
-        return [mail.shown() for mail in self._store.all(to)]
+        return [mail.to_json() for mail in self._store.all(to)]
 
     async def _start(self) -> None:
         if self._state is None:
             self._state = Path(tempfile.mkdtemp(prefix="mailbox-"))
         self._state.mkdir(parents=True, exist_ok=True)
         self._store = MailStore(self._state / "mailbox.sqlite")
-        self._smtp = await listen(self.smtp_port, Receiver(self._store, self.faults))
+        self._smtp = await listen(self.smtp_port, SmtpHandler(self._store, self.faults))
         self.smtp_port = int(self._smtp.sockets[0].getsockname()[1])
-        self._runner = web.AppRunner(Web(self._store, self.faults).application(), access_log=None, shutdown_timeout=0.5)
+        self._runner = web.AppRunner(
+            MailboxApi(self._store, self.faults).application(), access_log=None, shutdown_timeout=0.5
+        )
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", self._http_port, reuse_address=True).start()
         self.http_url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
@@ -73,6 +75,6 @@ class Mailbox:
         if self._store is not None:
             self._store.close()
             self._store = None
-        if self._own_state and self._state is not None:
+        if self._owns_state_dir and self._state is not None:
             shutil.rmtree(self._state, ignore_errors=True)
             self._state = None

@@ -42,15 +42,15 @@ def _page(title: str, body: str) -> str:
     )
 
 
-def _when(instant: str) -> str:
+def _format_minute(instant: str) -> str:
     return escape(instant[:16].replace("T", " "))
 
 
-def mail_list(mails: Sequence[Mail], to: str | None) -> str:
+def render_mail_list(mails: Sequence[Mail], to: str | None) -> str:
     """Newest first, as people read; `to` is the filter in force."""
     rows = "".join(
         f'<li><a href="/mail/{mail.id}"><span class="soft">{escape(mail.recipients)}</span>'
-        f"<span>{escape(mail.subject) or '(no subject)'}</span><small>{_when(mail.sent_at)}</small></a></li>"
+        f"<span>{escape(mail.subject) or '(no subject)'}</span><small>{_format_minute(mail.sent_at)}</small></a></li>"
         for mail in reversed(mails)
     )
     inside = f"<ol>{rows}</ol>" if rows else '<p class="empty soft">No mail yet.</p>'
@@ -63,7 +63,7 @@ def mail_list(mails: Sequence[Mail], to: str | None) -> str:
     )
 
 
-def mail_page(mail: Mail, headers: Sequence[tuple[str, str]]) -> str:
+def render_mail(mail: Mail, headers: Sequence[tuple[str, str]]) -> str:
     facts = (("From", mail.sender), ("To", mail.recipients), ("Sent", mail.sent_at))
     described = "".join(f"<dt>{name}</dt><dd>{escape(value)}</dd>" for name, value in facts)
     listed = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in headers)

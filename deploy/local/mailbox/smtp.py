@@ -13,8 +13,8 @@ from aiosmtpd.smtp import SMTP, Envelope, Session
 
 from deploy.local.mailbox.store import MailStore
 
-KINDS = ("reject", "defer", "drop")
-_LARGEST = 16 << 20
+FAULT_KINDS = ("reject", "defer", "drop")
+MAX_MESSAGE_BYTES = 16 << 20
 
 
 @dataclass(slots=True, kw_only=True)
@@ -25,58 +25,58 @@ class Fault:
     count: int | None
     until: float | None
 
-    def shown(self) -> dict[str, Any]:
-        left = None if self.until is None else max(0.0, round(self.until - time.monotonic(), 3))
-        return {"fault": self.kind, "count": self.count, "seconds": left}
+    def to_json(self) -> dict[str, Any]:
+        seconds_left = None if self.until is None else max(0.0, round(self.until - time.monotonic(), 3))
+        return {"fault": self.kind, "count": self.count, "seconds": seconds_left}
 
 
-class Faults:
+class FaultInjector:
     """In memory: a restart clears them."""
 
     def __init__(self) -> None:
-        self._ordered: list[Fault] = []
+        self._configured: list[Fault] = []
 
-    def order(self, wish: Mapping[str, Any]) -> Fault:
-        """ValueError says what is wrong with the wish."""
-        kind, count, seconds = wish.get("fault"), wish.get("count"), wish.get("seconds")
-        if kind not in KINDS:
-            raise ValueError(f"fault must be one of {', '.join(KINDS)}")
+    def add(self, request: Mapping[str, Any]) -> Fault:
+        """Add a fault from a request body. Raises ValueError with the reason for an invalid one."""
+        kind, count, seconds = request.get("fault"), request.get("count"), request.get("seconds")
+        if kind not in FAULT_KINDS:
+            raise ValueError(f"fault must be one of {', '.join(FAULT_KINDS)}")
         if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
             raise ValueError("count must be a positive integer")
         if seconds is not None and (not isinstance(seconds, int | float) or isinstance(seconds, bool) or seconds < 0):
             raise ValueError("seconds must be a number, zero or more")
         until = None if seconds is None else time.monotonic() + seconds
         fault = Fault(kind=str(kind), count=count, until=until)
-        self._ordered.append(fault)
+        self._configured.append(fault)
         return fault
 
-    def live(self) -> list[Fault]:
+    def active(self) -> list[Fault]:
         now = time.monotonic()
-        self._ordered = [
-            fault for fault in self._ordered if (fault.until is None or fault.until > now) and fault.count != 0
+        self._configured = [
+            fault for fault in self._configured if (fault.until is None or fault.until > now) and fault.count != 0
         ]
-        return list(self._ordered)
+        return list(self._configured)
 
     def clear(self) -> None:
-        self._ordered.clear()
+        self._configured.clear()
 
-    def take(self) -> str | None:
-        for fault in self.live():
+    def consume(self) -> str | None:
+        for fault in self.active():
             if fault.count is not None:
                 fault.count -= 1
             return fault.kind
         return None
 
 
-class Receiver:
+class SmtpHandler:
     """aiosmtpd's handler: one mail per DATA."""
 
-    def __init__(self, store: MailStore, faults: Faults) -> None:
+    def __init__(self, store: MailStore, faults: FaultInjector) -> None:
         self._store = store
         self._faults = faults
 
     async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:
-        fault = self._faults.take()
+        fault = self._faults.consume()
         if fault == "reject":
             return "550 5.7.1 Rejected by the sandbox"
         if fault == "defer":
@@ -85,18 +85,18 @@ class Receiver:
         raw = content.encode() if isinstance(content, str) else content or b""
         self._store.add(raw, envelope.mail_from or "", list(envelope.rcpt_tos), datetime.now(UTC))
         if fault == "drop" and isinstance(server.transport, asyncio.WriteTransport):
-            # Kept, but the sender never learns it.
+            # The mail is stored, but the sender does not receive the reply.
             server.transport.abort()
-        return "250 2.0.0 Kept"
+        return "250 2.0.0 OK"
 
 
-async def listen(port: int, receiver: Receiver) -> asyncio.Server:
+async def listen(port: int, receiver: SmtpHandler) -> asyncio.Server:
     loop = asyncio.get_running_loop()
 
     def connect() -> SMTP:
         return SMTP(
             receiver,
-            data_size_limit=_LARGEST,
+            data_size_limit=MAX_MESSAGE_BYTES,
             enable_SMTPUTF8=True,
             hostname="mailbox.localhost",
             ident="Berth mailbox",

@@ -52,7 +52,7 @@ class Mail:
     text: str
     html: str
 
-    def shown(self) -> dict[str, str]:
+    def to_json(self) -> dict[str, str]:
         return {
             "id": self.id,
             "from": self.sender,
@@ -86,19 +86,21 @@ class MailStore:
         """
         message = BytesParser(policy=email.policy.default).parsebytes(raw)
         assert isinstance(message, EmailMessage)
-        identity = str(message.get("Message-ID", "")).strip()
+        message_id = str(message.get("Message-ID", "")).strip()
         self._connection.execute("BEGIN IMMEDIATE")
         try:
-            fresh = [address for address in dict.fromkeys(recipients) if self._first(identity, address)]
-            if fresh:
-                self._insert(message, raw, sender, fresh, now)
+            new_recipients = [
+                address for address in dict.fromkeys(recipients) if self._remember_message_id(message_id, address)
+            ]
+            if new_recipients:
+                self._insert(message, raw, sender, new_recipients, now)
         except BaseException:
             self._connection.execute("ROLLBACK")
             raise
         self._connection.execute("COMMIT")
-        return bool(fresh)
+        return bool(new_recipients)
 
-    def _first(self, identity: str, address: str) -> bool:
+    def _remember_message_id(self, identity: str, address: str) -> bool:
         if not identity:
             return True
         done = self._connection.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (identity, address.lower()))
@@ -114,10 +116,10 @@ class MailStore:
                 authors[0][1] if authors and authors[0][1] else sender,
                 ", ".join(fresh),
                 str(message.get("Subject", "")),
-                _sent(message) or received,
+                _date_header(message) or received,
                 received,
-                _part(message, "plain"),
-                _part(message, "html"),
+                _body_part(message, "plain"),
+                _body_part(message, "html"),
                 raw,
             ),
         )
@@ -152,8 +154,8 @@ class MailStore:
         if not identifier.isascii() or not identifier.isdigit() or len(identifier) > 18:
             return []
         statement = f"SELECT {columns} FROM messages WHERE id = ?"  # noqa: S608
-        with closing(self._connection.execute(statement, (int(identifier),))) as found:
-            return found.fetchall()
+        with closing(self._connection.execute(statement, (int(identifier),))) as cursor:
+            return cursor.fetchall()
 
     def clear(self) -> int:
         return self._connection.execute("DELETE FROM messages").rowcount
@@ -167,7 +169,7 @@ def _instant(at: datetime) -> str:
     return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _sent(message: EmailMessage) -> str | None:
+def _date_header(message: EmailMessage) -> str | None:
     """The Date header: on a simulated calendar it is not the moment of arrival."""
     header = message.get("Date")
     at = getattr(header, "datetime", None)
@@ -176,7 +178,7 @@ def _sent(message: EmailMessage) -> str | None:
     return _instant(at if at.tzinfo is not None else at.replace(tzinfo=UTC))
 
 
-def _part(message: EmailMessage, kind: str) -> str:
+def _body_part(message: EmailMessage, kind: str) -> str:
     body = message.get_body(preferencelist=(kind,))
     if body is None:
         return ""

@@ -8,18 +8,18 @@ from typing import Any
 from aiohttp import web
 
 from deploy.local.mailbox import pages
-from deploy.local.mailbox.smtp import Faults
+from deploy.local.mailbox.smtp import FaultInjector
 from deploy.local.mailbox.store import Mail, MailStore
 
 _PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-src 'self'; form-action 'self'; base-uri 'none'"
-# A mail is a stranger's document: no script, no form, no origin, whoever opens it and however.
+# A mail is untrusted content: no scripts, no forms and an opaque origin, also when it is opened directly.
 _MAIL_POLICY = (
     "sandbox allow-popups allow-popups-to-escape-sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 )
 
 
-class Web:
-    def __init__(self, store: MailStore, faults: Faults) -> None:
+class MailboxApi:
+    def __init__(self, store: MailStore, faults: FaultInjector) -> None:
         self._store = store
         self._faults = faults
 
@@ -36,7 +36,7 @@ class Web:
                 web.get("/mail/{id}", self.mail),
                 web.get("/mail/{id}/html", self.html),
                 web.get("/sandbox/faults", self.list_faults),
-                web.post("/sandbox/faults", self.order_fault),
+                web.post("/sandbox/faults", self.add_fault),
                 web.delete("/sandbox/faults", self.clear_faults),
             ]
         )
@@ -47,55 +47,55 @@ class Web:
 
     async def messages(self, request: web.Request) -> web.Response:
         """Oldest first; `?to=` chooses one recipient."""
-        return web.json_response([mail.shown() for mail in self._store.all(_recipient(request))])
+        return web.json_response([mail.to_json() for mail in self._store.all(_recipient_filter(request))])
 
     async def clear(self, request: web.Request) -> web.Response:
         return web.json_response({"deleted": self._store.clear()})
 
     async def message(self, request: web.Request) -> web.Response:
         """One mail with its `headers` as [name, value] pairs in order."""
-        mail = self._found(request)
-        return web.json_response({**mail.shown(), "headers": self._store.headers(mail.id)})
+        mail = self._mail_or_404(request)
+        return web.json_response({**mail.to_json(), "headers": self._store.headers(mail.id)})
 
     async def raw(self, request: web.Request) -> web.Response:
-        return web.Response(body=self._store.raw(self._found(request).id), content_type="text/plain")
+        return web.Response(body=self._store.raw(self._mail_or_404(request).id), content_type="text/plain")
 
     async def page(self, request: web.Request) -> web.Response:
-        to = _recipient(request)
-        return _html(pages.mail_list(self._store.all(to), to), _PAGE_POLICY)
+        to = _recipient_filter(request)
+        return _html(pages.render_mail_list(self._store.all(to), to), _PAGE_POLICY)
 
     async def mail(self, request: web.Request) -> web.Response:
-        mail = self._found(request)
-        return _html(pages.mail_page(mail, self._store.headers(mail.id) or []), _PAGE_POLICY)
+        mail = self._mail_or_404(request)
+        return _html(pages.render_mail(mail, self._store.headers(mail.id) or []), _PAGE_POLICY)
 
     async def html(self, request: web.Request) -> web.Response:
-        return _html('<base target="_blank">' + self._found(request).html, _MAIL_POLICY)
+        return _html('<base target="_blank">' + self._mail_or_404(request).html, _MAIL_POLICY)
 
-    def _found(self, request: web.Request) -> Mail:
+    def _mail_or_404(self, request: web.Request) -> Mail:
         mail = self._store.get(request.match_info["id"])
         if mail is None:
             raise web.HTTPNotFound
         return mail
 
     async def list_faults(self, request: web.Request) -> web.Response:
-        return web.json_response({"faults": [fault.shown() for fault in self._faults.live()]})
+        return web.json_response({"faults": [fault.to_json() for fault in self._faults.active()]})
 
-    async def order_fault(self, request: web.Request) -> web.Response:
+    async def add_fault(self, request: web.Request) -> web.Response:
         try:
-            wish: Any = json.loads(await request.text())
-            if not isinstance(wish, dict):
+            body: Any = json.loads(await request.text())
+            if not isinstance(body, dict):
                 raise ValueError("the body must be a JSON object")
-            fault = self._faults.order(wish)
+            fault = self._faults.add(body)
         except ValueError as wrong:
             return web.json_response({"error": str(wrong)}, status=400)
-        return web.json_response(fault.shown(), status=201)
+        return web.json_response(fault.to_json(), status=201)
 
     async def clear_faults(self, request: web.Request) -> web.Response:
         self._faults.clear()
         return await self.list_faults(request)
 
 
-def _recipient(request: web.Request) -> str | None:
+def _recipient_filter(request: web.Request) -> str | None:
     # An address has no space: it is the plus sign of name+tag@… that the caller did not encode.
     return request.query.get("to", "").strip().replace(" ", "+") or None
 

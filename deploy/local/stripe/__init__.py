@@ -1,5 +1,5 @@
 """The Stripe sandbox of the one-machine stack."""
 
-from deploy.local.stripe.sandbox import DELIVERED, StripeSandbox
+from deploy.local.stripe.sandbox import DEFAULT_WEBHOOK_EVENTS, StripeSandbox
 
-__all__ = ["DELIVERED", "StripeSandbox"]
+__all__ = ["DEFAULT_WEBHOOK_EVENTS", "StripeSandbox"]

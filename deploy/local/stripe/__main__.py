@@ -9,7 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
-from deploy.local.stripe.sandbox import DELIVERED, StripeSandbox
+from deploy.local.stripe.sandbox import DEFAULT_WEBHOOK_EVENTS, StripeSandbox
 
 
 def _arguments() -> argparse.Namespace:
@@ -20,7 +20,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--webhook-secret", default="whsec_sandbox", help="secret that signs them")
     parser.add_argument("--webhook-event", action="append", help="type or glob to deliver; may be repeated")
     parser.add_argument("--api-key", help="the one sk_test_ key to accept; by default every one")
-    parser.add_argument("--no-localstripe", action="store_true", help="leave out the process behind")
     return parser.parse_args()
 
 
@@ -35,8 +34,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
         state_dir=arguments.state,
         port=arguments.port,
         api_key=arguments.api_key,
-        localstripe=not arguments.no_localstripe,
-        events=tuple(arguments.webhook_event or DELIVERED),
+        events=tuple(arguments.webhook_event or DEFAULT_WEBHOOK_EVENTS),
     ) as sandbox:
         sys.stdout.write(f"stripe sandbox on {sandbox.url}\n")
         sys.stdout.flush()

@@ -13,7 +13,9 @@ _MESSAGES = {
     "processing_error": "An error occurred while processing your card. Try again in a little bit.",
     "authentication_required": "Your card was declined. This transaction requires authentication.",
 }
-_OWN_CODE = frozenset({"expired_card", "incorrect_cvc", "processing_error", "authentication_required"})
+CODES_EQUAL_TO_DECLINE_CODE = frozenset(
+    {"expired_card", "incorrect_cvc", "processing_error", "authentication_required"}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,16 +24,16 @@ class TestCard:
 
     brand: str = "visa"
     last4: str = "4242"
-    declines: str | None = None
-    attaches: bool = True
-    authenticates: bool = False
-    disputes: str | None = None
-    refunds: str = "succeeded"
+    decline_code: str | None = None
+    can_attach: bool = True
+    requires_authentication: bool = False
+    dispute_reason: str | None = None
+    refund_status: str = "succeeded"
 
 
 def _declined(last4: str, code: str) -> TestCard:
     # Stripe checks a card with its issuer when it is saved, so only the "decline after attaching" card can be.
-    return TestCard(last4=last4, declines=code, attaches=False)
+    return TestCard(last4=last4, decline_code=code, can_attach=False)
 
 
 _GENERIC = _declined("0002", "generic_decline")
@@ -66,22 +68,22 @@ TOKENS: Mapping[str, TestCard] = MappingProxyType(
         "pm_card_chargeDeclinedIncorrectCvc": _CVC,
         "pm_card_chargeDeclinedProcessingError": _PROCESSING,
         "pm_card_chargeDeclinedFraudulent": _FRAUDULENT,
-        "pm_card_chargeCustomerFail": TestCard(last4="0341", declines="generic_decline"),
-        "pm_card_visa_chargeCustomerFail": TestCard(last4="0341", declines="generic_decline"),
-        "pm_card_threeDSecure2Required": TestCard(last4="3220", authenticates=True),
-        "pm_card_threeDSecureRequired": TestCard(last4="3063", authenticates=True),
-        "pm_card_authenticationRequired": TestCard(last4="3184", authenticates=True),
-        "pm_card_createDispute": TestCard(last4="0259", disputes="fraudulent"),
-        "pm_card_createDisputeProductNotReceived": TestCard(last4="2685", disputes="product_not_received"),
-        "pm_card_refundFail": TestCard(last4="5126", refunds="failed"),
-        "pm_card_pendingRefund": TestCard(last4="7726", refunds="pending"),
+        "pm_card_chargeCustomerFail": TestCard(last4="0341", decline_code="generic_decline"),
+        "pm_card_visa_chargeCustomerFail": TestCard(last4="0341", decline_code="generic_decline"),
+        "pm_card_threeDSecure2Required": TestCard(last4="3220", requires_authentication=True),
+        "pm_card_threeDSecureRequired": TestCard(last4="3063", requires_authentication=True),
+        "pm_card_authenticationRequired": TestCard(last4="3184", requires_authentication=True),
+        "pm_card_createDispute": TestCard(last4="0259", dispute_reason="fraudulent"),
+        "pm_card_createDisputeProductNotReceived": TestCard(last4="2685", dispute_reason="product_not_received"),
+        "pm_card_refundFail": TestCard(last4="5126", refund_status="failed"),
+        "pm_card_pendingRefund": TestCard(last4="7726", refund_status="pending"),
     }
 )
 
 
-def decline(declines: str) -> dict[str, str]:
+def card_error(declines: str) -> dict[str, str]:
     """The public half of a card error: `code`, `decline_code` and the message shown to the card holder."""
-    code = declines if declines in _OWN_CODE else "card_declined"
+    code = declines if declines in CODES_EQUAL_TO_DECLINE_CODE else "card_declined"
     return {
         "code": code,
         "decline_code": declines,

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from deploy.local.stripe.cards import TOKENS
-from deploy.local.stripe.context import Context, Json, new_id, public
 from deploy.local.stripe.errors import StripeError, invalid_parameter, missing_parameter
-from deploy.local.stripe.listing import listing
+from deploy.local.stripe.listing import list_page
+from deploy.local.stripe.request_context import Json, RequestContext, generate_id, public_fields
 
 
-def make(ctx: Context, intent: Json, method: Json, *, captured: bool, refusal: Mapping[str, str] | None = None) -> Json:
-    """A new charge of the intent's whole amount; with `refusal` (code, decline_code, message) a failed one."""
-    paid = refusal is None
-    identifier = new_id("ch_")
+def create_charge(
+    ctx: RequestContext, intent: Json, method: Json, *, captured: bool, decline: Mapping[str, str] | None = None
+) -> Json:
+    """Create a charge of the intent's full amount; with `decline` (code, decline_code, message) a failed one."""
+    paid = decline is None
+    identifier = generate_id("ch_")
     card = {name: method["card"][name] for name in ("brand", "country", "exp_month", "exp_year", "fingerprint")}
     details = {**card, "funding": method["card"]["funding"], "last4": method["card"]["last4"], "network": card["brand"]}
     body: Json = {
@@ -32,18 +34,18 @@ def make(ctx: Context, intent: Json, method: Json, *, captured: bool, refusal: M
         "customer": intent["customer"],
         "description": intent["description"],
         "disputed": False,
-        "failure_code": refusal["code"] if refusal else None,
-        "failure_message": refusal["message"] if refusal else None,
+        "failure_code": decline["code"] if decline else None,
+        "failure_message": decline["message"] if decline else None,
         "fraud_details": {},
         "livemode": False,
         "metadata": dict(intent["metadata"]),
         "outcome": {
             "network_decline_code": None,
-            "network_status": "declined_by_network" if refusal else "approved_by_network",
-            "reason": refusal["decline_code"] if refusal else None,
+            "network_status": "declined_by_network" if decline else "approved_by_network",
+            "reason": decline["decline_code"] if decline else None,
             "risk_level": "normal",
-            "seller_message": "The bank declined the payment." if refusal else "Payment complete.",
-            "type": "issuer_declined" if refusal else "authorized",
+            "seller_message": "The bank declined the payment." if decline else "Payment complete.",
+            "type": "issuer_declined" if decline else "authorized",
         },
         "paid": paid,
         "payment_intent": intent["id"],
@@ -57,19 +59,23 @@ def make(ctx: Context, intent: Json, method: Json, *, captured: bool, refusal: M
         "status": "succeeded" if paid else "failed",
         "transfer_group": intent["transfer_group"],
         "_key": ctx.key,
-        "_refunds": TOKENS[method["_token"]].refunds,
+        "_refunds": TOKENS[method["_token"]].refund_status,
         "_sent_back": 0,
     }
     if body["captured"]:
-        body["balance_transaction"] = _book(ctx, "charge", identifier, body["amount"], body["currency"], fee=True)
+        body["balance_transaction"] = _create_balance_transaction(
+            ctx, "charge", identifier, body["amount"], body["currency"], fee=True
+        )
     return ctx.save(body, parent=intent["id"])
 
 
-def _book(ctx: Context, kind: str, source: str, amount: int, currency: str, *, fee: bool = False) -> str:
+def _create_balance_transaction(
+    ctx: RequestContext, kind: str, source: str, amount: int, currency: str, *, fee: bool = False
+) -> str:
     """One line of the gateway's settlement; Stripe's card fee of 2.9 % and 30 minor units, half up."""
     cost = min(amount, (amount * 29 + 500) // 1000 + 30) if fee else 0
     body: Json = {
-        "id": new_id("txn_"),
+        "id": generate_id("txn_"),
         "object": "balance_transaction",
         "amount": amount,
         "available_on": ctx.now,
@@ -98,64 +104,66 @@ def _book(ctx: Context, kind: str, source: str, amount: int, currency: str, *, f
     return str(ctx.save(body, parent=source)["id"])
 
 
-def capture(ctx: Context, body: Json, amount: int) -> Json:
+def capture(ctx: RequestContext, body: Json, amount: int) -> Json:
     body.update(captured=True, amount_captured=amount)
-    # The part that is not taken goes back to the card holder, and Stripe reports it as refunded.
+    # The uncaptured part is released to the card holder; Stripe reports it as refunded.
     body["amount_refunded"] = body["amount"] - amount
-    body["balance_transaction"] = _book(ctx, "charge", body["id"], amount, body["currency"], fee=True)
+    body["balance_transaction"] = _create_balance_transaction(
+        ctx, "charge", body["id"], amount, body["currency"], fee=True
+    )
     return ctx.save(body)
 
 
-def release(ctx: Context, body: Json) -> Json:
-    """A cancelled authorisation: nothing was taken, and Stripe reports the charge as refunded."""
+def cancel_authorization(ctx: RequestContext, body: Json) -> Json:
+    """Cancel an uncaptured charge; Stripe reports it as refunded."""
     body.update(amount_refunded=body["amount"], refunded=True)
     ctx.save(body)
     ctx.emit("charge.refunded", body, {"amount_refunded": 0, "refunded": False})
     return body
 
 
-def retrieve(ctx: Context, identifier: str) -> Json:
-    return ctx.load("charge", identifier)
+def retrieve(ctx: RequestContext, identifier: str) -> Json:
+    return ctx.get_or_404("charge", identifier)
 
 
-def list_all(ctx: Context) -> Json:
+def list_all(ctx: RequestContext) -> Json:
     params = ctx.params
-    return listing(ctx, "charge", "/v1/charges", customer=params.text("customer"), parent=params.text("payment_intent"))
+    return list_page(
+        ctx, "charge", "/v1/charges", customer=params.text("customer"), parent=params.text("payment_intent")
+    )
 
 
-def refuse_direct(ctx: Context) -> Json:
+def reject_direct_charge(ctx: RequestContext) -> Json:
     raise StripeError(400, "This sandbox creates charges through payment intents only.")
 
 
 # refunds -------------------------------------------------------------------------------------------------------------
 
 
-def _refundable(ctx: Context) -> Json:
+def _charge_to_refund(ctx: RequestContext) -> Json:
     charge, intent = ctx.params.text("charge"), ctx.params.text("payment_intent")
     if charge is not None:
-        return ctx.load("charge", charge, "charge")
+        return ctx.get_or_404("charge", charge, "charge")
     if intent is None:
         raise missing_parameter("payment_intent")
-    latest = ctx.load("payment_intent", intent, "payment_intent")["latest_charge"]
+    latest = ctx.get_or_404("payment_intent", intent, "payment_intent")["latest_charge"]
     if latest is None:
         raise invalid_parameter("payment_intent", "This PaymentIntent does not have a successful charge to refund.")
-    return ctx.load("charge", latest, "payment_intent")
+    return ctx.get_or_404("charge", latest, "payment_intent")
 
 
-def refund(ctx: Context) -> Json:
+def refund(ctx: RequestContext) -> Json:
     params = ctx.params
-    charge = _refundable(ctx)
+    charge = _charge_to_refund(ctx)
     amount = params.integer("amount")
     reason = params.one_of("reason", ("duplicate", "fraudulent", "requested_by_customer"))
     metadata = params.metadata()
-    params.pass_over(
-        "refund_application_fee", "reverse_transfer", "instructions_email", "currency", "customer", "origin"
-    )
-    params.finish()
-    left = charge["amount_captured"] - charge["_sent_back"]
-    amount = _check_refund(charge, left if amount is None else amount, left)
+    params.ignore("refund_application_fee", "reverse_transfer", "instructions_email", "currency", "customer", "origin")
+    params.reject_unknown()
+    remaining = charge["amount_captured"] - charge["_sent_back"]
+    amount = _check_refund(charge, remaining if amount is None else amount, remaining)
     body: Json = {
-        "id": new_id("re_"),
+        "id": generate_id("re_"),
         "object": "refund",
         "amount": amount,
         "charge": charge["id"],
@@ -171,25 +179,27 @@ def refund(ctx: Context) -> Json:
         "transfer_reversal": None,
         "_key": ctx.key,
     }
-    body["balance_transaction"] = _book(ctx, "refund", body["id"], -amount, charge["currency"])
+    body["balance_transaction"] = _create_balance_transaction(ctx, "refund", body["id"], -amount, charge["currency"])
     ctx.save(body, parent=charge["id"])
-    _send_back(ctx, charge, amount)
+    _apply_refund(ctx, charge, amount)
     ctx.emit("refund.created", body)
-    answer = public(body)
+    response = public_fields(body)
     if charge["_refunds"] == "pending":
         body["status"] = "succeeded"
         ctx.save(body)
         ctx.emit("refund.updated", body, {"status": "pending"})
     elif charge["_refunds"] == "failed":
         body.update(status="failed", failure_reason="expired_or_canceled_card")
-        body["failure_balance_transaction"] = _book(ctx, "refund_failure", body["id"], amount, charge["currency"])
+        body["failure_balance_transaction"] = _create_balance_transaction(
+            ctx, "refund_failure", body["id"], amount, charge["currency"]
+        )
         ctx.save(body)
-        _send_back(ctx, charge, -amount)
+        _apply_refund(ctx, charge, -amount)
         ctx.emit("refund.failed", body, {"status": "succeeded"})
-    return answer
+    return response
 
 
-def _check_refund(charge: Json, amount: int, left: int) -> int:
+def _check_refund(charge: Json, amount: int, remaining: int) -> int:
     if charge["status"] == "failed":
         raise invalid_parameter("charge", f"Charge {charge['id']} has failed and cannot be refunded.")
     if not charge["captured"]:
@@ -202,18 +212,18 @@ def _check_refund(charge: Json, amount: int, left: int) -> int:
         raise StripeError(
             400, f"Charge {charge['id']} has been charged back; cannot issue a refund.", code="charge_disputed"
         )
-    if left == 0:
+    if remaining == 0:
         raise StripeError(400, f"Charge {charge['id']} has already been refunded.", code="charge_already_refunded")
     if amount < 1:
         raise StripeError(400, "Invalid positive integer", code="parameter_invalid_integer", param="amount")
-    if amount > left:
+    if amount > remaining:
         raise invalid_parameter(
-            "amount", f"Refund amount ({amount}) is greater than unrefunded amount on charge ({left})"
+            "amount", f"Refund amount ({amount}) is greater than unrefunded amount on charge ({remaining})"
         )
     return amount
 
 
-def _send_back(ctx: Context, charge: Json, amount: int) -> None:
+def _apply_refund(ctx: RequestContext, charge: Json, amount: int) -> None:
     before = {"amount_refunded": charge["amount_refunded"], "refunded": charge["refunded"]}
     charge["_sent_back"] += amount
     charge["amount_refunded"] += amount
@@ -223,47 +233,49 @@ def _send_back(ctx: Context, charge: Json, amount: int) -> None:
         ctx.emit("charge.refunded", charge, before)
 
 
-def retrieve_refund(ctx: Context, identifier: str) -> Json:
-    return ctx.load("refund", identifier)
+def retrieve_refund(ctx: RequestContext, identifier: str) -> Json:
+    return ctx.get_or_404("refund", identifier)
 
 
-def update_refund(ctx: Context, identifier: str) -> Json:
-    body = ctx.load("refund", identifier)
+def update_refund(ctx: RequestContext, identifier: str) -> Json:
+    body = ctx.get_or_404("refund", identifier)
     body["metadata"] = ctx.params.metadata(body["metadata"])
-    ctx.params.finish()
+    ctx.params.reject_unknown()
     return ctx.save(body)
 
 
-def list_refunds(ctx: Context) -> Json:
+def list_refunds(ctx: RequestContext) -> Json:
     charge, intent = ctx.params.text("charge"), ctx.params.text("payment_intent")
-    return listing(
+    return list_page(
         ctx,
         "refund",
         "/v1/refunds",
         parent=charge,
-        keep=lambda body: intent is None or body["payment_intent"] == intent,
+        predicate=lambda body: intent is None or body["payment_intent"] == intent,
     )
 
 
 # balance -------------------------------------------------------------------------------------------------------------
 
 
-def retrieve_transaction(ctx: Context, identifier: str) -> Json:
-    return ctx.load("balance_transaction", identifier)
+def retrieve_transaction(ctx: RequestContext, identifier: str) -> Json:
+    return ctx.get_or_404("balance_transaction", identifier)
 
 
-def list_transactions(ctx: Context) -> Json:
+def list_transactions(ctx: RequestContext) -> Json:
     source, kind, currency = ctx.params.text("source"), ctx.params.text("type"), ctx.params.text("currency")
-    return listing(
+    return list_page(
         ctx,
         "balance_transaction",
         "/v1/balance_transactions",
         parent=source,
-        keep=lambda body: (kind is None or body["type"] == kind) and (currency is None or body["currency"] == currency),
+        predicate=lambda body: (
+            (kind is None or body["type"] == kind) and (currency is None or body["currency"] == currency)
+        ),
     )
 
 
-def balance(ctx: Context) -> Json:
+def balance(ctx: RequestContext) -> Json:
     totals: dict[str, int] = {}
     for line in ctx.store.find("balance_transaction"):
         totals[line["currency"]] = totals.get(line["currency"], 0) + line["net"]

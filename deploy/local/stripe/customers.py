@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import hashlib
 
-from deploy.local.stripe.cards import TOKENS, TestCard, decline
-from deploy.local.stripe.context import Context, Json, new_id
+from deploy.local.stripe.cards import TOKENS, TestCard, card_error
 from deploy.local.stripe.errors import StripeError, invalid_parameter, missing_parameter
-from deploy.local.stripe.listing import listing
+from deploy.local.stripe.listing import list_page
+from deploy.local.stripe.request_context import Json, RequestContext, generate_id
 
-_PASSED_OVER = ("address", "shipping", "tax", "tax_exempt", "tax_id_data", "cash_balance", "preferred_locales")
+IGNORED_PARAMETERS = ("address", "shipping", "tax", "tax_exempt", "tax_id_data", "cash_balance", "preferred_locales")
 _TEXTS = ("email", "name", "phone", "description")
 
 
 # customers -----------------------------------------------------------------------------------------------------------
 
 
-def create_customer(ctx: Context) -> Json:
+def create_customer(ctx: RequestContext) -> Json:
     body: Json = {
-        "id": new_id("cus_"),
+        "id": generate_id("cus_"),
         "object": "customer",
         "address": None,
         "balance": 0,
@@ -28,7 +28,7 @@ def create_customer(ctx: Context) -> Json:
         "delinquent": False,
         "description": None,
         "email": None,
-        "invoice_prefix": new_id("")[:8].upper(),
+        "invoice_prefix": generate_id("")[:8].upper(),
         "invoice_settings": {"custom_fields": None, "default_payment_method": None, "footer": None},
         "livemode": False,
         "metadata": {},
@@ -39,105 +39,105 @@ def create_customer(ctx: Context) -> Json:
         "tax_exempt": "none",
         "test_clock": None,
     }
-    wanted = ctx.params.text("payment_method")
+    method_id = ctx.params.text("payment_method")
     _apply_customer(ctx, body)
     ctx.save(body)
-    if wanted is not None:
-        _attach(ctx, resolve_method(ctx, wanted), body["id"])
+    if method_id is not None:
+        _attach(ctx, get_or_create_method(ctx, method_id), body["id"])
     ctx.emit("customer.created", body)
     return body
 
 
-def _apply_customer(ctx: Context, body: Json) -> None:
+def _apply_customer(ctx: RequestContext, body: Json) -> None:
     for name in _TEXTS:
         if ctx.params.has(name):
             body[name] = ctx.params.text(name)
     body["metadata"] = ctx.params.metadata(body["metadata"])
-    settings = ctx.params.group("invoice_settings")
+    settings = ctx.params.nested("invoice_settings")
     if settings is not None:
         default = settings.text("default_payment_method")
         if default is not None:
-            method = ctx.load("payment_method", default, "invoice_settings[default_payment_method]")
+            method = ctx.get_or_404("payment_method", default, "invoice_settings[default_payment_method]")
             if method["customer"] != body["id"]:
                 raise invalid_parameter(
                     "invoice_settings[default_payment_method]",
                     "The customer does not have a payment method with the ID " + default,
                 )
         body["invoice_settings"] = {**body["invoice_settings"], "default_payment_method": default}
-        settings.pass_over("custom_fields", "footer", "rendering_options")
-        settings.finish()
-    ctx.params.pass_over(*_PASSED_OVER)
-    ctx.params.finish()
+        settings.ignore("custom_fields", "footer", "rendering_options")
+        settings.reject_unknown()
+    ctx.params.ignore(*IGNORED_PARAMETERS)
+    ctx.params.reject_unknown()
 
 
-def retrieve_customer(ctx: Context, identifier: str) -> Json:
-    return ctx.load("customer", identifier)
+def retrieve_customer(ctx: RequestContext, identifier: str) -> Json:
+    return ctx.get_or_404("customer", identifier)
 
 
-def update_customer(ctx: Context, identifier: str) -> Json:
-    body = _living_customer(ctx, identifier, "id")
+def update_customer(ctx: RequestContext, identifier: str) -> Json:
+    body = get_active_customer(ctx, identifier, "id")
     _apply_customer(ctx, body)
     ctx.save(body)
     ctx.emit("customer.updated", body)
     return body
 
 
-def delete_customer(ctx: Context, identifier: str) -> Json:
-    body = _living_customer(ctx, identifier, "id")
+def delete_customer(ctx: RequestContext, identifier: str) -> Json:
+    body = get_active_customer(ctx, identifier, "id")
     for method in ctx.store.find("payment_method", customer=identifier):
         _detach(ctx, method)
     ctx.emit("customer.deleted", body)
-    # Stripe goes on answering for a deleted customer, with this stub.
+    # Stripe returns this stub for a deleted customer.
     return ctx.save({"id": identifier, "object": "customer", "deleted": True})
 
 
-def list_customers(ctx: Context) -> Json:
+def list_customers(ctx: RequestContext) -> Json:
     email = ctx.params.text("email")
-    return listing(
+    return list_page(
         ctx,
         "customer",
         "/v1/customers",
-        keep=lambda body: not body.get("deleted") and (email is None or body["email"] == email),
+        predicate=lambda body: not body.get("deleted") and (email is None or body["email"] == email),
     )
 
 
-def _living_customer(ctx: Context, identifier: str, param: str) -> Json:
-    body = ctx.load("customer", identifier, param)
+def get_active_customer(ctx: RequestContext, identifier: str, param: str) -> Json:
+    body = ctx.get_or_404("customer", identifier, param)
     if body.get("deleted"):
         raise StripeError(404, f"No such customer: '{identifier}'", code="resource_missing", param=param)
     return body
 
 
-def require_customer(ctx: Context, identifier: str | None) -> str | None:
-    return None if identifier is None else str(_living_customer(ctx, identifier, "customer")["id"])
+def require_customer(ctx: RequestContext, identifier: str | None) -> str | None:
+    return None if identifier is None else str(get_active_customer(ctx, identifier, "customer")["id"])
 
 
 # payment methods -----------------------------------------------------------------------------------------------------
 
 
-def card_of(method: Json) -> TestCard:
+def test_card(method: Json) -> TestCard:
     return TOKENS[method["_token"]]
 
 
-def declines(method: Json) -> str | None:
-    """The decline code this method meets when charged: what the sandbox was told, else the card's own."""
+def decline_code_for(method: Json) -> str | None:
+    """Return the decline code of a charge of this method: the configured one, else that of the test card."""
     if "_declines" in method:
-        told: str | None = method["_declines"]
-        return told
-    return card_of(method).declines
+        override: str | None = method["_declines"]
+        return override
+    return test_card(method).decline_code
 
 
-def resolve_method(ctx: Context, identifier: str, param: str = "payment_method") -> Json:
-    """A stored method, or a new one for a test token: every use of a token gives a method of its own."""
+def get_or_create_method(ctx: RequestContext, identifier: str, param: str = "payment_method") -> Json:
+    """Return a stored method, or a new one for a test token: every use of a token creates a method."""
     if identifier in TOKENS:
         return _new_method(ctx, identifier)
-    return ctx.load("payment_method", identifier, param)
+    return ctx.get_or_404("payment_method", identifier, param)
 
 
-def _new_method(ctx: Context, token: str) -> Json:
+def _new_method(ctx: RequestContext, token: str) -> Json:
     card = TOKENS[token]
     body: Json = {
-        "id": new_id("pm_"),
+        "id": generate_id("pm_"),
         "object": "payment_method",
         "allow_redisplay": "unspecified",
         "billing_details": {
@@ -172,9 +172,9 @@ def _new_method(ctx: Context, token: str) -> Json:
     return ctx.save(body)
 
 
-def create_method(ctx: Context) -> Json:
+def create_method(ctx: RequestContext) -> Json:
     ctx.params.one_of("type", ("card",))
-    card = ctx.params.group("card")
+    card = ctx.params.nested("card")
     if card is None:
         raise missing_parameter("card")
     token = card.text("token")
@@ -190,31 +190,31 @@ def create_method(ctx: Context) -> Json:
         raise StripeError(400, f"No such token: '{token}'", code="resource_missing", param="card[token]")
     body = _new_method(ctx, name)
     body["metadata"] = ctx.params.metadata()
-    ctx.params.pass_over("billing_details", "allow_redisplay")
-    ctx.params.finish()
+    ctx.params.ignore("billing_details", "allow_redisplay")
+    ctx.params.reject_unknown()
     return ctx.save(body)
 
 
-def retrieve_method(ctx: Context, identifier: str) -> Json:
-    return resolve_method(ctx, identifier, "id")
+def retrieve_method(ctx: RequestContext, identifier: str) -> Json:
+    return get_or_create_method(ctx, identifier, "id")
 
 
-def update_method(ctx: Context, identifier: str) -> Json:
-    body = ctx.load("payment_method", identifier)
+def update_method(ctx: RequestContext, identifier: str) -> Json:
+    body = ctx.get_or_404("payment_method", identifier)
     body["metadata"] = ctx.params.metadata(body["metadata"])
-    ctx.params.pass_over("billing_details", "allow_redisplay", "card")
-    ctx.params.finish()
+    ctx.params.ignore("billing_details", "allow_redisplay", "card")
+    ctx.params.reject_unknown()
     return ctx.save(body)
 
 
-def attach_method(ctx: Context, identifier: str) -> Json:
+def attach_method(ctx: RequestContext, identifier: str) -> Json:
     customer = ctx.params.required_text("customer")
-    ctx.params.finish()
-    _living_customer(ctx, customer, "customer")
-    return _attach(ctx, resolve_method(ctx, identifier, "id"), customer)
+    ctx.params.reject_unknown()
+    get_active_customer(ctx, customer, "customer")
+    return _attach(ctx, get_or_create_method(ctx, identifier, "id"), customer)
 
 
-def _attach(ctx: Context, method: Json, customer: str) -> Json:
+def _attach(ctx: RequestContext, method: Json, customer: str) -> Json:
     if method["customer"] == customer:
         return method
     if method["customer"] is not None:
@@ -222,16 +222,16 @@ def _attach(ctx: Context, method: Json, customer: str) -> Json:
             "payment_method", "The payment method you provided has already been attached to a customer."
         )
     require_usable(method)
-    if not card_of(method).attaches:
-        refusal = decline(declines(method) or "generic_decline")
-        message = refusal.pop("message")
+    if not test_card(method).can_attach:
+        decline = card_error(decline_code_for(method) or "generic_decline")
+        message = decline.pop("message")
         raise StripeError(
             402,
             message,
             kind="card_error",
-            code=refusal["code"],
+            code=decline["code"],
             keep=True,
-            extra={"decline_code": refusal["decline_code"]},
+            extra={"decline_code": decline["decline_code"]},
         )
     method["customer"] = customer
     ctx.save(method)
@@ -239,7 +239,7 @@ def _attach(ctx: Context, method: Json, customer: str) -> Json:
     return method
 
 
-def attach_after_payment(ctx: Context, method: Json, customer: str) -> None:
+def attach_after_payment(ctx: RequestContext, method: Json, customer: str) -> None:
     """What `setup_future_usage` does once the payment stands."""
     if method["customer"] is None:
         _attach(ctx, method, customer)
@@ -256,9 +256,9 @@ def require_usable(method: Json) -> None:
         )
 
 
-def detach_method(ctx: Context, identifier: str) -> Json:
-    ctx.params.finish()
-    method = ctx.load("payment_method", identifier)
+def detach_method(ctx: RequestContext, identifier: str) -> Json:
+    ctx.params.reject_unknown()
+    method = ctx.get_or_404("payment_method", identifier)
     if method["customer"] is None:
         raise StripeError(
             400, "The payment method you provided is not attached to a customer so detachment is impossible."
@@ -266,7 +266,7 @@ def detach_method(ctx: Context, identifier: str) -> Json:
     return _detach(ctx, method)
 
 
-def _detach(ctx: Context, method: Json) -> Json:
+def _detach(ctx: RequestContext, method: Json) -> Json:
     before = method["customer"]
     method["customer"] = None
     method["_spent"] = True
@@ -275,28 +275,28 @@ def _detach(ctx: Context, method: Json) -> Json:
     return method
 
 
-def list_methods(ctx: Context) -> Json:
+def list_methods(ctx: RequestContext) -> Json:
     customer = ctx.params.text("customer")
     if customer is None:
         raise missing_parameter("customer")
     return list_customer_methods(ctx, customer, "/v1/payment_methods")
 
 
-def list_customer_methods(ctx: Context, customer: str, url: str | None = None) -> Json:
-    ctx.load("customer", customer, "customer")
+def list_customer_methods(ctx: RequestContext, customer: str, url: str | None = None) -> Json:
+    ctx.get_or_404("customer", customer, "customer")
     kind = ctx.params.text("type")
-    ctx.params.pass_over("allow_redisplay")
-    return listing(
+    ctx.params.ignore("allow_redisplay")
+    return list_page(
         ctx,
         "payment_method",
         url or f"/v1/customers/{customer}/payment_methods",
         customer=customer,
-        keep=lambda body: kind is None or body["type"] == kind,
+        predicate=lambda body: kind is None or body["type"] == kind,
     )
 
 
-def retrieve_customer_method(ctx: Context, customer: str, identifier: str) -> Json:
-    method = ctx.load("payment_method", identifier)
+def retrieve_customer_method(ctx: RequestContext, customer: str, identifier: str) -> Json:
+    method = ctx.get_or_404("payment_method", identifier)
     if method["customer"] != customer:
         raise StripeError(
             404, f"No such PaymentMethod: '{identifier}'", code="resource_missing", param="payment_method"
@@ -304,7 +304,7 @@ def retrieve_customer_method(ctx: Context, customer: str, identifier: str) -> Js
     return method
 
 
-def authentication(ctx: Context, identifier: str, return_url: str | None) -> Json:
+def next_action(ctx: RequestContext, identifier: str, return_url: str | None) -> Json:
     """The `next_action` of a 3-D Secure card: a page of the sandbox where the card holder decides."""
     if return_url is None:
         return {"type": "use_stripe_sdk", "use_stripe_sdk": {"type": "three_d_secure_redirect"}}

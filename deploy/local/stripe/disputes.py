@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from deploy.local.stripe.context import Context, Json, new_id
 from deploy.local.stripe.errors import StripeError, invalid_parameter
-from deploy.local.stripe.listing import listing
+from deploy.local.stripe.listing import list_page
+from deploy.local.stripe.request_context import Json, RequestContext, generate_id
 
-CLOSED = ("won", "lost")
+FINAL_STATUSES = ("won", "lost")
 
 
-def open_dispute(ctx: Context, charge: Json, reason: str) -> Json:
+def open_dispute(ctx: RequestContext, charge: Json, reason: str) -> Json:
     """The bank takes the money back while it asks; a charge is disputed at most once."""
     if charge["disputed"]:
         raise StripeError(400, f"Charge {charge['id']} is disputed already.", code="charge_disputed")
     if not charge["captured"]:
         raise invalid_parameter("charge", "Only a captured charge can be disputed.")
     body: Json = {
-        "id": new_id("dp_"),
+        "id": generate_id("dp_"),
         "object": "dispute",
         "amount": charge["amount_captured"] - charge["_sent_back"],
         "balance_transactions": [],
@@ -47,16 +47,16 @@ def open_dispute(ctx: Context, charge: Json, reason: str) -> Json:
     return body
 
 
-def decide(ctx: Context, body: Json, status: str) -> Json:
+def set_status(ctx: RequestContext, body: Json, status: str) -> Json:
     """`won` gives the money back, `lost` leaves it with the card holder; a decided dispute stays decided."""
     if body["status"] == status:
         return body
-    if body["status"] in CLOSED:
+    if body["status"] in FINAL_STATUSES:
         raise StripeError(400, f"This dispute is already {body['status']}.", code="dispute_already_closed")
     before = {"status": body["status"]}
     body["status"] = status
     ctx.save(body)
-    if status in CLOSED:
+    if status in FINAL_STATUSES:
         if status == "won":
             ctx.emit("charge.dispute.funds_reinstated", body)
         ctx.emit("charge.dispute.closed", body, before)
@@ -65,28 +65,28 @@ def decide(ctx: Context, body: Json, status: str) -> Json:
     return body
 
 
-def retrieve(ctx: Context, identifier: str) -> Json:
-    return ctx.load("dispute", identifier)
+def retrieve(ctx: RequestContext, identifier: str) -> Json:
+    return ctx.get_or_404("dispute", identifier)
 
 
-def list_all(ctx: Context) -> Json:
+def list_all(ctx: RequestContext) -> Json:
     charge, intent = ctx.params.text("charge"), ctx.params.text("payment_intent")
-    return listing(
+    return list_page(
         ctx,
         "dispute",
         "/v1/disputes",
         parent=charge,
-        keep=lambda body: intent is None or body["payment_intent"] == intent,
+        predicate=lambda body: intent is None or body["payment_intent"] == intent,
     )
 
 
-def update(ctx: Context, identifier: str) -> Json:
+def update(ctx: RequestContext, identifier: str) -> Json:
     """Stripe's test mode decides by the text of the evidence: `winning_evidence` or `losing_evidence`."""
-    body = ctx.load("dispute", identifier)
-    evidence, submit = ctx.params.raw("evidence"), ctx.params.flag("submit")
+    body = ctx.get_or_404("dispute", identifier)
+    evidence, submit = ctx.params.pop_raw("evidence"), ctx.params.flag("submit")
     body["metadata"] = ctx.params.metadata(body["metadata"])
-    ctx.params.finish()
-    if body["status"] in CLOSED:
+    ctx.params.reject_unknown()
+    if body["status"] in FINAL_STATUSES:
         raise StripeError(400, "This dispute is already closed.", code="dispute_already_closed")
     if isinstance(evidence, dict):
         body["evidence"] = {**body["evidence"], **evidence}
@@ -97,9 +97,9 @@ def update(ctx: Context, identifier: str) -> Json:
         return body
     body["evidence_details"]["submission_count"] += 1
     outcome = {"winning_evidence": "won", "losing_evidence": "lost"}.get(words, "under_review")
-    return decide(ctx, body, outcome)
+    return set_status(ctx, body, outcome)
 
 
-def close(ctx: Context, identifier: str) -> Json:
-    ctx.params.finish()
-    return decide(ctx, ctx.load("dispute", identifier), "lost")
+def close(ctx: RequestContext, identifier: str) -> Json:
+    ctx.params.reject_unknown()
+    return set_status(ctx, ctx.get_or_404("dispute", identifier), "lost")

@@ -6,11 +6,12 @@ from typing import Any
 
 
 class StripeError(Exception):
-    """One refused request.
+    """A request that fails with an error response.
 
-    `keep` tells what survives it: False rolls back everything the request touched and forgets its idempotency key
-    (a validation error: the client may correct its parameters and use the key again); True keeps both (a declined
-    card leaves a failed charge behind, and the same key must give the same refusal again).
+    Args:
+        keep: False rolls back every change of the request and releases its idempotency key (a validation error: the
+            client may correct its parameters and reuse the key). True keeps both (a declined card leaves a failed
+            charge, and the same key must return the same error).
     """
 
     def __init__(
@@ -30,7 +31,7 @@ class StripeError(Exception):
         self.kind = kind
         self.code = code
         self.param = param
-        self.keep = keep
+        self.commit = keep
         self.extra = extra or {}
 
     def body(self) -> dict[str, Any]:
@@ -51,7 +52,7 @@ def invalid_parameter(name: str, message: str) -> StripeError:
     return StripeError(400, message, param=name)
 
 
-def no_such(kind: str, identifier: str, param: str = "id") -> StripeError:
+def resource_missing(kind: str, identifier: str, param: str = "id") -> StripeError:
     noun = {"payment_method": "PaymentMethod", "setup_intent": "setupintent"}.get(kind, kind)
     return StripeError(404, f"No such {noun}: '{identifier}'", code="resource_missing", param=param)
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-BEFORE_DEED = ("server_error", "reset")
-AFTER_DEED = ("stall", "lost_reply")
+BEFORE_EXECUTION = ("server_error", "reset")
+AFTER_EXECUTION = ("stall", "lost_reply")
 WEBHOOK = ("hold_webhook", "reorder_webhook", "duplicate_webhook")
-KINDS = (*BEFORE_DEED, *AFTER_DEED, *WEBHOOK)
-_MONEY = ("/v1/payment_intents*", "/v1/refunds*")
+FAULT_KINDS = (*BEFORE_EXECUTION, *AFTER_EXECUTION, *WEBHOOK)
+MONEY_PATHS = ("/v1/payment_intents*", "/v1/refunds*")
 _STALL_SECONDS = 30.0
 
 
@@ -27,7 +27,7 @@ class Fault:
     paths: tuple[str, ...]
     method: str
 
-    def shown(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         return {
             "fault": self.kind,
             "count": self.count,
@@ -36,27 +36,27 @@ class Fault:
             "method": self.method,
         }
 
-    def strikes(self, method: str, path: str) -> bool:
+    def matches(self, method: str, path: str) -> bool:
         return self.method in ("*", method) and any(fnmatchcase(path, glob) for glob in self.paths)
 
 
-class Faults:
+class FaultInjector:
     """Ordered faults, oldest first. They live in memory: a restart of the sandbox clears them."""
 
     def __init__(self) -> None:
-        self._ordered: list[Fault] = []
+        self._configured: list[Fault] = []
 
-    def order(self, wish: Mapping[str, Any]) -> Fault:
+    def add(self, request: Mapping[str, Any]) -> Fault:
         """Add a fault from a request body; ValueError says what is wrong with it.
 
         Without `path` and `method` the faults of requests aim at what moves money (POSTs to payment intents and
         refunds), so that one meant for a charge is not used up by the customer that is created just before it.
         """
-        kind = wish.get("fault")
-        if kind not in KINDS:
-            raise ValueError(f"fault must be one of {', '.join(KINDS)}")
-        count, seconds, path = wish.get("count"), wish.get("seconds"), wish.get("path")
-        method = wish.get("method", "POST")
+        kind = request.get("fault")
+        if kind not in FAULT_KINDS:
+            raise ValueError(f"fault must be one of {', '.join(FAULT_KINDS)}")
+        count, seconds, path = request.get("count"), request.get("seconds"), request.get("path")
+        method = request.get("method", "POST")
         if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
             raise ValueError("count must be a positive integer")
         if seconds is not None and (not isinstance(seconds, int | float) or isinstance(seconds, bool) or seconds < 0):
@@ -72,29 +72,29 @@ class Faults:
             count=count,
             seconds=(_STALL_SECONDS if seconds is None else seconds) if kind == "stall" else seconds,
             until=time.monotonic() + seconds if timed and seconds is not None else None,
-            paths=_MONEY if path is None else (path,),
+            paths=MONEY_PATHS if path is None else (path,),
             method=method,
         )
-        self._ordered.append(fault)
+        self._configured.append(fault)
         return fault
 
     def clear(self, kind: str | None = None) -> None:
-        self._ordered = [fault for fault in self._ordered if kind is not None and fault.kind != kind]
+        self._configured = [fault for fault in self._configured if kind is not None and fault.kind != kind]
 
-    def live(self) -> list[Fault]:
+    def active(self) -> list[Fault]:
         now = time.monotonic()
-        self._ordered = [
+        self._configured = [
             fault
-            for fault in self._ordered
+            for fault in self._configured
             if (fault.until is None or fault.until > now) and (fault.count is None or fault.count > 0)
         ]
-        return list(self._ordered)
+        return list(self._configured)
 
-    def take(self, kinds: Iterable[str], method: str | None = None, path: str = "") -> Fault | None:
+    def consume(self, kinds: Iterable[str], method: str | None = None, path: str = "") -> Fault | None:
         """Use up one occurrence of the oldest fault that applies; for a request with its method and path."""
-        wanted = tuple(kinds)
-        for fault in self.live():
-            if fault.kind in wanted and (method is None or fault.strikes(method, path)):
+        accepted = tuple(kinds)
+        for fault in self.active():
+            if fault.kind in accepted and (method is None or fault.matches(method, path)):
                 if fault.count is not None:
                     fault.count -= 1
                 return fault

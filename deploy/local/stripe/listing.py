@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from deploy.local.stripe.context import Context, Json, public
 from deploy.local.stripe.errors import StripeError, invalid_parameter
 from deploy.local.stripe.params import Params
+from deploy.local.stripe.request_context import Json, RequestContext, public_fields
 
 _CLAUSE = re.compile(r"""^-?(metadata\[["']([^"']+)["']\]|[a-z_]+)\s*[:=]\s*["']?(.*?)["']?$""")
 _BOUNDS: dict[str, Callable[[int, int], bool]] = {
@@ -19,31 +19,31 @@ _BOUNDS: dict[str, Callable[[int, int], bool]] = {
 }
 
 
-def listing(
-    ctx: Context,
+def list_page(
+    ctx: RequestContext,
     kind: str,
     url: str,
     *,
     customer: str | None = None,
     parent: str | None = None,
-    keep: Callable[[Json], bool] = lambda body: True,
+    predicate: Callable[[Json], bool] = lambda body: True,
 ) -> Json:
     """One page, newest first: `{"object": "list", "data": […], "has_more": …, "url": …}`."""
     params = ctx.params
     limit = _limit(params)
     after, before = params.text("starting_after"), params.text("ending_before")
-    created = params.raw("created")
-    params.finish()
-    found = [
+    created = params.pop_raw("created")
+    params.reject_unknown()
+    objects = [
         body
         for body in ctx.store.find(kind, customer=customer, parent=parent, after=after, before=before)
-        if keep(body) and _in_range(body, created)
+        if predicate(body) and _in_range(body, created)
     ]
-    page = found[-limit:] if before is not None else found[:limit]
+    page = objects[-limit:] if before is not None else objects[:limit]
     return {
         "object": "list",
-        "data": [public(body) for body in page],
-        "has_more": len(found) > len(page),
+        "data": [public_fields(body) for body in page],
+        "has_more": len(objects) > len(page),
         "url": url,
     }
 
@@ -70,23 +70,23 @@ def _in_range(body: Json, created: Any) -> bool:
     return True
 
 
-def search(ctx: Context, kind: str, url: str) -> Json:
+def search(ctx: RequestContext, kind: str, url: str) -> Json:
     """`field:"value"` and `metadata["key"]:"value"`, joined by AND. Unlike Stripe's own index it is never behind."""
     query = ctx.params.required_text("query")
     limit = _limit(ctx.params)
-    ctx.params.pass_over("page")
-    ctx.params.finish()
+    ctx.params.ignore("page")
+    ctx.params.reject_unknown()
     clauses: list[tuple[str, str | None, str]] = []
     for clause in re.split(r"\s+AND\s+", query.strip()):
         match = _CLAUSE.match(clause)
         if match is None or clause.startswith("-"):
             raise StripeError(400, f"We were unable to parse your search query: {clause}", param="query")
         clauses.append((match[1], match[2], match[3]))
-    found = [body for body in ctx.store.find(kind) if all(_matches(body, *clause) for clause in clauses)]
+    objects = [body for body in ctx.store.find(kind) if all(_matches(body, *clause) for clause in clauses)]
     return {
         "object": "search_result",
-        "data": [public(body) for body in found[:limit]],
-        "has_more": len(found) > limit,
+        "data": [public_fields(body) for body in objects[:limit]],
+        "has_more": len(objects) > limit,
         "next_page": None,
         "url": url,
     }

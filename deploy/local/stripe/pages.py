@@ -42,11 +42,11 @@ def _align(cell: object) -> str:
     return ' class="n"' if isinstance(cell, int) else ""
 
 
-def _at(seconds: int) -> str:
+def _format_time(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
-def overview(
+def render_overview(
     *,
     charges: Sequence[Mapping[str, Any]],
     events: Sequence[Mapping[str, Any]],
@@ -54,11 +54,11 @@ def overview(
     faults: Sequence[Mapping[str, Any]],
 ) -> str:
     """The latest hundred charges and events, newest first; amounts in minor units."""
-    paid = _table(
+    charge_table = _table(
         ("At (UTC)", "Charge", "Minor units", "Currency", "Status", "Captured", "Given back", "Idempotency key"),
         (
             (
-                _at(charge["created"]),
+                _format_time(charge["created"]),
                 charge["id"],
                 charge["amount"],
                 str(charge["currency"]).upper(),
@@ -70,20 +70,23 @@ def overview(
             for charge in charges
         ),
     )
-    told = _table(
+    event_table = _table(
         ("At (UTC)", "Event", "Type", "About"),
-        ((_at(event["created"]), event["id"], event["type"], event["data"]["object"]["id"]) for event in events),
+        (
+            (_format_time(event["created"]), event["id"], event["type"], event["data"]["object"]["id"])
+            for event in events
+        ),
     )
     ordered = ", ".join(str(fault["fault"]) for fault in faults) or "none"
     return _page(
         "Stripe sandbox",
         f'<main><h1>Stripe sandbox</h1><p class="soft">Faults ordered: {escape(ordered)}. '
         f"Webhooks delivered: {delivered[0]} of {delivered[1]}.</p>"
-        f"<h2>Charges</h2>{paid}<h2>Events</h2>{told}</main>",
+        f"<h2>Charges</h2>{charge_table}<h2>Events</h2>{event_table}</main>",
     )
 
 
-def authentication(intent: Mapping[str, Any]) -> str:
+def render_authentication(intent: Mapping[str, Any]) -> str:
     """Where the holder of a 3-D Secure card completes or fails an intent."""
     subject = (
         f"{intent['amount']} minor units of {intent['currency'].upper()}" if "amount" in intent else "a saved card"

@@ -12,32 +12,32 @@ from deploy.local.stripe.errors import StripeError, invalid_parameter, missing_p
 _SEGMENT = re.compile(r"\[([^\[\]]*)\]")
 
 
-def decode(encoded: str) -> dict[str, Any]:
+def decode_form(encoded: str) -> dict[str, Any]:
     """`a[b]=1&c[0]=x&c[1]=y&d[]=z` → `{"a": {"b": "1"}, "c": ["x", "y"], "d": ["z"]}`; every leaf stays text."""
     tree: dict[str, Any] = {}
     for name, value in parse_qsl(encoded, keep_blank_values=True):
-        head, _, rest = name.partition("[")
-        path = [head, *_SEGMENT.findall("[" + rest)] if rest else [head]
+        head, _, brackets = name.partition("[")
+        path = [head, *_SEGMENT.findall("[" + brackets)] if brackets else [head]
         node = tree
         for step in path[:-1]:
-            child = node.setdefault(_slot(node, step), {})
+            child = node.setdefault(_next_key(node, step), {})
             if not isinstance(child, dict):
                 raise StripeError(400, f"Invalid parameter nesting: {name}", param=name)
             node = child
-        node[_slot(node, path[-1])] = value
-    return {key: _lists(value) for key, value in tree.items()}
+        node[_next_key(node, path[-1])] = value
+    return {key: _indexed_to_lists(value) for key, value in tree.items()}
 
 
-def _slot(node: Mapping[str, Any], step: str) -> str:
+def _next_key(node: Mapping[str, Any], step: str) -> str:
     return step if step else str(len(node))
 
 
-def _lists(value: Any) -> Any:
+def _indexed_to_lists(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     if value and all(key.isdigit() for key in value):
-        return [_lists(value[key]) for key in sorted(value, key=int)]
-    return {key: _lists(entry) for key, entry in value.items()}
+        return [_indexed_to_lists(value[key]) for key in sorted(value, key=int)]
+    return {key: _indexed_to_lists(entry) for key, entry in value.items()}
 
 
 class Params:
@@ -54,7 +54,7 @@ class Params:
     def _name(self, name: str) -> str:
         return f"{self._prefix}[{name}]" if self._prefix else name
 
-    def _take(self, name: str) -> Any:
+    def _pop(self, name: str) -> Any:
         value = self._values.pop(name, None)
         return None if value == "" else value
 
@@ -62,7 +62,7 @@ class Params:
         return name in self._values
 
     def text(self, name: str) -> str | None:
-        value = self._take(name)
+        value = self._pop(name)
         if value is not None and not isinstance(value, str):
             raise invalid_parameter(self._name(name), f"Invalid string: {value!r}")
         return value
@@ -74,7 +74,7 @@ class Params:
         return value
 
     def integer(self, name: str) -> int | None:
-        value = self._take(name)
+        value = self._pop(name)
         if value is None:
             return None
         if not isinstance(value, str) or not re.fullmatch(r"-?\d{1,18}", value):
@@ -84,7 +84,7 @@ class Params:
         return int(value)
 
     def flag(self, name: str) -> bool | None:
-        value = self._take(name)
+        value = self._pop(name)
         if value is None:
             return None
         if value not in ("true", "false"):
@@ -98,8 +98,8 @@ class Params:
             raise invalid_parameter(self._name(name), f"Invalid {name}: must be one of {', '.join(allowed)}")
         return value
 
-    def group(self, name: str) -> Params | None:
-        value = self._take(name)
+    def nested(self, name: str) -> Params | None:
+        value = self._pop(name)
         if value is None:
             return None
         if not isinstance(value, dict):
@@ -109,12 +109,12 @@ class Params:
     def metadata(self, before: Mapping[str, str] | None = None) -> dict[str, str]:
         """The metadata after this request: given keys replace, empty ones remove, absent ones stay."""
         merged = dict(before or {})
-        given = self._values.pop("metadata", None)
-        if given in (None, ""):
-            return {} if given == "" else merged
-        if not isinstance(given, dict) or not all(isinstance(value, str) for value in given.values()):
+        values = self._values.pop("metadata", None)
+        if values in (None, ""):
+            return {} if values == "" else merged
+        if not isinstance(values, dict) or not all(isinstance(value, str) for value in values.values()):
             raise invalid_parameter("metadata", "Invalid object")
-        for key, value in given.items():
+        for key, value in values.items():
             if value == "":
                 merged.pop(key, None)
             elif len(key) > 40 or len(value) > 500:
@@ -126,7 +126,7 @@ class Params:
         return merged
 
     def texts(self, name: str) -> list[str]:
-        value = self._take(name)
+        value = self._pop(name)
         if value is None:
             return []
         items = value if isinstance(value, list) else [value]
@@ -134,16 +134,16 @@ class Params:
             raise invalid_parameter(self._name(name), "Invalid array")
         return [str(item) for item in items]
 
-    def raw(self, name: str) -> Any:
+    def pop_raw(self, name: str) -> Any:
         """A parameter that is stored or passed over without being understood."""
-        return self._take(name)
+        return self._pop(name)
 
-    def pass_over(self, *names: str) -> None:
+    def ignore(self, *names: str) -> None:
         """Parameters of the real API that have no effect here."""
         for name in names:
             self._values.pop(name, None)
 
-    def finish(self) -> None:
+    def reject_unknown(self) -> None:
         for name in self._values:
             unknown = self._name(name)
             raise StripeError(400, f"Received unknown parameter: {unknown}", code="parameter_unknown", param=unknown)

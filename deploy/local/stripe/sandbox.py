@@ -14,14 +14,13 @@ from typing import Self
 
 from aiohttp import web
 
-from deploy.local.stripe.control import Control, refusals
-from deploy.local.stripe.faults import Faults
-from deploy.local.stripe.front import KEY_LIFETIME, Front, loopback_url
-from deploy.local.stripe.localstripe import LocalStripe
-from deploy.local.stripe.store import Store
-from deploy.local.stripe.webhooks import Deliverer, Endpoint
+from deploy.local.stripe.api_server import IDEMPOTENCY_KEY_TTL, StripeApi, loopback_url
+from deploy.local.stripe.faults import FaultInjector
+from deploy.local.stripe.sandbox_api import SandboxApi, error_middleware
+from deploy.local.stripe.store import SandboxStore
+from deploy.local.stripe.webhooks import WebhookDispatcher, WebhookEndpoint
 
-DELIVERED = ("payment_intent.*", "charge.refunded", "charge.dispute.*", "refund.*", "setup_intent.*")
+DEFAULT_WEBHOOK_EVENTS = ("payment_intent.*", "charge.refunded", "charge.dispute.*", "refund.*", "setup_intent.*")
 _LOCK_SECONDS = 5.0
 
 
@@ -29,9 +28,8 @@ class StripeSandbox:
     """Listens on loopback while entered.
 
     `port` 0 chooses a free one. Without `state_dir` everything is kept in a folder that ends with the sandbox.
-    Without `webhook_url` events are stored and wait; `deliver_to` sets the endpoint later. `api_key` None accepts
-    every `sk_test_…` key. `localstripe` False leaves out the process behind (payments do not need it); it is left
-    out as well where the package is not installed. `events` are the type patterns the endpoint subscribes to.
+    Without `webhook_url` events are stored and wait; `set_webhook_url` sets the endpoint later. `api_key` None accepts
+    every `sk_test_…` key. `events` are the type patterns the endpoint subscribes to.
     """
 
     def __init__(
@@ -42,23 +40,20 @@ class StripeSandbox:
         state_dir: Path | str | None = None,
         port: int = 0,
         api_key: str | None = None,
-        localstripe: bool = True,
-        events: tuple[str, ...] = DELIVERED,
+        events: tuple[str, ...] = DEFAULT_WEBHOOK_EVENTS,
     ) -> None:
         self._webhook_url = webhook_url
         self._secret = webhook_secret
-        self._own_state = state_dir is None
+        self._owns_state_dir = state_dir is None
         self._state = Path(state_dir) if state_dir is not None else None
         self._port = port
         self._api_key = api_key
-        self._localstripe = localstripe and LocalStripe.installed()
         self._events = events
         self._lock: int | None = None
         self._runner: web.AppRunner | None = None
-        self._store: Store | None = None
-        self._deliverer: Deliverer | None = None
-        self._backend: LocalStripe | None = None
-        self._front: Front | None = None
+        self._store: SandboxStore | None = None
+        self._deliverer: WebhookDispatcher | None = None
+        self._api_server: StripeApi | None = None
         self.url = ""
 
     async def __aenter__(self) -> Self:
@@ -74,40 +69,32 @@ class StripeSandbox:
     ) -> None:
         await self._stop()
 
-    @property
-    def localstripe_pid(self) -> int | None:
-        return self._backend.pid if self._backend is not None else None
-
-    def deliver_to(self, url: str) -> None:
+    def set_webhook_url(self, url: str) -> None:
         """Set or move the webhook endpoint; what waits is sent there."""
         self._webhook_url = url
         if self._deliverer is not None:
-            self._deliverer.endpoint = Endpoint(url=url, secret=self._secret)
+            self._deliverer.endpoint = WebhookEndpoint(url=url, secret=self._secret)
             self._deliverer.notify()
 
     async def _start(self) -> None:
         if self._state is None:
             self._state = Path(tempfile.mkdtemp(prefix="stripe-sandbox-"))
         self._state.mkdir(parents=True, exist_ok=True)
-        self._lock = await _lock(self._state / "lock")
-        self._store = Store(self._state / "stripe.sqlite")
-        self._store.forget_answers(time.time() - KEY_LIFETIME)
-        faults = Faults()
-        endpoint = None if self._webhook_url is None else Endpoint(url=self._webhook_url, secret=self._secret)
-        self._deliverer = Deliverer(self._store, faults, endpoint)
-        if self._localstripe:
-            self._backend = LocalStripe(self._state)
-            await self._backend.start()
-        front = self._front = Front(
+        self._lock = await _acquire_state_lock(self._state / "lock")
+        self._store = SandboxStore(self._state / "stripe.sqlite")
+        self._store.delete_responses(time.time() - IDEMPOTENCY_KEY_TTL)
+        faults = FaultInjector()
+        endpoint = None if self._webhook_url is None else WebhookEndpoint(url=self._webhook_url, secret=self._secret)
+        self._deliverer = WebhookDispatcher(self._store, faults, endpoint)
+        front = self._api_server = StripeApi(
             store=self._store,
             faults=faults,
             deliverer=self._deliverer,
-            backend=self._backend,
             api_key=self._api_key,
             deliver=self._events,
         )
-        app = web.Application(middlewares=[refusals], client_max_size=1 << 20)
-        app.add_routes(Control(front).routes())
+        app = web.Application(middlewares=[error_middleware], client_max_size=1 << 20)
+        app.add_routes(SandboxApi(front).routes())
         app.router.add_route("*", "/v1/{path:.*}", front.handle)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
         await self._runner.setup()
@@ -117,24 +104,22 @@ class StripeSandbox:
         await self._deliverer.start()
 
     async def _stop(self) -> None:
-        if self._front is not None:
-            self._front.close()
+        if self._api_server is not None:
+            self._api_server.close()
         if self._runner is not None:
             await self._runner.cleanup()
         if self._deliverer is not None:
             await self._deliverer.stop()
-        if self._backend is not None:
-            await self._backend.stop()
         if self._store is not None:
             self._store.close()
         if self._lock is not None:
             os.close(self._lock)
-        if self._own_state and self._state is not None:
+        if self._owns_state_dir and self._state is not None:
             shutil.rmtree(self._state, ignore_errors=True)
             self._state = None
 
 
-async def _lock(path: Path) -> int:
+async def _acquire_state_lock(path: Path) -> int:
     """Hold the state folder for ourselves; the kernel lets go of it however this process ends."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     until = time.monotonic() + _LOCK_SECONDS

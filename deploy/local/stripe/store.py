@@ -1,7 +1,7 @@
-"""What the sandbox remembers: one SQLite file, one transaction per request.
+"""State of the sandbox: one SQLite file, one transaction per request.
 
-The deed, its events and the answer recorded under its idempotency key are committed together before the answer
-leaves, so that a `kill -9` at any instant leaves either all of it or nothing.
+The effect of a request, its events and the response stored under its idempotency key are committed together before the
+response is sent, so that a `kill -9` at any instant leaves either all of them or none.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ CREATE INDEX IF NOT EXISTS deliveries_open ON deliveries (due) WHERE done = 0 AN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class IdempotentResponse:
     """A recorded answer: HTTP status, JSON text, the request id it first left under, and its parameters' digest."""
 
     fingerprint: str
@@ -60,7 +60,7 @@ class Answer:
     request_id: str
 
 
-class Store:
+class SandboxStore:
     """SQLite in WAL mode; used from one thread. WAL with synchronous=NORMAL survives every death of the process
     (only a power cut may lose the last commits, and then in whole)."""
 
@@ -120,10 +120,10 @@ class Store:
     ) -> list[dict[str, Any]]:
         """Newest first. `after` continues below an id and `before` above one, as Stripe's cursors do."""
         where, values = ["kind = ?"], [kind]
-        for column, wanted in (("customer", customer), ("parent", parent)):
-            if wanted is not None:
+        for column, value in (("customer", customer), ("parent", parent)):
+            if value is not None:
                 where.append(f"{column} = ?")
-                values.append(wanted)
+                values.append(value)
         if after is not None:
             where.append("seq < (SELECT seq FROM objects WHERE id = ?)")
             values.append(after)
@@ -136,15 +136,15 @@ class Store:
 
     # answers -------------------------------------------------------------------------------------------------------
 
-    def answer(self, key: str) -> Answer | None:
+    def get_response(self, key: str) -> IdempotentResponse | None:
         rows = self.execute("SELECT fingerprint, status, body, request_id FROM answers WHERE key = ?", (key,))
-        return Answer(**dict(rows[0])) if rows else None
+        return IdempotentResponse(**dict(rows[0])) if rows else None
 
-    def record(self, key: str, answer: Answer, at: float) -> None:
+    def save_response(self, key: str, response: IdempotentResponse, at: float) -> None:
         self.execute(
             "INSERT OR REPLACE INTO answers (key, fingerprint, status, body, request_id, at) VALUES (?, ?, ?, ?, ?, ?)",
-            (key, answer.fingerprint, answer.status, answer.body, answer.request_id, at),
+            (key, response.fingerprint, response.status, response.body, response.request_id, at),
         )
 
-    def forget_answers(self, older_than: float) -> None:
+    def delete_responses(self, older_than: float) -> None:
         self.execute("DELETE FROM answers WHERE at < ?", (older_than,))

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 
 import aiohttp
 
-from deploy.local.stripe.faults import Fault, Faults
-from deploy.local.stripe.store import Store
+from deploy.local.stripe.faults import Fault, FaultInjector
+from deploy.local.stripe.store import SandboxStore
 
 _BACKOFF = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
 _TIMEOUT = aiohttp.ClientTimeout(total=15.0)
-_SIDE_BY_SIDE = 16
+MAX_CONCURRENT_DELIVERIES = 16
 _REORDER_WINDOW = 1.0
 
 log = logging.getLogger("berth.sandbox.stripe")
@@ -35,29 +35,29 @@ def signature(payload: bytes, secret: str, at: int) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint:
+class WebhookEndpoint:
     url: str
     secret: str
 
 
 @dataclass(slots=True, kw_only=True)
-class _Held:
+class _HeldDeliveries:
     fault: Fault
     events: list[str]
 
 
-class Deliverer:
+class WebhookDispatcher:
     """One task that hands due deliveries to short-lived senders. `endpoint` None keeps everything queued."""
 
-    def __init__(self, store: Store, faults: Faults, endpoint: Endpoint | None) -> None:
+    def __init__(self, store: SandboxStore, faults: FaultInjector, endpoint: WebhookEndpoint | None) -> None:
         self.endpoint = endpoint
         self._store = store
         self._faults = faults
         self._wake = asyncio.Event()
         self._attempted = asyncio.Event()
-        self._lanes: set[str] = set()
+        self._busy_ordering_keys: set[str] = set()
         self._senders: set[asyncio.Task[None]] = set()
-        self._held: list[_Held] = []
+        self._held: list[_HeldDeliveries] = []
         self._reorder_flush = 0.0
         self._session: aiohttp.ClientSession | None = None
         self._task: asyncio.Task[None] | None = None
@@ -113,7 +113,7 @@ class Deliverer:
         """Start what can start now; seconds until it is worth looking again."""
         now = time.time()
         self._release_held()
-        if self.endpoint is None or len(self._senders) >= _SIDE_BY_SIDE:
+        if self.endpoint is None or len(self._senders) >= MAX_CONCURRENT_DELIVERIES:
             return 5.0
         rows = self._store.execute(
             "SELECT event, lane, round, judged FROM deliveries WHERE done = 0 AND held = 0 AND due <= ? "
@@ -121,14 +121,14 @@ class Deliverer:
             (now,),
         )
         for row in rows:
-            if not row["judged"] and self._judge(row["event"], now):
+            if not row["judged"] and self._apply_first_attempt_faults(row["event"], now):
                 continue
-            if row["lane"] in self._lanes or len(self._senders) >= _SIDE_BY_SIDE:
+            if row["lane"] in self._busy_ordering_keys or len(self._senders) >= MAX_CONCURRENT_DELIVERIES:
                 continue
-            twice = self._faults.take(("duplicate_webhook",)) is not None if not row["judged"] else False
+            duplicate = self._faults.consume(("duplicate_webhook",)) is not None if not row["judged"] else False
             self._store.execute("UPDATE deliveries SET judged = 1 WHERE event = ?", (row["event"],))
-            self._lanes.add(row["lane"])
-            sender = asyncio.create_task(self._deliver(row["event"], row["lane"], row["round"], twice))
+            self._busy_ordering_keys.add(row["lane"])
+            sender = asyncio.create_task(self._deliver(row["event"], row["lane"], row["round"], duplicate))
             self._senders.add(sender)
         soonest = self._store.execute("SELECT MIN(due) FROM deliveries WHERE done = 0 AND held = 0 AND due > ?", (now,))
         pauses = [5.0, *(held.fault.until - time.monotonic() for held in self._held if held.fault.until is not None)]
@@ -136,9 +136,9 @@ class Deliverer:
             pauses.append(soonest[0][0] - now)
         return max(0.005, min(pauses))
 
-    def _judge(self, event: str, now: float) -> bool:
+    def _apply_first_attempt_faults(self, event: str, now: float) -> bool:
         """Apply a hold or a reordering to a delivery's first attempt; True when it must not leave now."""
-        fault = self._faults.take(("hold_webhook", "reorder_webhook"))
+        fault = self._faults.consume(("hold_webhook", "reorder_webhook"))
         if fault is None:
             return False
         if fault.kind == "hold_webhook":
@@ -148,7 +148,7 @@ class Deliverer:
                     held.events.append(event)
                     break
             else:
-                self._held.append(_Held(fault=fault, events=[event]))
+                self._held.append(_HeldDeliveries(fault=fault, events=[event]))
             return True
         if self._reorder_flush <= now:
             self._reorder_flush = now + _REORDER_WINDOW
@@ -165,33 +165,33 @@ class Deliverer:
             if held.fault.until is None or held.fault.until > now:
                 continue
             self._held.remove(held)
-            self._free(held.events)
+            self._unhold(held.events)
 
     def release_all(self) -> None:
         """The hold fault was cleared."""
         for held in self._held:
-            self._free(held.events)
+            self._unhold(held.events)
         self._held.clear()
         self.notify()
 
-    def _free(self, events: list[str]) -> None:
+    def _unhold(self, events: list[str]) -> None:
         for event in events:
             self._store.execute("UPDATE deliveries SET held = 0 WHERE event = ?", (event,))
 
-    async def _deliver(self, event: str, lane: str, turn: int, twice: bool) -> None:
+    async def _deliver(self, event: str, lane: str, redelivery_count: int, twice: bool) -> None:
         try:
             sends = [self._send(event) for _ in range(2 if twice else 1)]
             outcomes = await asyncio.gather(*sends)
             accepted = any(outcome.isdigit() and 200 <= int(outcome) < 300 for outcome in outcomes)
-            self._note(event, turn, accepted, outcomes[0])
+            self._record_attempt(event, redelivery_count, accepted, outcomes[0])
         finally:
-            self._lanes.discard(lane)
+            self._busy_ordering_keys.discard(lane)
             if (sender := asyncio.current_task()) is not None:
                 self._senders.discard(sender)
             self._attempted.set()
             self.notify()
 
-    def _note(self, event: str, turn: int, accepted: bool, outcome: str) -> None:
+    def _record_attempt(self, event: str, turn: int, accepted: bool, outcome: str) -> None:
         rows = self._store.execute("SELECT attempts FROM deliveries WHERE event = ? AND round = ?", (event, turn))
         if not rows:
             return

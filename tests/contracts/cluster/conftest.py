@@ -1,4 +1,4 @@
-"""Every test that asks for `cluster` runs once per target; `sandbox` tests need faults and so the simulation."""
+"""Every test that asks for `cluster` runs once per target: the simulated cluster, and the control plane where built."""
 
 from __future__ import annotations
 
@@ -15,32 +15,26 @@ import pytest
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
-from deploy.controlplane.build import built
-from deploy.controlplane.plane import ControlPlane
+from deploy.controlplane.build import find_binaries
 from tests.contracts.cluster import targets
 from tests.contracts.cluster.targets import Target, call
-from tests.support.wait import eventually_sync
+from tests.support import sandboxes
+from tests.support.planes import ON_THE_PLANE
+from tests.support.wait import wait_until_sync
 
 Obj = dict[str, Any]
 
 _numbers = itertools.count(1)
 
+collect_ignore = [] if find_binaries() is not None else ["test_control_plane.py"]
+
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "target_name" in metafunc.fixturenames:
         names = [pytest.param("simulated")]
-        if built() is not None:
-            # One worker, so that there is one plane: it takes half a gigabyte and some seconds to come up.
-            marks = (pytest.mark.controlplane, pytest.mark.xdist_group("control-plane"))
-            names.append(pytest.param("control_plane", marks=marks))
+        if find_binaries() is not None:
+            names.append(pytest.param("control_plane", marks=ON_THE_PLANE))
         metafunc.parametrize("target_name", names, scope="package")
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if built() is None:
-        terminalreporter.write_line(
-            "no real control plane here (`make control-plane`): the cluster's contract was held to the simulation only"
-        )
 
 
 @pytest.fixture(scope="package")
@@ -50,26 +44,25 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
 
 
 @pytest.fixture(scope="package")
-def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
-    with ControlPlane(tmp_path_factory.mktemp("plane")) as plane:
-        # Ending a namespace alone takes it some ten seconds.
-        yield Target(name="control-plane", kubeconfig=plane.kubeconfig_path, sandbox=None, patience=40.0)
+def control_plane(control_plane_server: sandboxes.ClusterEndpoint) -> Target:
+    # The deletion of a namespace alone takes some ten seconds there.
+    return targets.create_target(control_plane_server, name="control-plane", timeout=40.0)
 
 
 @pytest.fixture(scope="package")
 def target(target_name: str, request: pytest.FixtureRequest) -> Target:
-    found: Target = request.getfixturevalue(target_name)
-    return found
+    endpoint: Target = request.getfixturevalue(target_name)
+    return endpoint
 
 
-class Cluster:
-    """A target with its clients, and a namespace of the test's own."""
+class ClusterFixture:
+    """A target with its clients and a namespace for the test."""
 
     def __init__(self, target: Target, namespace: str) -> None:
         self.target = target
         self.namespace = namespace
         self.client = target.api()
-        # The client types every field as possibly absent; what the tests ask for is there or they fail.
+        # The client types every field as optional; a test fails if a field that it reads is absent.
         self.core: Any = client.CoreV1Api(self.client)
         self.apps = client.AppsV1Api(self.client)
 
@@ -85,7 +78,7 @@ class Cluster:
         headers: Obj | None = None,
         **query: Any,
     ) -> tuple[int, Any, Any]:
-        """One request as it is: status, body, headers. Refusals are answers like any other."""
+        """Send one request and return status, body and headers, also for an error."""
         settings = self.client.configuration
         url = f"{settings.host}{path}" + (f"?{urlencode(query)}" if query else "")
         sent = {
@@ -94,12 +87,12 @@ class Cluster:
             "Authorization": settings.auth_settings()["BearerToken"]["value"],
         }
         data = orjson.dumps(body) if kind.endswith("yaml") else body
-        answer = self.client.rest_client.request(method, url, headers=sent | (headers or {}), body=data)
-        text = answer.read()
+        response = self.client.rest_client.request(method, url, headers=sent | (headers or {}), body=data)
+        text = response.read()
         try:
-            return answer.status, orjson.loads(text or b"null"), answer.headers
+            return response.status, orjson.loads(text or b"null"), response.headers
         except orjson.JSONDecodeError:
-            return answer.status, text.decode(), answer.headers
+            return response.status, text.decode(), response.headers
 
     def create(self, plural: str, obj: Obj, *, api: str = "api/v1", **query: Any) -> tuple[int, Any]:
         status, body, _ = self.raw("POST", self.path(plural, api=api), obj, **query)
@@ -126,12 +119,12 @@ class Cluster:
     ) -> tuple[int, Any]:
         """`form`: merge, json or strategic-merge."""
         kind = f"application/{form}-patch+json"
-        status, answer, _ = self.raw("PATCH", self.path(plural, name, sub, api=api), body, kind=kind, **query)
-        return status, answer
+        status, content, _ = self.raw("PATCH", self.path(plural, name, sub, api=api), body, kind=kind, **query)
+        return status, content
 
     def delete(self, plural: str, name: str, body: Any = None, *, api: str = "api/v1", **query: Any) -> tuple[int, Any]:
-        status, answer, _ = self.raw("DELETE", self.path(plural, name, api=api), body, **query)
-        return status, answer
+        status, content, _ = self.raw("DELETE", self.path(plural, name, api=api), body, **query)
+        return status, content
 
     def path(self, plural: str, name: str = "", sub: str = "", *, api: str = "api/v1") -> str:
         return "/".join(p for p in (f"/{api}/namespaces/{self.namespace}/{plural}", name, sub) if p)
@@ -152,83 +145,92 @@ class Cluster:
 
     # ------------------------------------------------------------ waiting
 
-    def eventually(self, look: Any, what: str) -> Any:
-        return eventually_sync(look, timeout=self.target.patience, what=what)
+    def eventually(self, condition: Any, description: str) -> Any:
+        return wait_until_sync(condition, timeout=self.target.timeout, description=description)
 
     def pods(self, app: str) -> list[Any]:
-        found = self.core.list_namespaced_pod(self.namespace, label_selector=f"app={app}").items
-        return list(found)
+        listed = self.core.list_namespaced_pod(self.namespace, label_selector=f"app={app}").items
+        return list(listed)
 
     def ready(self, app: str, count: int = 1) -> list[Any]:
-        """Wait until exactly `count` pods of the app are ready and no other is left."""
+        """Wait until exactly `count` pods of the app are ready and no other exists."""
 
-        def look() -> list[Any] | None:
-            found = self.pods(app)
-            good = [
-                p for p in found if any(c.type == "Ready" and c.status == "True" for c in p.status.conditions or ())
+        def all_ready() -> list[Any] | None:
+            pods = self.pods(app)
+            ready_pods = [
+                p for p in pods if any(c.type == "Ready" and c.status == "True" for c in p.status.conditions or ())
             ]
-            return found if len(good) == count == len(found) else None
+            return pods if len(ready_pods) == count == len(pods) else None
 
-        return list(self.eventually(look, f"{count} ready pods of {app}"))
-
-
-@pytest.fixture
-def cluster(target: Target) -> Iterator[Cluster]:
-    yield from _cluster(target)
+        return list(self.eventually(all_ready, f"{count} ready pods of {app}"))
 
 
 @pytest.fixture
-def sandbox(simulated: Target) -> Iterator[Cluster]:
-    """The simulated cluster; faults are cleared afterwards."""
+def cluster(target: Target) -> Iterator[ClusterFixture]:
+    yield from create_cluster_fixture(target)
+
+
+@pytest.fixture
+def sandbox(target: Target) -> Iterator[ClusterFixture]:
+    """As `cluster`; faults are cleared afterwards."""
     try:
-        yield from _cluster(simulated)
+        yield from create_cluster_fixture(target)
+    finally:
+        call(f"{target.sandbox}/sandbox/faults", "DELETE")
+
+
+@pytest.fixture
+def simulated_cluster(simulated: Target) -> Iterator[ClusterFixture]:
+    """The simulated cluster alone: kwok has no logs, and nothing may dial the addresses of its pods."""
+    try:
+        yield from create_cluster_fixture(simulated)
     finally:
         call(f"{simulated.sandbox}/sandbox/faults", "DELETE")
 
 
-def _cluster(target: Target) -> Iterator[Cluster]:
-    made = Cluster(target, f"contract-{os.getpid()}-{next(_numbers)}")
-    made.core.create_namespace({"metadata": {"name": made.namespace}})
-    made.eventually(
+def create_cluster_fixture(target: Target) -> Iterator[ClusterFixture]:
+    cluster = ClusterFixture(target, f"contract-{os.getpid()}-{next(_numbers)}")
+    cluster.core.create_namespace({"metadata": {"name": cluster.namespace}})
+    cluster.eventually(
         lambda: any(
-            a.metadata.name == "default" for a in made.core.list_namespaced_service_account(made.namespace).items
+            a.metadata.name == "default" for a in cluster.core.list_namespaced_service_account(cluster.namespace).items
         ),
         "the default service account",
     )
     try:
-        yield made
+        yield cluster
     finally:
         try:
-            made.core.delete_namespace(made.namespace)
+            cluster.core.delete_namespace(cluster.namespace)
         except ApiException as refused:
             # A test may have deleted it, or left a fault on.
             if refused.status not in (404, 409, 429, 503):
                 raise
-        made.client.close()
+        cluster.client.close()
 
 
 @pytest.fixture
-def fault(sandbox: Cluster) -> Any:
-    """Switch on a fault: `fault("image_pull", count=1)`; in the test's namespace unless said otherwise."""
+def fault(sandbox: ClusterFixture) -> Any:
+    """Switch on a fault: `fault("image_pull", count=1)`; in the test's namespace by default."""
 
     def switch(name: str, **more: Any) -> Obj:
         body = {"fault": name, "namespace": sandbox.namespace, **more}
-        status, answer = call(f"{sandbox.target.sandbox}/sandbox/faults", "POST", body)
-        assert status == 201, answer
-        found: Obj = answer
-        return found
+        status, content = call(f"{sandbox.target.sandbox}/sandbox/faults", "POST", body)
+        assert status == 201, content
+        fault: Obj = content
+        return fault
 
     return switch
 
 
 @pytest.fixture
-def clear(sandbox: Cluster) -> Any:
+def clear(sandbox: ClusterFixture) -> Any:
     """Clear all faults."""
     return lambda: call(f"{sandbox.target.sandbox}/sandbox/faults", "DELETE")
 
 
 @pytest.fixture(scope="session")
 def kubectl_there() -> Path:
-    found = shutil.which("kubectl")
-    assert found, "kubectl is not installed"
-    return Path(found)
+    path = shutil.which("kubectl")
+    assert path, "kubectl is not installed"
+    return Path(path)

@@ -91,5 +91,5 @@ def claim(name: str, **spec: Any) -> Obj:
 
 def quota(name: str, **hard: str) -> Obj:
     """Keywords with `__` for a dot: `requests__cpu="1"`."""
-    wanted = {key.replace("__", "."): value for key, value in hard.items()}
-    return {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": name}, "spec": {"hard": wanted}}
+    limits = {key.replace("__", "."): value for key, value in hard.items()}
+    return {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": name}, "spec": {"hard": limits}}

@@ -15,25 +15,27 @@ from typing import Any
 import orjson
 from kubernetes import client, config
 
-from tests.support.wait import eventually_sync
+from tests.support import sandboxes
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """A cluster under test. `sandbox` is the plain address that takes faults; None where there is none.
+    """A cluster under test, behind its proxy.
 
-    `patience` is the deadline for anything that the cluster does by itself, in seconds.
+    Attributes:
+        sandbox: The plain address that takes faults.
+        timeout: How long the cluster may take for an asynchronous step, in seconds.
     """
 
     name: str
     kubeconfig: Path
-    sandbox: str | None
-    patience: float
+    sandbox: str
+    timeout: float
 
     def api(self) -> client.ApiClient:
-        """A client of its own."""
+        """Return a new client."""
         settings = client.Configuration()
         config.load_kube_config(config_file=str(self.kubeconfig), client_configuration=settings)
         # The tests look at refusals themselves.
@@ -59,15 +61,22 @@ def call(url: str, method: str = "GET", body: Any = None) -> Any:
     data = None if body is None else orjson.dumps(body)
     request = urllib.request.Request(url, data=data, method=method, headers={"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            return answer.status, orjson.loads(answer.read() or b"null")
+        with urllib.request.urlopen(request, timeout=10) as response:
+            return response.status, _parsed(response.read())
     except urllib.error.HTTPError as refused:
         with refused:
-            return refused.code, orjson.loads(refused.read() or b"null")
+            return refused.code, _parsed(refused.read())
 
 
-class Process:
-    """The simulated cluster as `make run` starts it: a process of its own, over a state directory."""
+def _parsed(body: bytes) -> Any:
+    try:
+        return orjson.loads(body or b"null")
+    except orjson.JSONDecodeError:
+        return body.decode()
+
+
+class ClusterProcess:
+    """The simulated cluster as `make run` starts it: a separate process over a state directory."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -125,11 +134,15 @@ class Process:
 
 @contextmanager
 def simulated(directory: Path) -> Iterator[Target]:
-    """The simulated cluster."""
-    process = Process(directory)
+    """The simulated cluster behind its proxy."""
+    process = ClusterProcess(directory)
     process.start()
     try:
-        eventually_sync(lambda: call(f"{process.url}/version")[0] in (200, 401), what="the cluster answers")
-        yield Target(name="simulated", kubeconfig=process.kubeconfig, sandbox=process.url, patience=10.0)
+        with sandboxes.proxied(directory / "proxy", process.kubeconfig) as cluster:
+            yield create_target(cluster, name="simulated", timeout=10.0)
     finally:
         process.stop()
+
+
+def create_target(cluster: sandboxes.ClusterEndpoint, *, name: str, timeout: float) -> Target:
+    return Target(name=name, kubeconfig=cluster.kubeconfig, sandbox=cluster.url, timeout=timeout)

@@ -1,4 +1,4 @@
-"""The simulated cluster as a process: nothing acknowledged is lost, the kubeconfig stays good, it stops when told."""
+"""The simulated cluster as a process: acknowledged writes and the kubeconfig survive, and signals stop it."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from kubernetes import client, config
 
 from deploy.local.cluster import SimulatedCluster
 from tests.contracts.cluster.manifests import deployment
-from tests.contracts.cluster.targets import Process, call
-from tests.support.wait import eventually_sync
+from tests.contracts.cluster.targets import ClusterProcess, call
+from tests.support.wait import wait_until_sync
 
 
 @pytest.fixture
-def process(tmp_path: Path) -> Iterator[Process]:
-    made = Process(tmp_path)
-    made.start()
-    yield made
-    made.kill()
+def process(tmp_path: Path) -> Iterator[ClusterProcess]:
+    started = ClusterProcess(tmp_path)
+    started.start()
+    yield started
+    started.kill()
 
 
 def _core(kubeconfig: Path) -> Any:
@@ -34,12 +34,12 @@ def _core(kubeconfig: Path) -> Any:
     return client.CoreV1Api(client.ApiClient(settings))
 
 
-def test_objects_and_versions_outlive_kill_9(process: Process) -> None:
+def test_objects_and_versions_survive_kill_9(process: ClusterProcess) -> None:
     core = _core(process.kubeconfig)
     core.create_namespace({"metadata": {"name": "kept"}})
-    made: Any = None
+    created: Any = None
     for number in range(20):
-        made = core.create_namespaced_config_map(
+        created = core.create_namespaced_config_map(
             "kept", {"metadata": {"name": f"m{number}"}, "data": {"n": str(number)}}
         )
     core.delete_namespaced_config_map("m0", "kept")
@@ -48,14 +48,17 @@ def test_objects_and_versions_outlive_kill_9(process: Process) -> None:
     process.start()
     assert process.kubeconfig.read_text() == token
     core = _core(process.kubeconfig)
-    found = core.list_namespaced_config_map("kept")
-    assert {m.metadata.name for m in found.items} - {"kube-root-ca.crt"} == {f"m{n}" for n in range(1, 20)}
-    assert int(found.metadata.resource_version) > int(made.metadata.resource_version)
-    again = next(m for m in found.items if m.metadata.name == "m19")
-    assert (again.metadata.uid, again.metadata.resource_version) == (made.metadata.uid, made.metadata.resource_version)
+    config_maps = core.list_namespaced_config_map("kept")
+    assert {m.metadata.name for m in config_maps.items} - {"kube-root-ca.crt"} == {f"m{n}" for n in range(1, 20)}
+    assert int(config_maps.metadata.resource_version) > int(created.metadata.resource_version)
+    last = next(m for m in config_maps.items if m.metadata.name == "m19")
+    assert (last.metadata.uid, last.metadata.resource_version) == (
+        created.metadata.uid,
+        created.metadata.resource_version,
+    )
 
 
-def test_controllers_go_on_where_they_were(process: Process) -> None:
+def test_controllers_resume_after_kill_9(process: ClusterProcess) -> None:
     core = _core(process.kubeconfig)
     core.create_namespace({"metadata": {"name": "kept"}})
     apps: Any = client.AppsV1Api(core.api_client)
@@ -70,10 +73,10 @@ def test_controllers_go_on_where_they_were(process: Process) -> None:
         good = [p for p in pods if any(c.type == "Ready" and c.status == "True" for c in p.status.conditions or [])]
         return len(good) == len(pods) == 3
 
-    eventually_sync(ready, what="three ready pods")
+    wait_until_sync(ready, description="three ready pods")
 
 
-def test_a_torn_last_line_is_dropped(process: Process) -> None:
+def test_a_torn_last_line_is_dropped(process: ClusterProcess) -> None:
     core = _core(process.kubeconfig)
     core.create_namespace({"metadata": {"name": "kept"}})
     process.kill()
@@ -90,27 +93,27 @@ def test_a_torn_last_line_is_dropped(process: Process) -> None:
     assert all(orjson.loads(line) for line in journal.read_bytes().splitlines())
 
 
-def test_sigterm_ends_it_cleanly(tmp_path: Path) -> None:
-    process = Process(tmp_path)
+def test_sigterm_stops_the_cluster_cleanly(tmp_path: Path) -> None:
+    process = ClusterProcess(tmp_path)
     process.start()
     assert process.stop() == 0
 
 
-def test_the_kubeconfig_is_private_and_complete(process: Process) -> None:
+def test_the_kubeconfig_is_private_and_complete(process: ClusterProcess) -> None:
     assert stat.S_IMODE(os.stat(process.kubeconfig).st_mode) == 0o600
-    found: Any = yaml.safe_load(process.kubeconfig.read_text())
-    assert found["clusters"][0]["cluster"]["server"] == process.url.replace("http:", "https:")
-    assert found["users"][0]["user"]["token"]
+    kubeconfig: Any = yaml.safe_load(process.kubeconfig.read_text())
+    assert kubeconfig["clusters"][0]["cluster"]["server"] == process.url
+    assert kubeconfig["users"][0]["user"]["token"]
 
 
-def test_plain_http_needs_the_token_as_well(process: Process) -> None:
-    status, refusal = call(f"{process.url}/api/v1/namespaces")
-    assert (status, refusal["reason"]) == (401, "Unauthorized")
+def test_requests_need_the_token(process: ClusterProcess) -> None:
+    status, error = call(f"{process.url}/api/v1/namespaces")
+    assert (status, error["reason"]) == (401, "Unauthorized")
     assert call(f"{process.url}/sandbox/faults") == (200, {"faults": []})
 
 
-async def test_it_runs_inside_another_program(tmp_path: Path) -> None:
-    async with SimulatedCluster(state_dir=None, speed=5.0) as cluster:
+async def test_the_cluster_runs_inside_another_program(tmp_path: Path) -> None:
+    async with SimulatedCluster(speed=5.0) as cluster:
         core = await asyncio.to_thread(_core, cluster.kubeconfig_path)
         names = {n.metadata.name for n in (await asyncio.to_thread(core.list_namespace)).items}
         assert {"default", "kube-system"} <= names

@@ -19,20 +19,20 @@ import httpx
 import pytest
 
 from deploy.local.mailbox import Mailbox
-from deploy.local.ports import free_ports
-from tests.support.wait import eventually_sync, in_time
+from deploy.ports import free_ports
+from tests.support.wait import scale_timeout, wait_until_sync
 
 
 @pytest.fixture
 async def box() -> AsyncIterator[Mailbox]:
-    async with Mailbox() as found:
-        yield found
+    async with Mailbox() as mailbox:
+        yield mailbox
 
 
 @pytest.fixture
 async def web(box: Mailbox) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=box.http_url) as found:
-        yield found
+    async with httpx.AsyncClient(base_url=box.http_url) as client:
+        yield client
 
 
 def letter(to: str = "ada@example.org", *, identity: str | None = None, subject: str = "Hello") -> EmailMessage:
@@ -52,7 +52,7 @@ async def send(box: Mailbox, message: EmailMessage) -> None:
     await aiosmtplib.send(message, hostname=box.smtp_host, port=box.smtp_port)
 
 
-async def test_a_mail_is_kept_with_its_parts(box: Mailbox, web: httpx.AsyncClient) -> None:
+async def test_a_mail_is_stored_with_its_parts(box: Mailbox, web: httpx.AsyncClient) -> None:
     await send(box, letter(subject="Rechnung für März — ✓"))
     (mail,) = (await web.get("/messages")).json()
     assert {"id", "from", "to", "subject", "sent_at", "text", "html"} <= mail.keys()
@@ -81,8 +81,8 @@ async def test_mails_are_found_by_any_recipient_oldest_first(box: Mailbox, web: 
     await send(box, letter("ada+billing@example.org, bob@example.org", subject="1"))
     await send(box, letter("bob@example.org", subject="2"))
     await send(box, letter("BOB@Example.org", subject="3"))
-    found = (await web.get("/messages", params={"to": "bob@example.org"})).json()
-    assert [mail["subject"] for mail in found] == ["1", "2", "3"]
+    mails = (await web.get("/messages", params={"to": "bob@example.org"})).json()
+    assert [mail["subject"] for mail in mails] == ["1", "2", "3"]
     # A plus sign that the caller did not encode arrives as a space.
     assert len((await web.get("/messages?to=ada+billing@example.org")).json()) == 1
     assert (await web.get("/messages", params={"to": "example.org"})).json() == []
@@ -90,7 +90,7 @@ async def test_mails_are_found_by_any_recipient_oldest_first(box: Mailbox, web: 
     assert (await web.get("/messages")).json() == []
 
 
-async def test_a_mail_that_is_sent_again_is_kept_once(box: Mailbox, web: httpx.AsyncClient) -> None:
+async def test_a_repeated_mail_is_stored_once(box: Mailbox, web: httpx.AsyncClient) -> None:
     for _ in range(3):
         await send(box, letter(identity="<invoice-1@berth.example>"))
     assert len(await box.messages()) == 1
@@ -101,7 +101,7 @@ async def test_a_mail_that_is_sent_again_is_kept_once(box: Mailbox, web: httpx.A
     assert await box.messages() == []
 
 
-async def test_a_lost_answer_makes_the_sender_repeat_and_the_mail_arrive_once(
+async def test_a_lost_reply_makes_the_sender_repeat_and_the_mail_is_stored_once(
     box: Mailbox, web: httpx.AsyncClient
 ) -> None:
     await web.post("/sandbox/faults", json={"fault": "drop", "count": 1})
@@ -111,7 +111,7 @@ async def test_a_lost_answer_makes_the_sender_repeat_and_the_mail_arrive_once(
     assert len(await box.messages()) == 1
 
 
-async def test_ordered_refusals(box: Mailbox, web: httpx.AsyncClient) -> None:
+async def test_reject_and_defer_faults(box: Mailbox, web: httpx.AsyncClient) -> None:
     await web.post("/sandbox/faults", json={"fault": "reject", "count": 1})
     await web.post("/sandbox/faults", json={"fault": "defer"})
     for code in (550, 451, 451):
@@ -142,7 +142,7 @@ async def test_the_pages_show_mails_inert(box: Mailbox, web: httpx.AsyncClient) 
     assert (await web.get("/messages/nothing")).status_code == 404
 
 
-async def test_broken_mails_are_kept_as_well(box: Mailbox) -> None:
+async def test_malformed_mails_are_stored(box: Mailbox) -> None:
     def deliver() -> None:
         with smtplib.SMTP(box.smtp_host, box.smtp_port) as connection:
             raw = (
@@ -163,7 +163,7 @@ async def test_many_senders_at_once(box: Mailbox) -> None:
     assert len({mail["to"] for mail in await box.messages()}) == 50
 
 
-class Served:
+class MailboxProcess:
     """`python -m deploy.local.mailbox` as the stack starts it."""
 
     def __init__(self, state: Path) -> None:
@@ -173,14 +173,14 @@ class Served:
         command += ["--http-port", str(http_port), "--smtp-port", str(self.smtp_port)]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
-        def answers() -> bool:
+        def is_serving() -> bool:
             assert self.process.poll() is None
             try:
                 return httpx.get(f"{self.url}/health").status_code == 200
             except httpx.TransportError:
                 return False
 
-        eventually_sync(answers)
+        wait_until_sync(is_serving)
 
     def end(self, number: int) -> int:
         self.process.send_signal(number)
@@ -188,14 +188,14 @@ class Served:
 
 
 def test_an_acknowledged_mail_survives_kill_9(tmp_path: Path) -> None:
-    served = Served(tmp_path)
+    served = MailboxProcess(tmp_path)
     with smtplib.SMTP("127.0.0.1", served.smtp_port) as connection:
         for n in range(20):
             connection.send_message(letter(f"n{n}@example.org", identity=f"<{n}@x>"))
         served.end(signal.SIGKILL)
         with pytest.raises(smtplib.SMTPServerDisconnected):
             connection.noop()
-    served = Served(tmp_path)
+    served = MailboxProcess(tmp_path)
     assert len(httpx.get(f"{served.url}/messages").json()) == 20
     with smtplib.SMTP("127.0.0.1", served.smtp_port) as connection:
         connection.send_message(letter("n3@example.org", identity="<3@x>"))
@@ -204,12 +204,12 @@ def test_an_acknowledged_mail_survives_kill_9(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_signal_ends_it_within_three_seconds(tmp_path: Path, number: int) -> None:
-    served = Served(tmp_path)
+def test_a_stop_signal_stops_the_mailbox_within_three_seconds(tmp_path: Path, number: int) -> None:
+    served = MailboxProcess(tmp_path)
     with smtplib.SMTP("127.0.0.1", served.smtp_port) as connection:
         connection.ehlo()
         before = time.monotonic()
         assert served.end(number) == 0
-        assert time.monotonic() - before < in_time(3)
+        assert time.monotonic() - before < scale_timeout(3)
         with pytest.raises(smtplib.SMTPServerDisconnected):
             connection.noop()

@@ -10,7 +10,7 @@ import stripe
 from aiohttp import web
 
 from deploy.local.stripe import StripeSandbox
-from tests.contracts.stripe.support import SECRET, Endpoint, client, close_clients
+from tests.contracts.stripe.support import SECRET, WebhookReceiver, client, close_clients
 
 
 @pytest.fixture(autouse=True)
@@ -20,22 +20,22 @@ async def _clients() -> AsyncIterator[None]:
 
 
 @pytest.fixture
-async def endpoint() -> AsyncIterator[Endpoint]:
-    found = Endpoint()
+async def endpoint() -> AsyncIterator[WebhookReceiver]:
+    receiver = WebhookReceiver()
     app = web.Application()
-    app.router.add_post("/hook", found.receive)
+    app.router.add_post("/hook", receiver.receive)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
-    found.url = f"http://127.0.0.1:{runner.addresses[0][1]}/hook"
-    yield found
+    receiver.url = f"http://127.0.0.1:{runner.addresses[0][1]}/hook"
+    yield receiver
     await runner.cleanup()
 
 
 @pytest.fixture
-async def sandbox(endpoint: Endpoint) -> AsyncIterator[StripeSandbox]:
-    async with StripeSandbox(webhook_url=endpoint.url, webhook_secret=SECRET, localstripe=False) as found:
-        yield found
+async def sandbox(endpoint: WebhookReceiver) -> AsyncIterator[StripeSandbox]:
+    async with StripeSandbox(webhook_url=endpoint.url, webhook_secret=SECRET) as running:
+        yield running
 
 
 @pytest.fixture
@@ -45,5 +45,5 @@ def gateway(sandbox: StripeSandbox) -> stripe.StripeClient:
 
 @pytest.fixture
 async def control(sandbox: StripeSandbox) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=sandbox.url, timeout=40) as found:
-        yield found
+    async with httpx.AsyncClient(base_url=sandbox.url, timeout=40) as client:
+        yield client

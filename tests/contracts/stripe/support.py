@@ -8,7 +8,7 @@ from typing import Any
 import stripe
 from aiohttp import web
 
-from tests.support.wait import eventually
+from tests.support.wait import wait_until
 
 SECRET = "whsec_contract"
 KEY = "sk_test_contract"
@@ -16,12 +16,12 @@ _transports: list[stripe.HTTPXClient] = []
 
 
 @dataclass(slots=True)
-class Endpoint:
-    """Records verified events in order of arrival; answers with `answers` one by one, then 200."""
+class WebhookReceiver:
+    """Records verified events in order of arrival; responds with `statuses` one by one, then 200."""
 
     url: str = ""
     events: list[dict[str, Any]] = field(default_factory=list)
-    answers: list[int] = field(default_factory=list)
+    statuses: list[int] = field(default_factory=list)
     refused: int = 0
 
     async def receive(self, request: web.Request) -> web.Response:
@@ -32,7 +32,7 @@ class Endpoint:
             self.refused += 1
             return web.Response(status=400)
         self.events.append(await request.json())
-        return web.Response(status=self.answers.pop(0) if self.answers else 200)
+        return web.Response(status=self.statuses.pop(0) if self.statuses else 200)
 
     def types(self, subject: str | None = None) -> list[str]:
         return [
@@ -43,7 +43,9 @@ class Endpoint:
         ]
 
     async def until(self, *types: str, subject: str | None = None) -> list[dict[str, Any]]:
-        await eventually(lambda: set(types) <= set(self.types(subject)), what=f"webhooks {types}, got {self.types()}")
+        await wait_until(
+            lambda: set(types) <= set(self.types(subject)), description=f"webhooks {types}, got {self.types()}"
+        )
         return [event for event in self.events if event["type"] in types]
 
 

@@ -10,8 +10,8 @@ import pytest
 import stripe
 
 from deploy.local.stripe import StripeSandbox
-from tests.contracts.stripe.support import KEY, SECRET, Endpoint, client
-from tests.support.wait import eventually, in_time
+from tests.contracts.stripe.support import KEY, SECRET, WebhookReceiver, client
+from tests.support.wait import scale_timeout, wait_until
 
 # stripe 16 hands httpx its form bodies in a way that httpx 0.28 has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -28,26 +28,26 @@ def caller(control: httpx.AsyncClient) -> httpx.AsyncClient:
 
 
 async def charges(control: httpx.AsyncClient) -> list[dict[str, object]]:
-    found: list[dict[str, object]] = (await control.get("/sandbox/charges")).json()
-    return found
+    rows: list[dict[str, object]] = (await control.get("/sandbox/charges")).json()
+    return rows
 
 
 # idempotency keys ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.scenario("B23")
-async def test_the_same_key_gets_the_same_answer_and_charges_once(caller: httpx.AsyncClient) -> None:
+async def test_a_repeated_key_returns_the_same_response_and_charges_once(caller: httpx.AsyncClient) -> None:
     headers = {"Idempotency-Key": "order-1"}
     first = await caller.post("/v1/payment_intents", data=CHARGE, headers=headers)
-    again = await caller.post("/v1/payment_intents", data=dict(reversed(CHARGE.items())), headers=headers)
-    assert (again.status_code, again.content) == (first.status_code, first.content)
+    repeated = await caller.post("/v1/payment_intents", data=dict(reversed(CHARGE.items())), headers=headers)
+    assert (repeated.status_code, repeated.content) == (first.status_code, first.content)
     assert "Idempotent-Replayed" not in first.headers
-    assert again.headers["Idempotent-Replayed"] == "true"
-    assert again.headers["Original-Request"] == first.headers["Request-Id"]
+    assert repeated.headers["Idempotent-Replayed"] == "true"
+    assert repeated.headers["Original-Request"] == first.headers["Request-Id"]
     assert [charge["idempotency_key"] for charge in await charges(caller)] == ["order-1"]
 
 
-async def test_the_same_key_with_other_parameters_is_refused(caller: httpx.AsyncClient) -> None:
+async def test_a_repeated_key_with_other_parameters_is_rejected(caller: httpx.AsyncClient) -> None:
     headers = {"Idempotency-Key": "order-1"}
     await caller.post("/v1/payment_intents", data=CHARGE, headers=headers)
     other = await caller.post("/v1/payment_intents", data={**CHARGE, "amount": "1300"}, headers=headers)
@@ -60,9 +60,9 @@ async def test_the_same_key_with_other_parameters_is_refused(caller: httpx.Async
 async def test_a_decline_is_replayed_and_a_validation_error_is_not(caller: httpx.AsyncClient) -> None:
     declined = {**CHARGE, "payment_method": "pm_card_visa_chargeDeclined"}
     for turn in range(2):
-        answer = await caller.post("/v1/payment_intents", data=declined, headers={"Idempotency-Key": "d"})
-        assert answer.status_code == 402
-        assert ("Idempotent-Replayed" in answer.headers) == bool(turn)
+        response = await caller.post("/v1/payment_intents", data=declined, headers={"Idempotency-Key": "d"})
+        assert response.status_code == 402
+        assert ("Idempotent-Replayed" in response.headers) == bool(turn)
     assert len(await charges(caller)) == 1
     wrong = await caller.post("/v1/payment_intents", data={"currency": "usd"}, headers={"Idempotency-Key": "v"})
     assert wrong.status_code == 400
@@ -70,30 +70,30 @@ async def test_a_decline_is_replayed_and_a_validation_error_is_not(caller: httpx
     assert right.status_code == 200
 
 
-async def test_a_key_in_use_is_a_conflict_and_free_once_its_caller_hung_up(caller: httpx.AsyncClient) -> None:
+async def test_a_key_in_use_is_a_conflict_until_its_caller_disconnects(caller: httpx.AsyncClient) -> None:
     await caller.post("/sandbox/faults", json={"fault": "stall", "count": 1, "seconds": 30})
     headers = {"Idempotency-Key": "slow"}
     slow = asyncio.create_task(caller.post("/v1/payment_intents", data=CHARGE, headers=headers))
-    await eventually(lambda: charges(caller))
+    await wait_until(lambda: charges(caller))
     meanwhile = await caller.post("/v1/payment_intents", data=CHARGE, headers=headers)
     assert (meanwhile.status_code, meanwhile.json()["error"]["code"]) == (409, "idempotency_key_in_use")
     slow.cancel()
     await asyncio.gather(slow, return_exceptions=True)
 
     async def replayed() -> bool:
-        answer = await caller.post("/v1/payment_intents", data=CHARGE, headers=headers)
-        return "Idempotent-Replayed" in answer.headers
+        response = await caller.post("/v1/payment_intents", data=CHARGE, headers=headers)
+        return "Idempotent-Replayed" in response.headers
 
-    await eventually(replayed)
+    await wait_until(replayed)
     assert len(await charges(caller)) == 1
 
 
 async def test_a_hundred_requests_with_one_key_charge_once(caller: httpx.AsyncClient) -> None:
-    answers = await asyncio.gather(
+    responses = await asyncio.gather(
         *(caller.post("/v1/payment_intents", data=CHARGE, headers={"Idempotency-Key": "storm"}) for _ in range(100))
     )
-    assert {answer.status_code for answer in answers} <= {200, 409}
-    assert len({answer.content for answer in answers if answer.status_code == 200}) == 1
+    assert {response.status_code for response in responses} <= {200, 409}
+    assert len({response.content for response in responses if response.status_code == 200}) == 1
     assert len(await charges(caller)) == 1
 
 
@@ -102,8 +102,8 @@ async def test_a_hundred_requests_with_one_key_charge_once(caller: httpx.AsyncCl
 
 @pytest.mark.scenario("B23")
 @pytest.mark.parametrize("fault", ["lost_reply", "reset", "server_error"])
-async def test_a_broken_request_is_repeated_by_the_library_and_charges_once(
-    sandbox: StripeSandbox, control: httpx.AsyncClient, endpoint: Endpoint, fault: str
+async def test_the_library_repeats_a_broken_request_and_charges_once(
+    sandbox: StripeSandbox, control: httpx.AsyncClient, endpoint: WebhookReceiver, fault: str
 ) -> None:
     await control.post("/sandbox/faults", json={"fault": fault, "count": 1})
     patient = client(sandbox.url, retries=2)
@@ -126,7 +126,7 @@ async def test_a_broken_request_is_repeated_by_the_library_and_charges_once(
 
 
 @pytest.mark.parametrize(("fault", "happened"), [("lost_reply", 1), ("reset", 0)])
-async def test_what_the_caller_sees_of_a_lost_or_reset_connection(
+async def test_a_lost_or_reset_connection_is_an_error_of_the_caller(
     gateway: stripe.StripeClient, control: httpx.AsyncClient, fault: str, happened: int
 ) -> None:
     await control.post("/sandbox/faults", json={"fault": fault})
@@ -140,7 +140,7 @@ async def test_what_the_caller_sees_of_a_lost_or_reset_connection(
 
 
 @pytest.mark.scenario("B22")
-async def test_a_stalled_charge_times_out_and_is_found_done(
+async def test_a_stalled_charge_times_out_and_is_completed(
     sandbox: StripeSandbox, gateway: stripe.StripeClient, control: httpx.AsyncClient
 ) -> None:
     await control.post("/sandbox/faults", json={"fault": "stall", "count": 1})
@@ -161,7 +161,7 @@ async def test_a_stalled_charge_times_out_and_is_found_done(
             return False
         return intent.status == "succeeded"
 
-    await eventually(resolved)
+    await wait_until(resolved)
     assert len(await charges(control)) == 1
 
 
@@ -180,50 +180,50 @@ async def pay(gateway: stripe.StripeClient) -> stripe.PaymentIntent:
 
 
 @pytest.mark.scenario("B20")
-async def test_a_refused_webhook_comes_again_with_the_same_id(
-    gateway: stripe.StripeClient, endpoint: Endpoint, control: httpx.AsyncClient
+async def test_a_rejected_webhook_is_retried_with_the_same_id(
+    gateway: stripe.StripeClient, endpoint: WebhookReceiver, control: httpx.AsyncClient
 ) -> None:
-    endpoint.answers = [503, 500]
+    endpoint.statuses = [503, 500]
     intent = await pay(gateway)
 
     async def all_delivered() -> bool:
         return all(hook["delivered"] for hook in (await control.get("/sandbox/webhooks")).json())
 
-    await eventually(all_delivered)
+    await wait_until(all_delivered)
     assert endpoint.types(intent.id).count("payment_intent.succeeded") == 2
     assert len({event["id"] for event in endpoint.events}) == 2
     event = await gateway.v1.events.retrieve_async(endpoint.events[0]["id"])
     assert event.type == endpoint.events[0]["type"]
     listed = await gateway.v1.events.list_async({"type": "payment_intent.*"})
-    assert {found.id for found in listed.data} == {found["id"] for found in endpoint.events}
+    assert {item.id for item in listed.data} == {received["id"] for received in endpoint.events}
 
 
 @pytest.mark.scenario("B20")
-async def test_a_webhook_can_be_earlier_than_the_answer(
-    sandbox: StripeSandbox, endpoint: Endpoint, control: httpx.AsyncClient
+async def test_a_webhook_can_arrive_before_the_response(
+    sandbox: StripeSandbox, endpoint: WebhookReceiver, control: httpx.AsyncClient
 ) -> None:
     await control.post("/sandbox/faults", json={"fault": "stall", "count": 1, "seconds": 1})
-    answer = asyncio.create_task(pay(client(sandbox.url)))
+    charge = asyncio.create_task(pay(client(sandbox.url)))
     await endpoint.until("payment_intent.succeeded")
-    assert not answer.done()
-    assert (await answer).status == "succeeded"
+    assert not charge.done()
+    assert (await charge).status == "succeeded"
 
 
 @pytest.mark.scenario("B19")
-async def test_a_duplicated_webhook_comes_twice_within_milliseconds(
-    gateway: stripe.StripeClient, endpoint: Endpoint, control: httpx.AsyncClient
+async def test_a_duplicated_webhook_arrives_twice_within_milliseconds(
+    gateway: stripe.StripeClient, endpoint: WebhookReceiver, control: httpx.AsyncClient
 ) -> None:
     await control.post("/sandbox/faults", json={"fault": "duplicate_webhook"})
     before = time.monotonic()
     intent = await pay(gateway)
-    await eventually(lambda: endpoint.types(intent.id).count("payment_intent.succeeded") == 2)
-    assert time.monotonic() - before < in_time(1)
+    await wait_until(lambda: endpoint.types(intent.id).count("payment_intent.succeeded") == 2)
+    assert time.monotonic() - before < scale_timeout(1)
     assert len({event["id"] for event in endpoint.events if event["type"] == "payment_intent.succeeded"}) == 1
 
 
 @pytest.mark.scenario("B21")
-async def test_reordered_webhooks_come_latest_first(
-    gateway: stripe.StripeClient, endpoint: Endpoint, control: httpx.AsyncClient
+async def test_reordered_webhooks_arrive_latest_first(
+    gateway: stripe.StripeClient, endpoint: WebhookReceiver, control: httpx.AsyncClient
 ) -> None:
     await control.post("/sandbox/faults", json={"fault": "reorder_webhook"})
     intent = await gateway.v1.payment_intents.create_async({"amount": 1200, "currency": "usd"})
@@ -231,11 +231,11 @@ async def test_reordered_webhooks_come_latest_first(
         await gateway.v1.payment_intents.confirm_async(intent.id, {"payment_method": "pm_card_visa_chargeDeclined"})
     await gateway.v1.payment_intents.confirm_async(intent.id, {"payment_method": "pm_card_visa"})
     expected = ["payment_intent.succeeded", "payment_intent.payment_failed", "payment_intent.created"]
-    await eventually(lambda: endpoint.types(intent.id) == expected, what=f"{endpoint.types()}")
+    await wait_until(lambda: endpoint.types(intent.id) == expected, description=f"{endpoint.types()}")
 
 
-async def test_held_webhooks_wait_until_they_are_let_go(
-    gateway: stripe.StripeClient, endpoint: Endpoint, control: httpx.AsyncClient
+async def test_held_webhooks_wait_until_they_are_released(
+    gateway: stripe.StripeClient, endpoint: WebhookReceiver, control: httpx.AsyncClient
 ) -> None:
     await control.post("/sandbox/faults", json={"fault": "hold_webhook", "count": 2})
     held, free = await pay(gateway), await pay(gateway)
@@ -247,8 +247,8 @@ async def test_held_webhooks_wait_until_they_are_let_go(
     await endpoint.until("payment_intent.succeeded", subject=held.id)
 
 
-async def test_webhooks_held_for_a_time_come_by_themselves(
-    gateway: stripe.StripeClient, endpoint: Endpoint, control: httpx.AsyncClient
+async def test_webhooks_held_for_a_time_are_released_by_themselves(
+    gateway: stripe.StripeClient, endpoint: WebhookReceiver, control: httpx.AsyncClient
 ) -> None:
     await control.post("/sandbox/faults", json={"fault": "hold_webhook", "seconds": 0.5})
     before = time.monotonic()
@@ -258,10 +258,10 @@ async def test_webhooks_held_for_a_time_come_by_themselves(
 
 
 async def test_redelivery_sends_every_event_again(
-    gateway: stripe.StripeClient, endpoint: Endpoint, control: httpx.AsyncClient
+    gateway: stripe.StripeClient, endpoint: WebhookReceiver, control: httpx.AsyncClient
 ) -> None:
     intents = [await pay(gateway) for _ in range(3)]
-    await eventually(lambda: len(endpoint.events) == 6)
+    await wait_until(lambda: len(endpoint.events) == 6)
     ids = sorted(event["id"] for event in endpoint.events)
     endpoint.events.clear()
     assert (await control.post("/sandbox/redeliver")).json() == {"events": 6, "accepted": 6}
@@ -271,15 +271,15 @@ async def test_redelivery_sends_every_event_again(
     assert endpoint.types(intents[0].id) == ["payment_intent.succeeded", "payment_intent.created"]
 
 
-async def test_what_waits_is_sent_once_there_is_an_endpoint(endpoint: Endpoint) -> None:
-    async with StripeSandbox(webhook_secret=SECRET, localstripe=False) as sandbox:
+async def test_pending_webhooks_are_sent_once_an_endpoint_is_set(endpoint: WebhookReceiver) -> None:
+    async with StripeSandbox(webhook_secret=SECRET) as sandbox:
         intent = await pay(client(sandbox.url))
-        sandbox.deliver_to(endpoint.url)
+        sandbox.set_webhook_url(endpoint.url)
         await endpoint.until("payment_intent.succeeded", subject=intent.id)
     assert endpoint.refused == 0
 
 
-async def test_a_fault_can_aim_at_other_requests(gateway: stripe.StripeClient, control: httpx.AsyncClient) -> None:
+async def test_a_fault_can_target_other_requests(gateway: stripe.StripeClient, control: httpx.AsyncClient) -> None:
     intent = await pay(gateway)
     await control.post(
         "/sandbox/faults", json={"fault": "server_error", "count": 1, "path": "/v1/payment_intents/*", "method": "GET"}
@@ -289,7 +289,9 @@ async def test_a_fault_can_aim_at_other_requests(gateway: stripe.StripeClient, c
     assert (await gateway.v1.payment_intents.retrieve_async(intent.id)).status == "succeeded"
 
 
-async def test_the_overview_shows_what_happened(gateway: stripe.StripeClient, control: httpx.AsyncClient) -> None:
+async def test_the_overview_page_lists_payments_and_events(
+    gateway: stripe.StripeClient, control: httpx.AsyncClient
+) -> None:
     intent = await pay(gateway)
     page = await control.get("/")
     assert page.status_code == 200

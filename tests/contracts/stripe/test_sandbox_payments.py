@@ -9,7 +9,7 @@ import pytest
 import stripe
 
 from deploy.local.stripe import StripeSandbox
-from tests.contracts.stripe.support import Endpoint, client
+from tests.contracts.stripe.support import WebhookReceiver, client
 
 # stripe 16 hands httpx its form bodies in a way that httpx 0.28 has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -21,7 +21,7 @@ async def customer_with_card(gateway: stripe.StripeClient, token: str = "pm_card
     return customer.id, method.id
 
 
-async def test_a_saved_card_is_charged_off_session(gateway: stripe.StripeClient, endpoint: Endpoint) -> None:
+async def test_a_saved_card_is_charged_off_session(gateway: stripe.StripeClient, endpoint: WebhookReceiver) -> None:
     customer, method = await customer_with_card(gateway)
     intent = await gateway.v1.payment_intents.create_async(
         {
@@ -36,10 +36,14 @@ async def test_a_saved_card_is_charged_off_session(gateway: stripe.StripeClient,
     )
     assert (intent.status, intent.amount_received, intent.currency) == ("succeeded", 1500, "usd")
     (event,) = await endpoint.until("payment_intent.succeeded")
-    told = event["data"]["object"]
-    assert told["id"] == intent.id
-    assert told["metadata"] == {"payment_id": "p-1"}
-    assert (told["amount"], told["currency"], told["status"]) == (1500, "usd", "succeeded")
+    received_intent = event["data"]["object"]
+    assert received_intent["id"] == intent.id
+    assert received_intent["metadata"] == {"payment_id": "p-1"}
+    assert (received_intent["amount"], received_intent["currency"], received_intent["status"]) == (
+        1500,
+        "usd",
+        "succeeded",
+    )
     assert endpoint.types(intent.id) == ["payment_intent.created", "payment_intent.succeeded"]
     charge = await gateway.v1.charges.retrieve_async(str(intent.latest_charge), {"expand": ["balance_transaction"]})
     assert charge.captured
@@ -53,10 +57,10 @@ async def test_the_plain_client_works_too(sandbox: StripeSandbox) -> None:
         plain.v1.payment_intents.create,
         {"amount": 900, "currency": "eur", "payment_method": "pm_card_mastercard", "confirm": True},
     )
-    again = await asyncio.to_thread(plain.v1.payment_intents.retrieve, intent.id, {"expand": ["payment_method"]})
-    assert isinstance(again.payment_method, stripe.PaymentMethod)
-    assert again.payment_method.card is not None
-    assert (again.payment_method.card.brand, again.payment_method.card.last4) == ("mastercard", "4444")
+    retrieved = await asyncio.to_thread(plain.v1.payment_intents.retrieve, intent.id, {"expand": ["payment_method"]})
+    assert isinstance(retrieved.payment_method, stripe.PaymentMethod)
+    assert retrieved.payment_method.card is not None
+    assert (retrieved.payment_method.card.brand, retrieved.payment_method.card.last4) == ("mastercard", "4444")
 
 
 @pytest.mark.parametrize(
@@ -71,7 +75,7 @@ async def test_the_plain_client_works_too(sandbox: StripeSandbox) -> None:
 )
 async def test_a_declined_card_is_a_402_that_leaves_a_failed_charge(
     gateway: stripe.StripeClient,
-    endpoint: Endpoint,
+    endpoint: WebhookReceiver,
     control: httpx.AsyncClient,
     token: str,
     code: str,
@@ -86,9 +90,9 @@ async def test_a_declined_card_is_a_402_that_leaves_a_failed_charge(
     assert refused.value.code == code
     assert refused.value.error is not None
     assert refused.value.error.decline_code == decline_code
-    left = refused.value.error.payment_intent
-    assert left is not None
-    assert left["status"] == "requires_payment_method"
+    failed_intent = refused.value.error.payment_intent
+    assert failed_intent is not None
+    assert failed_intent["status"] == "requires_payment_method"
     (event,) = await endpoint.until("payment_intent.payment_failed")
     assert event["data"]["object"]["last_payment_error"]["decline_code"] == decline_code
     assert event["data"]["object"]["metadata"] == {"n": "1"}
@@ -118,7 +122,7 @@ async def test_a_card_that_declines_at_once_cannot_be_saved(gateway: stripe.Stri
         await customer_with_card(gateway, "pm_card_visa_chargeDeclined")
 
 
-async def test_each_attach_of_a_token_is_a_method_of_its_own(gateway: stripe.StripeClient) -> None:
+async def test_each_attach_of_a_token_creates_a_method(gateway: stripe.StripeClient) -> None:
     customer, first = await customer_with_card(gateway)
     second = (await gateway.v1.payment_methods.attach_async("pm_card_visa", {"customer": customer})).id
     assert first != second
@@ -140,7 +144,7 @@ async def test_a_method_of_another_customer_is_refused(gateway: stripe.StripeCli
         )
 
 
-async def test_authorise_then_capture(gateway: stripe.StripeClient, endpoint: Endpoint) -> None:
+async def test_authorize_then_capture(gateway: stripe.StripeClient, endpoint: WebhookReceiver) -> None:
     intent = await gateway.v1.payment_intents.create_async(
         {
             "amount": 2000,
@@ -161,8 +165,8 @@ async def test_authorise_then_capture(gateway: stripe.StripeClient, endpoint: En
     await endpoint.until("payment_intent.amount_capturable_updated", "payment_intent.succeeded", subject=intent.id)
 
 
-async def test_a_cancelled_authorisation_takes_nothing(
-    gateway: stripe.StripeClient, endpoint: Endpoint, control: httpx.AsyncClient
+async def test_a_cancelled_authorization_charges_nothing(
+    gateway: stripe.StripeClient, endpoint: WebhookReceiver, control: httpx.AsyncClient
 ) -> None:
     intent = await gateway.v1.payment_intents.create_async(
         {
@@ -182,7 +186,7 @@ async def test_a_cancelled_authorisation_takes_nothing(
 
 
 async def test_refunds_never_exceed_what_was_captured(
-    gateway: stripe.StripeClient, endpoint: Endpoint, control: httpx.AsyncClient
+    gateway: stripe.StripeClient, endpoint: WebhookReceiver, control: httpx.AsyncClient
 ) -> None:
     intent = await gateway.v1.payment_intents.create_async(
         {"amount": 10000, "currency": "usd", "payment_method": "pm_card_visa", "confirm": True}
@@ -190,13 +194,16 @@ async def test_refunds_never_exceed_what_was_captured(
     part = await gateway.v1.refunds.create_async({"payment_intent": intent.id, "amount": 4000})
     assert (part.status, part.amount) == ("succeeded", 4000)
 
-    async def rest() -> str:
+    async def refund_remainder() -> str:
         try:
             return (await gateway.v1.refunds.create_async({"payment_intent": intent.id, "amount": 6000})).status or ""
         except stripe.InvalidRequestError as refused:
             return str(refused.code or "refused")
 
-    assert sorted(await asyncio.gather(rest(), rest())) == ["charge_already_refunded", "succeeded"]
+    assert sorted(await asyncio.gather(refund_remainder(), refund_remainder())) == [
+        "charge_already_refunded",
+        "succeeded",
+    ]
     (charge,) = (await control.get("/sandbox/charges")).json()
     assert charge["refunded"] == 10000
     await endpoint.until("charge.refunded", "refund.created")
@@ -206,9 +213,9 @@ async def test_the_same_refund_key_refunds_once(gateway: stripe.StripeClient, co
     intent = await gateway.v1.payment_intents.create_async(
         {"amount": 10000, "currency": "usd", "payment_method": "pm_card_visa", "confirm": True}
     )
-    wish: stripe.params.RefundCreateParams = {"payment_intent": intent.id, "amount": 4000}
-    first = await gateway.v1.refunds.create_async(wish, {"idempotency_key": "refund-1"})
-    second = await gateway.v1.refunds.create_async(wish, {"idempotency_key": "refund-1"})
+    params: stripe.params.RefundCreateParams = {"payment_intent": intent.id, "amount": 4000}
+    first = await gateway.v1.refunds.create_async(params, {"idempotency_key": "refund-1"})
+    second = await gateway.v1.refunds.create_async(params, {"idempotency_key": "refund-1"})
     assert first.id == second.id
     (charge,) = (await control.get("/sandbox/charges")).json()
     assert charge["refunded"] == 4000
@@ -216,7 +223,7 @@ async def test_the_same_refund_key_refunds_once(gateway: stripe.StripeClient, co
 
 @pytest.mark.parametrize(("outcome", "status"), [("succeed", "succeeded"), ("fail", "requires_payment_method")])
 async def test_three_d_secure_waits_for_the_card_holder(
-    gateway: stripe.StripeClient, endpoint: Endpoint, control: httpx.AsyncClient, outcome: str, status: str
+    gateway: stripe.StripeClient, endpoint: WebhookReceiver, control: httpx.AsyncClient, outcome: str, status: str
 ) -> None:
     intent = await gateway.v1.payment_intents.create_async(
         {
@@ -234,8 +241,8 @@ async def test_three_d_secure_waits_for_the_card_holder(
     async with httpx.AsyncClient() as browser:
         page = await browser.get(intent.next_action.redirect_to_url.url)
     assert "Complete" in page.text
-    answer = await control.post(f"/sandbox/payment_intents/{intent.id}/authenticate", json={"outcome": outcome})
-    assert answer.status_code == 200
+    response = await control.post(f"/sandbox/payment_intents/{intent.id}/authenticate", json={"outcome": outcome})
+    assert response.status_code == 200
     assert (await gateway.v1.payment_intents.retrieve_async(intent.id)).status == status
     closing = "payment_intent.succeeded" if outcome == "succeed" else "payment_intent.payment_failed"
     await endpoint.until("payment_intent.requires_action", closing, subject=intent.id)
@@ -258,7 +265,7 @@ async def test_three_d_secure_without_a_card_holder_is_a_decline(gateway: stripe
 
 
 async def test_a_refused_intent_can_be_confirmed_with_another_card(
-    gateway: stripe.StripeClient, endpoint: Endpoint, control: httpx.AsyncClient
+    gateway: stripe.StripeClient, endpoint: WebhookReceiver, control: httpx.AsyncClient
 ) -> None:
     intent = await gateway.v1.payment_intents.create_async({"amount": 500, "currency": "usd"})
     assert intent.status == "requires_payment_method"
@@ -282,7 +289,7 @@ async def test_setup_intents_save_a_card(gateway: stripe.StripeClient) -> None:
 
 
 async def test_disputes_open_and_close(
-    gateway: stripe.StripeClient, endpoint: Endpoint, control: httpx.AsyncClient
+    gateway: stripe.StripeClient, endpoint: WebhookReceiver, control: httpx.AsyncClient
 ) -> None:
     intent = await gateway.v1.payment_intents.create_async(
         {"amount": 1000, "currency": "usd", "payment_method": "pm_card_visa", "confirm": True}
@@ -300,7 +307,7 @@ async def test_disputes_open_and_close(
     await endpoint.until("charge.dispute.created", "charge.dispute.funds_withdrawn", "charge.dispute.funds_reinstated")
 
 
-async def test_a_saved_card_can_be_told_to_decline_and_to_work_again(
+async def test_a_saved_card_can_be_set_to_decline_and_to_work_again(
     gateway: stripe.StripeClient, control: httpx.AsyncClient
 ) -> None:
     customer, method = await customer_with_card(gateway)
@@ -320,7 +327,7 @@ async def test_a_saved_card_can_be_told_to_decline_and_to_work_again(
     await pay()
 
 
-async def test_wrong_requests_are_refused_like_stripe(sandbox: StripeSandbox, gateway: stripe.StripeClient) -> None:
+async def test_invalid_requests_are_rejected_like_stripe(sandbox: StripeSandbox, gateway: stripe.StripeClient) -> None:
     with pytest.raises(stripe.InvalidRequestError) as missing:
         await gateway.v1.payment_intents.retrieve_async("pi_nothing")
     assert (missing.value.http_status, missing.value.code) == (404, "resource_missing")
@@ -335,9 +342,9 @@ async def test_wrong_requests_are_refused_like_stripe(sandbox: StripeSandbox, ga
 
 
 async def test_lists_page_through_everything(gateway: stripe.StripeClient) -> None:
-    made = [(await gateway.v1.customers.create_async({"email": f"{n}@example.org"})).id for n in range(7)]
+    created_ids = [(await gateway.v1.customers.create_async({"email": f"{n}@example.org"})).id for n in range(7)]
     page = await gateway.v1.customers.list_async({"limit": 3})
-    seen = [customer.id async for customer in page.auto_paging_iter()]
-    assert seen == made[::-1]
-    found = await gateway.v1.customers.search_async({"query": 'email:"3@example.org"'})
-    assert [customer.id for customer in found.data] == [made[3]]
+    listed_ids = [customer.id async for customer in page.auto_paging_iter()]
+    assert listed_ids == created_ids[::-1]
+    matches = await gateway.v1.customers.search_async({"query": 'email:"3@example.org"'})
+    assert [customer.id for customer in matches.data] == [created_ids[3]]

@@ -1,1 +1,1 @@
-"""What kube-controller-manager, kube-scheduler and the kubelets do, in one loop."""
+"""What controller-manager, scheduler, kubelets and cert-manager do, in one event loop."""

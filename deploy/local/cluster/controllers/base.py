@@ -1,18 +1,20 @@
-"""The loop that all controllers run in: a change marks keys, marked keys are reconciled soon after, in turn."""
+"""The loop of all controllers: a change enqueues keys, and enqueued keys are reconciled soon after, in turn."""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import orjson
+
 from deploy.local.cluster.errors import ApiError
-from deploy.local.cluster.faults import Faults
-from deploy.local.cluster.naming import suffix
+from deploy.local.cluster.faults import FaultInjector
 from deploy.local.cluster.registry import CONTROLLER, Registry
-from deploy.local.cluster.resources import BY_KEY, Obj, Resource
-from deploy.local.cluster.store import Change, Record, Store
+from deploy.local.cluster.resources import BY_KEY, EVENTS, NAMESPACES, Obj, Resource
+from deploy.local.cluster.store import Change, ObjectStore, StoredObject
 from deploy.local.cluster.times import now
 
 log = logging.getLogger(__name__)
@@ -20,11 +22,10 @@ log = logging.getLogger(__name__)
 Key = tuple[str, str]
 Keys = Callable[[Change], Iterable[Key]]
 
-# Keys reconciled in one go before requests get their turn again.
-BATCH = 40
-# Changes within this many seconds of each other are looked at once.
-SETTLE = 0.004
-EVENTS = BY_KEY["/events"]
+# Keys reconciled in one go before requests are served again.
+BATCH_SIZE = 40
+# Changes within this many seconds of each other are reconciled once.
+SETTLE_SECONDS = 0.004
 EVENTS_KEPT = 5_000
 
 
@@ -33,36 +34,37 @@ class Controller:
 
     name = ""
 
-    def __init__(self, world: World) -> None:
-        self.world = world
-        self.store = world.store
-        self.registry = world.registry
-        self.faults = world.faults
+    def __init__(self, loop: ControlLoop) -> None:
+        self.loop = loop
+        self.store = loop.store
+        self.registry = loop.registry
+        self.faults = loop.faults
 
     def watches(self) -> dict[str, Keys]:
         raise NotImplementedError
 
     def reconcile(self, namespace: str, name: str) -> float | None:
-        """Bring one object nearer to what it should be; seconds until it must be looked at again, if it must."""
+        """Bring one object nearer to its desired state.
+
+        Returns:
+            Seconds until the object must be reconciled again; None where the next change is enough.
+        """
         raise NotImplementedError
 
 
-def own(change: Change) -> Iterable[Key]:
-    """The changed object itself."""
+def itself(change: Change) -> Iterable[Key]:
+    """Return the key of the changed object."""
     return ((change.new.namespace, change.new.name),)
 
 
 def controller_of(obj: Obj) -> Obj | None:
-    """The owner reference that controls the object."""
-    for owner in obj["metadata"].get("ownerReferences") or ():
-        if owner.get("controller"):
-            found: Obj = owner
-            return found
-    return None
+    """Return the owner reference of the object's controller."""
+    owners: list[Obj] = obj["metadata"].get("ownerReferences") or []
+    return next((owner for owner in owners if owner.get("controller")), None)
 
 
 def owner_of(kind: str) -> Keys:
-    """The controlling owner of that kind."""
+    """Return the function that gives the key of the controlling owner of that kind."""
 
     def keys(change: Change) -> Iterable[Key]:
         owner = controller_of(change.new.obj)
@@ -71,50 +73,44 @@ def owner_of(kind: str) -> Keys:
     return keys
 
 
-def reference(resource: Resource, obj: Obj) -> Obj:
-    """An owner reference to `obj` as its controller."""
+def owner_reference(resource: Resource, obj: Obj) -> Obj:
+    """Return an owner reference to `obj` as the controller."""
     meta = obj["metadata"]
-    return {
-        "apiVersion": resource.api_version,
-        "kind": resource.kind,
-        "name": meta["name"],
-        "uid": meta["uid"],
-        "controller": True,
-        "blockOwnerDeletion": True,
-    }
+    about = {"apiVersion": resource.api_version, "kind": resource.kind, "name": meta["name"], "uid": meta["uid"]}
+    return {**about, "controller": True, "blockOwnerDeletion": True}
 
 
-def condition(status: Obj, kind: str, value: str, reason: str = "", message: str = "", **more: Any) -> bool:
-    """Set a condition in `status`; the transition time moves only with the value. Whether anything changed."""
+def set_condition(status: Obj, kind: str, value: str, reason: str = "", message: str = "", **more: Any) -> None:
+    """Set a condition in `status`. The transition time changes only with the value."""
     conditions: list[Obj] = status.setdefault("conditions", [])
-    wanted: Obj = {"type": kind, "status": value, **more}
-    if reason:
-        wanted["reason"] = reason
+    condition: Obj = {"type": kind, "status": value, **({"reason": reason} if reason else {})}
     if message:
-        wanted["message"] = message
+        condition["message"] = message
     for index, old in enumerate(conditions):
-        if old["type"] == kind:
-            same = {k: old.get(k) for k in ("status", "reason", "message")} == {
-                k: wanted.get(k) for k in ("status", "reason", "message")
-            }
-            if same:
-                return False
-            wanted["lastTransitionTime"] = old.get("lastTransitionTime") if old["status"] == value else now()
-            conditions[index] = wanted
-            return True
-    wanted["lastTransitionTime"] = now()
-    conditions.append(wanted)
-    return True
+        if old["type"] != kind:
+            continue
+        if any(old.get(key) != condition.get(key) for key in ("status", "reason", "message")):
+            since = old["lastTransitionTime"] if old["status"] == value else now()
+            conditions[index] = {**condition, **more, "lastTransitionTime": since}
+        return
+    conditions.append({**condition, **more, "lastTransitionTime": now()})
 
 
 def has_condition(obj: Obj, kind: str, value: str = "True") -> bool:
-    return any(c["type"] == kind and c["status"] == value for c in (obj.get("status") or {}).get("conditions") or ())
+    conditions = (obj.get("status") or {}).get("conditions") or ()
+    return any(c["type"] == kind and c["status"] == value for c in conditions)
 
 
-class World:
-    """What controllers share: the store, the clock's pace, events, and the queue."""
+def digest(value: Any) -> str:
+    """Return a short hash of a JSON value that names may contain."""
+    data = orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    return hashlib.blake2b(data, digest_size=5).hexdigest()
 
-    def __init__(self, store: Store, registry: Registry, faults: Faults, speed: float) -> None:
+
+class ControlLoop:
+    """Runs the controllers, and holds what they share: the store, the speed of simulated delays, and events."""
+
+    def __init__(self, store: ObjectStore, registry: Registry, faults: FaultInjector, speed: float) -> None:
         self.store = store
         self.registry = registry
         self.faults = faults
@@ -132,7 +128,7 @@ class World:
     # ------------------------------------------------------------ running
 
     def start(self, controllers: list[Controller]) -> None:
-        """Run the controllers on the current event loop, beginning with everything there is."""
+        """Run the controllers on the current event loop, beginning with every object in the store."""
         self._loop = asyncio.get_running_loop()
         for controller in controllers:
             self.controllers[controller.name] = controller
@@ -140,8 +136,8 @@ class World:
                 self._by_kind.setdefault(kind, []).append((controller.name, keys))
         self._stop = self.store.listen(self._changed)
         for kind in self._by_kind:
-            for record in self.store.every(BY_KEY[kind]):
-                self._changed(Change("ADDED", BY_KEY[kind], record, None, record.version))
+            for stored in self.store.every(BY_KEY[kind]):
+                self._changed(Change("ADDED", BY_KEY[kind], stored, None, stored.version))
 
     def stop(self) -> None:
         self._stop()
@@ -153,13 +149,13 @@ class World:
         self._ready.clear()
 
     def enqueue(self, controller: str, namespace: str, name: str, delay: float = 0.0) -> None:
-        """Have the key reconciled after `delay` seconds (real ones)."""
+        """Reconcile the key after `delay` seconds (real ones)."""
         if self._loop is None:
             return
         key = (controller, namespace, name)
         if delay <= 0:
             self._ready[key] = None
-            self._schedule(SETTLE)
+            self._schedule(SETTLE_SECONDS)
             return
         due = self._loop.time() + delay
         waiting = self._later.get(key)
@@ -168,6 +164,11 @@ class World:
                 return
             waiting[1].cancel()
         self._later[key] = (due, self._loop.call_later(delay, self._due, key))
+
+    def enqueue_all(self, controller: str, resource: Resource) -> None:
+        """Reconcile every object of a kind."""
+        for stored in self.store.every(resource):
+            self.enqueue(controller, stored.namespace, stored.name)
 
     def _due(self, key: tuple[str, str, str]) -> None:
         self._later.pop(key, None)
@@ -185,27 +186,27 @@ class World:
 
     def _flush(self) -> None:
         self._handle = None
-        batch = list(self._ready)[:BATCH]
+        batch = list(self._ready)[:BATCH_SIZE]
         for key in batch:
             del self._ready[key]
         for key in batch:
             self._reconcile(key)
         if self._ready:
-            self._schedule(0.0 if len(batch) == BATCH else SETTLE)
+            self._schedule(0.0 if len(batch) == BATCH_SIZE else SETTLE_SECONDS)
 
     def _reconcile(self, key: tuple[str, str, str]) -> None:
         try:
-            again = self.controllers[key[0]].reconcile(key[1], key[2])
+            delay = self.controllers[key[0]].reconcile(key[1], key[2])
         except ApiError as exc:
-            again = self._backoff(key)
+            delay = self._backoff(key)
             log.debug("%s %s/%s: %s", *key, exc)
         except Exception:
-            again = self._backoff(key)
+            delay = self._backoff(key)
             log.exception("%s failed on %s/%s", *key)
         else:
             self._failures.pop(key, None)
-        if again is not None:
-            self.enqueue(*key, max(again, 0.001))
+        if delay is not None:
+            self.enqueue(*key, max(delay, 0.001))
 
     def _backoff(self, key: tuple[str, str, str]) -> float:
         count = self._failures[key] = self._failures.get(key, 0) + 1
@@ -213,74 +214,55 @@ class World:
 
     # ------------------------------------------------------------ helpers
 
-    def seconds(self, real: float) -> float:
-        """A pretended duration in real seconds."""
-        return real / self.speed
+    def seconds(self, simulated: float) -> float:
+        """Return a simulated delay in real seconds."""
+        return simulated / self.speed
 
-    def event(self, obj: Obj, reason: str, message: str, *, source: str, type_: str = "Normal") -> None:
-        """Record an Event about `obj`; the same one again raises its count."""
-        meta = obj["metadata"]
+    def create(self, resource: Resource, obj: Obj) -> Obj:
+        """Create an object as a controller, with every check of the API."""
+        return self.registry.create(resource, obj["metadata"].get("namespace", ""), obj, CONTROLLER)
+
+    def delete(self, resource: Resource, stored: StoredObject, **body: Any) -> None:
+        """Delete an object as a controller, unless it is deleted already."""
+        try:
+            self.registry.delete(resource, stored.namespace, stored.name, body)
+        except ApiError as exc:
+            if exc.code != 404:
+                raise
+
+    def event(self, obj: Obj, reason: str, message: str, *, source: str, warning: bool = False) -> None:
+        """Record an Event about `obj`. A repeated one raises the count of the first."""
+        meta, stamp = obj["metadata"], now()
         namespace = meta.get("namespace") or "default"
-        space = self.store.get(BY_KEY["/namespaces"], "", namespace)
+        space = self.store.get(NAMESPACES, "", namespace)
         if space is None or space.obj["metadata"].get("deletionTimestamp"):
             return
-        about = {
-            "kind": obj["kind"],
-            "namespace": namespace,
-            "name": meta["name"],
-            "uid": meta["uid"],
-            "apiVersion": obj["apiVersion"],
-            "resourceVersion": meta.get("resourceVersion", ""),
-        }
-        name = f"{meta['name'][:200]}.{abs(hash((meta['uid'], reason, message))):016x}"
-        stamp = now()
+        name = f"{meta['name'][:200]}.{digest([meta['uid'], reason, message])}"
         old = self.store.get(EVENTS, namespace, name)
         if old is not None:
-
-            def again(event: Obj) -> None:
-                event["count"] = event.get("count", 1) + 1
-                event["lastTimestamp"] = stamp
-
-            self.registry.modify(EVENTS, old, again)
+            repeated = {"count": old.obj["count"] + 1, "lastTimestamp": stamp}
+            self.registry.modify(EVENTS, old, lambda event: event.update(repeated))
             return
+        about = {"kind": obj["kind"], "apiVersion": obj["apiVersion"], "namespace": namespace}
         self.store.put(
             EVENTS,
             {
                 "kind": "Event",
                 "apiVersion": "v1",
-                "metadata": {"name": name, "namespace": namespace, "uid": f"{suffix(12)}", "creationTimestamp": stamp},
-                "involvedObject": about,
+                "metadata": {"name": name, "namespace": namespace, "uid": name, "creationTimestamp": stamp},
+                "involvedObject": {**about, "name": meta["name"], "uid": meta["uid"]},
                 "reason": reason,
                 "message": message,
                 "source": {"component": source},
                 "firstTimestamp": stamp,
                 "lastTimestamp": stamp,
                 "count": 1,
-                "type": type_,
-                "eventTime": None,
-                "reportingComponent": source,
-                "reportingInstance": "",
+                "type": "Warning" if warning else "Normal",
             },
         )
         self._events += 1
         if self._events > EVENTS_KEPT:
-            self._trim()
-
-    def _trim(self) -> None:
-        """Forget the older half of the events."""
-        records = sorted(self.store.every(EVENTS), key=lambda r: r.version)
-        for record in records[: len(records) // 2]:
-            self.store.remove(EVENTS, record.namespace, record.name)
-        self._events = len(records) - len(records) // 2
-
-    def create(self, resource: Resource, obj: Obj) -> Obj:
-        """Create as a controller, through all checks."""
-        return self.registry.create(resource, obj["metadata"].get("namespace", ""), obj, CONTROLLER)
-
-    def delete(self, resource: Resource, record: Record, policy: str = "Background") -> None:
-        """Delete as a controller; gone already is fine."""
-        try:
-            self.registry.delete(resource, record.namespace, record.name, {"propagationPolicy": policy})
-        except ApiError as exc:
-            if exc.code != 404:
-                raise
+            records = sorted(self.store.every(EVENTS), key=lambda stored: stored.version)
+            for stored in records[: len(records) // 2]:
+                self.store.remove(EVENTS, stored.namespace, stored.name)
+            self._events = len(records) - len(records) // 2

@@ -4,148 +4,120 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
-
-import orjson
+from typing import Any
 
 from deploy.local.cluster.controllers.base import (
     Controller,
+    ControlLoop,
     Keys,
-    World,
-    condition,
     has_condition,
-    own,
+    itself,
     owner_of,
-    reference,
+    owner_reference,
+    set_condition,
 )
-from deploy.local.cluster.controllers.workloads import PODS, active, is_ready, pod_from
+from deploy.local.cluster.controllers.workloads import active, is_ready, pod_of
 from deploy.local.cluster.cron import Schedule
-from deploy.local.cluster.resources import BY_KEY, Obj
-from deploy.local.cluster.store import Record
+from deploy.local.cluster.resources import CRON_JOBS, JOBS, PODS, Obj
+from deploy.local.cluster.store import StoredObject, copy_of
 from deploy.local.cluster.times import now, seconds_since
 
-JOBS, CRONS = BY_KEY["batch/jobs"], BY_KEY["batch/cronjobs"]
+COMPLETE = ("Complete", "CompletionsReached", "Reached expected number of succeeded pods")
+TOO_MANY_FAILURES = ("Failed", "BackoffLimitExceeded", "Job has reached the specified backoff limit")
+TOO_LATE = ("Failed", "DeadlineExceeded", "Job was active longer than specified deadline")
+
+
+def is_finished(job: Obj) -> bool:
+    return has_condition(job, "Complete") or has_condition(job, "Failed")
 
 
 class Jobs(Controller):
     name = "jobs"
 
-    def __init__(self, world: World) -> None:
-        super().__init__(world)
-        # When the next pod may follow a failed one, by (newest pod's version, failures).
-        self._paused: dict[tuple[int, int], float] = {}
+    def __init__(self, loop: ControlLoop) -> None:
+        super().__init__(loop)
+        # When the next pod may follow a failed one, by the job's uid and its failures.
+        self._next_try: dict[tuple[str, int], float] = {}
 
     def watches(self) -> dict[str, Keys]:
-        return {"batch/jobs": own, "/pods": owner_of("Job")}
+        return {"batch/jobs": itself, "/pods": owner_of("Job")}
 
     def reconcile(self, namespace: str, name: str) -> float | None:
-        record = self.store.get(JOBS, namespace, name)
-        if record is None or record.obj["metadata"].get("deletionTimestamp"):
+        stored = self.store.get(JOBS, namespace, name)
+        if stored is None or stored.obj["metadata"].get("deletionTimestamp"):
             return None
-        obj = record.obj
-        if has_condition(obj, "Complete") or has_condition(obj, "Failed"):
-            return self._expire(record)
-        spec = obj["spec"]
+        obj, spec = stored.obj, stored.obj["spec"]
+        if is_finished(obj):
+            return self._expire(stored)
         pods = self.store.owned(obj["metadata"]["uid"], PODS)
-        done = sum(1 for p in pods if p.obj["status"].get("phase") == "Succeeded")
-        failed = sum(1 for p in pods if p.obj["status"].get("phase") == "Failed")
-        restarts = sum(s.get("restartCount", 0) for p in pods for s in p.obj["status"].get("containerStatuses") or ())
-        running = active(pods)
-        wanted = spec.get("completions") or 1
-        verdict: tuple[str, str, str] | None = None
+        phases = [pod.obj["status"]["phase"] for pod in pods]
+        succeeded, failed = phases.count("Succeeded"), phases.count("Failed")
+        restarts = sum(s["restartCount"] for pod in pods for s in pod.obj["status"].get("containerStatuses") or ())
+        age = seconds_since(obj.get("status", {}).get("startTime") or now())
         limit = spec.get("activeDeadlineSeconds")
-        if done >= wanted:
-            verdict = ("Complete", "CompletionsReached", "Reached expected number of succeeded pods")
-        elif failed > spec["backoffLimit"] or (
-            spec["template"]["spec"]["restartPolicy"] == "OnFailure" and restarts > spec["backoffLimit"]
-        ):
-            verdict = ("Failed", "BackoffLimitExceeded", "Job has reached the specified backoff limit")
-        elif limit and obj.get("status", {}).get("startTime") and seconds_since(obj["status"]["startTime"]) >= limit:
-            verdict = ("Failed", "DeadlineExceeded", "Job was active longer than specified deadline")
-        again: float | None = None
-        if verdict is not None or spec.get("suspend"):
-            for pod in running:
-                self.world.delete(PODS, pod)
-        else:
-            again = (
-                limit - seconds_since(obj["status"]["startTime"]) + 0.1
-                if limit and obj.get("status", {}).get("startTime")
-                else None
-            )
-            missing = min(spec["parallelism"], wanted - done) - len(running)
-            wait = self._pause(pods, failed)
-            if missing > 0 and wait > 0:
-                again = wait
-            for _ in range(missing if wait <= 0 else 0):
-                template = orjson.loads(orjson.dumps(spec["template"]))
-                wanted_pod = pod_from(template, namespace, reference(JOBS, obj), generateName=f"{name}-")
-                made = self.world.create(PODS, wanted_pod)
-                self.world.event(
-                    obj, "SuccessfulCreate", f"Created pod: {made['metadata']['name']}", source="job-controller"
-                )
-        self._status(record, done, failed, verdict)
-        return again
+        verdict: tuple[str, str, str] | None = None
+        if succeeded >= spec["completions"]:
+            verdict = COMPLETE
+        elif failed + restarts > spec["backoffLimit"]:
+            verdict = TOO_MANY_FAILURES
+        elif limit is not None and age >= limit:
+            verdict = TOO_LATE
+        delay = None if limit is None or verdict else limit - age + 0.1
+        if verdict or spec["suspend"]:
+            for pod in active(pods):
+                self.loop.delete(PODS, pod)
+        elif not active(pods):
+            wait = self._wait(obj, failed)
+            if wait > 0:
+                delay = wait
+            else:
+                owner = owner_reference(JOBS, obj)
+                template = copy_of(stored)["spec"]["template"]
+                created = self.loop.create(PODS, pod_of(template, namespace, owner, generateName=f"{name}-"))
+                text = f"Created pod: {created['metadata']['name']}"
+                self.loop.event(obj, "SuccessfulCreate", text, source="job-controller")
+        self._write_status(stored, succeeded, failed, verdict)
+        return delay
 
-    def _pause(self, pods: list[Record], failed: int) -> float:
-        """The back-off after a failed pod, shortened like every other wait here."""
+    def _wait(self, obj: Obj, failed: int) -> float:
+        """Return the seconds until the next pod may follow a failed one; shortened like every simulated delay."""
         if not failed:
             return 0.0
-        last = max(p.version for p in pods)
-        key = (last, failed)
-        due = self._paused.setdefault(key, time.monotonic() + self.world.seconds(0.1 * 2 ** min(failed - 1, 4)))
-        return due - time.monotonic()
+        delay = self.loop.seconds(0.1 * 2 ** min(failed - 1, 4))
+        return self._next_try.setdefault((obj["metadata"]["uid"], failed), time.monotonic() + delay) - time.monotonic()
 
-    def _status(self, record: Record, done: int, failed: int, verdict: tuple[str, str, str] | None) -> None:
-        pods = self.store.owned(record.obj["metadata"]["uid"], PODS)
-        alive = active(pods)
+    def _write_status(
+        self, stored: StoredObject, succeeded: int, failed: int, verdict: tuple[str, str, str] | None
+    ) -> None:
+        running = active(self.store.owned(stored.obj["metadata"]["uid"], PODS)) if verdict is None else []
 
         def write(new: Obj) -> None:
             status = new.setdefault("status", {})
-            if not new["spec"].get("suspend"):
+            if not new["spec"]["suspend"]:
                 status.setdefault("startTime", now())
-            counts = (("active", 0 if verdict else len(alive)), ("succeeded", done), ("failed", failed))
-            for key, value in counts:
-                if value:
-                    status[key] = value
-                else:
-                    status.pop(key, None)
-            status["ready"] = 0 if verdict else sum(1 for p in alive if is_ready(p.obj))
-            status.setdefault("terminating", 0)
-            status.setdefault("uncountedTerminatedPods", {})
-            if new["spec"].get("suspend"):
-                condition(status, "Suspended", "True", "JobSuspended", "Job suspended", lastProbeTime=now())
-            elif has_condition(new, "Suspended"):
-                condition(status, "Suspended", "False", "JobResumed", "Job resumed", lastProbeTime=now())
+            for key, value in (("active", len(running)), ("succeeded", succeeded), ("failed", failed)):
+                status.pop(key, None)
+                status |= {key: value} if value else {}
+            status["ready"] = sum(is_ready(pod.obj) for pod in running)
             if verdict is not None:
-                kind, reason, message = verdict
-                first = "SuccessCriteriaMet" if kind == "Complete" else "FailureTarget"
-                condition(status, first, "True", reason, message, lastProbeTime=now())
-                condition(status, kind, "True", reason, message, lastProbeTime=now())
-                if kind == "Complete":
+                set_condition(status, verdict[0], "True", verdict[1], verdict[2])
+                if verdict is COMPLETE:
                     status["completionTime"] = now()
 
-        self.registry.modify(JOBS, record, write)
+        self.registry.modify(JOBS, stored, write)
         if verdict is not None:
-            kind = "Completed" if verdict[0] == "Complete" else verdict[1]
-            text = "Job completed" if verdict[0] == "Complete" else verdict[2]
-            self.world.event(
-                record.obj,
-                kind,
-                text,
-                source="job-controller",
-                type_="Normal" if verdict[0] == "Complete" else "Warning",
-            )
+            self.loop.event(stored.obj, verdict[1], verdict[2], source="job-controller", warning=verdict[0] == "Failed")
 
-    def _expire(self, record: Record) -> float | None:
-        lifetime = record.obj["spec"].get("ttlSecondsAfterFinished")
+    def _expire(self, stored: StoredObject) -> float | None:
+        lifetime = stored.obj["spec"].get("ttlSecondsAfterFinished")
         if lifetime is None:
             return None
-        ended = max(
-            c["lastTransitionTime"] for c in record.obj["status"]["conditions"] if c["type"] in ("Complete", "Failed")
-        )
-        left = lifetime - seconds_since(ended)
-        if left > 0:
-            return float(left)
-        self.world.delete(JOBS, record)
+        conditions = stored.obj["status"]["conditions"]
+        ended = max(c["lastTransitionTime"] for c in conditions if c["type"] in ("Complete", "Failed"))
+        remaining = lifetime - seconds_since(ended)
+        if remaining > 0:
+            return float(remaining)
+        self.loop.delete(JOBS, stored)
         return None
 
 
@@ -153,93 +125,66 @@ class CronJobs(Controller):
     name = "cronjobs"
 
     def watches(self) -> dict[str, Keys]:
-        return {"batch/cronjobs": own, "batch/jobs": owner_of("CronJob")}
+        return {"batch/cronjobs": itself, "batch/jobs": owner_of("CronJob")}
 
     def reconcile(self, namespace: str, name: str) -> float | None:
-        record = self.store.get(CRONS, namespace, name)
-        if record is None or record.obj["metadata"].get("deletionTimestamp"):
+        stored = self.store.get(CRON_JOBS, namespace, name)
+        if stored is None or stored.obj["metadata"].get("deletionTimestamp"):
             return None
-        obj = record.obj
+        obj, spec = stored.obj, stored.obj["spec"]
         jobs = self.store.owned(obj["metadata"]["uid"], JOBS)
-        running = [j for j in jobs if not has_condition(j.obj, "Complete") and not has_condition(j.obj, "Failed")]
-        self._history(obj, jobs)
-        again: float | None = None
+        self._prune(spec, jobs)
+        running = [job for job in jobs if not is_finished(job.obj)]
+        delay: float | None = None
         last = obj.get("status", {}).get("lastScheduleTime") or obj["metadata"]["creationTimestamp"]
-        if not obj["spec"].get("suspend"):
-            schedule = Schedule(obj["spec"]["schedule"])
-            present = datetime.now(UTC)
+        if not spec["suspend"]:
+            schedule, present = Schedule(spec["schedule"]), datetime.now(UTC)
             due = schedule.next(datetime.fromisoformat(last))
             if due <= present:
-                # Only the newest of what was missed is made up for, as a real one does within its deadline.
+                # Of several missed runs only the newest is started.
                 while (following := schedule.next(due)) <= present:
                     due = following
-                running = self._fire(obj, due, running)
-                last = due.strftime("%Y-%m-%dT%H:%M:%SZ")
-                due = following
-            again = max(0.05, (due - present).total_seconds() + 0.05)
-        finished = max(
-            (j.obj["status"]["completionTime"] for j in jobs if j.obj.get("status", {}).get("completionTime")),
-            default=None,
-        )
+                running = self._run(stored, due, running)
+                last, due = due.strftime("%Y-%m-%dT%H:%M:%SZ"), following
+            delay = max(0.05, (due - present).total_seconds() + 0.05)
+        completed = [job.obj["status"]["completionTime"] for job in jobs if has_condition(job.obj, "Complete")]
 
         def write(new: Obj) -> None:
-            status = new.setdefault("status", {})
+            status: dict[str, Any] = new.setdefault("status", {})
             if last != new["metadata"]["creationTimestamp"]:
                 status["lastScheduleTime"] = last
-            if finished:
-                status["lastSuccessfulTime"] = finished
-            if running:
-                status["active"] = [
-                    {
-                        "apiVersion": "batch/v1",
-                        "kind": "Job",
-                        "name": j.name,
-                        "namespace": namespace,
-                        "uid": j.obj["metadata"]["uid"],
-                    }
-                    for j in running
-                ]
-            else:
-                status.pop("active", None)
+            if completed:
+                status["lastSuccessfulTime"] = max(completed)
+            status["active"] = [{"kind": "Job", "namespace": namespace, "name": job.name} for job in running]
 
-        self.registry.modify(CRONS, record, write)
-        return again
+        self.registry.modify(CRON_JOBS, stored, write)
+        return delay
 
-    def _fire(self, obj: Obj, due: datetime, running: list[Record]) -> list[Record]:
-        policy = obj["spec"]["concurrencyPolicy"]
+    def _run(self, stored: StoredObject, due: datetime, running: list[StoredObject]) -> list[StoredObject]:
+        policy = stored.obj["spec"]["concurrencyPolicy"]
         if running and policy == "Forbid":
             return running
-        if policy == "Replace":
-            for job in running:
-                self.world.delete(JOBS, job)
-        meta = obj["metadata"]
-        name = f"{meta['name']}-{int(due.timestamp()) // 60}"
-        if self.store.get(JOBS, meta["namespace"], name) is None:
-            template = orjson.loads(orjson.dumps(obj["spec"]["jobTemplate"]))
+        for job in running if policy == "Replace" else ():
+            self.loop.delete(JOBS, job)
+        name = f"{stored.name}-{int(due.timestamp()) // 60}"
+        if self.store.get(JOBS, stored.namespace, name) is None:
+            template = copy_of(stored)["spec"]["jobTemplate"]
             inner = template.get("metadata") or {}
-            made: Obj = {
+            meta = {
                 "name": name,
-                "namespace": meta["namespace"],
-                "ownerReferences": [reference(CRONS, obj)],
-                "annotations": {
-                    **(inner.get("annotations") or {}),
-                    "batch.kubernetes.io/cronjob-scheduled-timestamp": due.isoformat(),
-                },
+                "namespace": stored.namespace,
+                "ownerReferences": [owner_reference(CRON_JOBS, stored.obj)],
             }
-            if inner.get("labels"):
-                made["labels"] = inner["labels"]
-            self.world.create(
-                JOBS, {"apiVersion": "batch/v1", "kind": "Job", "metadata": made, "spec": template["spec"]}
+            meta |= {key: inner[key] for key in ("labels", "annotations") if inner.get(key)}
+            self.loop.create(
+                JOBS, {"apiVersion": "batch/v1", "kind": "Job", "metadata": meta, "spec": template["spec"]}
             )
-            self.world.event(obj, "SuccessfulCreate", f"Created job {name}", source="cronjob-controller")
-        made_record = self.store.get(JOBS, meta["namespace"], name)
-        kept = [] if policy == "Replace" else running
-        return [*kept, made_record] if made_record else kept
+        return [*(running if policy == "Allow" else []), self.registry.get(JOBS, stored.namespace, name)]
 
-    def _history(self, obj: Obj, jobs: list[Record]) -> None:
-        for kind, key in (("Complete", "successfulJobsHistoryLimit"), ("Failed", "failedJobsHistoryLimit")):
-            ended = sorted(
-                (j for j in jobs if has_condition(j.obj, kind)), key=lambda j: j.obj["metadata"]["creationTimestamp"]
-            )
-            for job in ended[: max(0, len(ended) - obj["spec"].get(key, 1))]:
-                self.world.delete(JOBS, job)
+    def _prune(self, spec: Obj, jobs: list[StoredObject]) -> None:
+        """Delete finished jobs beyond the history limits, the oldest first."""
+        for kind, limit in (("Complete", "successfulJobsHistoryLimit"), ("Failed", "failedJobsHistoryLimit")):
+            ended = [job for job in jobs if has_condition(job.obj, kind)]
+            ended.sort(key=lambda job: str(job.obj["metadata"]["creationTimestamp"]))
+            for job in ended[: max(0, len(ended) - spec[limit])]:
+                self.loop.delete(JOBS, job)

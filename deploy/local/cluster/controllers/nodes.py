@@ -1,177 +1,85 @@
-"""Nodes: those that are there from the start, and what happens when one is lost and when it comes back."""
+"""Nodes: created at the start, marked unreachable by the fault `node_lost` and ready again after it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-from deploy.local.cluster.controllers.base import Controller, Keys, condition, has_condition, own
-from deploy.local.cluster.controllers.scheduler import NODES, PODS
-from deploy.local.cluster.errors import ApiError
-from deploy.local.cluster.resources import Obj
-from deploy.local.cluster.store import Change, Record
+from deploy.local.cluster.controllers.base import Controller, Keys, has_condition, itself, set_condition
+from deploy.local.cluster.resources import NODES, PODS, Obj
+from deploy.local.cluster.store import StoredObject
 from deploy.local.cluster.times import now
 
 UNREACHABLE = "node.kubernetes.io/unreachable"
-OUT_OF_SERVICE = "node.kubernetes.io/out-of-service"
-CAPACITY = {"cpu": "128", "memory": "512Gi", "ephemeral-storage": "2Ti", "pods": "2000"}
+NODE_CAPACITY = {"cpu": "128", "memory": "512Gi", "ephemeral-storage": "2Ti", "pods": "2000"}
 
 
-def default_node(number: int) -> Obj:
-    """A worker node as it registers itself."""
+def node(number: int) -> Obj:
+    """Return a worker node as its kubelet registers it."""
     name = f"node-{number}"
-    labels = {
-        "kubernetes.io/hostname": name,
-        "kubernetes.io/os": "linux",
-        "kubernetes.io/arch": "amd64",
-        "topology.kubernetes.io/region": "local",
-        "topology.kubernetes.io/zone": f"local-{number}",
-    }
-    return {
-        "apiVersion": "v1",
-        "kind": "Node",
-        "metadata": {"name": name, "labels": labels},
-        "spec": {"podCIDR": f"10.244.{number}.0/24", "providerID": f"simulated://{name}"},
-    }
+    labels = {"kubernetes.io/hostname": name, "kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64"}
+    labels["topology.kubernetes.io/zone"] = f"local-{number}"
+    return {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels}, "spec": {}}
 
 
-def node_status(number: int) -> Obj:
-    """The status that goes with `default_node`."""
-    status: Obj = {
-        "capacity": dict(CAPACITY),
-        "allocatable": dict(CAPACITY),
-        "addresses": [
-            {"type": "InternalIP", "address": f"10.0.0.{number}"},
-            {"type": "Hostname", "address": f"node-{number}"},
-        ],
-        "nodeInfo": {
-            "architecture": "amd64",
-            "bootID": f"boot-{number}",
-            "containerRuntimeVersion": "containerd://2.2.0",
-            "kernelVersion": "6.12.0",
-            "kubeProxyVersion": "v1.36.3",
-            "kubeletVersion": "v1.36.3",
-            "machineID": f"machine-{number}",
-            "operatingSystem": "linux",
-            "osImage": "Simulated Linux",
-            "systemUUID": f"system-{number}",
-        },
-    }
-    healthy(status)
-    return status
-
-
-def healthy(status: Obj) -> None:
-    for kind, good, reason, message in (
-        ("MemoryPressure", "False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
-        ("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
-        ("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
-        ("Ready", "True", "KubeletReady", "kubelet is posting ready status"),
-    ):
-        condition(status, kind, good, reason, message, lastHeartbeatTime=now())
+def healthy_status(status: Obj) -> None:
+    """Write the status of a node whose kubelet answers."""
+    status |= {"capacity": dict(NODE_CAPACITY), "allocatable": dict(NODE_CAPACITY)}
+    status |= {"addresses": [{"type": "InternalIP", "address": "127.0.0.1"}]}
+    status |= {"nodeInfo": {"kubeletVersion": "v1.36.3", "operatingSystem": "linux", "architecture": "amd64"}}
+    for kind in ("MemoryPressure", "DiskPressure", "PIDPressure"):
+        set_condition(status, kind, "False", f"KubeletHasNo{kind}", lastHeartbeatTime=now())
+    set_condition(status, "Ready", "True", "KubeletReady", "kubelet is posting ready status", lastHeartbeatTime=now())
 
 
 class Nodes(Controller):
+    """Marks lost nodes and their pods as not ready, and heals them when they return."""
+
     name = "nodes"
 
     def watches(self) -> dict[str, Keys]:
-        return {"/nodes": own, "/pods": self._by_pod}
+        return {"/nodes": itself}
 
-    def _by_pod(self, change: Change) -> Iterable[tuple[str, str]]:
-        if change.type != "ADDED" or not self.faults.any("node_lost"):
-            return ()
-        node = change.new.obj["spec"].get("nodeName")
-        return (("", node),) if node else ()
-
-    def choose_victims(self) -> None:
-        """Let each `node_lost` fault strike its nodes: the named one, or as many as its count says."""
-        for fault in self.faults.of_kind("node_lost"):
-            wanted = 1 if fault.node else fault.count or 1
-            for record in sorted(self.store.every(NODES), key=lambda r: r.name):
-                if len(fault.victims) >= wanted:
-                    break
-                if fault.node in (None, record.name) and has_condition(record.obj, "Ready"):
-                    fault.victims.add(record.obj["metadata"]["uid"])
-        for record in self.store.every(NODES):
-            self.world.enqueue(self.name, "", record.name)
+    def faults_changed(self) -> None:
+        """Let each `node_lost` strike its nodes: the named one, or as many as its count says (default 1)."""
+        ready = sorted((r for r in self.store.every(NODES) if has_condition(r.obj, "Ready")), key=lambda r: r.name)
+        for fault in self.faults.active("node_lost"):
+            candidates = [stored for stored in ready if fault.node in (None, stored.name)]
+            missing = (1 if fault.node else fault.count or 1) - len(fault.victims)
+            fault.victims |= {stored.obj["metadata"]["uid"] for stored in candidates[: max(0, missing)]}
+        self.loop.enqueue_all(self.name, NODES)
 
     def reconcile(self, namespace: str, name: str) -> float | None:
-        record = self.store.get(NODES, "", name)
-        if record is None:
-            self._orphans(name)
+        stored = self.store.get(NODES, "", name)
+        if stored is None:
             return None
-        lost = self.faults.suffers("node_lost", record.obj["metadata"]["uid"])
-        if lost:
-            self._lose(record)
-            return self._evict(record)
-        taints = record.obj["spec"].get("taints") or ()
-        ready = next((c for c in record.obj["status"].get("conditions") or () if c["type"] == "Ready"), None)
-        if any(t["key"] == UNREACHABLE for t in taints) or ready is None or ready["status"] == "Unknown":
-            self._return(record)
+        if self.faults.has_struck("node_lost", stored.obj["metadata"]["uid"]):
+            self._lose(stored)
+        elif has_condition(stored.obj, "Ready", "Unknown"):
+            self._return(stored)
         return None
 
-    def _orphans(self, name: str) -> None:
-        for pod in self.store.every(PODS):
-            if pod.obj["spec"].get("nodeName") == name:
-                self.registry.delete(PODS, pod.namespace, pod.name, {"gracePeriodSeconds": 0})
+    def _pods(self, stored: StoredObject) -> list[StoredObject]:
+        return [pod for pod in self.store.every(PODS) if pod.obj["spec"].get("nodeName") == stored.name]
 
-    def _lose(self, record: Record) -> None:
+    def _lose(self, stored: StoredObject) -> None:
         def write(obj: Obj) -> None:
-            for kind in ("MemoryPressure", "DiskPressure", "PIDPressure", "Ready"):
-                condition(obj["status"], kind, "Unknown", "NodeStatusUnknown", "Kubelet stopped posting node status.")
-            taints = obj["spec"].setdefault("taints", [])
-            for effect in ("NoSchedule", "NoExecute"):
-                if not any(t["key"] == UNREACHABLE and t["effect"] == effect for t in taints):
-                    taints.append({"key": UNREACHABLE, "effect": effect, "timeAdded": now()})
+            set_condition(
+                obj["status"], "Ready", "Unknown", "NodeStatusUnknown", "Kubelet stopped posting node status."
+            )
+            taints = [taint for taint in obj["spec"].get("taints") or () if taint["key"] != UNREACHABLE]
+            effects = ("NoSchedule", "NoExecute")
+            obj["spec"]["taints"] = [*taints, *({"key": UNREACHABLE, "effect": effect} for effect in effects)]
 
-        live = self.registry.modify(NODES, record, write)
-        if live.version != record.version:
-            text = f"Node {record.name} status is now: NodeNotReady"
-            self.world.event(record.obj, "NodeNotReady", text, source="node-controller")
-        for pod in self._pods(record.name):
+        self.registry.modify(NODES, stored, write)
+        for pod in self._pods(stored):
+            if pod.obj["status"]["phase"] == "Running":
+                self.registry.modify(
+                    PODS, pod, lambda obj: set_condition(obj["status"], "Ready", "False", "NodeNotReady")
+                )
 
-            def unready(obj: Obj) -> None:
-                if obj["status"].get("phase") not in ("Succeeded", "Failed"):
-                    condition(obj["status"], "Ready", "False", "NodeNotReady", "")
-
-            self.registry.modify(PODS, pod, unready)
-
-    def _pods(self, node: str) -> list[Record]:
-        return [p for p in self.store.every(PODS) if p.obj["spec"].get("nodeName") == node]
-
-    def _evict(self, record: Record) -> float | None:
-        """Pods are marked for deletion when they no longer tolerate the loss, at once on a node out of service."""
-        fenced = any(t["key"] == OUT_OF_SERVICE for t in record.obj["spec"].get("taints") or ())
-        if fenced:
-            for pod in self._pods(record.name):
-                try:
-                    self.registry.delete(PODS, pod.namespace, pod.name, {"gracePeriodSeconds": 0})
-                except ApiError as exc:
-                    if exc.code != 404:
-                        raise
-            return None
-        live = self.store.get(NODES, "", record.name)
-        if live is None:
-            return None
-        from deploy.local.cluster.times import seconds_since
-
-        since = next((t["timeAdded"] for t in live.obj["spec"].get("taints") or () if t["key"] == UNREACHABLE), now())
-        left = self.world.seconds(300.0) - seconds_since(since)
-        if left > 0:
-            return left
-        for pod in self._pods(record.name):
-            if not pod.obj["metadata"].get("deletionTimestamp"):
-                self.world.delete(PODS, pod)
-        return None
-
-    def _return(self, record: Record) -> None:
+    def _return(self, stored: StoredObject) -> None:
         def write(obj: Obj) -> None:
-            healthy(obj["status"])
-            left = [t for t in obj["spec"].get("taints") or () if t["key"] != UNREACHABLE]
-            if left:
-                obj["spec"]["taints"] = left
-            else:
-                obj["spec"].pop("taints", None)
+            healthy_status(obj["status"])
+            obj["spec"]["taints"] = [taint for taint in obj["spec"].get("taints") or () if taint["key"] != UNREACHABLE]
 
-        self.registry.modify(NODES, record, write)
-        for pod in self._pods(record.name):
-            self.world.enqueue("pods", pod.namespace, pod.name)
+        self.registry.modify(NODES, stored, write)
+        for pod in self._pods(stored):
+            self.loop.enqueue("pods", pod.namespace, pod.name)

@@ -1,79 +1,76 @@
-"""Pods: scheduled, pulled, started, ready; or failing as a fault says; and ended when they are deleted."""
+"""Pods: bound to a node, started, ready, or failing as a fault says; and ended when they are deleted."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from typing import Any
 
-from deploy.local.cluster.controllers.base import Controller, Keys, World, condition, controller_of, own
-from deploy.local.cluster.controllers.scheduler import NODES, PODS, Scheduler
-from deploy.local.cluster.controllers.trouble import CRASHES, Trouble
-from deploy.local.cluster.naming import suffix
-from deploy.local.cluster.resources import Obj
-from deploy.local.cluster.store import Change, Record
+from deploy.local.cluster.controllers.base import (
+    Controller,
+    ControlLoop,
+    Key,
+    Keys,
+    controller_of,
+    has_condition,
+    itself,
+    set_condition,
+)
+from deploy.local.cluster.controllers.scheduler import bind_claims, place
+from deploy.local.cluster.resources import CONFIG_MAPS, NODES, PODS, SECRETS, Obj, Resource
+from deploy.local.cluster.store import Change, StoredObject
 from deploy.local.cluster.times import now
 
-# Pretended seconds of each step; together a pod is ready about 0.3 s after it was made.
-PULL, INIT, BOOT, RUN, STOP = 0.08, 0.05, 0.12, 0.2, 0.05
-RETRY = 0.5
-SLOWNESS = 20.0
-OUT_OF_SERVICE = "node.kubernetes.io/out-of-service"
-IDLE = ("Succeeded", "Failed")
+# Simulated seconds of each step. A pod is ready some 0.3 s after its creation.
+PULL_SECONDS, INIT_SECONDS, START_SECONDS, RUN_SECONDS, TERMINATION_SECONDS = 0.08, 0.05, 0.12, 0.2, 0.05
+RETRY_SECONDS = 0.5
+SLOW_READY_SECONDS = 20.0
+FINAL_PHASES = ("Succeeded", "Failed")
+EXITS = {"crash_loop": (1, "Error"), "oom": (137, "OOMKilled")}
 
 
 class Pods(Controller):
-    """Scheduler and kubelets."""
+    """The scheduler and the kubelets."""
 
     name = "pods"
 
-    def __init__(self, world: World) -> None:
-        super().__init__(world)
-        self.scheduler = Scheduler(world)
-        self.trouble = Trouble(world)
+    def __init__(self, loop: ControlLoop) -> None:
+        super().__init__(loop)
         self._since: dict[tuple[str, str], float] = {}
-        self._waiting: set[tuple[str, str]] = set()
+        # Pods that wait for a node, a claim, a Secret or a ConfigMap.
+        self._waiting: set[Key] = set()
         self._address = 0
 
     def watches(self) -> dict[str, Keys]:
         return {
-            "/pods": self._own,
-            "/persistentvolumeclaims": self._waiters,
-            "/nodes": self._waiters,
-            "/secrets": self._waiters,
-            "/configmaps": self._waiters,
+            "/pods": self._keys,
+            **dict.fromkeys(("/persistentvolumeclaims", "/nodes", "/secrets", "/configmaps"), self._waiters),
         }
 
-    def _own(self, change: Change) -> Iterable[tuple[str, str]]:
-        self.scheduler.changed(change)
+    def _keys(self, change: Change) -> Iterable[Key]:
         if change.type == "DELETED":
             uid = change.new.obj["metadata"]["uid"]
-            for step in ("pull", "init", "boot", "run", "stop", "crash", "slow", "retry"):
-                self._since.pop((uid, step), None)
+            self._since = {key: began for key, began in self._since.items() if key[0] != uid}
             self._waiting.discard((change.new.namespace, change.new.name))
-            if self._waiting:
-                # Room on a node: those who found none may fit now.
-                return list(self._waiting)
-        return own(change)
+        return itself(change)
 
-    def _waiters(self, change: Change) -> Iterable[tuple[str, str]]:
-        namespace = change.new.namespace
-        return [key for key in self._waiting if not namespace or key[0] == namespace]
+    def _waiters(self, change: Change) -> Iterable[Key]:
+        return [key for key in self._waiting if change.new.namespace in ("", key[0])]
 
-    def wake(self) -> None:
-        """Faults changed: look at every pod that is not simply running."""
-        for record in self.store.every(PODS):
-            self.world.enqueue(self.name, record.namespace, record.name)
+    def faults_changed(self) -> None:
+        """Reconcile every pod: a fault began or ended."""
+        self.loop.enqueue_all(self.name, PODS)
 
-    def _left(self, pod: Record, step: str, pretended: float) -> float:
-        """Real seconds until the step that began at the first call has lasted `pretended`; 0 when it has."""
-        key = (pod.obj["metadata"]["uid"], step)
-        began = self._since.setdefault(key, time.monotonic())
-        return max(0.0, began + self.world.seconds(pretended) - time.monotonic())
+    def _remaining_seconds(self, pod: StoredObject, step: str, simulated: float) -> float:
+        """Return the real seconds until a step, which begins with the first call, has lasted `simulated`."""
+        began = self._since.setdefault((pod.obj["metadata"]["uid"], step), time.monotonic())
+        return max(0.0, began + self.loop.seconds(simulated) - time.monotonic())
 
-    def _reset(self, pod: Record, *steps: str) -> None:
+    def _restart(self, pod: StoredObject, *steps: str) -> None:
         for step in steps:
             self._since.pop((pod.obj["metadata"]["uid"], step), None)
+
+    def _strikes(self, kind: str, pod: StoredObject) -> bool:
+        return self.faults.strikes(kind, pod.namespace, pod.obj["metadata"]["uid"])
 
     # ------------------------------------------------------------ steps
 
@@ -81,273 +78,246 @@ class Pods(Controller):
         pod = self.store.get(PODS, namespace, name)
         if pod is None:
             return None
-        obj = pod.obj
-        key = (namespace, name)
-        node = obj["spec"].get("nodeName", "")
+        obj, node = pod.obj, pod.obj["spec"].get("nodeName", "")
         if obj["metadata"].get("deletionTimestamp"):
             return self._end(pod, node)
-        if obj["status"].get("phase") in IDLE:
+        if obj["status"]["phase"] in FINAL_PHASES:
             return None
         if not node:
-            return self._schedule(pod, key)
-        if self._lost(node):
+            return self._schedule(pod)
+        if self._is_lost(node):
             return None
-        if not obj["status"].get("containerStatuses"):
-            self.registry.modify(PODS, pod, self._creating)
-            return self.world.seconds(PULL)
-        if obj["status"]["phase"] == "Pending":
-            return self._begin(pod, key)
-        return self._run(pod)
+        return self._start(pod) if obj["status"]["phase"] == "Pending" else self._run(pod)
 
-    def _lost(self, node: str) -> bool:
-        record = self.store.get(NODES, "", node)
-        return record is None or self.faults.suffers("node_lost", record.obj["metadata"]["uid"])
+    def _is_lost(self, node: str) -> bool:
+        stored = self.store.get(NODES, "", node)
+        return stored is None or self.faults.has_struck("node_lost", stored.obj["metadata"]["uid"])
 
-    def _end(self, pod: Record, node: str) -> float | None:
-        if pod.obj["metadata"].get("deletionGracePeriodSeconds") == 0 and pod.obj["metadata"].get("finalizers"):
+    def _end(self, pod: StoredObject, node: str) -> float | None:
+        held = pod.obj["metadata"].get("finalizers") and not pod.obj["metadata"].get("deletionGracePeriodSeconds")
+        if held or (self.store.get(NODES, "", node) is not None and self._is_lost(node)):
+            # A lost node confirms no end: the pod stays until the node returns or the deletion is forced.
             return None
-        record = self.store.get(NODES, "", node) if node else None
-        fenced = record is not None and any(t["key"] == OUT_OF_SERVICE for t in record.obj["spec"].get("taints") or ())
-        if record is not None and not fenced and self._lost(node):
-            # Nobody answers there: the pod stays until it is forced or the node is declared out of service.
-            self._waiting.add((pod.namespace, pod.name))
-            return None
-        left = self._left(pod, "stop", STOP)
-        if left > 0:
-            return left
+        remaining = self._remaining_seconds(pod, "stop", TERMINATION_SECONDS)
+        if remaining > 0:
+            return remaining
         self.registry.finish_pod(pod)
         return None
 
-    def _schedule(self, pod: Record, key: tuple[str, str]) -> float | None:
-        obj = pod.obj
-        if obj["spec"].get("schedulingGates"):
-            return None
-        if self.faults.holds("unschedulable", pod.namespace, obj["metadata"]["uid"]):
-            total = sum(1 for _ in self.store.every(NODES))
-            why = (
-                f"0/{total} nodes are available: {total} Insufficient cpu. preemption: 0/{total} nodes are available: "
-                f"{total} No preemption victims found for incoming pod."
-            )
-            self._unschedulable(pod, key, why)
-            return None
-        node, why = self.scheduler.place(obj)
-        held = self.scheduler.volumes(pod, node)
-        if held or not node:
-            self._unschedulable(pod, key, held or why)
-            return None
-        if held == "":
+    def _schedule(self, pod: StoredObject) -> float | None:
+        key = (pod.namespace, pod.name)
+        if self._strikes("unschedulable", pod):
+            node, why = "", "0/3 nodes are available: 3 Insufficient cpu."
+        else:
+            node, why = place(self.store, pod.obj)
+        if node:
+            why = bind_claims(self.loop, pod)
+        if why:
             self._waiting.add(key)
+
+            def refuse(new: Obj) -> None:
+                set_condition(new["status"], "PodScheduled", "False", "Unschedulable", why)
+
+            if self.registry.modify(PODS, pod, refuse).version != pod.version:
+                self.loop.event(pod.obj, "FailedScheduling", why, source="default-scheduler", warning=True)
             return None
         self._waiting.discard(key)
 
         def bind(new: Obj) -> None:
             new["spec"]["nodeName"] = node
-            self._creating(new)
+            spec, status = new["spec"], new["status"]
+            status["startTime"] = now()
+            set_condition(status, "PodScheduled", "True")
+            _set_unready(status, spec)
+            state = {"waiting": {"reason": "ContainerCreating"}}
+            for part, statuses in (("containers", "containerStatuses"), ("initContainers", "initContainerStatuses")):
+                if spec.get(part):
+                    status[statuses] = [_initial(container, state) for container in spec[part]]
 
         self.registry.modify(PODS, pod, bind)
         text = f"Successfully assigned {pod.namespace}/{pod.name} to {node}"
-        self.world.event(obj, "Scheduled", text, source="default-scheduler")
-        return self.world.seconds(PULL)
+        self.loop.event(pod.obj, "Scheduled", text, source="default-scheduler")
+        return self.loop.seconds(PULL_SECONDS)
 
-    def _unschedulable(self, pod: Record, key: tuple[str, str], why: str) -> None:
-        self._waiting.add(key)
-
-        def write(new: Obj) -> None:
-            condition(new["status"], "PodScheduled", "False", "Unschedulable", why)
-
-        before = pod.version
-        if self.registry.modify(PODS, pod, write).version != before:
-            self.world.event(pod.obj, "FailedScheduling", why, source="default-scheduler", type_="Warning")
-
-    @staticmethod
-    def _creating(new: Obj) -> None:
-        status, spec = new["status"], new["spec"]
-        initial = spec.get("initContainers") or ()
-        status["startTime"] = now()
-        status["hostIP"] = "10.0.0.1"
-        for name, value, reason, message in (
-            ("PodReadyToStartContainers", "False", "", ""),
-            ("Initialized", "False" if initial else "True", "ContainersNotInitialized" if initial else "", ""),
-            (
-                "Ready",
-                "False",
-                "ContainersNotReady",
-                f"containers with unready status: [{' '.join(c['name'] for c in spec['containers'])}]",
-            ),
-            (
-                "ContainersReady",
-                "False",
-                "ContainersNotReady",
-                f"containers with unready status: [{' '.join(c['name'] for c in spec['containers'])}]",
-            ),
-            ("PodScheduled", "True", "", ""),
-        ):
-            condition(status, name, value, reason, message)
-        waiting = {"waiting": {"reason": "PodInitializing" if initial else "ContainerCreating"}}
-        status["containerStatuses"] = [_blank(c, waiting) for c in spec["containers"]]
-        if initial:
-            status["initContainerStatuses"] = [_blank(c, {"waiting": {"reason": "PodInitializing"}}) for c in initial]
-
-    def _begin(self, pod: Record, key: tuple[str, str]) -> float | None:
-        """ContainerCreating until what it needs is there and the image is pulled, then initialised and running."""
-        missing = self.trouble.missing(pod)
+    def _start(self, pod: StoredObject) -> float | None:
+        """Wait for the Secrets and ConfigMaps that the pod needs and for the image, then run the containers."""
+        missing = self._missing(pod)
         if missing:
-            self._waiting.add(key)
-            self.trouble.cannot_start(pod, *missing)
-            return self.world.seconds(5.0)
-        self._waiting.discard(key)
-        uid = pod.obj["metadata"]["uid"]
-        if self.faults.holds("image_pull", pod.namespace, uid):
-            self._reset(pod, "pull", "init")
-            return self._retry(pod, lambda: self.trouble.pull_fails(pod))
-        left = self._left(pod, "pull", PULL)
-        if left > 0:
-            return left
+            self._waiting.add((pod.namespace, pod.name))
+            return self._fail_to_start(pod, "CreateContainerConfigError", missing)
+        self._waiting.discard((pod.namespace, pod.name))
+        if self._strikes("image_pull", pod):
+            image = pod.obj["spec"]["containers"][0]["image"]
+            first = (pod.obj["status"].get("initContainerStatuses") or pod.obj["status"]["containerStatuses"])[0]
+            is_retry = (first["state"].get("waiting") or {}).get("reason") == "ErrImagePull"
+            why = f'failed to pull image "{image}": {image}: not found'
+            text = f'Back-off pulling image "{image}"' if is_retry else why
+            return self._fail_to_start(pod, "ImagePullBackOff" if is_retry else "ErrImagePull", text)
         initial = pod.obj["spec"].get("initContainers") or ()
-        left = self._left(pod, "init", INIT * len(initial))
-        if left > 0:
-            return left
-        self._start(pod)
-        return self.world.seconds(BOOT)
-
-    def _retry(self, pod: Record, attempt: Any) -> float:
-        """Run `attempt` now and then every `RETRY` pretended seconds."""
-        key = (pod.obj["metadata"]["uid"], "retry")
-        due = self._since.get(key, 0.0)
-        if time.monotonic() >= due:
-            attempt()
-            self._since[key] = due = time.monotonic() + self.world.seconds(RETRY)
-        return max(0.01, due - time.monotonic())
-
-    def _start(self, pod: Record) -> None:
+        remaining = self._remaining_seconds(pod, "pull", PULL_SECONDS + INIT_SECONDS * len(initial))
+        if remaining > 0:
+            return remaining
         self._address += 1
-        number = self._address
-        address = f"10.{244 + number // 65536 % 8}.{number // 256 % 256}.{number % 255 + 1}"
+        # Loopback like everything in the sandbox: a client that dials a pod reaches no other network.
+        address = f"127.{100 + self._address // 62500 % 100}.{self._address // 250 % 250}.{self._address % 250 + 1}"
 
         def write(new: Obj) -> None:
             status = new["status"]
-            status["phase"] = "Running"
-            status["podIP"] = address
-            status["podIPs"] = [{"ip": address}]
-            condition(status, "PodReadyToStartContainers", "True")
-            condition(status, "Initialized", "True")
-            stamp = now()
+            status |= {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}]}
+            set_condition(status, "Initialized", "True")
             for state in status.get("initContainerStatuses") or ():
-                done = {
-                    "exitCode": 0,
-                    "reason": "Completed",
-                    "startedAt": stamp,
-                    "finishedAt": stamp,
-                    "containerID": state.get("containerID", ""),
-                }
-                state |= {"ready": True, "started": False, "state": {"terminated": done}}
+                state |= {"ready": True, "state": {"terminated": _terminated(state, 0, "Completed")}}
             for state in status["containerStatuses"]:
-                _started(state, stamp)
+                state |= {"started": True, "state": {"running": {"startedAt": now()}}}
 
-        live = self.registry.modify(PODS, pod, write)
-        names = ", ".join(c["name"] for c in pod.obj["spec"]["containers"])
-        self.world.event(
-            live.obj,
-            "Pulled",
-            f'Container image "{pod.obj["spec"]["containers"][0]["image"]}" already present on machine',
-            source="kubelet",
-        )
-        self.world.event(live.obj, "Started", f"Started container {names}", source="kubelet")
+        self.registry.modify(PODS, pod, write)
+        self.loop.event(pod.obj, "Started", "Started containers", source="kubelet")
+        return self.loop.seconds(START_SECONDS)
+
+    def _fail_to_start(self, pod: StoredObject, reason: str, message: str) -> float | None:
+        key = (pod.obj["metadata"]["uid"], "retry")
+        remaining = self._since.get(key, 0.0) - time.monotonic()
+        if remaining > 0:
+            return remaining
+        self._since[key] = time.monotonic() + self.loop.seconds(RETRY_SECONDS)
+
+        def write(new: Obj) -> None:
+            for state in new["status"].get("initContainerStatuses") or new["status"]["containerStatuses"]:
+                state["state"] = {"waiting": {"reason": reason, "message": message}}
+
+        self.registry.modify(PODS, pod, write)
+        self.loop.event(pod.obj, "Failed", f"Error: {message}", source="kubelet", warning=True)
+        return self.loop.seconds(RETRY_SECONDS)
+
+    def _missing(self, pod: StoredObject) -> str | None:
+        """Name a Secret or ConfigMap, or a key in one, that the pod needs and that does not exist."""
+        spec = pod.obj["spec"]
+        sources = [source for volume in spec.get("volumes") or () for source in _volume_sources(volume)]
+        for container in [*(spec.get("initContainers") or ()), *spec["containers"]]:
+            for entry in [
+                *((env.get("valueFrom") or {}) for env in container.get("env") or ()),
+                *(container.get("envFrom") or ()),
+            ]:
+                sources += [(SECRETS, entry[key]) for key in ("secretKeyRef", "secretRef") if key in entry]
+                sources += [(CONFIG_MAPS, entry[key]) for key in ("configMapKeyRef", "configMapRef") if key in entry]
+        for resource, reference in sources:
+            if reference.get("optional"):
+                continue
+            name = reference.get("secretName") or reference.get("name", "")
+            referenced = self.store.get(resource, pod.namespace, name)
+            if referenced is None:
+                return f'{resource.kind.lower()} "{name}" not found'
+            if "key" in reference and reference["key"] not in (referenced.obj.get("data") or {}):
+                return f"couldn't find key {reference['key']} in {resource.kind} {pod.namespace}/{name}"
+        return None
 
     # ------------------------------------------------------------ running
 
-    def _run(self, pod: Record) -> float | None:
-        obj = pod.obj
-        uid = obj["metadata"]["uid"]
-        finite = obj["spec"]["restartPolicy"] != "Always" and self._is_job(obj)
-        ready = any(c["type"] == "Ready" and c["status"] == "True" for c in obj["status"].get("conditions") or ())
-        crash = next((kind for kind in CRASHES if self.faults.suffers(kind, uid)), None)
-        if crash is None and not ready:
-            crash = next((kind for kind in CRASHES if self.faults.holds(kind, pod.namespace, uid)), None)
-        if crash is not None:
-            self._reset(pod, "boot", "run")
-            if obj["spec"]["restartPolicy"] == "Never":
-                left = self._left(pod, "crash", BOOT)
-                if left > 0:
-                    return left
-                self.trouble.fails(pod, crash)
-                return None
-            return self._retry(pod, lambda: self.trouble.crashes(pod, crash))
-        if self.trouble.is_down(obj):
-            # The fault is over: the containers start again.
-            self._reset(pod, "retry", "boot", "slow")
-            self.trouble.restarts(pod)
-            return self.world.seconds(BOOT)
-        if ready:
-            return self._finish(pod) if finite else None
-        if self.faults.holds("slow_ready", pod.namespace, uid):
-            left = self._left(pod, "slow", SLOWNESS)
-            if left > 0:
-                self.trouble.not_ready_yet(pod)
-                return left
-        left = self._left(pod, "boot", BOOT)
-        if left > 0:
-            return left
-        self._ready(pod)
-        return self.world.seconds(RUN) if finite else None
-
-    @staticmethod
-    def _is_job(obj: Obj) -> bool:
+    def _run(self, pod: StoredObject) -> float | None:
+        obj, uid = pod.obj, pod.obj["metadata"]["uid"]
+        ready = has_condition(obj, "Ready")
+        for kind in EXITS:
+            # Pods that were ready before the fault began are spared.
+            if self.faults.has_struck(kind, uid) or (not ready and self._strikes(kind, pod)):
+                self._restart(pod, "start", "run")
+                return self._crash(pod, kind)
+        if any("waiting" in state["state"] for state in obj["status"]["containerStatuses"]):
+            self._restart(pod, "start", "slow", "crash")
+            self.registry.modify(PODS, pod, lambda new: _each(new, {"state": {"running": {"startedAt": now()}}}))
+            return self.loop.seconds(START_SECONDS)
         owner = controller_of(obj)
-        return owner is None or owner["kind"] == "Job"
-
-    def _ready(self, pod: Record) -> None:
-        def write(new: Obj) -> None:
-            for state in new["status"]["containerStatuses"]:
-                state |= {"ready": True, "started": True}
-            condition(new["status"], "ContainersReady", "True")
-            condition(new["status"], "Ready", "True")
-
-        self.registry.modify(PODS, pod, write)
-
-    def _finish(self, pod: Record) -> float | None:
-        left = self._left(pod, "run", RUN)
-        if left > 0:
-            return left
+        ends = obj["spec"]["restartPolicy"] != "Always" and (owner is None or owner["kind"] == "Job")
+        if ready:
+            return self._complete(pod) if ends else None
+        if self._strikes("slow_ready", pod):
+            remaining = self._remaining_seconds(pod, "slow", SLOW_READY_SECONDS)
+            if remaining > 0:
+                why = "Readiness probe failed: HTTP probe failed with statuscode: 503"
+                self.loop.event(obj, "Unhealthy", why, source="kubelet", warning=True)
+                return remaining
+        remaining = self._remaining_seconds(pod, "start", START_SECONDS)
+        if remaining > 0:
+            return remaining
 
         def write(new: Obj) -> None:
-            status = new["status"]
-            status["phase"] = "Succeeded"
-            stamp = now()
-            for state in status["containerStatuses"]:
-                began = (state.get("state", {}).get("running") or {}).get("startedAt", stamp)
-                done = {
-                    "exitCode": 0,
-                    "reason": "Completed",
-                    "startedAt": began,
-                    "finishedAt": stamp,
-                    "containerID": state.get("containerID", ""),
-                }
-                state |= {"ready": False, "started": False, "state": {"terminated": done}}
-            condition(status, "Ready", "False", "PodCompleted")
-            condition(status, "ContainersReady", "False", "PodCompleted")
+            _each(new, {"ready": True, "started": True})
+            set_condition(new["status"], "ContainersReady", "True")
+            set_condition(new["status"], "Ready", "True")
 
         self.registry.modify(PODS, pod, write)
+        return self.loop.seconds(RUN_SECONDS) if ends else None
+
+    def _complete(self, pod: StoredObject) -> float | None:
+        remaining = self._remaining_seconds(pod, "run", RUN_SECONDS)
+        if remaining > 0:
+            return remaining
+        self._finish(pod, "Succeeded", 0, "Completed")
         return None
 
+    def _finish(self, pod: StoredObject, phase: str, code: int, reason: str) -> None:
+        def write(new: Obj) -> None:
+            new["status"]["phase"] = phase
+            for state in new["status"]["containerStatuses"]:
+                state |= {"ready": False, "state": {"terminated": _terminated(state, code, reason)}}
+            for kind in ("Ready", "ContainersReady"):
+                set_condition(new["status"], kind, "False", "PodCompleted" if not code else "PodFailed")
 
-def _blank(container: Obj, state: Obj) -> Obj:
-    return {
-        "name": container["name"],
-        "image": container["image"],
-        "imageID": "",
-        "ready": False,
-        "started": False,
-        "restartCount": 0,
-        "state": state,
-        "lastState": {},
-    }
+        self.registry.modify(PODS, pod, write)
+
+    def _crash(self, pod: StoredObject, kind: str) -> float | None:
+        """End the containers: for good in a pod that is never restarted, else into CrashLoopBackOff."""
+        remaining = self._remaining_seconds(pod, "crash", START_SECONDS)
+        if remaining > 0:
+            return remaining
+        code, reason = EXITS[kind]
+        if pod.obj["spec"]["restartPolicy"] == "Never":
+            self._finish(pod, "Failed", code, reason)
+            return None
+        self._since[(pod.obj["metadata"]["uid"], "crash")] = time.monotonic() + self.loop.seconds(
+            RETRY_SECONDS - START_SECONDS
+        )
+
+        def write(new: Obj) -> None:
+            for state in new["status"]["containerStatuses"]:
+                text = f"back-off restarting failed container={state['name']} pod={pod.name}_{pod.namespace}"
+                state |= {
+                    "ready": False,
+                    "restartCount": state["restartCount"] + 1,
+                    "lastState": {"terminated": _terminated(state, code, reason)},
+                    "state": {"waiting": {"reason": "CrashLoopBackOff", "message": text}},
+                }
+            _set_unready(new["status"], new["spec"])
+
+        live = self.registry.modify(PODS, pod, write)
+        self.loop.event(live.obj, "BackOff", "Back-off restarting failed container", source="kubelet", warning=True)
+        return self.loop.seconds(RETRY_SECONDS)
 
 
-def _started(state: Obj, stamp: str) -> None:
-    state |= {
-        "imageID": f"{state['image'].partition('@')[0]}@sha256:{'0' * 64}",
-        "containerID": f"containerd://{suffix(32)}",
-        "started": True,
-        "state": {"running": {"startedAt": stamp}},
-    }
+def _volume_sources(volume: Obj) -> list[tuple[Resource, Obj]]:
+    sources: list[tuple[Resource, Obj]] = []
+    if "secret" in volume:
+        sources.append((SECRETS, volume["secret"]))
+    if "configMap" in volume:
+        sources.append((CONFIG_MAPS, volume["configMap"]))
+    return sources
+
+
+def _initial(container: Obj, state: Obj) -> Obj:
+    identity = {"name": container["name"], "image": container["image"], "imageID": ""}
+    return {**identity, "ready": False, "started": False, "restartCount": 0, "state": state, "lastState": {}}
+
+
+def _terminated(state: Obj, code: int, reason: str) -> Obj:
+    began = (state["state"].get("running") or {}).get("startedAt", now())
+    return {"exitCode": code, "reason": reason, "startedAt": began, "finishedAt": now()}
+
+
+def _each(pod: Obj, change: Obj) -> None:
+    for state in pod["status"]["containerStatuses"]:
+        state |= change
+
+
+def _set_unready(status: Obj, spec: Obj) -> None:
+    text = f"containers with unready status: [{' '.join(c['name'] for c in spec['containers'])}]"
+    for kind in ("Ready", "ContainersReady"):
+        set_condition(status, kind, "False", "ContainersNotReady", text)

@@ -1,391 +1,244 @@
-"""Deployments, and what all workloads share."""
+"""ReplicaSets and Deployments."""
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Iterable
 from typing import Any
-
-import orjson
 
 from deploy.local.cluster.controllers.base import (
     Controller,
     Keys,
-    condition,
     controller_of,
+    digest,
     has_condition,
-    own,
+    itself,
     owner_of,
-    reference,
+    owner_reference,
+    set_condition,
 )
-from deploy.local.cluster.resources import BY_KEY, Obj
-from deploy.local.cluster.store import Record, thaw
-from deploy.local.cluster.times import now, seconds_since
+from deploy.local.cluster.errors import ApiError
+from deploy.local.cluster.resources import DEPLOYMENTS, PODS, REPLICA_SETS, Obj
+from deploy.local.cluster.store import Change, StoredObject, copy_of
+from deploy.local.cluster.times import now
 
-PODS, SETS, DEPLOYMENTS = BY_KEY["/pods"], BY_KEY["apps/replicasets"], BY_KEY["apps/deployments"]
 REVISION = "deployment.kubernetes.io/revision"
 HASH = "pod-template-hash"
-_ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
+AVAILABLE_REASON = ("MinimumReplicasAvailable", "Deployment has minimum availability.")
+UNAVAILABLE_REASON = ("MinimumReplicasUnavailable", "Deployment does not have minimum availability.")
 
 
-def digest(value: Any) -> str:
-    """A short name-safe hash of a JSON value."""
-    number = int.from_bytes(hashlib.blake2b(orjson.dumps(value, option=orjson.OPT_SORT_KEYS), digest_size=7).digest())
-    out = ""
-    while number and len(out) < 10:
-        number, rest = divmod(number, len(_ALPHABET))
-        out += _ALPHABET[rest]
-    return out
-
-
-def pod_from(template: Obj, namespace: str, owner: Obj, **meta: Any) -> Obj:
-    """A pod of a template."""
+def pod_of(template: Obj, namespace: str, owner: Obj, **meta: Any) -> Obj:
+    """Return a pod of a template."""
     inner = template.get("metadata") or {}
-    made: Obj = {"namespace": namespace, "ownerReferences": [owner], **meta}
-    for key in ("labels", "annotations", "finalizers"):
-        if inner.get(key):
-            made[key] = inner[key]
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": made, "spec": template["spec"]}
+    copied = {key: inner[key] for key in ("labels", "annotations") if inner.get(key)}
+    metadata = {"namespace": namespace, "ownerReferences": [owner], **copied, **meta}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
 
 
 def is_ready(pod: Obj) -> bool:
     return has_condition(pod, "Ready") and not pod["metadata"].get("deletionTimestamp")
 
 
-def is_available(pod: Obj, minimum: int) -> bool:
-    """Ready for at least `minimum` seconds."""
-    if not is_ready(pod):
-        return False
-    if minimum <= 0:
-        return True
-    since = next((c["lastTransitionTime"] for c in pod["status"]["conditions"] if c["type"] == "Ready"), None)
-    return since is not None and seconds_since(since) >= minimum
-
-
-def active(pods: Iterable[Record]) -> list[Record]:
-    """Pods that count: neither ending nor ended."""
+def active(pods: Iterable[StoredObject]) -> list[StoredObject]:
+    """Return the pods that are neither being deleted nor ended."""
     return [
-        p
-        for p in pods
-        if not p.obj["metadata"].get("deletionTimestamp")
-        and p.obj["status"].get("phase") not in ("Succeeded", "Failed")
+        pod
+        for pod in pods
+        if not pod.obj["metadata"].get("deletionTimestamp")
+        and pod.obj["status"]["phase"] not in ("Succeeded", "Failed")
     ]
 
 
-def _share(value: Any, total: int, *, up: bool) -> int:
-    if isinstance(value, int):
-        return value
-    part = int(str(value).rstrip("%")) * total / 100
-    return math.ceil(part) if up else math.floor(part)
+class ReplicaSets(Controller):
+    name = "replicasets"
+
+    def watches(self) -> dict[str, Keys]:
+        return {"apps/replicasets": itself, "/pods": owner_of("ReplicaSet")}
+
+    def reconcile(self, namespace: str, name: str) -> float | None:
+        stored = self.store.get(REPLICA_SETS, namespace, name)
+        if stored is None:
+            return None
+        obj = stored.obj
+        pods = active(self.store.owned(obj["metadata"]["uid"], PODS))
+        # Pods that are not ready go first, then the youngest.
+        pods.sort(key=lambda pod: (not is_ready(pod.obj), pod.version))
+        replicas = obj["spec"]["replicas"]
+        failure: ApiError | None = None
+        try:
+            for _ in range(replicas - len(pods)):
+                template = copy_of(stored)["spec"]["template"]
+                owner = owner_reference(REPLICA_SETS, obj)
+                created = self.loop.create(PODS, pod_of(template, namespace, owner, generateName=f"{name}-"))
+                text = f"Created pod: {created['metadata']['name']}"
+                self.loop.event(obj, "SuccessfulCreate", text, source="replicaset-controller")
+        except ApiError as exc:
+            failure = exc
+            text = f"Error creating: {exc.message}"
+            self.loop.event(obj, "FailedCreate", text, source="replicaset-controller", warning=True)
+        for pod in pods[: max(0, len(pods) - replicas)]:
+            self.loop.delete(PODS, pod)
+        pods = active(self.store.owned(obj["metadata"]["uid"], PODS))
+        ready = sum(is_ready(pod.obj) for pod in pods)
+
+        def write(new: Obj) -> None:
+            counts = {"readyReplicas": ready, "availableReplicas": ready}
+            status = {"replicas": len(pods), "observedGeneration": new["metadata"]["generation"], **counts}
+            old = new.get("status") or {}
+            if failure is not None:
+                status["conditions"] = old.get("conditions") or []
+                set_condition(status, "ReplicaFailure", "True", "FailedCreate", failure.message)
+            new["status"] = status
+
+        self.registry.modify(REPLICA_SETS, stored, write)
+        if failure is not None:
+            raise failure
+        return None
 
 
 class Deployments(Controller):
     name = "deployments"
 
     def watches(self) -> dict[str, Keys]:
-        return {"apps/deployments": own, "apps/replicasets": owner_of("Deployment"), "/pods": self._by_pod}
+        return {"apps/deployments": itself, "apps/replicasets": owner_of("Deployment"), "/pods": self._by_pod}
 
-    def _by_pod(self, change: Any) -> Iterable[tuple[str, str]]:
-        # Only a pod's going matters here: Recreate waits for it.
-        if change.type != "DELETED":
-            return ()
+    def _by_pod(self, change: Change) -> Iterable[tuple[str, str]]:
+        """The strategy Recreate waits until the pods of the old sets are gone."""
         owner = controller_of(change.new.obj)
-        if owner is None or owner["kind"] != "ReplicaSet":
+        if change.type != "DELETED" or owner is None or owner["kind"] != "ReplicaSet":
             return ()
-        record = self.store.get(SETS, change.new.namespace, owner["name"])
-        above = controller_of(record.obj) if record else None
+        stored = self.store.get(REPLICA_SETS, change.new.namespace, owner["name"])
+        above = controller_of(stored.obj) if stored else None
         return ((change.new.namespace, above["name"]),) if above else ()
 
     def reconcile(self, namespace: str, name: str) -> float | None:
-        record = self.store.get(DEPLOYMENTS, namespace, name)
-        if record is None or record.obj["metadata"].get("deletionTimestamp"):
+        stored = self.store.get(DEPLOYMENTS, namespace, name)
+        if stored is None or stored.obj["metadata"].get("deletionTimestamp"):
             return None
-        obj = record.obj
-        sets = self.store.owned(obj["metadata"]["uid"], SETS)
-        current = self._current(obj, sets)
-        if current is None and not obj["spec"].get("paused"):
-            current = self._new_set(record, sets)
-            if current is None:
-                return 0.01
-        if current is not None:
-            self._revision(record, current)
-            others = [s for s in sets if s.name != current.name]
-            self._roll(obj, current, others)
-            self._prune(obj, others)
-        return self._status(self.store.get(DEPLOYMENTS, namespace, name))
-
-    @staticmethod
-    def _template(obj: Obj) -> Obj:
-        template: Obj = obj["spec"]["template"]
-        return template
-
-    def _current(self, obj: Obj, sets: list[Record]) -> Record | None:
-        wanted = self._template(obj)
-        for found in sets:
-            template = thaw(found)["spec"]["template"]
-            labels = (template.get("metadata") or {}).get("labels") or {}
-            labels.pop(HASH, None)
-            if template == wanted:
-                return found
+        obj = stored.obj
+        sets = self.store.owned(obj["metadata"]["uid"], REPLICA_SETS)
+        current = next(
+            (replica_set for replica_set in sets if _template_of(replica_set) == obj["spec"]["template"]), None
+        )
+        if current is None:
+            current = self._create_set(stored, sets)
+        self._set_revision(stored, current, sets)
+        others = [replica_set for replica_set in sets if replica_set.name != current.name]
+        self._roll(obj, current, others)
+        idle = sorted((s for s in others if not s.obj["spec"]["replicas"]), key=_revision)
+        for replica_set in idle[: max(0, len(idle) - obj["spec"]["revisionHistoryLimit"])]:
+            self.loop.delete(REPLICA_SETS, replica_set)
+        self._write_status(stored, current.name)
         return None
 
-    def _new_set(self, record: Record, sets: list[Record]) -> Record | None:
-        obj = thaw(record)
+    def _create_set(self, stored: StoredObject, sets: list[StoredObject]) -> StoredObject:
+        obj = copy_of(stored)
         meta, spec = obj["metadata"], obj["spec"]
-        tag = digest([spec["template"], obj.get("status", {}).get("collisionCount", 0)])
-        template = spec["template"]
+        tag = digest(spec["template"])
+        template, selector = spec["template"], spec["selector"]
         template.setdefault("metadata", {}).setdefault("labels", {})[HASH] = tag
-        selector = spec["selector"]
         selector.setdefault("matchLabels", {})[HASH] = tag
-        revision = 1 + max(
-            (int((s.obj["metadata"].get("annotations") or {}).get(REVISION, 0)) for s in sets), default=0
-        )
-        notes = {k: v for k, v in (meta.get("annotations") or {}).items() if "last-applied-configuration" not in k}
-        made: Obj = {
+        name = f"{meta['name']}-{tag}"
+        replica_set: Obj = {
             "apiVersion": "apps/v1",
             "kind": "ReplicaSet",
             "metadata": {
-                "name": f"{meta['name']}-{tag}",
+                "name": name,
                 "namespace": meta["namespace"],
                 "labels": dict(template["metadata"]["labels"]),
-                "annotations": {**notes, REVISION: str(revision)},
-                "ownerReferences": [reference(DEPLOYMENTS, obj)],
+                "annotations": {REVISION: str(1 + max(map(_revision, sets), default=0))},
+                "ownerReferences": [owner_reference(DEPLOYMENTS, obj)],
             },
-            "spec": {
-                "replicas": 0,
-                "selector": selector,
-                "template": template,
-                "minReadySeconds": spec.get("minReadySeconds", 0),
-            },
+            "spec": {"replicas": 0, "selector": selector, "template": template},
         }
-        name = made["metadata"]["name"]
-        if self.store.get(SETS, meta["namespace"], name) is None:
-            self.world.create(SETS, made)
-        found = self.store.get(SETS, meta["namespace"], name)
+        self.loop.create(REPLICA_SETS, replica_set)
+        return self.registry.get(REPLICA_SETS, meta["namespace"], name)
 
-        def started(new: Obj) -> None:
-            condition(
-                new.setdefault("status", {}),
-                "Progressing",
-                "True",
-                "NewReplicaSetCreated",
-                f'Created new replica set "{name}"',
-                lastUpdateTime=now(),
-            )
+    def _set_revision(self, stored: StoredObject, current: StoredObject, sets: list[StoredObject]) -> None:
+        """Number the current set as the newest revision, also after a return to an older template."""
+        highest = max(map(_revision, sets), default=0)
+        number = str(_revision(current) if _revision(current) >= highest else highest + 1)
+        for resource, target in ((REPLICA_SETS, current), (DEPLOYMENTS, stored)):
 
-        self.registry.modify(DEPLOYMENTS, record, started)
-        return found
+            def write(new: Obj) -> None:
+                new["metadata"].setdefault("annotations", {})[REVISION] = number
 
-    def _revision(self, record: Record, current: Record) -> None:
-        highest = max(
-            int((s.obj["metadata"].get("annotations") or {}).get(REVISION, 0))
-            for s in self.store.owned(record.obj["metadata"]["uid"], SETS)
-        )
-        mine = (current.obj["metadata"].get("annotations") or {}).get(REVISION, "0")
-        if int(mine) < highest:
-            # Rolled back: the old set becomes the newest revision.
-            mine = str(highest + 1)
+            self.registry.modify(resource, target, write)
 
-            def newest(new: Obj) -> None:
-                new["metadata"].setdefault("annotations", {})[REVISION] = mine
+    def _scale(self, obj: Obj, replica_set: StoredObject, replicas: int) -> None:
+        before = replica_set.obj["spec"]["replicas"]
+        if before != replicas:
+            self.registry.modify(REPLICA_SETS, replica_set, lambda new: new["spec"].update(replicas=replicas))
+            way = "up" if replicas > before else "down"
+            text = f"Scaled {way} replica set {replica_set.name} from {before} to {replicas}"
+            self.loop.event(obj, "ScalingReplicaSet", text, source="deployment-controller")
 
-            self.registry.modify(SETS, current, newest)
-
-        def noted(new: Obj) -> None:
-            new["metadata"].setdefault("annotations", {})[REVISION] = mine
-
-        self.registry.modify(DEPLOYMENTS, record, noted)
-
-    def _scale(self, obj: Obj, found: Record, replicas: int) -> None:
-        before = found.obj["spec"]["replicas"]
-        if before == replicas:
+    def _roll(self, obj: Obj, current: StoredObject, others: list[StoredObject]) -> None:
+        """Recreate: all old pods go, then the new ones come. RollingUpdate: old pods go as new ones become ready."""
+        replicas = obj["spec"]["replicas"]
+        if obj["spec"]["strategy"]["type"] == "Recreate":
+            for replica_set in others:
+                self._scale(obj, replica_set, 0)
+            if not any(self.store.owned(replica_set.obj["metadata"]["uid"], PODS) for replica_set in others):
+                self._scale(obj, current, replicas)
             return
+        self._scale(obj, current, replicas)
+        remaining = max(0, replicas - current.obj.get("status", {}).get("availableReplicas", 0))
+        for replica_set in others:
+            keep = min(remaining, replica_set.obj["spec"]["replicas"])
+            remaining -= keep
+            self._scale(obj, replica_set, keep)
 
-        def scale(new: Obj) -> None:
-            new["spec"]["replicas"] = replicas
-
-        self.registry.modify(SETS, found, scale)
-        way = "up" if replicas > before else "down"
-        text = f"Scaled {way} replica set {found.name} from {before} to {replicas}"
-        self.world.event(obj, "ScalingReplicaSet", text, source="deployment-controller")
-
-    def _roll(self, obj: Obj, current: Record, others: list[Record]) -> None:
-        spec = obj["spec"]
-        wanted = spec["replicas"]
-        old = [s for s in others if s.obj["spec"]["replicas"] > 0]
-        if spec.get("paused"):
-            self._scale(obj, current, wanted - sum(s.obj["spec"]["replicas"] for s in old) if old else wanted)
-            return
-        if spec["strategy"]["type"] == "Recreate":
-            for found in old:
-                self._scale(obj, found, 0)
-            left = [p for s in others for p in self.store.owned(s.obj["metadata"]["uid"], PODS)]
-            if any(p.obj["status"].get("phase") not in ("Succeeded", "Failed") for p in left):
-                return
-            self._scale(obj, current, wanted)
-            return
-        if not old:
-            self._scale(obj, current, wanted)
-            return
-        rolling = spec["strategy"].get("rollingUpdate") or {}
-        surge = _share(rolling.get("maxSurge", "25%"), wanted, up=True)
-        missing = _share(rolling.get("maxUnavailable", "25%"), wanted, up=False)
-        if surge == 0 and missing == 0:
-            missing = 1
-        total = current.obj["spec"]["replicas"] + sum(s.obj["spec"]["replicas"] for s in old)
-        room = max(0, wanted + surge - total)
-        target = min(wanted, current.obj["spec"]["replicas"] + room)
-        if current.obj["spec"]["replicas"] > wanted:
-            target = wanted
-        self._scale(obj, current, target)
-        available = sum(s.obj.get("status", {}).get("availableReplicas", 0) for s in [*old, current])
-        unready_new = max(
-            0, current.obj["spec"]["replicas"] - current.obj.get("status", {}).get("availableReplicas", 0)
-        )
-        may_go = total - (wanted - missing) - unready_new
-        # Pods of old sets that never became available can go at any time; they hold nothing up.
-        for found in old:
-            have, good = found.obj["spec"]["replicas"], found.obj.get("status", {}).get("availableReplicas", 0)
-            drop = min(have - good, max(0, may_go)) if have > good else 0
-            if drop:
-                self._scale(obj, found, have - drop)
-                may_go -= drop
-        spare = available - (wanted - missing)
-        for found in old:
-            live = self.store.get(SETS, found.namespace, found.name)
-            if live is None or spare <= 0:
-                continue
-            have = live.obj["spec"]["replicas"]
-            drop = min(have, spare)
-            if drop:
-                self._scale(obj, live, have - drop)
-                spare -= drop
-
-    def _prune(self, obj: Obj, others: list[Record]) -> None:
-        idle = [s for s in others if s.obj["spec"]["replicas"] == 0 and not s.obj.get("status", {}).get("replicas")]
-        idle.sort(key=lambda s: int((s.obj["metadata"].get("annotations") or {}).get(REVISION, 0)))
-        for found in idle[: max(0, len(idle) - obj["spec"].get("revisionHistoryLimit", 10))]:
-            self.world.delete(SETS, found)
-
-    def _status(self, record: Record | None) -> float | None:
-        if record is None:
-            return None
-        obj = record.obj
-        sets = self.store.owned(obj["metadata"]["uid"], SETS)
-        current = self._current(obj, sets)
-        wanted = obj["spec"]["replicas"]
-        rolling = obj["spec"]["strategy"].get("rollingUpdate") or {}
-        missing = _share(rolling.get("maxUnavailable", 0), wanted, up=False)
-        again: list[float] = []
+    def _write_status(self, stored: StoredObject, current: str) -> None:
+        sets = self.store.owned(stored.obj["metadata"]["uid"], REPLICA_SETS)
+        statuses = {replica_set.name: replica_set.obj.get("status", {}) for replica_set in sets}
 
         def total(key: str) -> int:
-            return sum(s.obj.get("status", {}).get(key, 0) for s in sets)
+            return sum(status.get(key, 0) for status in statuses.values())
 
-        updated = current.obj.get("status", {}).get("replicas", 0) if current else 0
-        available, replicas, ready = total("availableReplicas"), total("replicas"), total("readyReplicas")
-        failure = next(
-            (c for s in sets for c in s.obj.get("status", {}).get("conditions") or () if c["type"] == "ReplicaFailure"),
-            None,
-        )
+        counts = {
+            "replicas": total("replicas"),
+            "updatedReplicas": statuses.get(current, {}).get("replicas", 0),
+            "readyReplicas": total("readyReplicas"),
+            "availableReplicas": total("availableReplicas"),
+        }
+        failures = [
+            condition
+            for status in statuses.values()
+            for condition in status.get("conditions") or ()
+            if condition["type"] == "ReplicaFailure"
+        ]
 
         def write(new: Obj) -> None:
-            old = new.get("status") or {}
-            out: Obj = {"observedGeneration": new["metadata"]["generation"]}
-            new["status"] = out
-            counts = (
-                ("replicas", replicas),
-                ("updatedReplicas", updated),
-                ("readyReplicas", ready),
-                ("availableReplicas", available),
-                ("unavailableReplicas", max(0, wanted - available)),
-            )
-            for key, value in counts:
-                if value:
-                    out[key] = value
-            if "collisionCount" in old:
-                out["collisionCount"] = old["collisionCount"]
-            out["conditions"] = [c for c in old.get("conditions") or () if c["type"] != "ReplicaFailure"]
-            if failure:
-                condition(out, "ReplicaFailure", "True", failure["reason"], failure["message"])
-            if available >= wanted - missing:
-                condition(
-                    out,
-                    "Available",
-                    "True",
-                    "MinimumReplicasAvailable",
-                    "Deployment has minimum availability.",
-                    lastUpdateTime=now(),
-                )
-            else:
-                condition(
-                    out,
-                    "Available",
-                    "False",
-                    "MinimumReplicasUnavailable",
-                    "Deployment does not have minimum availability.",
-                    lastUpdateTime=now(),
-                )
-            done = updated == wanted and replicas == wanted and available == wanted and current is not None
-            again.extend(self._progress(new, old, current, done=done))
-
-        self.registry.modify(DEPLOYMENTS, record, write)
-        return min(again) if again else None
-
-    def _progress(self, obj: Obj, old: Obj, current: Record | None, *, done: bool) -> list[float]:
-        """Set Progressing; the seconds until its deadline where it is running."""
-        status = obj["status"]
-        name = current.name if current else ""
-        deadline = obj["spec"].get("progressDeadlineSeconds", 600)
-        before: Obj = next((c for c in status["conditions"] if c["type"] == "Progressing"), {})
-        if done:
-            condition(
+            old, replicas = new.get("status") or {}, new["spec"]["replicas"]
+            status: Obj = {"observedGeneration": new["metadata"]["generation"]}
+            status |= {key: value for key, value in counts.items() if value}
+            status["conditions"] = [c for c in old.get("conditions") or () if c["type"] != "ReplicaFailure"]
+            available = counts["availableReplicas"] >= replicas
+            done = available and set(counts.values()) == {replicas}
+            progress = "NewReplicaSetAvailable" if done else "ReplicaSetUpdated"
+            stamp = {"lastUpdateTime": now()}
+            set_condition(
                 status,
-                "Progressing",
-                "True",
-                "NewReplicaSetAvailable",
-                f'ReplicaSet "{name}" has successfully progressed.',
-                lastUpdateTime=now(),
+                "Available",
+                "True" if available else "False",
+                *(AVAILABLE_REASON if available else UNAVAILABLE_REASON),
+                **stamp,
             )
-            return []
-        if obj["spec"].get("paused"):
-            condition(
-                status, "Progressing", "Unknown", "DeploymentPaused", "Deployment is paused", lastUpdateTime=now()
-            )
-            return []
-        keys = ("updatedReplicas", "readyReplicas", "availableReplicas")
-        moved = any(status.get(k, 0) > old.get(k, 0) for k in keys) or status.get("replicas", 0) - status.get(
-            "updatedReplicas", 0
-        ) < old.get("replicas", 0) - old.get("updatedReplicas", 0)
-        fresh = obj["metadata"]["generation"] != old.get("observedGeneration")
-        if (
-            moved
-            or not before
-            or (fresh and before.get("reason") in ("NewReplicaSetAvailable", "ProgressDeadlineExceeded"))
-        ):
-            status["conditions"] = [c for c in status["conditions"] if c["type"] != "Progressing"]
-            condition(
-                status,
-                "Progressing",
-                "True",
-                "ReplicaSetUpdated",
-                f'ReplicaSet "{name}" is progressing.',
-                lastUpdateTime=now(),
-            )
-            if before.get("status") == "True":
-                status["conditions"][-1]["lastTransitionTime"] = before["lastTransitionTime"]
-            return [deadline + 0.5]
-        if before.get("reason") == "ProgressDeadlineExceeded":
-            return []
-        waited = seconds_since(before.get("lastUpdateTime") or before["lastTransitionTime"])
-        if before.get("reason") == "NewReplicaSetAvailable" or waited < deadline:
-            return [deadline - waited + 0.5] if before.get("reason") != "NewReplicaSetAvailable" else []
-        condition(
-            status,
-            "Progressing",
-            "False",
-            "ProgressDeadlineExceeded",
-            f'ReplicaSet "{name}" has timed out progressing.',
-            lastUpdateTime=now(),
-        )
-        return []
+            set_condition(status, "Progressing", "True", progress, f'ReplicaSet "{current}"', **stamp)
+            for failure in failures[:1]:
+                set_condition(status, "ReplicaFailure", "True", failure["reason"], failure["message"], **stamp)
+            new["status"] = status
+
+        self.registry.modify(DEPLOYMENTS, stored, write)
+
+
+def _template_of(replica_set: StoredObject) -> Obj:
+    """Return the template of a ReplicaSet without the hash that its deployment added."""
+    template: Obj = copy_of(replica_set)["spec"]["template"]
+    template["metadata"]["labels"].pop(HASH, None)
+    return template
+
+
+def _revision(replica_set: StoredObject) -> int:
+    return int((replica_set.obj["metadata"].get("annotations") or {}).get(REVISION, 0))

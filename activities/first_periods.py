@@ -1,0 +1,133 @@
+"""The first period: a trial or a first invoice, once the instance is ready."""
+
+from __future__ import annotations
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from activities import coupons
+from activities.explanations import build_explanation
+from activities.holds import capture_hold, hold_total
+from activities.invoice_allocations import allocate, hold_parts
+from activities.invoicing import add_invoice, add_invoice_paid_events, line_description, post_invoice_transaction
+from activities.notification_context import notification_context
+from activities.outcomes import billing_outcome, replay_result
+from activities.periods import build_period_invoice
+from activities.subscription_transitions import lock_subscription, new_change_set, transition_subscription
+from db.queries import invoices
+from db.queries.change_set import ChangeSet
+from db.queries.locked_subscriptions import LockedSubscription
+from db.queries.payments import order_is_authorized
+from workflows.ports.billing import BillingOutcome, StartFirstPeriod
+from workflows.ports.subscription import CardCharge
+from workflows.rules import ledger
+from workflows.rules.allocations import AllocationSource, SourcePart
+from workflows.rules.funding import GatewayTerms
+from workflows.rules.invoice import InvoiceStatus
+from workflows.rules.money import zero_money
+from workflows.rules.notifications import NotificationKind
+from workflows.rules.periods import Interval, add_calendar_days, billing_period
+from workflows.rules.subscription import SubscriptionStatus
+
+
+async def start_first_period(session: AsyncSession, command: StartFirstPeriod, gateway: GatewayTerms) -> BillingOutcome:
+    subscription = await lock_subscription(session, command.subscription_id)
+    if subscription.status is not SubscriptionStatus.PROVISIONING:
+        existing = await invoices.find_period_invoice(session, subscription.id, command.period_start)
+        return await replay_result(session, subscription, existing)
+    changes = new_change_set(subscription, command.now, "platform")
+    message = f"{subscription.service_name} is ready at {subscription.hostname}."
+    changes.add_timeline_event("instance.ready", message, ref=subscription.instance_id)
+    if command.trial_days:
+        return await _start_trial(session, changes, subscription, command)
+    return await _invoice_first_period(session, changes, subscription, command, gateway)
+
+
+async def _start_trial(
+    session: AsyncSession, changes: ChangeSet, subscription: LockedSubscription, command: StartFirstPeriod
+) -> BillingOutcome:
+    end = add_calendar_days(command.period_start, command.trial_days, subscription.timezone)
+    subscription = transition_subscription(
+        changes,
+        subscription,
+        SubscriptionStatus.TRIALING,
+        "the instance is ready",
+        billing_anchor=command.period_start,
+        current_period_start=command.period_start,
+        current_period_end=end,
+        trial_end=end,
+    )
+    changes.schedule_reminders(end)
+    changes.add_timeline_event("subscription.activated", "The trial has begun.")
+    context = notification_context(subscription, trial_end=end, instance_id=subscription.instance_id)
+    changes.enqueue_notification(NotificationKind.SERVICE_READY, context)
+    await changes.write(session)
+    return await billing_outcome(session, subscription, None, changes)
+
+
+async def _invoice_first_period(
+    session: AsyncSession,
+    changes: ChangeSet,
+    subscription: LockedSubscription,
+    command: StartFirstPeriod,
+    gateway: GatewayTerms,
+) -> BillingOutcome:
+    """Finalize the first invoice: the hold pays it, and an authorized card pays the remainder."""
+    period = billing_period(command.period_start, 0, Interval(subscription.interval), subscription.timezone)
+    draft = build_period_invoice(subscription, period)
+    held = await capture_hold(session, subscription)
+    paid = min(hold_total(held, subscription.currency), draft.total)
+    due, zero = draft.total - paid, zero_money(subscription.currency)
+    # An amount below the gateway's minimum was never authorized at the card.
+    small = due.amount_minor < gateway.minimum(subscription.currency).amount_minor
+    carried = due if due and small and not await order_is_authorized(session, subscription.id) else zero
+    due = due - carried
+    subscription = transition_subscription(
+        changes,
+        subscription,
+        SubscriptionStatus.ACTIVE,
+        "the instance is ready",
+        billing_anchor=period.start,
+        current_period_start=period.start,
+        current_period_end=period.end,
+        **await coupons.redeem_coupon(session, subscription),
+    )
+    description = line_description(subscription)
+    if due:
+        await post_invoice_transaction(session, changes, draft, description, None)
+    if paid or carried:
+        post = (
+            ledger.collection_transaction(promotional=zero, wallet=zero, held=paid)
+            if due
+            else ledger.paid_invoice_transaction(
+                promotional=zero, wallet=zero, held=paid, tax=draft.tax, carried=carried
+            )
+        )
+        transaction_id = changes.add_ledger_transaction(
+            post, key=f"paid/{draft.id}/held", description=description, ref=draft.id
+        )
+        parts = (*hold_parts(held), SourcePart(source=AllocationSource.DEBT, amount=carried))
+        await allocate(session, changes, draft.id, parts, paid + carried, transaction_id=transaction_id)
+    changes.schedule_reminders(period.end)
+    changes.add_timeline_event("subscription.activated", "Billing has begun.", ref=draft.id)
+    if not due:
+        add_invoice_paid_events(changes, draft.id, draft.total, carried)
+    context = notification_context(
+        subscription,
+        amount=draft.total,
+        period_start=period.start,
+        period_end=period.end,
+        invoice_id=draft.id,
+        instance_id=subscription.instance_id,
+    )
+    changes.enqueue_notification(NotificationKind.SERVICE_READY, context)
+    invoice = add_invoice(
+        changes,
+        subscription,
+        draft,
+        status=InvoiceStatus.OPEN if due else InvoiceStatus.PAID,
+        due=due,
+        explanation=build_explanation(subscription, draft.lines),
+    )
+    await changes.write(session)
+    card = CardCharge(amount=due, payment_method_id=subscription.funds.payment_method_id or "") if due else None
+    return await billing_outcome(session, subscription, invoice, changes, card=card)

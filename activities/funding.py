@@ -1,0 +1,143 @@
+"""Splits an amount due, and earlier debt of the organization, over credit and the saved card."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from db.queries.invoices import OpenDebt
+from db.queries.locked_subscriptions import AvailableFunds, LockedSubscription
+from workflows.ports.subscription import CardCharge
+from workflows.rules.allocations import AllocationSource
+from workflows.rules.funding import (
+    AvailableFunding,
+    CollectionMethod,
+    Funding,
+    FundingPurpose,
+    GatewayTerms,
+    SavedPaymentMethod,
+    decide_funding_with_debt,
+)
+from workflows.rules.money import Money, zero_money
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FundingSplit:
+    """``promotional + wallet + remainder + carried`` equals the amount due plus ``repaid``.
+
+    Attributes:
+        remainder: What the card has to pay; without a usable card, the shortfall.
+        carried: What becomes debt of the organization because it is below the gateway's minimum.
+        repaid: Earlier debt of the organization that is paid as well.
+        decision: What the funding rule decided.
+    """
+
+    promotional: Money
+    wallet: Money
+    remainder: Money
+    carried: Money
+    repaid: Money
+    decision: Funding
+
+    @property
+    def covered(self) -> bool:
+        return not self.remainder
+
+
+def split_funding(
+    due: Money, funds: AvailableFunds, *, method: str | None, purpose: FundingPurpose, gateway: GatewayTerms
+) -> FundingSplit:
+    """Split ``due``, and the organization's debt where the rule includes it, over credit and the saved card.
+
+    Args:
+        method: The order's ``collection``; None means the wallet and then the card.
+        gateway: The gateway of the saved card.
+    """
+    zero = zero_money(due.currency)
+    cards = (
+        (SavedPaymentMethod(payment_method_id=funds.payment_method_id, gateway=gateway),)
+        if funds.payment_method_id is not None
+        else ()
+    )
+    available = AvailableFunding(promotional=funds.promotional, wallet=funds.wallet, payment_methods=cards)
+    collection = CollectionMethod(method) if method is not None else CollectionMethod.WALLET_THEN_CARD
+    funding = decide_funding_with_debt(due, funds.debt, available, purpose=purpose, method=collection)
+    debt = funding.total - due if funding.is_sufficient else zero
+    owed = funding.amount_from(AllocationSource.DEBT) - debt
+    return FundingSplit(
+        promotional=funding.amount_from(AllocationSource.PROMOTIONAL),
+        wallet=funding.amount_from(AllocationSource.WALLET),
+        remainder=funding.amount_from(AllocationSource.PAYMENT) + funding.shortfall,
+        carried=max(owed, zero),
+        repaid=max(-owed, zero),
+        decision=funding,
+    )
+
+
+def split_funding_for(
+    subscription: LockedSubscription, due: Money, purpose: FundingPurpose, gateway: GatewayTerms
+) -> FundingSplit:
+    """Split ``due`` by the collection method of the subscription."""
+    return split_funding(
+        due, subscription.funds, method=subscription.collection_method, purpose=purpose, gateway=gateway
+    )
+
+
+def reserve_older_debts(
+    subscription: LockedSubscription, debts: Sequence[OpenDebt], gateway: GatewayTerms
+) -> LockedSubscription:
+    """Return the subscription without the credit that pays older debts of the organization in full.
+
+    Credit thereby pays the oldest debt first, in whichever order the subscriptions receive their signals. A debt that
+    credit does not cover reserves none: the card that would have to pay the rest may be declined.
+
+    Args:
+        debts: Oldest first.
+    """
+    funds = replace(subscription.funds, payment_method_id=None)
+    for debt in debts:
+        funding = split_funding(
+            debt.amount_due,
+            funds,
+            method=debt.collection_method,
+            purpose=FundingPurpose.DUNNING,
+            gateway=gateway,
+        )
+        funds = replace(
+            funds,
+            promotional=funds.promotional - funding.promotional,
+            wallet=funds.wallet - funding.wallet,
+            debt=funds.debt - funding.repaid,
+        )
+    remaining = replace(subscription.funds, promotional=funds.promotional, wallet=funds.wallet)
+    return replace(subscription, funds=remaining)
+
+
+def card_charge_for(subscription: LockedSubscription, funding: FundingSplit) -> CardCharge | None:
+    """Return the card charge; None if credit covers everything or the collection method excludes cards."""
+    method = subscription.funds.payment_method_id
+    if funding.covered or method is None or subscription.collection_method == CollectionMethod.WALLET:
+        return None
+    return CardCharge(amount=funding.remainder, payment_method_id=method)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceivedAmounts:
+    """Money that a card payment and its hold brought for an invoice.
+
+    Attributes:
+        held: The whole amount.
+        repaid: The part that pays earlier debt of the organization.
+        surplus: The part for the wallet, because another invoice has paid that debt meanwhile.
+    """
+
+    held: Money
+    repaid: Money
+    surplus: Money
+
+
+def split_received(subscription: LockedSubscription, due: Money, held: Money) -> ReceivedAmounts:
+    """Split what a card payment and its hold brought for an invoice of which ``due`` is unpaid."""
+    excess = held - due
+    repaid = max(min(excess, subscription.funds.debt), zero_money(subscription.currency))
+    return ReceivedAmounts(held=held, repaid=repaid, surplus=excess - repaid)

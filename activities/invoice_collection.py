@@ -1,0 +1,100 @@
+"""Collects an open invoice of a period from credit, or returns what a card has to pay."""
+
+from __future__ import annotations
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from activities.funding import FundingSplit, card_charge_for, reserve_older_debts, split_funding_for
+from activities.holds import place_hold
+from activities.invoice_allocations import allocate, credit_parts
+from activities.invoicing import line_description
+from activities.notification_context import notification_context
+from activities.outcomes import billing_outcome, card_remainder, replay_result
+from activities.subscription_transitions import lock_subscription, mark_invoice_paid, new_change_set
+from db.queries import invoices
+from db.queries.change_set import ChangeSet
+from db.queries.invoices import InvoiceSummary
+from db.queries.locked_subscriptions import LockedSubscription
+from workflows.ports.billing import BillingOutcome, CollectInvoice
+from workflows.rules import ledger
+from workflows.rules.funding import FundingPurpose, GatewayTerms
+from workflows.rules.invoice import InvoiceStatus
+from workflows.rules.money import zero_money
+from workflows.rules.notifications import NotificationKind
+from workflows.rules.subscription import PAST_DUE_STATUSES
+
+
+async def collect_invoice(session: AsyncSession, command: CollectInvoice, gateway: GatewayTerms) -> BillingOutcome:
+    subscription = await lock_subscription(session, command.subscription_id)
+    invoice = await invoices.lock_invoice(session, command.invoice_id)
+    if invoice is None or invoice.status is not InvoiceStatus.OPEN or subscription.status not in PAST_DUE_STATUSES:
+        return await replay_result(session, subscription, invoice)
+    changes = new_change_set(subscription, command.now, command.actor)
+    if await invoices.lock_open_hold(session, subscription.id) is not None:
+        remainder = await card_remainder(session, subscription, invoice.due)
+        return await billing_outcome(session, subscription, invoice, None, card=remainder)
+    debts = await invoices.list_older_debts(session, subscription.id)
+    available = reserve_older_debts(subscription, debts, gateway)
+    funding = split_funding_for(available, invoice.due, FundingPurpose.DUNNING, gateway)
+    if funding.covered:
+        return await pay_from_credit(session, changes, subscription, invoice, funding)
+    card = None if command.credit_only else card_charge_for(subscription, funding)
+    if card is not None:
+        dedup_key = f"{invoice.id}/{command.now.isoformat()}"
+        await place_hold(session, changes, subscription, funding, dedup_key)
+    else:
+        changes.add_timeline_event(
+            "payment.failed", "Neither the wallet nor a card covers the invoice.", ref=invoice.id
+        )
+        if command.scheduled:
+            context = notification_context(
+                subscription,
+                amount=invoice.due,
+                invoice_id=invoice.id,
+                next_attempt=command.next_retry_at,
+                status=subscription.status,
+            )
+            changes.enqueue_notification(NotificationKind.PAYMENT_FAILED, context)
+    await changes.write(session)
+    return await billing_outcome(session, subscription, invoice, changes, card=card)
+
+
+async def pay_from_credit(
+    session: AsyncSession,
+    changes: ChangeSet,
+    subscription: LockedSubscription,
+    invoice: InvoiceSummary,
+    funding: FundingSplit,
+    *,
+    renewed: LockedSubscription | None = None,
+) -> BillingOutcome:
+    """Pay an open invoice or a draft of a period without a card.
+
+    Args:
+        funding: The parts that pay the invoice.
+        renewed: For a draft: the subscription with the terms of the period that the draft starts.
+    """
+    draft = invoice.status is InvoiceStatus.DRAFT
+    parts = {
+        "promotional": funding.promotional,
+        "wallet": funding.wallet,
+        "held": zero_money(subscription.currency),
+        "carried": funding.carried,
+        "repaid": funding.repaid,
+    }
+    post = (
+        ledger.paid_invoice_transaction(tax=invoice.tax, **parts) if draft else ledger.collection_transaction(**parts)
+    )
+    transaction_id = changes.add_ledger_transaction(
+        post, key=f"paid/{invoice.id}", description=line_description(renewed or subscription), ref=invoice.id
+    )
+    await allocate(
+        session,
+        changes,
+        invoice.id,
+        credit_parts(funding),
+        invoice.due,
+        transaction_id=transaction_id,
+        repaid=funding.repaid,
+    )
+    return await mark_invoice_paid(session, changes, subscription, invoice, renewed=renewed, carried=funding.carried)

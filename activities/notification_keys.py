@@ -1,0 +1,50 @@
+"""Context keys of each kind of mail: allowed and required."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from workflows.rules.notifications import NotificationKind
+
+SUBSCRIPTION_KEYS = frozenset(
+    {
+        "subscription_id", "subscription_name", "plan_name", "service_name", "url", "hostname", "amount",
+        "period_start", "period_end", "invoice_id", "invoice_number", "days", "due_at", "next_attempt",
+        "decline_code", "delete_at", "reason", "cancel_at_period_end",
+    }
+)  # fmt: skip
+"""Keys of mails about a subscription; each is optional."""
+
+OTHER_KEYS = frozenset(
+    {
+        "expires_at", "balance", "credit", "gateway", "brand", "last4", "payment_id", "to", "old_plan_name",
+        "price", "balance_too_low", "trial_end", "title", "details", "severity", "workflow_id",
+        "suspends_at", "cancels_at", "effective_at", "instance_id", "status", "paid_by", "next_charge_at",
+    }
+)  # fmt: skip
+
+ALLOWED_KEYS = SUBSCRIPTION_KEYS | OTHER_KEYS | {"token"}
+"""Keys that templates may use; a missing one is None."""
+
+REQUIRED_KEYS: Mapping[NotificationKind, frozenset[str]] = {
+    NotificationKind.EMAIL_VERIFICATION: frozenset({"token"}),
+    NotificationKind.PASSWORD_RESET: frozenset({"token"}),
+    NotificationKind.WELCOME: frozenset(),
+    NotificationKind.TOP_UP_RECEIPT: frozenset({"amount"}),
+    NotificationKind.SUBSCRIPTION_CREATED: frozenset({"subscription_id"}),
+    NotificationKind.SERVICE_READY: frozenset({"subscription_id"}),
+    NotificationKind.SUBSCRIPTION_EXPIRING: frozenset({"subscription_id", "days"}),
+    NotificationKind.SUBSCRIPTION_RENEWED: frozenset({"subscription_id"}),
+    NotificationKind.PAYMENT_FAILED: frozenset({"subscription_id"}),
+    NotificationKind.SUBSCRIPTION_SUSPENDED: frozenset({"subscription_id"}),
+    NotificationKind.SUBSCRIPTION_RECOVERED: frozenset({"subscription_id"}),
+    NotificationKind.SUBSCRIPTION_PAUSED: frozenset({"subscription_id"}),
+    NotificationKind.SUBSCRIPTION_RESUMED: frozenset({"subscription_id"}),
+    NotificationKind.SUBSCRIPTION_CANCELLED: frozenset({"subscription_id"}),
+    NotificationKind.SUBSCRIPTION_TERMINATED: frozenset({"subscription_id"}),
+    NotificationKind.SUBSCRIPTION_FAILED: frozenset({"subscription_id"}),
+    NotificationKind.SUBSCRIPTION_EXPIRED: frozenset({"subscription_id"}),
+    NotificationKind.PLAN_CHANGED: frozenset({"subscription_id"}),
+    NotificationKind.REFUND_SUCCEEDED: frozenset({"amount"}),
+    NotificationKind.OPERATOR_ALERT: frozenset({"title"}),
+}

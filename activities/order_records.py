@@ -1,0 +1,115 @@
+"""The rows that an order creates: the subscription and its instance."""
+
+from __future__ import annotations
+
+from psycopg.types.json import Jsonb
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from db.queries.locked_subscriptions import AvailableFunds, LockedSubscription, PlanWithPrice
+from workflows.ports.subscription import OpenSubscription
+from workflows.rules.ids import choose_host_label, to_dns_label
+from workflows.rules.pricing import Discount
+from workflows.rules.subscription import SubscriptionStatus
+
+_INSERT = text(
+    """
+WITH subscription AS (
+    INSERT INTO subscriptions (id, organization_id, user_id, plan_id, price_id, service_id, name, status,
+        collection_method, is_trial, currency, price_minor, coupon_code, coupon_remaining_periods, timezone,
+        workflow_id, created_at, updated_at)
+    VALUES (:id, :organization_id, :user_id, :plan_id, :price_id, :service_id, :name, :status,
+        :collection_method, :is_trial, :currency, :price_minor, :coupon_code, :coupon_remaining_periods, :timezone,
+        :workflow_id, :at, :at)
+)
+INSERT INTO instances (id, organization_id, subscription_id, service_slug, version, hostname, namespace, status,
+    cpu_millicores, memory_mib, storage_gib, replicas, parameters, created_at)
+VALUES (:instance_id, :organization_id, :id, :service_slug, :version, :hostname, :namespace, 'requested',
+    :cpu, :memory, :storage, :replicas, :parameters, :at)
+"""
+)
+
+
+def build_subscription(
+    command: OpenSubscription,
+    plan: PlanWithPrice,
+    timezone: str,
+    status: SubscriptionStatus,
+    discount: Discount | None,
+    funds: AvailableFunds,
+    *,
+    base_domain: str,
+) -> LockedSubscription:
+    """Return the subscription that an order creates; its host name is a label below ``base_domain``."""
+    order = command.order
+    requested_subdomain = order.parameters.get("subdomain")
+    label = choose_host_label(requested_subdomain, order.name or plan.service_slug, order.instance_id)
+    return LockedSubscription(
+        id=order.subscription_id,
+        organization_id=order.organization_id,
+        user_id=order.user_id,
+        name=order.name,
+        status=status,
+        collection_method=order.collection_method.value if order.collection_method else None,
+        plan_id=plan.plan_id,
+        plan_code=plan.code,
+        plan_name=plan.name,
+        interval=plan.interval,
+        price_id=plan.price_id,
+        price=plan.price,
+        service_id=plan.service_id,
+        service_name=plan.service_name,
+        discount=discount,
+        timezone=timezone,
+        billing_anchor=None,
+        period_start=None,
+        period_end=None,
+        trial_end=None,
+        cancel_at_period_end=False,
+        pending_plan_id=None,
+        past_due_since=None,
+        cancelled_at=None,
+        data_deletion_at=None,
+        instance_id=order.instance_id,
+        hostname=f"{label}.{base_domain}",
+        url=None,
+        funds=funds,
+    )
+
+
+async def insert_subscription_and_instance(
+    session: AsyncSession, command: OpenSubscription, plan: PlanWithPrice, subscription: LockedSubscription
+) -> None:
+    discount = subscription.discount
+    await session.execute(
+        _INSERT,
+        {
+            "id": subscription.id,
+            "organization_id": subscription.organization_id,
+            "user_id": subscription.user_id,
+            "plan_id": subscription.plan_id,
+            "price_id": subscription.price_id,
+            "service_id": subscription.service_id,
+            "name": subscription.name,
+            "status": subscription.status.value,
+            "collection_method": subscription.collection_method,
+            "is_trial": plan.trial_days > 0,
+            "currency": subscription.currency,
+            "price_minor": subscription.price.amount_minor,
+            "coupon_code": discount.code if discount else None,
+            "coupon_remaining_periods": discount.remaining_periods if discount else None,
+            "timezone": subscription.timezone,
+            "workflow_id": command.workflow_id,
+            "at": command.now,
+            "instance_id": subscription.instance_id,
+            "service_slug": plan.service_slug,
+            "version": plan.service_version,
+            "hostname": subscription.hostname,
+            "namespace": f"berth-{to_dns_label(command.order.instance_id)}",
+            "cpu": plan.cpu_millicores,
+            "memory": plan.memory_mib,
+            "storage": plan.storage_gib,
+            "replicas": plan.replicas,
+            "parameters": Jsonb(command.order.parameters),
+        },
+    )

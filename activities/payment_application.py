@@ -1,0 +1,218 @@
+"""Applying card payments to invoices."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from activities.credit_arrivals import list_debtors, list_debtors_after_failure, list_debtors_if_credited
+from activities.funding import reserve_older_debts, split_funding_for, split_received
+from activities.holds import capture_hold, hold_total, release_hold, with_released
+from activities.invoice_allocations import allocate, hold_parts
+from activities.invoice_collection import pay_from_credit
+from activities.invoicing import format_money, line_description
+from activities.notification_context import notification_context
+from activities.outcomes import billing_outcome, replay_result, unpaid_outcome
+from activities.plan_change_records import with_period_terms
+from activities.subscription_transitions import (
+    lock_subscription,
+    mark_invoice_paid,
+    mark_past_due,
+    new_change_set,
+    pause_unpaid_trial,
+)
+from db.models.payments import Payment
+from db.queries import invoices, payments
+from db.queries.change_set import ChangeSet
+from db.queries.invoice_allocations import has_allocations
+from db.queries.invoices import InvoiceSummary, OpenHold
+from db.queries.locked_subscriptions import LockedSubscription
+from workflows.ports.billing import ApplyCardPayment, BillingOutcome, RecordPaymentFailure
+from workflows.rules import ledger
+from workflows.rules.allocations import AllocationSource, SourcePart
+from workflows.rules.funding import FundingPurpose, GatewayTerms
+from workflows.rules.invoice import InvoiceStatus
+from workflows.rules.money import Money, zero_money
+from workflows.rules.notifications import NotificationKind
+from workflows.rules.subscription import LIVE_STATUSES, PAST_DUE_STATUSES, SubscriptionStatus
+
+
+async def apply_card_payment(session: AsyncSession, command: ApplyCardPayment) -> BillingOutcome:
+    subscription = await lock_subscription(session, command.subscription_id)
+    invoice = await invoices.lock_invoice(session, command.invoice_id)
+    if await is_payment_applied(session, command.payment_id):
+        outcome = await replay_result(session, subscription, invoice)
+        return replace(outcome, past_due_subscription_ids=await list_debtors(session, subscription.organization_id))
+    changes = new_change_set(subscription, command.now, "platform")
+    received = await captured_amount(session, command.payment_id)
+    awaited = invoice is not None and invoice.status in (InvoiceStatus.DRAFT, InvoiceStatus.OPEN)
+    if invoice is None or not awaited or subscription.status not in LIVE_STATUSES:
+        return await credit_unneeded_payment(session, changes, subscription, invoice, received, command.payment_id)
+    renewed = await with_period_terms(session, subscription, command.terms, command.now)
+    held = await capture_hold(session, subscription)
+    zero = zero_money(subscription.currency)
+    parts = split_received(subscription, invoice.due, received + hold_total(held, subscription.currency))
+    draft = invoice.status is InvoiceStatus.DRAFT
+    post = (
+        ledger.paid_invoice_transaction(
+            promotional=zero, wallet=-parts.surplus, held=parts.held, tax=invoice.tax, repaid=parts.repaid
+        )
+        if draft
+        else ledger.collection_transaction(
+            promotional=zero, wallet=-parts.surplus, held=parts.held, repaid=parts.repaid
+        )
+    )
+    transaction_id = changes.add_ledger_transaction(
+        post,
+        key=payment_application_key(command.payment_id),
+        description=line_description(renewed),
+        ref=invoice.id,
+    )
+    await allocate_card_payment(
+        session,
+        changes,
+        invoice,
+        held,
+        received,
+        command.payment_id,
+        transaction_id=transaction_id,
+        repaid=parts.repaid,
+    )
+    outcome = await mark_invoice_paid(session, changes, subscription, invoice, renewed=renewed)
+    return replace(outcome, past_due_subscription_ids=await list_debtors_if_credited(session, changes))
+
+
+async def record_payment_failure(
+    session: AsyncSession, command: RecordPaymentFailure, gateway: GatewayTerms
+) -> BillingOutcome:
+    subscription = await lock_subscription(session, command.subscription_id)
+    invoice = await invoices.lock_invoice(session, command.invoice_id)
+    changes = new_change_set(subscription, command.now, "platform")
+    released = await release_hold(session, changes, subscription)
+    outcome = await _record_failure(session, changes, command, subscription, invoice, released, gateway)
+    debtors = await list_debtors_after_failure(session, changes, command.invoice_id)
+    return replace(outcome, past_due_subscription_ids=debtors)
+
+
+async def _record_failure(
+    session: AsyncSession,
+    changes: ChangeSet,
+    command: RecordPaymentFailure,
+    subscription: LockedSubscription,
+    invoice: InvoiceSummary | None,
+    released: OpenHold | None,
+    gateway: GatewayTerms,
+) -> BillingOutcome:
+    """Pay the invoice from credit that has arrived meanwhile, or record that it stays unpaid."""
+    if invoice is None or invoice.status not in (InvoiceStatus.DRAFT, InvoiceStatus.OPEN):
+        await changes.write(session)
+        if invoice is not None and invoice.status is InvoiceStatus.PAID:
+            return await billing_outcome(session, subscription, invoice, changes)
+        return await unpaid_outcome(session, subscription, changes)
+    reason = command.decline_code or "declined"
+    message = f"A card did not pay {format_money(invoice.total)}: {reason}."
+    fact = f"payment.failed/{command.payment_id}"
+    changes.add_timeline_event("payment.failed", message, ref=command.payment_id, dedup_key=fact)
+    # Credit that arrived while the card was charged has signaled nothing: the debt was not recorded yet.
+    debts = await invoices.list_older_debts(session, subscription.id)
+    available = reserve_older_debts(with_released(subscription, released), debts, gateway)
+    funding = split_funding_for(available, invoice.due, FundingPurpose.DUNNING, gateway)
+    if (
+        invoice.plan_change_id is None
+        and subscription.status in LIVE_STATUSES
+        and funding.covered
+        and not funding.carried
+    ):
+        renewed = await with_period_terms(session, subscription, command.terms, command.now)
+        return await pay_from_credit(session, changes, subscription, invoice, funding, renewed=renewed)
+    is_trial_end = subscription.status is SubscriptionStatus.TRIALING and invoice.billing_reason == "period"
+    context = notification_context(
+        subscription,
+        amount=invoice.due,
+        invoice_id=invoice.id,
+        decline_code=command.decline_code,
+        next_attempt=command.next_retry_at,
+        status=SubscriptionStatus.PAUSED if is_trial_end else subscription.status,
+    )
+    if invoice.status is InvoiceStatus.DRAFT:
+        await invoices.mark_void(session, invoice.id, command.now)
+        if is_trial_end:
+            changes.enqueue_notification(NotificationKind.PAYMENT_FAILED, context, dedup_key=fact)
+            subscription = pause_unpaid_trial(changes, subscription)
+        await changes.write(session)
+        return await unpaid_outcome(session, subscription, changes)
+    if subscription.status is SubscriptionStatus.ACTIVE:
+        why = "the invoice was not paid"
+        subscription = mark_past_due(changes, subscription, invoice.period_start, why)
+    if subscription.status in PAST_DUE_STATUSES:
+        changes.enqueue_notification(NotificationKind.PAYMENT_FAILED, context, dedup_key=fact)
+    await changes.write(session)
+    return await billing_outcome(session, subscription, invoice, changes)
+
+
+def payment_application_key(payment_id: str) -> str:
+    """Return the idempotency key of the ledger transaction that moves a payment out of ``held``."""
+    return f"applied/{payment_id}"
+
+
+async def is_payment_applied(session: AsyncSession, payment_id: str) -> bool:
+    """Return whether a payment has left ``held`` for an invoice or the wallet."""
+    if await has_allocations(session, payment_id):
+        return True
+    payment = await session.get(Payment, payment_id)
+    return payment is not None and payment.credited_to_wallet
+
+
+async def allocate_card_payment(
+    session: AsyncSession,
+    changes: ChangeSet,
+    invoice: InvoiceSummary,
+    hold: OpenHold | None,
+    captured: Money,
+    payment_id: str,
+    *,
+    transaction_id: str,
+    repaid: Money,
+) -> None:
+    """Allocate the hold and the card payment that together pay the amount due of ``invoice``."""
+    parts = (
+        *hold_parts(hold),
+        SourcePart(source=AllocationSource.PAYMENT, amount=captured, payment_id=payment_id),
+    )
+    await allocate(session, changes, invoice.id, parts, invoice.due, transaction_id=transaction_id, repaid=repaid)
+    if hold is not None and hold.total >= invoice.due + repaid:
+        await payments.mark_credited_to_wallet(session, payment_id)
+
+
+async def captured_amount(session: AsyncSession, payment_id: str) -> Money:
+    """Return what a succeeded payment brought."""
+    row = (
+        await session.execute(text("SELECT captured_minor, currency FROM payments WHERE id = :id"), {"id": payment_id})
+    ).one()
+    return Money(amount_minor=row.captured_minor, currency=row.currency)
+
+
+async def credit_unneeded_payment(
+    session: AsyncSession,
+    changes: ChangeSet,
+    subscription: LockedSubscription,
+    invoice: InvoiceSummary | None,
+    received: Money,
+    payment_id: str,
+) -> BillingOutcome:
+    """Release the hold and credit the payment to the wallet, because its invoice no longer needs money."""
+    await release_hold(session, changes, subscription)
+    await payments.mark_credited_to_wallet(session, payment_id)
+    posting = ledger.release_transaction(promotional=zero_money(received.currency), wallet=received)
+    changes.add_ledger_transaction(
+        posting, key=payment_application_key(payment_id), description="Kept in the wallet", ref=payment_id
+    )
+    message = f"A card paid {format_money(received)}; it is kept in the wallet."
+    changes.add_timeline_event(
+        "payment.succeeded", message, ref=payment_id, dedup_key=f"payment.succeeded/{payment_id}"
+    )
+    await changes.write(session)
+    outcome = await billing_outcome(session, subscription, invoice, changes)
+    return replace(outcome, past_due_subscription_ids=await list_debtors_if_credited(session, changes))

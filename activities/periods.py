@@ -1,0 +1,199 @@
+"""The next period: renewal, the end of a trial and the end of a pause."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from activities import coupons
+from activities.explanations import build_explanation
+from activities.funding import FundingSplit, card_charge_for, split_funding_for
+from activities.holds import place_hold
+from activities.invoicing import (
+    InvoiceDraft,
+    add_invoice,
+    add_invoice_paid_events,
+    line_description,
+    period_invoice_id,
+    post_invoice_transaction,
+)
+from activities.notification_context import notification_context
+from activities.outcomes import billing_outcome, replay_result, unpaid_outcome
+from activities.plan_change_records import add_scheduled_change, with_period_terms
+from activities.subscription_transitions import (
+    lock_subscription,
+    mark_past_due,
+    new_change_set,
+    pause_unpaid_trial,
+    transition_subscription,
+)
+from db.queries import invoices
+from db.queries.change_set import ChangeSet
+from db.queries.locked_subscriptions import LockedSubscription
+from workflows.ports.billing import BillingOutcome, StartPeriod
+from workflows.rules import dunning
+from workflows.rules.funding import GatewayTerms
+from workflows.rules.invoice import InvoiceStatus
+from workflows.rules.money import zero_money
+from workflows.rules.notifications import NotificationKind
+from workflows.rules.periods import BillingPeriod, next_period
+from workflows.rules.pricing import plan_line
+from workflows.rules.renewal import (
+    FUNDING_PURPOSES,
+    PeriodKind,
+    PeriodOutcome,
+    UnpaidEffect,
+    decide_period,
+    unpaid_effect,
+)
+from workflows.rules.subscription import LIVE_STATUSES, SubscriptionStatus
+
+_INVOICE_STATUSES = {
+    PeriodOutcome.PAID: InvoiceStatus.PAID,
+    PeriodOutcome.OPEN: InvoiceStatus.OPEN,
+    PeriodOutcome.DRAFT: InvoiceStatus.DRAFT,
+}
+
+
+async def start_period(session: AsyncSession, command: StartPeriod, gateway: GatewayTerms) -> BillingOutcome:
+    """Start a period as ``decide_period`` says: paid, open, drafted for a card, or refused."""
+    subscription = await lock_subscription(session, command.subscription_id)
+    earlier = await _find_earlier_outcome(session, subscription, command)
+    if earlier is not None:
+        return earlier
+    changes = new_change_set(subscription, command.now, command.actor)
+    renewed = await with_period_terms(session, subscription, command.terms, command.now)
+    terms = command.terms
+    period = next_period(command.anchor, command.period_start, terms.interval, terms.timezone)
+    invoice_draft = build_period_invoice(renewed, period)
+    funding = split_funding_for(subscription, invoice_draft.total, FUNDING_PURPOSES[command.kind], gateway)
+    decision = decide_period(command.kind, funding.decision)
+    if decision.outcome is PeriodOutcome.REFUSED:
+        return await _refuse_period(session, changes, subscription, command)
+    card = card_charge_for(subscription, funding)
+    if card is not None:
+        await place_hold(session, changes, subscription, funding, f"{invoice_draft.id}/renewal")
+    before = subscription.status
+    if decision.starts_period:
+        columns = add_scheduled_change(changes, subscription, renewed)
+        columns |= await coupons.redeem_coupon(session, renewed)
+        subscription = _start_period(changes, renewed, command, period, columns, is_unpaid=decision.is_unpaid_now)
+        await post_invoice_transaction(
+            session,
+            changes,
+            invoice_draft,
+            line_description(subscription),
+            funding if decision.outcome is PeriodOutcome.PAID else None,
+        )
+    is_paid = decision.outcome is PeriodOutcome.PAID
+    if is_paid:
+        _add_renewal_events(changes, before, subscription, invoice_draft, funding)
+    elif decision.is_unpaid_now:
+        _add_payment_failed_events(changes, subscription, invoice_draft, command)
+    invoice = add_invoice(
+        changes,
+        renewed,
+        invoice_draft,
+        status=_INVOICE_STATUSES[decision.outcome],
+        due=zero_money(subscription.currency) if is_paid else invoice_draft.total,
+        explanation=build_explanation(renewed, invoice_draft.lines),
+    )
+    await changes.write(session)
+    return await billing_outcome(session, subscription, invoice, changes, card=card)
+
+
+async def _find_earlier_outcome(
+    session: AsyncSession, subscription: LockedSubscription, command: StartPeriod
+) -> BillingOutcome | None:
+    """Return what a lost run of the same command answered; None when there was none."""
+    is_renewal = command.kind is PeriodKind.RENEWAL
+    # An invoice, unless it is a draft that a card still pays, moves the locked row into its period.
+    may_be_invoiced = (
+        not is_renewal or subscription.period_start is None or subscription.period_start >= command.period_start
+    )
+    invoice = (
+        await invoices.find_period_invoice(session, subscription.id, command.period_start) if may_be_invoiced else None
+    )
+    if invoice is not None:
+        return await replay_result(session, subscription, invoice)
+    is_refused_trial = command.kind is PeriodKind.TRIAL_END and subscription.status is not SubscriptionStatus.TRIALING
+    if is_refused_trial or subscription.status not in LIVE_STATUSES:
+        return await unpaid_outcome(session, subscription, None)
+    return None
+
+
+def _start_period(
+    changes: ChangeSet,
+    subscription: LockedSubscription,
+    command: StartPeriod,
+    period: BillingPeriod,
+    columns: dict[str, Any],
+    *,
+    is_unpaid: bool,
+) -> LockedSubscription:
+    """Move the subscription into the period; with ``is_unpaid`` it is past due at once."""
+    columns = {**columns, "current_period_start": period.start, "current_period_end": period.end}
+    if command.anchor != subscription.billing_anchor:
+        columns["billing_anchor"] = command.anchor
+    if is_unpaid:
+        return mark_past_due(changes, subscription, command.period_start, "the renewal was not paid", **columns)
+    changes.schedule_reminders(period.end)
+    return transition_subscription(changes, subscription, SubscriptionStatus.ACTIVE, "a new period began", **columns)
+
+
+async def _refuse_period(
+    session: AsyncSession, changes: ChangeSet, subscription: LockedSubscription, command: StartPeriod
+) -> BillingOutcome:
+    """Start no period because nothing can pay: a trial ends paused (scenario B16), a paused subscription stays so."""
+    if unpaid_effect(command.kind) is UnpaidEffect.PAUSE:
+        context = notification_context(subscription, amount=command.terms.price, status=SubscriptionStatus.PAUSED)
+        changes.enqueue_notification(NotificationKind.PAYMENT_FAILED, context)
+        subscription = pause_unpaid_trial(changes, subscription)
+        await changes.write(session)
+    return await unpaid_outcome(session, subscription, changes)
+
+
+def build_period_invoice(subscription: LockedSubscription, period: BillingPeriod) -> InvoiceDraft:
+    return InvoiceDraft(
+        id=period_invoice_id(subscription, period.start),
+        kind="period",
+        period=period,
+        lines=(plan_line(line_description(subscription), subscription.price, period, subscription.discount),),
+        price_id=subscription.price_id,
+    )
+
+
+def _add_renewal_events(
+    changes: ChangeSet,
+    before: SubscriptionStatus,
+    subscription: LockedSubscription,
+    new: InvoiceDraft,
+    funding: FundingSplit,
+) -> None:
+    kind = "resumed" if before is SubscriptionStatus.PAUSED else "renewed"
+    context = notification_context(
+        subscription, amount=new.total, invoice_id=new.id, period_start=new.period.start, period_end=new.period.end
+    )
+    changes.add_timeline_event(
+        f"subscription.{kind}", "A new period has begun.", ref=new.id, dedup_key=f"{kind}/{new.id}"
+    )
+    add_invoice_paid_events(changes, new.id, new.total, funding.carried)
+    changes.enqueue_notification(NotificationKind(f"subscription_{kind}"), context, dedup_key=f"{kind}/{new.id}")
+
+
+def _add_payment_failed_events(
+    changes: ChangeSet, subscription: LockedSubscription, new: InvoiceDraft, command: StartPeriod
+) -> None:
+    changes.add_timeline_event("payment.failed", "Neither the wallet nor a card covers the renewal.", ref=new.id)
+    first = subscription.past_due_since or command.now
+    context = notification_context(
+        subscription,
+        amount=new.total,
+        invoice_id=new.id,
+        period_start=new.period.start,
+        period_end=new.period.end,
+        next_attempt=dunning.next_retry_at(command.terms.dunning_policy, first, 0),
+        suspends_at=dunning.suspends_at(command.terms.dunning_policy, first),
+    )
+    changes.enqueue_notification(NotificationKind.PAYMENT_FAILED, context)

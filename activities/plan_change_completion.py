@@ -1,0 +1,201 @@
+"""Completion of a plan change that a card paid for, and rollback of a change whose resize failed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from activities import coupons
+from activities.credit_arrivals import list_debtors, list_debtors_if_credited
+from activities.funding import split_received
+from activities.holds import capture_hold, hold_total
+from activities.invoice_allocations import ReturnedAmounts, reverse_all
+from activities.invoicing import add_invoice_paid_events, format_money
+from activities.outcomes import billing_outcome, committed_state, repeated_status_outcome, status_outcome
+from activities.payment_application import (
+    allocate_card_payment,
+    captured_amount,
+    credit_unneeded_payment,
+    is_payment_applied,
+    payment_application_key,
+)
+from activities.plan_change_records import apply_plan_change, plan_changed_context
+from activities.subscription_transitions import lock_subscription, new_change_set
+from db.queries import invoices, locked_subscriptions
+from db.queries.change_set import ChangeSet
+from db.queries.invoice_allocations import list_plan_change_credits
+from db.queries.locked_subscriptions import LockedSubscription
+from workflows.ports.billing import BillingOutcome, CompletePlanChange, RollbackPlanChange
+from workflows.ports.subscription import StatusOutcome
+from workflows.rules import ledger
+from workflows.rules.invoice import InvoiceStatus
+from workflows.rules.money import zero_money
+from workflows.rules.notifications import NotificationKind
+from workflows.rules.periods import BillingPeriod
+from workflows.rules.renewal import PeriodOutcome
+from workflows.rules.subscription import LIVE_STATUSES
+
+
+async def complete_plan_change(session: AsyncSession, command: CompletePlanChange) -> BillingOutcome:
+    subscription = await lock_subscription(session, command.subscription_id)
+    invoice = await invoices.lock_invoice(session, command.invoice_id)
+    if await is_payment_applied(session, command.payment_id):
+        outcome = await billing_outcome(session, subscription, invoice, None)
+        debtors = await list_debtors(session, subscription.organization_id)
+        return replace(outcome, past_due_subscription_ids=debtors)
+    changes = new_change_set(subscription, command.now, command.actor)
+    received = await captured_amount(session, command.payment_id)
+    if invoice is None or invoice.status is not InvoiceStatus.DRAFT or subscription.status not in LIVE_STATUSES:
+        return await credit_unneeded_payment(session, changes, subscription, invoice, received, command.payment_id)
+    # The plan may have left the catalogue, or its price may have changed, while the card was charged.
+    plan = await locked_subscriptions.get_plan_with_price(
+        session, command.terms.plan_id, subscription.currency, command.now
+    )
+    name = plan.name if plan is not None else command.terms.plan_code
+    held = await capture_hold(session, subscription)
+    parts = split_received(subscription, invoice.due, received + hold_total(held, subscription.currency))
+    posting = ledger.paid_invoice_transaction(
+        promotional=zero_money(subscription.currency),
+        wallet=-parts.surplus,
+        held=parts.held,
+        tax=invoice.tax,
+        repaid=parts.repaid,
+    )
+    transaction_id = changes.add_ledger_transaction(
+        posting,
+        key=payment_application_key(command.payment_id),
+        description=f"Change to {name}",
+        ref=invoice.id,
+    )
+    await allocate_card_payment(
+        session,
+        changes,
+        invoice,
+        held,
+        received,
+        command.payment_id,
+        transaction_id=transaction_id,
+        repaid=parts.repaid,
+    )
+    period = BillingPeriod(start=invoice.period_start, end=invoice.period_end) if command.restarts else None
+    await apply_plan_change(
+        session,
+        changes,
+        subscription,
+        command.terms,
+        name,
+        command.plan_change_id,
+        period,
+        amount=invoice.total,
+        invoice_id=invoice.id,
+    )
+    add_invoice_paid_events(changes, invoice.id, invoice.total)
+    number = await invoices.assign_invoice_number(session, command.now)
+    await invoices.mark_paid(session, invoice.id, command.now, number)
+    await changes.write(session)
+    return BillingOutcome(
+        state=await committed_state(session, subscription, changes),
+        outcome=PeriodOutcome.PAID,
+        invoice_id=invoice.id,
+        past_due_subscription_ids=await list_debtors_if_credited(session, changes),
+    )
+
+
+async def rollback_plan_change(session: AsyncSession, command: RollbackPlanChange) -> StatusOutcome:
+    subscription = await lock_subscription(session, command.subscription_id)
+    old = command.fallback.terms
+    if subscription.plan_id == old.plan_id:
+        return await repeated_status_outcome(session, subscription)
+    changes = new_change_set(subscription, command.now, "platform")
+    invoice = await invoices.find_plan_change_invoice(session, command.plan_change_id)
+    zero = zero_money(subscription.currency)
+    returned = ReturnedAmounts(wallet=zero, promotional=zero, debt=zero)
+    coupon_columns: dict[str, Any] = {}
+    if invoice is not None and invoice.status is InvoiceStatus.PAID:
+        returned = await reverse_all(
+            session,
+            changes,
+            invoice.id,
+            subscription.currency,
+            key=f"plan_change/{command.plan_change_id}/rollback",
+            description="The plan change was rolled back",
+        )
+        if invoice.billing_reason == "period" and await invoices.has_discount(session, invoice.id):
+            coupon_columns = coupons.restore_period(subscription)
+        await invoices.mark_void(session, invoice.id, command.now)
+        changes.add_timeline_event("invoice.voided", "The invoice of the plan change was voided.", ref=invoice.id)
+        if returned.total:
+            changes.add_timeline_event("refund.succeeded", _returned_message(returned), ref=invoice.id)
+    await _reverse_credit(session, changes, subscription, command.plan_change_id, returned)
+    changes.record_change("plan", subscription.plan_id, old.plan_id, command.reason)
+    changes.add_timeline_event(
+        "subscription.plan_changed", "The plan change was undone: the instance could not be resized."
+    )
+    plan = await locked_subscriptions.get_plan_with_price(session, old.plan_id, subscription.currency, command.now)
+    name = plan.name if plan is not None else old.plan_code
+    changes.enqueue_notification(
+        NotificationKind.PLAN_CHANGED,
+        plan_changed_context(
+            subscription,
+            name,
+            reason="undone",
+            credit=(returned.wallet + returned.promotional) or None,
+            price=old.price,
+            next_charge_at=command.fallback.period_end,
+        ),
+    )
+    changes.update_subscription(
+        plan_id=old.plan_id,
+        price_id=old.price_id,
+        price_minor=old.price.amount_minor,
+        billing_anchor=command.fallback.anchor,
+        current_period_start=command.fallback.period_start,
+        current_period_end=command.fallback.period_end,
+        **coupon_columns,
+    )
+    if command.fallback.period_end != subscription.period_end:
+        changes.void_reminders()
+        changes.schedule_reminders(command.fallback.period_end)
+    await changes.write(session)
+    return await status_outcome(session, subscription, changes)
+
+
+async def _reverse_credit(
+    session: AsyncSession,
+    changes: ChangeSet,
+    subscription: LockedSubscription,
+    plan_change_id: str,
+    returned: ReturnedAmounts,
+) -> None:
+    """Reverse the credit that the plan change granted, up to the unspent balance.
+
+    Args:
+        returned: What the same transaction returns to the wallet and to promotional credit.
+    """
+    zero = zero_money(subscription.currency)
+    granted = await list_plan_change_credits(session, plan_change_id)
+    granted_total = sum((amount for _, amount in granted), start=zero)
+    promotional = min(granted_total, subscription.funds.promotional + returned.promotional)
+    wallet = min(granted_total - promotional, subscription.funds.wallet + returned.wallet)
+    remaining = promotional + wallet
+    if not remaining:
+        return
+    transaction_id = changes.add_ledger_transaction(
+        ledger.paid_invoice_transaction(promotional=promotional, wallet=wallet, held=zero, tax=zero),
+        key=f"plan_change/{plan_change_id}/credit_reversal",
+        description="The plan change was rolled back",
+        ref=subscription.id,
+    )
+    for invoice_id, amount in granted:
+        part = min(amount, remaining)
+        if part:
+            changes.credit_invoice(invoice_id, plan_change_id, -part, transaction_id=transaction_id)
+        remaining -= part
+
+
+def _returned_message(returned: ReturnedAmounts) -> str:
+    destinations = (("the wallet", returned.wallet), ("promotional credit", returned.promotional))
+    parts = [f"{format_money(amount)} to {name}" for name, amount in destinations if amount]
+    return f"Returned: {', '.join(parts)}." if parts else "The debt of the plan change was dropped."

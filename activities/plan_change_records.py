@@ -1,0 +1,111 @@
+"""What a plan change writes to the subscription, the timeline and the outbox."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from activities import coupons
+from activities.notification_context import notification_context
+from db.queries import locked_subscriptions
+from db.queries.change_set import ChangeSet
+from db.queries.locked_subscriptions import LockedSubscription
+from workflows.ports.subscription import PlanTerms
+from workflows.rules.notifications import NotificationKind
+from workflows.rules.periods import BillingPeriod
+
+
+async def apply_plan_change(
+    session: AsyncSession,
+    changes: ChangeSet,
+    subscription: LockedSubscription,
+    terms: PlanTerms,
+    name: str,
+    plan_change_id: str,
+    period: BillingPeriod | None,
+    **extra: Any,
+) -> None:
+    """Add the new plan to ``changes``.
+
+    Args:
+        period: The period that the change starts; None if the current one continues.
+        extra: Amounts and the invoice for the context of the notification.
+    """
+    columns: dict[str, Any] = {
+        "plan_id": terms.plan_id,
+        "price_id": terms.price_id,
+        "price_minor": terms.price.amount_minor,
+        "pending_plan_id": None,
+    }
+    if period is not None:
+        columns |= {
+            "billing_anchor": period.start,
+            "current_period_start": period.start,
+            "current_period_end": period.end,
+            **await coupons.redeem_coupon(session, subscription),
+        }
+        changes.void_reminders()
+        changes.schedule_reminders(period.end)
+    changes.update_subscription(**columns)
+    extra |= {"price": terms.price, "next_charge_at": subscription.period_end if period is None else period.end}
+    _add_plan_changed_events(changes, subscription, terms.plan_id, name, plan_change_dedup_key(plan_change_id), **extra)
+
+
+async def with_period_terms(
+    session: AsyncSession, subscription: LockedSubscription, terms: PlanTerms | None, at: datetime
+) -> LockedSubscription:
+    """Return the subscription with the terms of the period that starts; writes nothing."""
+    if terms is None or terms.plan_id == subscription.plan_id:
+        return subscription
+    plan = await locked_subscriptions.get_plan_with_price(session, terms.plan_id, subscription.currency, at)
+    return replace(
+        subscription,
+        plan_id=terms.plan_id,
+        plan_code=terms.plan_code,
+        plan_name=plan.name if plan is not None else terms.plan_code,
+        price_id=terms.price_id,
+        price=terms.price,
+    )
+
+
+def add_scheduled_change(
+    changes: ChangeSet, subscription: LockedSubscription, renewed: LockedSubscription
+) -> dict[str, Any]:
+    """Add the events of a scheduled plan change that takes effect.
+
+    Args:
+        subscription: The subscription before the change.
+        renewed: The subscription with the terms of the period that starts.
+
+    Returns:
+        The columns to update; none when the plan stays.
+    """
+    if renewed.plan_id == subscription.plan_id:
+        return {}
+    dedup_key = f"plan/{renewed.plan_id}/{changes.occurred_at.isoformat()}"
+    _add_plan_changed_events(changes, subscription, renewed.plan_id, renewed.plan_name, dedup_key, price=renewed.price)
+    return {
+        "plan_id": renewed.plan_id,
+        "price_id": renewed.price_id,
+        "price_minor": renewed.price.amount_minor,
+        "pending_plan_id": None,
+    }
+
+
+def plan_change_dedup_key(plan_change_id: str) -> str:
+    return f"plan/{plan_change_id}"
+
+
+def _add_plan_changed_events(
+    changes: ChangeSet, subscription: LockedSubscription, plan_id: str, name: str, dedup_key: str, **extra: Any
+) -> None:
+    changes.record_change("plan", subscription.plan_id, plan_id, "plan change")
+    changes.add_timeline_event("subscription.plan_changed", f"The plan is now {name}.", dedup_key=dedup_key)
+    changes.enqueue_notification(NotificationKind.PLAN_CHANGED, plan_changed_context(subscription, name, **extra))
+
+
+def plan_changed_context(subscription: LockedSubscription, name: str, **extra: Any) -> dict[str, Any]:
+    return notification_context(replace(subscription, plan_name=name), old_plan_name=subscription.plan_name, **extra)

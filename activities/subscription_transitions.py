@@ -1,0 +1,169 @@
+"""Locks a subscription and changes its status, inside the caller's transaction."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncSession
+from temporalio import activity
+
+from activities import coupons
+from activities.invoicing import add_invoice_paid_events
+from activities.notification_context import notification_context
+from activities.outcomes import committed_state
+from activities.plan_change_records import add_scheduled_change
+from db.queries import invoices, locked_subscriptions
+from db.queries.change_set import ChangeSet
+from db.queries.invoices import InvoiceSummary
+from db.queries.locked_subscriptions import LockedSubscription
+from workflows.errors import non_retryable_error
+from workflows.ports.billing import BillingOutcome
+from workflows.rules import dunning
+from workflows.rules.errors import ErrorCode
+from workflows.rules.invoice import InvoiceStatus
+from workflows.rules.money import Money
+from workflows.rules.notifications import NotificationKind
+from workflows.rules.renewal import PeriodOutcome
+from workflows.rules.subscription import SubscriptionStatus, transition
+
+
+async def lock_subscription(session: AsyncSession, subscription_id: str) -> LockedSubscription:
+    """Lock and return the subscription.
+
+    Raises:
+        ApplicationError: ``NOT_FOUND``.
+    """
+    subscription = await locked_subscriptions.lock_subscription(session, subscription_id)
+    if subscription is None:
+        raise non_retryable_error(ErrorCode.NOT_FOUND, "There is no such subscription.")
+    return subscription
+
+
+def new_change_set(subscription: LockedSubscription, at: datetime, actor: str) -> ChangeSet:
+    return ChangeSet(
+        organization_id=subscription.organization_id,
+        subscription_id=subscription.id,
+        occurred_at=at,
+        actor=actor,
+        run_id=run_id(),
+    )
+
+
+def run_id() -> str:
+    """Return the id of the calling workflow run; part of every change record."""
+    return activity.info().workflow_run_id or "" if activity.in_activity() else ""
+
+
+def transition_subscription(
+    changes: ChangeSet, subscription: LockedSubscription, state: SubscriptionStatus, why: str, **columns: Any
+) -> LockedSubscription:
+    """Change the status and record the change. The current status is no transition."""
+    if state is not subscription.status:
+        transition(subscription.status, state)
+        changes.record_change("status", subscription.status.value, state.value, why)
+        columns["status"] = state.value
+    if columns:
+        changes.update_subscription(**columns)
+    return replace(
+        subscription, status=state, past_due_since=columns.get("past_due_since", subscription.past_due_since)
+    )
+
+
+def pause_unpaid_trial(changes: ChangeSet, subscription: LockedSubscription) -> LockedSubscription:
+    subscription = transition_subscription(
+        changes, subscription, SubscriptionStatus.PAUSED, "the trial ended without a way to pay"
+    )
+    changes.void_reminders()
+    changes.add_timeline_event("subscription.paused", "The trial has ended without a way to pay; the data is kept.")
+    changes.enqueue_notification(
+        NotificationKind.SUBSCRIPTION_PAUSED, notification_context(subscription, reason="trial_ended")
+    )
+    return subscription
+
+
+def mark_past_due(
+    changes: ChangeSet, subscription: LockedSubscription, due_at: datetime, why: str, **columns: Any
+) -> LockedSubscription:
+    """Mark the subscription past due since ``due_at``, plus the downtime of the platform."""
+    first = dunning.past_due_since(due_at, changes.occurred_at)
+    changes.void_reminders()
+    changes.add_timeline_event("subscription.past_due", f"Past due: {why}.")
+    return transition_subscription(
+        changes, subscription, SubscriptionStatus.PAST_DUE, why, past_due_since=first, **columns
+    )
+
+
+async def mark_invoice_paid(
+    session: AsyncSession,
+    changes: ChangeSet,
+    subscription: LockedSubscription,
+    invoice: InvoiceSummary,
+    *,
+    renewed: LockedSubscription | None = None,
+    carried: Money | None = None,
+) -> BillingOutcome:
+    """Mark the invoice of a period paid and the subscription active.
+
+    Args:
+        invoice: The invoice, open or a draft.
+        renewed: For a draft: the subscription with the terms of the period that the draft starts.
+        carried: The part of the total that became debt of the organization.
+    """
+    before, draft = subscription.status, invoice.status is InvoiceStatus.DRAFT
+    columns: dict[str, Any] = {"past_due_since": None}
+    if draft and renewed is not None:
+        columns |= add_scheduled_change(changes, subscription, renewed)
+        subscription = renewed
+    if draft:
+        columns |= {
+            "billing_anchor": invoice.period_start,
+            "current_period_start": invoice.period_start,
+            "current_period_end": invoice.period_end,
+            **await coupons.redeem_coupon(session, subscription),
+        }
+    subscription = transition_subscription(
+        changes, subscription, SubscriptionStatus.ACTIVE, "the invoice was paid", **columns
+    )
+    period_end = invoice.period_end if draft else subscription.period_end
+    if before is not SubscriptionStatus.ACTIVE and period_end is not None:
+        changes.schedule_reminders(period_end)
+    add_invoice_paid_events(changes, invoice.id, invoice.total, carried)
+    # A first invoice that a card pays after readiness is no renewal: "service ready" has reported it.
+    first = before is SubscriptionStatus.ACTIVE and not draft and invoice.period_start == subscription.billing_anchor
+    kind = _RECOVERY_EVENTS.get(before, "renewed")
+    context = notification_context(
+        subscription,
+        amount=invoice.total,
+        invoice_id=invoice.id,
+        period_start=invoice.period_start,
+        period_end=invoice.period_end,
+    )
+    if not first:
+        changes.add_timeline_event(
+            f"subscription.{kind}", _TIMELINE_MESSAGES[kind], ref=invoice.id, dedup_key=f"{kind}/{invoice.id}"
+        )
+        changes.enqueue_notification(
+            NotificationKind(f"subscription_{kind}"), context, dedup_key=f"{kind}/{invoice.id}"
+        )
+    number = await invoices.assign_invoice_number(session, changes.occurred_at) if draft else None
+    await invoices.mark_paid(session, invoice.id, changes.occurred_at, number)
+    await changes.write(session)
+    return BillingOutcome(
+        state=await committed_state(session, subscription, changes), outcome=PeriodOutcome.PAID, invoice_id=invoice.id
+    )
+
+
+_RECOVERY_EVENTS = {
+    SubscriptionStatus.PAST_DUE: "recovered",
+    SubscriptionStatus.SUSPENDED: "recovered",
+    SubscriptionStatus.PAUSED: "resumed",
+}
+
+
+_TIMELINE_MESSAGES = {
+    "recovered": "The debt is settled.",
+    "resumed": "A new period has begun.",
+    "renewed": "A new period has begun.",
+}

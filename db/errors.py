@@ -1,0 +1,25 @@
+"""The names of constraints whose violation is a refusal, and how an error is asked for them."""
+
+from __future__ import annotations
+
+from sqlalchemy.exc import DBAPIError
+
+NON_NEGATIVE_BALANCE = frozenset(
+    {"ck_ledger_accounts_non_negative_balance", "ck_customer_balances_non_negative_balance"}
+)
+"""Violated when a posting would take an account, or all accounts of the customer together, below zero."""
+
+
+def violated_constraint(error: BaseException) -> str:
+    """Return the name of the constraint that ``error`` reports, or an empty string.
+
+    Args:
+        error: An error of psycopg, or SQLAlchemy's error around it.
+    """
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    return getattr(getattr(cause, "diag", None), "constraint_name", None) or ""
+
+
+def is_overdraft(error: BaseException) -> bool:
+    """Return whether ``error`` is the database's refusal of a balance below zero."""
+    return violated_constraint(error) in NON_NEGATIVE_BALANCE

@@ -1,0 +1,80 @@
+"""The credentials of instances' first administrators: kept sealed, handed over once."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import datetime
+
+from sqlalchemy import delete, func, null, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from db.models.instances import Instance, InstanceCredentials
+
+
+def purpose(instance_id: str) -> str:
+    """Return what a sealed text is bound to: one instance's does not open as another's."""
+    return f"instance_credentials/{instance_id}"
+
+
+async def keep(session: AsyncSession, *, instance_id: str, organization_id: str, sealed: str) -> None:
+    """Store sealed credentials. Those that were handed over stay handed over."""
+    statement = insert(InstanceCredentials).values(
+        instance_id=instance_id, organization_id=organization_id, sealed=sealed
+    )
+    await session.execute(
+        statement.on_conflict_do_update(
+            index_elements=["instance_id"],
+            set_={"sealed": statement.excluded.sealed},
+            where=InstanceCredentials.handed_over_at.is_(None),
+        )
+    )
+
+
+async def take(
+    session: AsyncSession, *, instance_id: str, organization_id: str, user_id: str, statuses: Collection[str]
+) -> str | None:
+    """Mark credentials as handed over and return them, sealed; the row keeps them no longer.
+
+    One statement: of two concurrent calls the second waits for the first one's row lock and then finds nothing.
+
+    Args:
+        statuses: Those in which an instance's credentials may be handed over.
+
+    Returns:
+        None when there is nothing to hand over (any more, or yet).
+    """
+    available = (
+        select(InstanceCredentials.instance_id, InstanceCredentials.sealed)
+        .join(Instance, Instance.id == InstanceCredentials.instance_id)
+        .where(
+            InstanceCredentials.instance_id == instance_id,
+            InstanceCredentials.organization_id == organization_id,
+            InstanceCredentials.handed_over_at.is_(None),
+            Instance.status.in_(statuses),
+        )
+        .with_for_update(of=InstanceCredentials)
+        .cte("available")
+    )
+    statement = (
+        update(InstanceCredentials)
+        .where(InstanceCredentials.instance_id == available.c.instance_id)
+        .values(sealed=null(), handed_over_at=func.now(), handed_over_to=user_id)
+        .returning(available.c.sealed)
+        .execution_options(synchronize_session=False)
+    )
+    sealed: str | None = await session.scalar(statement)
+    return sealed
+
+
+async def handed_over_at(session: AsyncSession, instance_id: str) -> datetime | None:
+    """Return when an instance's credentials were handed over, None when there are none or they still wait."""
+    at: datetime | None = await session.scalar(
+        select(InstanceCredentials.handed_over_at).where(InstanceCredentials.instance_id == instance_id)
+    )
+    return at
+
+
+async def erase(session: AsyncSession, instance_id: str) -> None:
+    """Delete the credentials of an instance that is deleted."""
+    await session.execute(delete(InstanceCredentials).where(InstanceCredentials.instance_id == instance_id))

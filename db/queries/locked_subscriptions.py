@@ -1,0 +1,334 @@
+"""A subscription, a plan and the funds of an organization, as billing reads them.
+
+Locked reads lock the subscription's row and the organization's balances until the transaction ends, in that order, so
+that two activities of one organization decide one after the other. ``NO KEY``: a payment's transaction refers to the
+row of the subscription, and may hold a balance that is waited for here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import column, text
+from sqlalchemy.engine import RowMapping
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from workflows.rules.money import Money
+from workflows.rules.pricing import CouponDuration, CouponKind, Discount
+from workflows.rules.subscription import SubscriptionStatus
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanWithPrice:
+    """A plan with the price that is in force for one currency, and its service."""
+
+    plan_id: str
+    code: str
+    name: str
+    interval: str
+    trial_days: int
+    cpu_millicores: int
+    memory_mib: int
+    storage_gib: int
+    replicas: int
+    dunning_policy: dict[str, Any] | None
+    is_orderable: bool
+    price_id: str
+    price: Money
+    service_id: str
+    service_slug: str
+    service_name: str
+    service_version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrderFacts:
+    """What an order is decided by.
+
+    Attributes:
+        timezone: The organization's.
+        plan: The ordered plan, priced in the organization's currency; None when either is missing.
+        is_recorded: The order's subscription was written by an earlier attempt.
+        past_due_subscription_id: A subscription of the organization to the same service that is past due or suspended.
+    """
+
+    timezone: str
+    plan: PlanWithPrice | None
+    is_recorded: bool
+    past_due_subscription_id: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AvailableFunds:
+    """What the organization can spend and what it owes from before, and the card on file (None: there is none)."""
+
+    wallet: Money
+    promotional: Money
+    debt: Money
+    payment_method_id: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LockedSubscription:
+    """A subscription as it is now, locked."""
+
+    id: str
+    organization_id: str
+    user_id: str
+    name: str | None
+    status: SubscriptionStatus
+    collection_method: str | None
+    plan_id: str
+    plan_code: str
+    plan_name: str
+    interval: str
+    price_id: str
+    price: Money
+    service_id: str
+    service_name: str
+    discount: Discount | None
+    timezone: str
+    billing_anchor: datetime | None
+    period_start: datetime | None
+    period_end: datetime | None
+    trial_end: datetime | None
+    cancel_at_period_end: bool
+    pending_plan_id: str | None
+    past_due_since: datetime | None
+    cancelled_at: datetime | None
+    data_deletion_at: datetime | None
+    instance_id: str | None
+    hostname: str | None
+    url: str | None
+    funds: AvailableFunds
+
+    @property
+    def currency(self) -> str:
+        return self.price.currency
+
+
+_FUNDS = """
+    COALESCE((SELECT balance_minor FROM kept WHERE account = 'wallet'), 0) AS wallet_minor,
+    COALESCE((SELECT balance_minor FROM kept WHERE account = 'promotional'), 0) AS promotional_minor,
+    -COALESCE((SELECT balance_minor FROM kept WHERE account = 'debt'), 0) AS debt_minor,
+    (SELECT m.id FROM payment_methods m WHERE m.organization_id = {organization} AND m.detached_at IS NULL
+        ORDER BY m.is_default DESC, m.created_at, m.id LIMIT 1) AS payment_method_id
+"""
+
+_SUBSCRIPTION_COLUMNS = (
+    "id", "organization_id", "user_id", "name", "status", "collection_method", "plan_id", "price_id", "price_minor",
+    "currency", "service_id", "coupon_code", "coupon_remaining_periods", "timezone", "billing_anchor",
+    "current_period_start", "current_period_end", "trial_end", "cancel_at_period_end", "pending_plan_id",
+    "past_due_since", "cancelled_at", "data_deletion_at",
+)  # fmt: skip
+_JOINED_COLUMNS = (
+    "plan_code", "plan_name", "interval", "service_name", "instance_id", "hostname", "url", "coupon_kind",
+    "coupon_percent", "coupon_amount_minor", "coupon_currency", "coupon_duration", "wallet_minor",
+    "promotional_minor", "debt_minor", "payment_method_id",
+)  # fmt: skip
+
+_LOCK_SUBSCRIPTION = text(
+    f"""
+WITH locked AS MATERIALIZED (
+    SELECT {", ".join(_SUBSCRIPTION_COLUMNS)} FROM subscriptions WHERE id = :id FOR NO KEY UPDATE),
+total AS MATERIALIZED (
+    SELECT b.balance_minor FROM customer_balances b JOIN locked USING (organization_id, currency)
+    FOR NO KEY UPDATE OF b),
+kept AS MATERIALIZED (
+    SELECT a.account, a.balance_minor FROM ledger_accounts a
+    WHERE (SELECT count(*) FROM total) >= 0 AND a.id IN (
+        SELECT organization_id || '/' || account || '/' || currency
+        FROM locked, (VALUES ('wallet'), ('promotional'), ('debt')) AS named(account)
+    )
+    ORDER BY a.account DESC FOR UPDATE
+)
+SELECT {", ".join(f"s.{name}" for name in _SUBSCRIPTION_COLUMNS)},
+    p.code AS plan_code, p.name AS plan_name, p.interval, v.name AS service_name,
+    i.id AS instance_id, i.hostname, i.url,
+    c.discount_type AS coupon_kind, c.percent AS coupon_percent, c.amount_minor AS coupon_amount_minor,
+    c.currency AS coupon_currency, c.duration AS coupon_duration,
+    {_FUNDS.format(organization="s.organization_id")}
+FROM locked s
+JOIN plans p ON p.id = s.plan_id
+JOIN services v ON v.id = s.service_id
+LEFT JOIN instances i ON i.subscription_id = s.id
+LEFT JOIN coupons c ON c.code = s.coupon_code
+"""
+).columns(*(column(name) for name in (*_SUBSCRIPTION_COLUMNS, *_JOINED_COLUMNS)))
+"""Named columns, so that what SQLAlchemy works out about the result is worked out once."""
+
+_PLAN_COLUMNS = """
+    p.id AS plan_id, p.code, p.name, p.interval, p.trial_days, p.cpu_millicores, p.memory_mib, p.storage_gib,
+    p.replicas, p.dunning_policy, (NOT p.is_retired AND v.is_published) AS is_orderable,
+    v.id AS service_id, v.slug AS service_slug, v.name AS service_name, v.version AS service_version,
+    r.id AS price_id, r.amount_minor, r.currency
+"""
+_PRICE = """
+LEFT JOIN LATERAL (
+    SELECT * FROM prices WHERE plan_id = p.id AND currency = {currency} AND effective_from <= :now
+    ORDER BY effective_from DESC LIMIT 1
+) r ON true
+"""
+
+_PLAN = text(
+    f"SELECT {_PLAN_COLUMNS} FROM plans p JOIN services v ON v.id = p.service_id {_PRICE.format(currency=':currency')}"
+    " WHERE p.id = :plan_id"
+)
+
+_ORDER = text(
+    f"""
+SELECT {_PLAN_COLUMNS}, o.timezone,
+    EXISTS (SELECT FROM subscriptions WHERE id = :subscription_id) AS is_recorded,
+    (SELECT s.id FROM subscriptions s WHERE s.organization_id = o.id AND s.service_id = p.service_id
+        AND s.status IN ('past_due', 'suspended') LIMIT 1) AS past_due_subscription_id
+FROM organizations o
+LEFT JOIN plans p ON p.id = :plan_id
+LEFT JOIN services v ON v.id = p.service_id
+{_PRICE.format(currency="o.currency")}
+WHERE o.id = :organization_id
+"""
+)
+
+_LOCK_FUNDS = text(
+    """
+WITH total AS MATERIALIZED (
+    SELECT balance_minor FROM customer_balances
+    WHERE organization_id = :organization_id AND currency = :currency FOR NO KEY UPDATE),
+kept AS MATERIALIZED (
+    SELECT a.account, a.balance_minor FROM ledger_accounts a
+    WHERE (SELECT count(*) FROM total) >= 0 AND a.id IN (:wallet, :promotional, :debt)
+    ORDER BY a.account DESC FOR UPDATE
+)
+SELECT """
+    + _FUNDS.format(organization=":organization_id")
+)
+
+
+async def lock_subscription(session: AsyncSession, subscription_id: str) -> LockedSubscription | None:
+    """Lock and return a subscription with everything that billing it needs; None when there is none."""
+    row = (await session.execute(_LOCK_SUBSCRIPTION, {"id": subscription_id})).mappings().one_or_none()
+    return None if row is None else _to_locked_subscription(row)
+
+
+async def get_plan_with_price(
+    session: AsyncSession, plan_id: str, currency: str, now: datetime
+) -> PlanWithPrice | None:
+    """Return a plan with its price in ``currency`` at ``now``; None when either is missing."""
+    row = (
+        (await session.execute(_PLAN, {"plan_id": plan_id, "currency": currency, "now": now})).mappings().one_or_none()
+    )
+    return None if row is None else _plan_with_price(row)
+
+
+async def load_order_facts(
+    session: AsyncSession, *, organization_id: str, subscription_id: str, plan_id: str, now: datetime
+) -> OrderFacts | None:
+    """Return what an order is decided by, without locks; None when there is no such organization."""
+    parameters = {
+        "organization_id": organization_id,
+        "subscription_id": subscription_id,
+        "plan_id": plan_id,
+        "now": now,
+    }
+    row = (await session.execute(_ORDER, parameters)).mappings().one_or_none()
+    if row is None:
+        return None
+    return OrderFacts(
+        timezone=row["timezone"],
+        plan=_plan_with_price(row),
+        is_recorded=row["is_recorded"],
+        past_due_subscription_id=row["past_due_subscription_id"],
+    )
+
+
+def _plan_with_price(row: RowMapping) -> PlanWithPrice | None:
+    if row["price_id"] is None:
+        return None
+    values = {name: row[name] for name in PlanWithPrice.__dataclass_fields__ if name != "price"}
+    return PlanWithPrice(**values, price=Money(amount_minor=row["amount_minor"], currency=row["currency"]))
+
+
+async def lock_funds(session: AsyncSession, organization_id: str, currency: str) -> AvailableFunds:
+    """Lock and return what an organization can spend in one currency."""
+    parameters = {
+        "organization_id": organization_id,
+        "currency": currency,
+        "wallet": f"{organization_id}/wallet/{currency}",
+        "promotional": f"{organization_id}/promotional/{currency}",
+        "debt": f"{organization_id}/debt/{currency}",
+    }
+    return _funds((await session.execute(_LOCK_FUNDS, parameters)).mappings().one(), currency)
+
+
+def _funds(row: RowMapping, currency: str) -> AvailableFunds:
+    return AvailableFunds(
+        wallet=Money(amount_minor=row["wallet_minor"], currency=currency),
+        promotional=Money(amount_minor=row["promotional_minor"], currency=currency),
+        debt=Money(amount_minor=row["debt_minor"], currency=currency),
+        payment_method_id=row["payment_method_id"],
+    )
+
+
+def _to_locked_subscription(row: RowMapping) -> LockedSubscription:
+    return LockedSubscription(
+        id=row["id"],
+        organization_id=row["organization_id"],
+        user_id=row["user_id"],
+        name=row["name"],
+        status=SubscriptionStatus(row["status"]),
+        collection_method=row["collection_method"],
+        plan_id=row["plan_id"],
+        plan_code=row["plan_code"],
+        plan_name=row["plan_name"],
+        interval=row["interval"],
+        price_id=row["price_id"],
+        price=Money(amount_minor=row["price_minor"], currency=row["currency"]),
+        service_id=row["service_id"],
+        service_name=row["service_name"],
+        discount=_discount(row),
+        timezone=row["timezone"],
+        billing_anchor=row["billing_anchor"],
+        period_start=row["current_period_start"],
+        period_end=row["current_period_end"],
+        trial_end=row["trial_end"],
+        cancel_at_period_end=row["cancel_at_period_end"],
+        pending_plan_id=row["pending_plan_id"],
+        past_due_since=row["past_due_since"],
+        cancelled_at=row["cancelled_at"],
+        data_deletion_at=row["data_deletion_at"],
+        instance_id=row["instance_id"],
+        hostname=row["hostname"],
+        url=row["url"],
+        funds=_funds(row, row["currency"]),
+    )
+
+
+def _discount(row: RowMapping) -> Discount | None:
+    if row["coupon_code"] is None or row["coupon_kind"] is None:
+        return None
+    return build_discount(row, code=row["coupon_code"], periods_left=row["coupon_remaining_periods"])
+
+
+def build_discount(row: RowMapping, *, code: str, periods_left: int | None) -> Discount:
+    """Build a discount from the columns ``coupon_kind``, ``coupon_percent``, ``coupon_amount_minor`` …"""
+    fixed = row["coupon_amount_minor"] is not None
+    return Discount(
+        code=code,
+        kind=CouponKind(row["coupon_kind"]),
+        percent=row["coupon_percent"] or 0,
+        amount=Money(amount_minor=row["coupon_amount_minor"], currency=row["coupon_currency"]) if fixed else None,
+        remaining_periods=periods_left,
+    )
+
+
+def redemption_periods(duration: CouponDuration, periods: int | None) -> int | None:
+    """Return how many periods a coupon reduces, None for ever."""
+    match duration:
+        case CouponDuration.ONCE:
+            return 1
+        case CouponDuration.PERIODS:
+            return periods
+        case CouponDuration.FOREVER:
+            return None

@@ -1,0 +1,116 @@
+"""Debt that an amount below the gateway's minimum left: it is repaid beside an invoice and refuses none."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest_asyncio
+
+from activities.billing import PostgresBillingActivities
+from activities.subscriptions import PostgresSubscriptionActivities
+from tests.support.billing_commands import (
+    DAY,
+    TEN_DAYS_AFTER_ORDER,
+    collect_command,
+    payment_failure_command,
+    plan_change_command,
+    top_up,
+)
+from tests.support.billing_fixture import BillingFixture, OpenedSubscription, insert_coupon, insert_payment_method
+from workflows.ports.billing import RecordPaymentFailure
+from workflows.rules.funding import GatewayTerms
+from workflows.rules.subscription import SubscriptionStatus
+
+PRICE = 500
+"""Of the starter plan per month, in cents."""
+
+
+@pytest_asyncio.fixture
+async def carried(billing: BillingFixture) -> OpenedSubscription:
+    """Return an active subscription whose first invoice left a debt of 0.20, in an account with a card."""
+    cards = GatewayTerms(name="stripe", minimum_minor={"USD": 50})
+    billing.billing_activities = PostgresBillingActivities(billing.sessions, cards)
+    billing.subscription_activities = PostgresSubscriptionActivities(billing.sessions, "apps.test", cards)
+    await insert_payment_method(billing.sessions)
+    await insert_coupon(billing.sessions, "SMALL", 96, "once")
+    ordered = await billing.create_active_subscription(coupon="SMALL")
+    assert await billing.balance("debt") == -20
+    return ordered
+
+
+async def test_a_wallet_that_covers_a_renewal_pays_it_without_the_card(
+    billing: BillingFixture, carried: OpenedSubscription
+) -> None:
+    await top_up(billing, PRICE)
+    outcome = await billing.assert_idempotent(
+        billing.billing_activities.start_period, billing.start_period_command(carried)
+    )
+    assert (outcome.paid, outcome.card_charge) == (True, None)
+    assert (await billing.balance(), await billing.balance("debt")) == (0, -20)
+
+
+async def test_a_wallet_that_covers_a_renewal_and_the_debt_pays_both(
+    billing: BillingFixture, carried: OpenedSubscription
+) -> None:
+    await top_up(billing, PRICE + 20)
+    assert (await billing.billing_activities.start_period(billing.start_period_command(carried))).paid
+    assert (await billing.balance(), await billing.balance("debt")) == (0, 0)
+
+
+async def test_a_card_that_pays_a_renewal_anyway_pays_the_debt_as_well(
+    billing: BillingFixture, carried: OpenedSubscription
+) -> None:
+    outcome = await billing.billing_activities.start_period(billing.start_period_command(carried))
+    assert outcome.card_charge is not None
+    assert outcome.card_charge.amount.amount_minor == PRICE + 20
+
+
+async def test_credit_that_arrives_during_a_declined_charge_pays_the_renewal(
+    billing: BillingFixture, carried: OpenedSubscription
+) -> None:
+    outcome = await billing.billing_activities.start_period(billing.start_period_command(carried))
+    await top_up(billing, PRICE)
+    failed = await billing.billing_activities.record_payment_failure(payment_failure_command(carried, outcome))
+    assert (failed.paid, failed.state.status) == (True, SubscriptionStatus.ACTIVE)
+
+
+async def test_credit_that_covers_a_past_due_invoice_pays_it_at_each_attempt(
+    billing: BillingFixture, carried: OpenedSubscription
+) -> None:
+    for retry, credit_only in enumerate((False, True)):
+        start = carried.period.end + 2 * retry * DAY
+        outcome = await billing.billing_activities.start_period(billing.start_period_command(carried, start=start))
+        await billing.billing_activities.record_payment_failure(payment_failure_command(carried, outcome))
+        await top_up(billing, PRICE)
+        collect = replace(collect_command(carried, outcome), credit_only=credit_only)
+        collected = await billing.billing_activities.collect_invoice(collect)
+        assert (collected.paid, collected.state.status) == (True, SubscriptionStatus.ACTIVE)
+
+
+async def test_an_order_that_the_wallet_covers_needs_no_card(
+    billing: BillingFixture, carried: OpenedSubscription
+) -> None:
+    await top_up(billing, PRICE)
+    opened = await billing.subscription_activities.create(billing.create_command())
+    assert (opened.card, opened.state.status) == (None, SubscriptionStatus.PROVISIONING)
+
+
+async def test_a_plan_change_that_the_wallet_covers_needs_no_card(
+    billing: BillingFixture, carried: OpenedSubscription
+) -> None:
+    declined = await billing.billing_activities.change_plan(plan_change_command(carried, "pro"))
+    assert declined.card is not None
+    await billing.billing_activities.record_payment_failure(
+        RecordPaymentFailure(
+            subscription_id=carried.id,
+            invoice_id=declined.invoice_id or "",
+            payment_id="pay_1",
+            decline_code="generic_decline",
+            next_retry_at=None,
+            now=TEN_DAYS_AFTER_ORDER,
+        )
+    )
+    await top_up(billing, declined.card.amount.amount_minor - 20)
+    command = replace(plan_change_command(carried, "pro"), plan_change_id="order_2")
+    changed = await billing.billing_activities.change_plan(command)
+    assert (changed.card, await billing.balance("debt")) == (None, -20)

@@ -1,0 +1,91 @@
+"""Every JSON body of the API refuses a field that its schema does not declare."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+
+from tests.support.api import ApiFixture, RegisteredUser, parse_error
+
+UNKNOWN_FIELD = "unknown_field_of_the_test"
+
+Json = dict[str, Any]
+
+
+def _operations(schema: Json) -> Iterator[tuple[str, str, Json]]:
+    """Yield the method, the path and the body's schema of each operation with a JSON body."""
+    for path, methods in schema["paths"].items():
+        for method, operation in methods.items():
+            content = operation.get("requestBody", {}).get("content", {}).get("application/json")
+            if content is not None:
+                yield method.upper(), path, content["schema"]
+
+
+def _resolve(schema: Json, node: Json) -> Json:
+    """Return the schema that a node names: behind a reference, or the one of its alternatives that is not null."""
+    for alternative in node.get("anyOf", ()):
+        if alternative.get("type") != "null":
+            return _resolve(schema, alternative)
+    if "$ref" in node:
+        resolved: Json = schema["components"]["schemas"][node["$ref"].rpartition("/")[2]]
+        return resolved
+    return node
+
+
+def _objects(schema: Json, node: Json, place: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Yield the place of each object with declared fields in a body: ``()`` is the body, ``("prices", 0)`` an item."""
+    node = _resolve(schema, node)
+    if node.get("type") == "array":
+        yield from _objects(schema, node["items"], (*place, 0))
+    if "properties" in node:
+        yield place
+        for name, member in node["properties"].items():
+            yield from _objects(schema, member, (*place, name))
+
+
+def _body_with_unknown_field(place: tuple[str | int, ...]) -> Any:
+    body: Any = {UNKNOWN_FIELD: 1}
+    for part in reversed(place):
+        body = [body] if part == 0 else {part: body}
+    return body
+
+
+async def _send(user: RegisteredUser, method: str, path: str, body: Any) -> httpx.Response:
+    path = path.replace("{", "").replace("}", "")
+    return await user.http.request(method, f"http://api{path}", json=body, headers=user.idempotency_header())
+
+
+async def test_each_json_body_refuses_an_unknown_field(api: ApiFixture) -> None:
+    schema = api.app.openapi()
+    user = await api.administrator()
+    accepted: list[str] = []
+    checked: set[str] = set()
+    for method, path, body_schema in _operations(schema):
+        for place in _objects(schema, body_schema):
+            field = ".".join(str(part) for part in (*place, UNKNOWN_FIELD))
+            response = await _send(user, method, path, _body_with_unknown_field(place))
+            failures: list[Json] = []
+            if response.status_code == 422:
+                details = parse_error(response)["details"]
+                failures = details.get("errors", [details])
+            if not any((item["field"], item["reason"]) == (field, "Unknown field.") for item in failures):
+                accepted.append(f"{method} {path}: {field}")
+            checked.add(field)
+    assert accepted == []
+    # The body itself, an object in it and an object in a list of it.
+    assert {UNKNOWN_FIELD, f"organization.{UNKNOWN_FIELD}", f"prices.0.{UNKNOWN_FIELD}"} <= checked
+
+
+async def test_an_order_with_a_misspelled_coupon_is_refused(api: ApiFixture) -> None:
+    user = await api.register_verified_user()
+    response = await user.http.post(
+        "/subscriptions",
+        json={"plan_id": "n8n-starter", "coupon_code": "WELCOME10"},
+        headers=user.idempotency_header(),
+    )
+    assert response.status_code == 422
+    error = parse_error(response)
+    assert error["message"] == "Request validation failed: coupon_code: Unknown field."
+    assert error["details"] == {"field": "coupon_code", "reason": "Unknown field."}

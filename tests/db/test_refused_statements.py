@@ -1,0 +1,283 @@
+"""Statements that the database refuses, whichever program sends them."""
+
+from __future__ import annotations
+
+import psycopg
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from db.errors import violated_constraint
+from deploy.local.postgres import Postgres
+from tests.support.databases import TEMPLATE_DATABASE, DatabaseFixture
+from tests.support.inserts import insert_organization, insert_subscription, with_payment_in_full
+
+CHECK, UNIQUE, RESTRICT, NOT_PERMITTED, FOREIGN = "23514", "23505", "23001", "42501", "23503"
+
+INVOICE = (
+    "INSERT INTO invoices (id, organization_id, subscription_id, billing_reason, number, status, currency,"
+    " period_start, period_end, subtotal_minor, tax_minor, total_minor, amount_due_minor, finalized_at, paid_at,"
+    " created_at) VALUES ('{id}', '{organization}', '{subscription}', 'change', {number}, '{status}', '{currency}',"
+    " '2027-01-31', '{end}', {subtotal}, {tax}, 100, {due}, {finalized}, {paid}, '2027-01-31')"
+)
+DEFAULTS = {
+    "id": "inv_new", "number": "'BERTH-2027-000009'", "status": "open", "currency": "USD", "end": "2027-02-28",
+    "subtotal": "100", "tax": "0", "due": "100", "finalized": "now()", "paid": "NULL",
+}  # fmt: skip
+TRANSACTION = (
+    "INSERT INTO ledger_transactions (id, organization_id, kind, currency, customer_delta_minor, entry_count,"
+    " posted_at, description, idempotency_key)"
+    " VALUES ('{id}', '{organization}', 'top_up', '{currency}', {delta}, 2, now(), '', 'key')"
+)
+ENTRY = (
+    "INSERT INTO ledger_entries (transaction_id, organization_id, account, currency, amount_minor)"
+    " VALUES ('tx_1', {owner}, '{account}', 'USD', 1)"
+)
+HOLD = (
+    "INSERT INTO holds (organization_id, subscription_id, dedup_key, currency, wallet_minor, promotional_minor, status)"
+    " VALUES ('{organization}', '{subscription}', '{key}', 'USD', 1, 0, '{status}')"
+)
+LINE = (
+    "INSERT INTO invoice_lines (invoice_id, position, organization_id, description, quantity,"
+    " unit_price_minor, discount_minor, tax_minor, amount_minor, period_start, period_end)"
+    " VALUES ('{invoice}', 0, '{organization}', 'Plan', 1, 100, 0, 0, 100, '2027-01-31', '2027-02-28')"
+)
+PAYMENT = (
+    "INSERT INTO payments (id, organization_id, subscription_id, payment_method_id, purpose, gateway, amount_minor,"
+    " currency, status, idempotency_key, workflow_id, created_at, updated_at)"
+    " VALUES ('{id}', '{organization}', {subscription}, {method}, 'invoice', 'stripe', 100, 'USD', 'created', '{id}',"
+    " '{id}', now(), now())"
+)
+REFUND = (
+    "INSERT INTO refunds (id, organization_id, payment_id, amount_minor, from_wallet_minor, currency, destination,"
+    " status, reason, actor, idempotency_key, created_at, updated_at)"
+    " VALUES ('re_1', '{organization}', 'pay_1', 100, 0, '{currency}', 'wallet', 'pending', '', '', 're_1', now(),"
+    " now())"
+)
+INSTANCE = (
+    "INSERT INTO instances (id, organization_id, subscription_id, service_slug, version, hostname, namespace,"
+    " cpu_millicores, memory_mib, storage_gib, created_at)"
+    " VALUES ('{id}', '{organization}', '{subscription}', 'app', '1', '{id}', '{id}', 1, 1, 1, now())"
+)
+OPERATION = (
+    "INSERT INTO instance_operations (id, organization_id, instance_id, kind, status, actor, created_at)"
+    " VALUES ('{id}', '{organization}', 'ins_1', 'restart', '{status}', '', now())"
+)
+CREDENTIALS = (
+    "INSERT INTO instance_credentials (instance_id, organization_id, sealed) VALUES ('ins_1', '{organization}', 'x')"
+)
+REDEMPTION = (
+    "INSERT INTO coupon_redemptions (subscription_id, coupon_code, organization_id, status)"
+    " VALUES ('{subscription}', 'HALF', '{organization}', 'reserved')"
+)
+CHANGE = (
+    "INSERT INTO subscription_changes (organization_id, subscription_id, occurred_at, actor, field, reason,"
+    " workflow_run_id) VALUES ('{organization}', '{subscription}', now(), '', 'status', '', '')"
+)
+EVENT = (
+    "INSERT INTO timeline_events (organization_id, subscription_id, occurred_at, kind, message, dedup_key)"
+    " VALUES ('{organization}', '{subscription}', now(), 'status', '', 'x')"
+)
+
+
+def invoice(**changes: str) -> str:
+    """Return an ``INSERT`` of an open invoice of 1.00 USD that differs by ``changes``."""
+    statement = INVOICE
+    for name, value in (DEFAULTS | changes).items():
+        statement = statement.replace("{" + name + "}", value)
+    return statement
+
+
+def payment(*, id: str = "pay_new", subscription: str = "NULL", method: str = "NULL") -> str:
+    """Return an ``INSERT`` of a payment; subscription and payment method are SQL expressions."""
+    return PAYMENT.replace("{id}", id).replace("{subscription}", subscription).replace("{method}", method)
+
+
+def owned_by_other(statement: str) -> str:
+    """Return the statement with the other organization in place of the one that its references belong to."""
+    return statement.replace("{organization}", "{other}")
+
+
+@pytest.fixture
+async def ids(database: DatabaseFixture) -> dict[str, str]:
+    """Insert two organizations, a paid invoice, a draft, a hold and a ledger transaction; return the ids by name."""
+    organization, other = [await insert_organization(database.owner) for _ in range(2)]
+    ids = {
+        "organization": organization,
+        "other": other,
+        "subscription": await insert_subscription(database.owner, organization),
+    }
+    statements = (
+        with_payment_in_full(invoice(id="inv_paid", status="paid", due="0", paid="now()", number="'BERTH-1'")),
+        invoice(id="inv_draft", status="draft", number="NULL", finalized="NULL"),
+        LINE.replace("{invoice}", "inv_paid"),
+        "INSERT INTO payment_methods (id, organization_id, gateway, gateway_reference, gateway_customer_reference,"
+        " brand, last4, is_default, charge_order, created_at)"
+        " VALUES ('pm_1', '{organization}', 'stripe', 'pm_1', 'cus_1', 'visa', '4242', true, 0, now())",
+        payment(id="pay_1", subscription="'{subscription}'", method="'pm_1'"),
+        INSTANCE.replace("{id}", "ins_1"),
+        "INSERT INTO coupons (code, discount_type, percent, duration) VALUES ('HALF', 'percent', 50, 'once')",
+        HOLD.replace("{key}", "first").replace("{status}", "held"),
+        TRANSACTION.replace("{id}", "tx_1").replace("{currency}", "USD").replace("{delta}", "5"),
+        "INSERT INTO ledger_entries (transaction_id, organization_id, account, currency, amount_minor) VALUES"
+        " ('tx_1', '{organization}', 'wallet', 'USD', 5), ('tx_1', NULL, 'clearing:stripe', 'USD', -5)",
+    )
+    with psycopg.connect(database.superuser_dsn()) as connection:
+        for statement in statements:
+            connection.execute(fill(statement, ids).encode())
+    return ids
+
+
+def fill(statement: str, ids: dict[str, str]) -> str:
+    for name, value in ids.items():
+        statement = statement.replace("{" + name + "}", value)
+    return statement
+
+
+REFUSED_STATEMENTS = [
+    # Values that no invoice has.
+    (invoice(status="banana"), CHECK, "ck_invoices_status"),
+    (invoice(currency="usd"), CHECK, "ck_invoices_currency"),
+    (invoice(end="2027-01-01"), CHECK, "ck_invoices_period"),
+    (invoice(subtotal="90", tax="9"), CHECK, "ck_invoices_total"),
+    (invoice(subtotal="101", tax="-1"), CHECK, "ck_invoices_total"),
+    (invoice(due="101"), CHECK, "ck_invoices_valid_amounts"),
+    (invoice(due="-1"), CHECK, "ck_invoices_valid_amounts"),
+    (invoice(number="NULL"), CHECK, "ck_invoices_finalized_has_number"),
+    (invoice(finalized="NULL"), CHECK, "ck_invoices_finalized_has_number"),
+    (invoice(status="draft"), CHECK, "ck_invoices_draft_has_no_number"),
+    (invoice(status="paid", paid="now()"), CHECK, "ck_invoices_paid_has_nothing_due"),
+    (invoice(status="paid", due="0"), CHECK, "ck_invoices_paid_has_nothing_due"),
+    (invoice(number="'BERTH-1'"), UNIQUE, "uq_invoices_number"),
+    # A finalized invoice keeps its content, its lines and its owner.
+    ("UPDATE invoices SET total_minor = 1, subtotal_minor = 1 WHERE id = 'inv_paid'", RESTRICT, ""),
+    ("UPDATE invoices SET number = 'BERTH-2' WHERE id = 'inv_paid'", RESTRICT, ""),
+    ("UPDATE invoices SET finalized_at = now() + interval '1 day' WHERE id = 'inv_paid'", RESTRICT, ""),
+    ("UPDATE invoices SET organization_id = '{other}' WHERE id = 'inv_paid'", RESTRICT, ""),
+    ("UPDATE invoices SET organization_id = '{other}' WHERE id = 'inv_draft'", RESTRICT, ""),
+    ("DELETE FROM invoices WHERE id = 'inv_paid'", RESTRICT, ""),
+    ("UPDATE invoice_lines SET amount_minor = 1", RESTRICT, ""),
+    ("DELETE FROM invoice_lines", RESTRICT, ""),
+    ("UPDATE invoice_allocations SET amount_minor = 1", NOT_PERMITTED, ""),
+    ("DELETE FROM invoice_allocations", NOT_PERMITTED, ""),
+    # No row refers to a row of another organization, or of another currency.
+    (owned_by_other(invoice()), FOREIGN, "fk_invoices_subscription"),
+    (owned_by_other(LINE.replace("{invoice}", "inv_draft")), FOREIGN, "fk_invoice_lines_invoice"),
+    (
+        owned_by_other(HOLD.replace("{key}", "other").replace("{status}", "released")),
+        FOREIGN,
+        "fk_holds_subscription",
+    ),
+    (owned_by_other(CHANGE), FOREIGN, "fk_subscription_changes_subscription"),
+    (owned_by_other(EVENT), FOREIGN, "fk_timeline_events_subscription"),
+    (owned_by_other(payment(subscription="'{subscription}'")), FOREIGN, "fk_payments_subscription"),
+    (owned_by_other(payment(method="'pm_1'")), FOREIGN, "fk_payments_payment_method"),
+    (owned_by_other(REFUND.replace("{currency}", "USD")), FOREIGN, "fk_refunds_payment"),
+    (REFUND.replace("{currency}", "EUR"), FOREIGN, "fk_refunds_payment"),
+    ("UPDATE instances SET organization_id = '{other}'", FOREIGN, "fk_instances_subscription"),
+    (
+        owned_by_other(OPERATION.replace("{id}", "op_1").replace("{status}", "pending")),
+        FOREIGN,
+        "fk_instance_operations_instance",
+    ),
+    (owned_by_other(CREDENTIALS), FOREIGN, "fk_instance_credentials_instance"),
+    (owned_by_other(REDEMPTION), FOREIGN, "fk_coupon_redemptions_subscription"),
+    # One open hold, and only known statuses.
+    (HOLD.replace("{key}", "second").replace("{status}", "held"), UNIQUE, "uq_holds_one_open_per_subscription"),
+    (HOLD.replace("{key}", "third").replace("{status}", "lost"), CHECK, "ck_holds_status"),
+    ("UPDATE subscriptions SET status = 'asleep'", CHECK, "ck_subscriptions_status"),
+    ("UPDATE subscriptions SET currency = 'dollar'", CHECK, "ck_subscriptions_currency"),
+    # The ledger is append-only and knows its accounts; a key belongs to one transaction.
+    ("UPDATE ledger_entries SET amount_minor = 6", RESTRICT, ""),
+    ("DELETE FROM ledger_entries", RESTRICT, ""),
+    ("UPDATE ledger_transactions SET customer_delta_minor = 6", RESTRICT, ""),
+    ("TRUNCATE ledger_entries", NOT_PERMITTED, ""),
+    ("UPDATE ledger_accounts SET balance_minor = 500", NOT_PERMITTED, ""),
+    ("UPDATE customer_balances SET balance_minor = 500", NOT_PERMITTED, ""),
+    (ENTRY.replace("{owner}", "'{organization}'").replace("{account}", "walet"), CHECK, "ck_ledger_entries_account"),
+    (ENTRY.replace("{owner}", "'{organization}'").replace("{account}", "revenue"), CHECK, "ck_ledger_entries_account"),
+    (ENTRY.replace("{owner}", "NULL").replace("{account}", "wallet"), CHECK, "ck_ledger_entries_account"),
+    (ENTRY.replace("{owner}", "NULL").replace("{account}", "clearing:"), CHECK, "ck_ledger_entries_account"),
+    (
+        TRANSACTION.replace("{id}", "tx_1").replace("{currency}", "USD").replace("{delta}", "6"),
+        UNIQUE,
+        "ledger_transactions_same_content",
+    ),
+    ("CREATE TABLE mine (n int)", NOT_PERMITTED, ""),
+]
+
+
+async def execute_in_transaction(engine: AsyncEngine, statement: str) -> DBAPIError | None:
+    """Execute the statement, check deferred constraints and roll back; return the error, if any."""
+    async with engine.connect() as connection:
+        try:
+            await connection.execute(text(statement.replace(":", r"\:")))
+            await connection.execute(text("SET CONSTRAINTS ALL IMMEDIATE"))
+        except DBAPIError as error:
+            return error
+        finally:
+            await connection.rollback()
+    return None
+
+
+async def test_the_worker_is_refused(database: DatabaseFixture, ids: dict[str, str]) -> None:
+    unexpected = []
+    for statement, sqlstate, constraint in REFUSED_STATEMENTS:
+        error = await execute_in_transaction(database.worker, fill(statement, ids))
+        outcome = (getattr(error.orig, "sqlstate", None), violated_constraint(error)) if error else None
+        if outcome != (sqlstate, constraint):
+            unexpected.append((statement, outcome, (sqlstate, constraint)))
+    assert unexpected == []
+
+
+async def test_the_api_is_not_permitted(database: DatabaseFixture, ids: dict[str, str]) -> None:
+    accepted = []
+    for statement, *_ in REFUSED_STATEMENTS:
+        error = await execute_in_transaction(database.api, fill(statement, ids))
+        if error is None or getattr(error.orig, "sqlstate", None) != NOT_PERMITTED:
+            accepted.append((statement, error))
+    assert accepted == []
+
+
+ACCEPTED = [
+    invoice(),
+    "UPDATE invoice_lines SET amount_minor = amount_minor WHERE invoice_id = 'inv_draft'",
+    "DELETE FROM invoices WHERE id = 'inv_draft'",
+    "UPDATE holds SET status = 'captured'",
+    LINE.replace("{invoice}", "inv_draft"),
+    payment(subscription="'{subscription}'", method="'pm_1'"),
+    REFUND.replace("{currency}", "USD"),
+    OPERATION.replace("{id}", "op_1").replace("{status}", "pending"),
+    CREDENTIALS,
+    REDEMPTION,
+    CHANGE,
+    EVENT,
+    TRANSACTION.replace("{id}", "tx_1").replace("{currency}", "USD").replace("{delta}", "5"),
+]
+
+
+async def test_the_worker_may_write_what_the_rules_allow(database: DatabaseFixture, ids: dict[str, str]) -> None:
+    """The refusals above are those of the statement's content, not of the table."""
+    for statement in ACCEPTED:
+        assert await execute_in_transaction(database.worker, fill(statement, ids)) is None, statement
+
+
+def test_every_function_has_a_fixed_search_path(database: DatabaseFixture) -> None:
+    """A temporary table must not shadow a table in a function."""
+    with psycopg.connect(database.superuser_dsn()) as connection:
+        without = connection.execute(
+            "SELECT proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND NOT coalesce("
+            " 'search_path=pg_catalog, public, pg_temp' = ANY(proconfig), false)"
+        ).fetchall()
+    assert without == []
+
+
+@pytest.mark.parametrize("role", ["berth_api", "berth_worker"])
+def test_no_role_may_create_temporary_tables(postgres_server: Postgres, role: str) -> None:
+    """Databases that tests copy lose the template's privileges, so the migrated template itself is asked."""
+    with postgres_server.superuser() as connection:
+        (row,) = connection.execute(
+            "SELECT has_database_privilege(%s, %s, 'TEMP')", (role, TEMPLATE_DATABASE)
+        ).fetchall()
+    assert row == (False,)

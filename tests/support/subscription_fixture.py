@@ -1,0 +1,387 @@
+"""The real subscription workflow on the real billing activities and a real database; its child workflows are fakes.
+
+`SubscriptionFixture` runs one worker for one test. The fakes of provisioning, operations and payments take their
+outcomes from `ExternalFakes`, so that a test decides whether a card pays or an instance becomes ready.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import text
+from temporalio import activity
+from temporalio.client import WorkflowHandle
+from temporalio.worker import Worker
+
+from activities.billing import PostgresBillingActivities
+from activities.subscriptions import PostgresSubscriptionActivities
+from db.queries import ledger as ledger_rows
+from db.session import SessionFactory, session_factory
+from tests.support import billing_fixture
+from tests.support.billing_fixture import ORGANIZATION, USER
+from tests.support.databases import DatabaseFixture
+from tests.support.fake_workflows import FakeInstanceOperation, FakePayment, FakeProvisioning
+from tests.support.temporal import TemporalFixture
+from tests.support.wait import wait_until
+from workflows import names
+from workflows.client import WorkflowClient
+from workflows.ports.instances import (
+    OperationInput,
+    OperationOutcome,
+    OperationStatus,
+    ProvisioningInput,
+    ProvisioningOutcome,
+)
+from workflows.ports.payments import PaymentInput, PaymentOutcome
+from workflows.ports.subscription import (
+    CancelAt,
+    CancelSubscription,
+    ChangePlan,
+    CollectionMethod,
+    CreateSubscription,
+    FundsArrived,
+    LifecycleCommand,
+    SubscriptionResult,
+)
+from workflows.rpc_errors import WorkflowTaskPending
+from workflows.rules.dunning import FundsKind
+from workflows.rules.funding import GatewayTerms
+from workflows.rules.ids import derive_id
+from workflows.rules.money import Money
+from workflows.rules.payment import PaymentStatus
+from workflows.rules.proration import PlanChangeMode
+from workflows.subscription.test_clock import SubscriptionClock
+from workflows.subscription.workflow import Subscription
+
+
+@dataclass
+class ExternalFakes:
+    """Scripted outcomes of the child workflows, and the calls that were made."""
+
+    sessions: SessionFactory
+    provisioning_done: asyncio.Event = field(default_factory=asyncio.Event)
+    provisioned: ProvisioningOutcome = field(default_factory=lambda: ProvisioningOutcome(ready=True))
+    decline_code: str | None = None
+    gateway_responses: asyncio.Event = field(default_factory=asyncio.Event)
+    operations_allowed: asyncio.Event = field(default_factory=asyncio.Event)
+    failing_operations: set[str] = field(default_factory=set)
+    calls: list[tuple[str, str]] = field(default_factory=list)
+    payments: list[PaymentInput] = field(default_factory=list)
+
+    def operations(self) -> list[str]:
+        return [kind for verb, kind in self.calls if verb == "operate"]
+
+    @activity.defn(name="fake.provision")
+    async def provision(self, command: ProvisioningInput) -> ProvisioningOutcome:
+        self.calls.append(("provision", command.instance_id))
+        while not self.provisioning_done.is_set():
+            activity.heartbeat()
+            await asyncio.wait([asyncio.ensure_future(self.provisioning_done.wait())], timeout=0.1)
+        return self.provisioned
+
+    @activity.defn(name="fake.compensate_provision")
+    async def compensate_provision(self, command: ProvisioningInput) -> None:
+        self.calls.append(("compensate_provision", command.instance_id))
+
+    @activity.defn(name="instances.create_operation")
+    async def create_operation(self, command: OperationInput) -> None:
+        self.calls.append(("create_operation", command.kind))
+
+    @activity.defn(name="fake.operate")
+    async def operate(self, command: OperationInput) -> OperationOutcome:
+        self.calls.append(("operate", command.kind))
+        await self.operations_allowed.wait()
+        failed = command.kind in self.failing_operations
+        status = OperationStatus.FAILED if failed else OperationStatus.SUCCEEDED
+        return OperationOutcome(operation_id=command.operation_id, status=status, reason="scripted" if failed else None)
+
+    @activity.defn(name="fake.authorize")
+    async def authorize(self, command: PaymentInput) -> PaymentOutcome:
+        self.calls.append(("authorize", command.payment_id))
+        return self._outcome(command, PaymentStatus.FAILED if self.decline_code else PaymentStatus.AUTHORIZED)
+
+    @activity.defn(name="fake.release")
+    async def release(self, command: PaymentInput) -> PaymentOutcome:
+        self.calls.append(("release", command.payment_id))
+        return self._outcome(command, PaymentStatus.CANCELLED)
+
+    @activity.defn(name="fake.capture")
+    async def capture(self, command: PaymentInput) -> PaymentOutcome:
+        return await self.charge(command)
+
+    @activity.defn(name="fake.charge")
+    async def charge(self, command: PaymentInput) -> PaymentOutcome:
+        self.calls.append(("charge", command.payment_id))
+        await self.gateway_responses.wait()
+        if self.decline_code:
+            return self._outcome(command, PaymentStatus.FAILED)
+        await self._receive(command)
+        return self._outcome(command, PaymentStatus.SUCCEEDED)
+
+    def _outcome(self, command: PaymentInput, status: PaymentStatus) -> PaymentOutcome:
+        failed = status is PaymentStatus.FAILED
+        return PaymentOutcome(
+            payment_id=command.payment_id, status=status, decline_code=self.decline_code if failed else None
+        )
+
+    async def _receive(self, command: PaymentInput) -> None:
+        self.payments.append(command)
+        await billing_fixture.insert_card_payment(
+            self.sessions, command.payment_id, command.subscription_id, command.amount
+        )
+
+
+@dataclass
+class SubscriptionFixture:
+    """One organization, one worker, and the virtual clock of each subscription."""
+
+    temporal: TemporalFixture
+    sessions: SessionFactory
+    external: ExternalFakes
+    workflows: WorkflowClient
+    currency: str
+    owner: SessionFactory
+    order_count: int = 0
+
+    def plan(self, name: str) -> str:
+        return f"pln_{name}"
+
+    def create_command(self, plan: str = "starter", **more: Any) -> CreateSubscription:
+        self.order_count += 1
+        unique = TemporalFixture.unique_id("order")
+        return CreateSubscription(
+            subscription_id=derive_id("sub", unique),
+            instance_id=derive_id("ins", unique),
+            organization_id=ORGANIZATION,
+            user_id=USER,
+            plan_id=self.plan(plan),
+            **more,
+        )
+
+    async def create_subscription(self, plan: str = "starter", **more: Any) -> str:
+        """Order a plan and return the subscription's id. Raises `RuleViolation` if the order is rejected."""
+        order = self.create_command(plan, **more)
+        await self.workflows.create_subscription(order)
+        return order.subscription_id
+
+    async def create_active_subscription(self, plan: str = "starter", **more: Any) -> str:
+        """Order a plan, wait until it is ready, and return the subscription's id."""
+        self.external.provisioning_done.set()
+        subscription_id = await self.create_subscription(plan, **more)
+        await self.wait_for_status(subscription_id, "active", "trialing", "past_due")
+        return subscription_id
+
+    async def wait_for_status(self, subscription_id: str, *statuses: str) -> None:
+        async def has_status() -> bool:
+            row = await self.subscription(subscription_id)
+            return row["status"] in statuses and await self._idle(subscription_id)
+
+        await wait_until(has_status)
+
+    async def wait_until_idle(self, subscription_id: str) -> None:
+        """Wait until the workflow is idle."""
+        await wait_until(lambda: self._idle(subscription_id))
+
+    async def _idle(self, subscription_id: str) -> bool:
+        with contextlib.suppress(WorkflowTaskPending):
+            return (await self.workflows.get_clock_status(subscription_id)).is_idle
+        return False
+
+    def handle(self, subscription_id: str) -> WorkflowHandle[Any, Any]:
+        return self.temporal.client.get_workflow_handle(names.subscription_workflow_id(subscription_id))
+
+    async def now(self, subscription_id: str) -> datetime:
+        return await self._clock.now(subscription_id)
+
+    async def advance(self, subscription_id: str, by: timedelta) -> None:
+        """Advance the clock and wait until every action that became due is done."""
+        await self._clock.advance(subscription_id, by=by)
+
+    async def advance_to(self, subscription_id: str, target: datetime) -> None:
+        await self._clock.advance(subscription_id, until=target)
+
+    @property
+    def _clock(self) -> SubscriptionClock:
+        return SubscriptionClock(self.workflows, timedelta(seconds=30))
+
+    # Commands
+
+    async def cancel(
+        self, subscription_id: str, at: CancelAt = CancelAt.NOW, order: str = "cancel"
+    ) -> SubscriptionResult | None:
+        command = CancelSubscription(update_id=f"{order}/{subscription_id}", actor=USER, at=at)
+        return (await self.workflows.cancel(subscription_id, command)).result
+
+    async def change_plan(
+        self, subscription_id: str, plan: str, mode: PlanChangeMode | None = None, order: str = "c1"
+    ) -> None:
+        command = ChangePlan(update_id=f"{order}/{subscription_id}", actor=USER, plan_id=self.plan(plan), mode=mode)
+        await self.workflows.change_plan(subscription_id, command)
+
+    def lifecycle_command(self, name: str) -> LifecycleCommand:
+        return LifecycleCommand(update_id=TemporalFixture.unique_id(name), actor=USER)
+
+    async def top_up(self, amount_minor: int, *subscriptions: str) -> None:
+        """Credit the wallet and signal the subscriptions."""
+        key = await billing_fixture.credit_wallet(
+            self.sessions, Money(amount_minor=amount_minor, currency=self.currency)
+        )
+        for subscription_id in subscriptions:
+            await self.workflows.signal_funds_arrived(subscription_id, FundsArrived(source=key, kind=FundsKind.CREDIT))
+
+    async def add_card(self) -> None:
+        await billing_fixture.insert_payment_method(self.sessions)
+
+    # Rows of the database
+
+    async def rows(self, statement: str, **parameters: Any) -> list[Mapping[str, Any]]:
+        async with self.sessions() as session:
+            return [dict(row) for row in (await session.execute(text(statement), parameters)).mappings()]
+
+    async def execute(self, statement: str, **parameters: Any) -> None:
+        async with self.sessions.begin() as session:
+            await session.execute(text(statement), parameters)
+
+    async def execute_as_owner(self, statement: str, **parameters: Any) -> None:
+        """Change the catalogue, as an administrator does."""
+        async with self.owner.begin() as session:
+            await session.execute(text(statement), parameters)
+
+    async def insert_price(self, plan: str, amount_minor: int, effective_from: datetime) -> None:
+        await self.execute_as_owner(
+            "INSERT INTO prices (id, plan_id, currency, amount_minor, effective_from)"
+            " VALUES (:id, :plan, :currency, :amount, :at)",
+            id=TemporalFixture.unique_id("prc"),
+            plan=self.plan(plan),
+            currency=self.currency,
+            amount=amount_minor,
+            at=effective_from,
+        )
+
+    async def set_dunning_policy(self, plan: str, **policy: Any) -> None:
+        """Set the dunning policy of a plan."""
+        await self.execute_as_owner(
+            "UPDATE plans SET dunning_policy = CAST(:dunning AS jsonb) WHERE id = :id",
+            dunning=json.dumps(policy),
+            id=self.plan(plan),
+        )
+
+    async def wait_for_charges(self, times: int) -> None:
+        """Wait until a card was charged at least `times` times."""
+        await wait_until(lambda: [verb for verb, _ in self.external.calls].count("charge") >= times)
+
+    async def subscription(self, subscription_id: str) -> Mapping[str, Any]:
+        rows = await self.rows("SELECT * FROM subscriptions WHERE id = :id", id=subscription_id)
+        return rows[0] if rows else {"status": "absent"}
+
+    async def invoices(self, subscription_id: str) -> list[Mapping[str, Any]]:
+        return await self.rows(
+            "SELECT * FROM invoices WHERE subscription_id = :id ORDER BY created_at, period_start", id=subscription_id
+        )
+
+    async def timeline(self, subscription_id: str) -> list[str]:
+        rows = await self.rows(
+            "SELECT kind FROM timeline_events WHERE subscription_id = :id AND kind <> 'notification.sent' ORDER BY id",
+            id=subscription_id,
+        )
+        return [row["kind"] for row in rows]
+
+    async def notification_kinds(self) -> list[str]:
+        return [row["kind"] for row in await self.rows("SELECT kind FROM notifications ORDER BY occurred_at, id")]
+
+    async def balance(self, account: str = "wallet") -> int:
+        rows = await self.rows(
+            "SELECT balance_minor FROM ledger_accounts WHERE id = :id", id=f"{ORGANIZATION}/{account}/{self.currency}"
+        )
+        return rows[0]["balance_minor"] if rows else 0
+
+    async def assert_ledger_balanced(self) -> None:
+        """Assert that every transaction sums to zero and every stored balance equals the sum of its entries."""
+        async with self.sessions() as session:
+            assert await ledger_rows.count_unbalanced_transactions(session) == 0
+            assert await ledger_rows.find_balance_mismatches(session) == []
+
+
+@asynccontextmanager
+async def run_subscription_fixture(
+    temporal: TemporalFixture, database: DatabaseFixture, *, currency: str = "USD", timezone: str = "UTC"
+) -> AsyncIterator[SubscriptionFixture]:
+    """Seed an organization and run its worker; terminate every workflow of the test afterwards."""
+    sessions = session_factory(database.worker)
+    await billing_fixture.seed_organization_and_catalogue(session_factory(database.owner), currency, timezone)
+    fakes = ExternalFakes(sessions)
+    fakes.gateway_responses.set()
+    fakes.operations_allowed.set()
+    cards = GatewayTerms(name="stripe")
+    billing, subscriptions = (
+        PostgresBillingActivities(sessions, cards),
+        PostgresSubscriptionActivities(sessions, "apps.test", cards),
+    )
+    worker = Worker(
+        temporal.client,
+        task_queue=names.PLATFORM_QUEUE,
+        workflows=[Subscription, FakeProvisioning, FakeInstanceOperation, FakePayment],
+        activities=[
+            *(getattr(billing, name) for name in _BILLING),
+            *(getattr(subscriptions, name) for name in _SUBSCRIPTIONS),
+            *(getattr(fakes, name) for name in _EXTERNAL_FAKES),
+        ],
+        graceful_shutdown_timeout=timedelta(seconds=1),
+    )
+    owner = session_factory(database.owner)
+    fixture = SubscriptionFixture(temporal, sessions, fakes, WorkflowClient(temporal.client), currency, owner)
+    async with worker:
+        try:
+            yield fixture
+        finally:
+            fakes.provisioning_done.set()
+            fakes.gateway_responses.set()
+            fakes.operations_allowed.set()
+            for row in await fixture.rows("SELECT workflow_id FROM subscriptions"):
+                await _terminate(temporal.client.get_workflow_handle(row["workflow_id"]))
+
+
+async def _terminate(handle: WorkflowHandle[Any, Any]) -> None:
+    described = await handle.describe()
+    if described.close_time is None:
+        await handle.terminate()
+
+
+_BILLING = (
+    "start_first_period",
+    "start_period",
+    "collect_invoice",
+    "apply_card_payment",
+    "record_payment_failure",
+    "change_plan",
+    "complete_plan_change",
+    "rollback_plan_change",
+    "adjust_wallet",
+)
+_SUBSCRIPTIONS = (
+    "create",
+    "start_provisioning",
+    "abort_order",
+    "change_status",
+    "set_cancel_at_period_end",
+    "release_reminders",
+)
+_EXTERNAL_FAKES = (
+    "provision",
+    "compensate_provision",
+    "create_operation",
+    "operate",
+    "authorize",
+    "release",
+    "capture",
+    "charge",
+)
+
+__all__ = ["CancelAt", "CollectionMethod", "PlanChangeMode", "SubscriptionFixture", "run_subscription_fixture"]

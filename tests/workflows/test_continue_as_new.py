@@ -1,0 +1,98 @@
+"""Continue-as-new of a subscription at a period start: nothing in flight is lost and the schedule goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from datetime import timedelta
+
+import pytest
+from temporalio import workflow
+from temporalio.client import WorkflowExecutionStatus
+
+from tests.support.subscription_fixture import SubscriptionFixture
+from tests.support.wait import wait_until
+from workflows.ports.subscription import CustomerOperation, StartOperation
+
+DAY = timedelta(days=1)
+
+
+def _add_events(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """Let each history appear ``count`` events longer, so that few renewals reach the limit."""
+    original = workflow.Info.get_current_history_length
+    monkeypatch.setattr(workflow.Info, "get_current_history_length", lambda info: original(info) + count)
+
+
+async def _run_statuses(subscriptions: SubscriptionFixture, subscription: str) -> list[WorkflowExecutionStatus | None]:
+    runs = subscriptions.temporal.client.list_workflows(f"WorkflowId = 'subscription/{subscription}'")
+    return [run.status async for run in runs]
+
+
+async def _wait_for_runs(subscriptions: SubscriptionFixture, subscription: str, count: int) -> None:
+    async def reached() -> bool:
+        return len(await _run_statuses(subscriptions, subscription)) >= count
+
+    await wait_until(reached)
+
+
+async def test_a_long_history_is_cut_at_a_renewal_and_the_moved_clock_goes_on(
+    subscriptions: SubscriptionFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _add_events(monkeypatch, 110)
+    await subscriptions.top_up(10_000)
+    subscription = await subscriptions.create_active_subscription("starter")
+    restart = StartOperation(update_id="o1", actor="usr", operation_id="op_1", kind=CustomerOperation.RESTART)
+    await subscriptions.workflows.start_operation(subscription, restart)
+    await subscriptions.wait_until_idle(subscription)
+    started = await subscriptions.now(subscription)
+    await subscriptions.advance(subscription, 200 * DAY)
+    await _wait_for_runs(subscriptions, subscription, 2)
+    statuses = await _run_statuses(subscriptions, subscription)
+    assert statuses.count(WorkflowExecutionStatus.RUNNING) == 1
+    assert statuses.count(WorkflowExecutionStatus.CONTINUED_AS_NEW) == len(statuses) - 1
+    for run in [
+        run async for run in subscriptions.temporal.client.list_workflows(f"WorkflowId = 'subscription/{subscription}'")
+    ]:
+        assert (
+            await subscriptions.temporal.client.get_workflow_handle(run.id, run_id=run.run_id).describe()
+        ).history_length < 150
+    invoices = await subscriptions.invoices(subscription)
+    assert [row["status"] for row in invoices] == ["paid"] * 7
+    assert all(later["period_start"] == earlier["period_end"] for earlier, later in itertools.pairwise(invoices))
+    assert timedelta() <= await subscriptions.now(subscription) - started - 200 * DAY < timedelta(minutes=2)
+    # The server forgets the update ids of earlier runs: the subscription itself carries those that it has handled.
+    await subscriptions.workflows.start_operation(subscription, restart)
+    await subscriptions.wait_until_idle(subscription)
+    assert subscriptions.external.operations() == ["restart"]
+
+
+async def test_a_short_history_is_not_cut(subscriptions: SubscriptionFixture) -> None:
+    await subscriptions.top_up(10_000)
+    subscription = await subscriptions.create_active_subscription("starter")
+    await subscriptions.advance(subscription, 32 * DAY)
+    assert await _run_statuses(subscriptions, subscription) == [WorkflowExecutionStatus.RUNNING]
+
+
+async def test_an_update_in_flight_is_answered_before_the_new_run_starts(
+    subscriptions: SubscriptionFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _add_events(monkeypatch, 150)
+    await subscriptions.top_up(600)
+    await subscriptions.add_card()
+    subscription = await subscriptions.create_active_subscription("starter")
+    end = (await subscriptions.subscription(subscription))["current_period_end"]
+    subscriptions.external.gateway_responses.clear()
+    await subscriptions.advance_to(subscription, end - timedelta(seconds=1))
+    await subscriptions.wait_for_charges(1)
+    # The update waits for the payment's lock while the renewal that takes the payment ends.
+    pause = asyncio.create_task(subscriptions.workflows.pause(subscription, subscriptions.lifecycle_command("pause")))
+    await asyncio.wait([pause], timeout=0.3)
+    assert not pause.done()
+    subscriptions.external.gateway_responses.set()
+    response = await pause
+    assert response.result is not None
+    assert response.result.state == "paused"
+    await _wait_for_runs(subscriptions, subscription, 2)
+    await subscriptions.wait_for_status(subscription, "paused")
+    assert subscriptions.external.operations() == ["suspend"]
+    assert [row["status"] for row in await subscriptions.invoices(subscription)] == ["paid", "paid"]

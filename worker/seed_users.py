@@ -1,0 +1,67 @@
+"""The accounts of a new local stack: an administrator and a customer, verified and ready to sign in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from api.passwords import PasswordHasher
+from db.queries import identity
+from db.queries.identity import NewAccount
+from db.session import set_rls_context
+from workflows.rules.ids import derive_id
+
+SEED_USERS = (("BERTH_ADMIN", "ADMINISTRATOR", "Administrator"), ("BERTH_CUSTOMER", "USER", "Demo Customer"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeedUser:
+    """A user with one organization in US dollars and UTC. ``role`` is the role on the platform."""
+
+    email: str
+    password: str
+    role: str
+    name: str
+
+
+def seed_users_from_environment(environ: Mapping[str, str]) -> list[SeedUser]:
+    """Those that ``BERTH_ADMIN_*`` and ``BERTH_CUSTOMER_*`` (``EMAIL`` and ``PASSWORD``) name; without, none."""
+    users = []
+    for prefix, role, name in SEED_USERS:
+        email, password = environ.get(f"{prefix}_EMAIL"), environ.get(f"{prefix}_PASSWORD")
+        if email and password:
+            users.append(SeedUser(email=email, password=password, role=role, name=name))
+    return users
+
+
+async def upsert_user(session: AsyncSession, account: SeedUser, passwords: PasswordHasher, now: datetime) -> bool:
+    """Create the account, or set the password of an existing one. Return True when it was created."""
+    existing = await identity.find_credentials(session, account.email)
+    if existing is None:
+        user_id, organization_id = derive_id("usr", "seed", account.email), derive_id("org", "seed", account.email)
+        await set_rls_context(session, organization_id=organization_id, user_id=user_id, role=None)
+        await identity.create_user_with_organization(
+            session,
+            NewAccount(
+                user_id=user_id,
+                organization_id=organization_id,
+                email=account.email,
+                name=account.name,
+                password_hash=await passwords.hash(account.password),
+                organization_name=account.name,
+                currency="USD",
+                country=None,
+                timezone="UTC",
+                role=account.role,
+                verified=True,
+            ),
+            now,
+        )
+        return True
+    right, _ = await passwords.verify(account.password, existing.password_hash)
+    if not right:
+        await identity.set_password(session, existing.user_id, await passwords.hash(account.password), now)
+    return False

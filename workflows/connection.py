@@ -1,0 +1,37 @@
+"""Connections to the Temporal server, with the payload converter and the encryption of the platform."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import temporalio.converter
+from temporalio.client import Client
+from temporalio.service import RetryConfig
+
+from workflows.codec import EncryptionCodec
+from workflows.converter import PayloadConverter
+from workflows.settings import TemporalSettings
+
+
+def data_converter(settings: TemporalSettings) -> temporalio.converter.DataConverter:
+    default_converter = replace(temporalio.converter.default(), payload_converter_class=PayloadConverter)
+    if not settings.encryption_keys:
+        return default_converter
+    return replace(
+        default_converter,
+        payload_codec=EncryptionCodec(settings.encryption_keys),
+        failure_converter_class=temporalio.converter.DefaultFailureConverterWithEncodedAttributes,
+    )
+
+
+async def connect(settings: TemporalSettings, *, lazy: bool = False, **options: Any) -> Client:
+    """Return a client. ``lazy`` connects at the first call, so that the API starts while Temporal is unavailable."""
+    return await Client.connect(
+        settings.address,
+        namespace=settings.namespace,
+        data_converter=data_converter(settings),
+        lazy=lazy,
+        retry_config=RetryConfig(max_retries=2, max_elapsed_time_millis=2_000),
+        **options,
+    )

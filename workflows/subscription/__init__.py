@@ -1,0 +1,1 @@
+"""The subscription entity workflow and its parts."""

@@ -1,0 +1,162 @@
+"""Payments by card: start the ``Payment`` workflow, wait for its outcome, record it on the invoice."""
+
+from __future__ import annotations
+
+from temporalio import workflow
+from temporalio.exceptions import ChildWorkflowError
+from temporalio.workflow import ParentClosePolicy
+
+from workflows import names, policies
+from workflows.errors import non_retryable_error
+from workflows.ports.billing import ApplyCardPayment, BillingActivities, BillingOutcome, RecordPaymentFailure
+from workflows.ports.payments import PaymentInput, PaymentOutcome, Purpose
+from workflows.ports.subscription import CardCharge, PlanTerms
+from workflows.rules import dunning, ids
+from workflows.rules.dunning import FundsKind
+from workflows.rules.errors import ErrorCode
+from workflows.rules.payment import PAID_STATUSES, PaymentStatus
+from workflows.rules.subscription import LIVE_STATUSES
+from workflows.subscription.context import SubscriptionContext
+
+PaymentHandle = workflow.ChildWorkflowHandle[object, PaymentOutcome]
+
+
+def build_payment(context: SubscriptionContext, card: CardCharge, invoice_id: str | None) -> PaymentInput:
+    """Return the next payment's command; without ``invoice_id`` it authorizes the order's first period."""
+    state, command = context.require_state(), context.command
+    state.payment_count += 1
+    return PaymentInput(
+        payment_id=ids.derive_id("pay", command.subscription_id, f"{state.recovery_id}{state.payment_count}"),
+        organization_id=command.organization_id,
+        amount=card.amount,
+        gateway="stripe",
+        purpose=Purpose.INVOICE if invoice_id else Purpose.ORDER,
+        payment_method_id=card.payment_method_id,
+        subscription_id=command.subscription_id,
+        invoice_id=invoice_id,
+        business_time=workflow.now(),
+        manual_capture=invoice_id is None,
+        actor="platform",
+        request_id=command.request_id,
+    )
+
+
+async def start_payment(payment: PaymentInput) -> PaymentHandle:
+    """Start the ``Payment`` workflow, which outlives this one."""
+    handle: PaymentHandle = await workflow.start_child_workflow(
+        names.PAYMENT,
+        payment,
+        id=names.payment_workflow_id(payment.payment_id),
+        parent_close_policy=ParentClosePolicy.ABANDON,
+        result_type=PaymentOutcome,
+        search_attributes=names.search_attributes(
+            payment.organization_id, "payment", subscription=payment.subscription_id
+        ),
+    )
+    return handle
+
+
+async def await_payment(context: SubscriptionContext, payment: PaymentHandle, payment_id: str) -> PaymentOutcome:
+    """Wait until the outcome of a payment is certain, which can take days. The caller holds ``collection_lock``.
+
+    A manually terminated payment counts as unpaid; money that arrives later is credited to the wallet.
+    """
+    context.payment_started_at = workflow.now()
+    try:
+        return await payment
+    except ChildWorkflowError:
+        return PaymentOutcome(payment_id=payment_id, status=PaymentStatus.CANCELLED)
+    finally:
+        context.payment_started_at = None
+
+
+async def charge(context: SubscriptionContext, card: CardCharge, invoice_id: str) -> PaymentOutcome:
+    """Charge a card and wait for the outcome. The caller holds ``collection_lock``, not ``state_lock``."""
+    payment = build_payment(context, card, invoice_id)
+    return await await_payment(context, await start_payment(payment), payment.payment_id)
+
+
+async def charge_invoice(
+    context: SubscriptionContext, outcome: BillingOutcome, card: CardCharge, terms: PlanTerms | None = None
+) -> tuple[BillingOutcome, str | None]:
+    """Charge a card for an invoice of a period.
+
+    Args:
+        context: The subscription.
+        outcome: The invoice.
+        card: The amount and the card.
+        terms: Terms of the period that a draft starts.
+
+    Returns:
+        The recorded outcome and the decline code, None when the card paid.
+    """
+    if outcome.invoice_id is None:
+        return outcome, None
+    payment = await charge(context, card, outcome.invoice_id)
+    async with context.state_lock:
+        return await record_payment(context, outcome.invoice_id, payment, terms), decline_code_or_status(payment)
+
+
+async def record_payment(
+    context: SubscriptionContext, invoice_id: str, payment: PaymentOutcome, terms: PlanTerms | None = None
+) -> BillingOutcome:
+    """Record how the payment of an invoice ended. The caller holds ``state_lock``."""
+    if payment.status not in PAID_STATUSES:
+        return await record_failure(context, invoice_id, payment, terms)
+    outcome = await workflow.execute_activity_method(
+        BillingActivities.apply_card_payment,
+        ApplyCardPayment(
+            subscription_id=context.command.subscription_id,
+            invoice_id=invoice_id,
+            payment_id=payment.payment_id,
+            now=workflow.now(),
+            terms=terms,
+        ),
+        **policies.DATABASE,
+    )
+    context.commit(outcome.state, terms)
+    await context.signal_past_due(outcome.past_due_subscription_ids)
+    return outcome
+
+
+async def record_failure(
+    context: SubscriptionContext, invoice_id: str, payment: PaymentOutcome, terms: PlanTerms | None = None
+) -> BillingOutcome:
+    """Record that the payment of an invoice failed. The caller holds ``state_lock``."""
+    if dunning.is_hard_decline(payment.decline_code):
+        context.require_state().hard_declined = True
+    else:
+        context.clear_hard_decline()
+    outcome = await workflow.execute_activity_method(
+        BillingActivities.record_payment_failure,
+        RecordPaymentFailure(
+            subscription_id=context.command.subscription_id,
+            invoice_id=invoice_id,
+            payment_id=payment.payment_id,
+            decline_code=payment.decline_code,
+            next_retry_at=context.next_retry_at(),
+            now=workflow.now(),
+            terms=terms,
+        ),
+        **policies.DATABASE,
+    )
+    context.commit(outcome.state, terms)
+    await context.signal_past_due(outcome.past_due_subscription_ids, FundsKind.RELEASED_CREDIT)
+    return outcome
+
+
+def decline_code_or_status(payment: PaymentOutcome) -> str | None:
+    """Return why a card did not pay, None when it did."""
+    return None if payment.status in PAID_STATUSES else payment.decline_code or payment.status.value
+
+
+def unpaid_error(context: SubscriptionContext, decline_code: str | None) -> Exception:
+    """Return the error of a command whose invoice stays unpaid."""
+    if context.status not in LIVE_STATUSES:
+        return non_retryable_error(
+            ErrorCode.ILLEGAL_MOVE,
+            f"The subscription became {context.status} before it was paid. The amount paid is wallet credit.",
+        )
+    if decline_code is not None:
+        return non_retryable_error(ErrorCode.PAYMENT_DECLINED, "The card was declined.", {"decline_code": decline_code})
+    return non_retryable_error(ErrorCode.INSUFFICIENT_FUNDS, "Neither the wallet nor a card covers the amount due.")

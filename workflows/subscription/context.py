@@ -1,0 +1,233 @@
+"""The state that the parts of the subscription workflow share, the locks that guard it, and the waits on it.
+
+Lock order: ``collection_lock``, then ``state_lock``. ``state_lock`` is never held while a gateway is asked, so that a
+customer can cancel meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import datetime
+
+from temporalio import workflow
+
+from workflows import names, policies
+from workflows.errors import non_retryable_error
+from workflows.past_due_signals import signal_past_due_subscriptions
+from workflows.ports.payments import PaymentOutcome
+from workflows.ports.subscription import (
+    CancelSubscription,
+    CommittedState,
+    CreateSubscription,
+    PlanTerms,
+    SubscriptionState,
+)
+from workflows.rules import dunning
+from workflows.rules.dunning import FundsKind
+from workflows.rules.errors import ErrorCode
+from workflows.rules.schedule import ScheduledAction, next_action
+from workflows.rules.subscription import PAST_DUE_STATUSES, SubscriptionStatus
+
+PLATFORM_ACTOR = "platform"
+
+MAX_HANDLED_UPDATE_IDS = 50
+"""How many handled update ids are carried through a continue-as-new."""
+
+
+class SubscriptionContext:
+    """State of one subscription workflow. Parts of the workflow take this and never the workflow itself.
+
+    Attributes:
+        command: The order.
+        state: None until the order is recorded.
+        state_lock: Serializes changes of the state.
+        collection_lock: Admits one collection at a time; taken before ``state_lock``.
+        payments: The last outcome that each payment has signaled, by payment id.
+        cancel_request: A cancellation that arrived before the instance was ready.
+        pending_funds: What has arrived that an open invoice has not been tried with.
+        change_count: Grows with each change of the state; loops wait for it.
+    """
+
+    def __init__(self, command: CreateSubscription, state: SubscriptionState | None) -> None:
+        self.command = command
+        self.state = state
+        self.state_lock = asyncio.Lock()
+        self.collection_lock = asyncio.Lock()
+        self.payments: dict[str, PaymentOutcome] = {}
+        self.cancel_request: CancelSubscription | None = None
+        self.pending_funds: set[FundsKind] = set()
+        self.change_count = 0
+        self.payment_started_at: datetime | None = None
+
+    @property
+    def status(self) -> SubscriptionStatus:
+        return self.state.committed.status if self.state is not None else SubscriptionStatus.PENDING
+
+    def require_state(self) -> SubscriptionState:
+        """Return the state.
+
+        Raises:
+            ApplicationError: ``ILLEGAL_MOVE``: the order is not recorded yet.
+        """
+        if self.state is None:
+            raise non_retryable_error(ErrorCode.ILLEGAL_MOVE, "The order is not open.")
+        return self.state
+
+    def require_status(self, allowed: bool, verb: str) -> None:
+        """Raise ``ILLEGAL_MOVE`` unless ``allowed``; ``verb`` completes the message."""
+        if not allowed:
+            raise non_retryable_error(ErrorCode.ILLEGAL_MOVE, f"A subscription that is {self.status} cannot {verb}.")
+
+    def notify_changed(self) -> None:
+        """Wake the loops that wait for a change of the state."""
+        self.change_count += 1
+
+    # The schedule
+
+    def next_action(self) -> ScheduledAction | None:
+        return next_action(self.require_state().schedule_input())
+
+    def is_still_due(self, action: ScheduledAction) -> bool:
+        """Return whether ``action`` is still the next one; asked again once a lock is held."""
+        return self.next_action() == action
+
+    def next_retry_at(self) -> datetime | None:
+        """Return when the open invoice is collected again, None after a hard decline."""
+        state = self.require_state()
+        if state.hard_declined:
+            return None
+        first = state.grace_started_at or workflow.now()
+        return dunning.next_retry_at(state.terms.dunning_policy, first, state.retries_made)
+
+    def clear_hard_decline(self) -> None:
+        """Allow retries again. Those that were due while the card was hard-declined are skipped, not made up for: their
+        delay is no platform downtime and must not extend the grace period.
+        """
+        state = self.state
+        if state is None or not state.hard_declined:
+            return
+        state.hard_declined = False
+        if state.grace_started_at is not None:
+            elapsed = dunning.count_elapsed_retries(state.terms.dunning_policy, state.grace_started_at, workflow.now())
+            state.retries_made = max(state.retries_made, elapsed)
+
+    # The state
+
+    def commit_created(self, committed: CommittedState, terms: PlanTerms, pending_terms: PlanTerms | None) -> None:
+        """Store the state of a recorded order."""
+        self.state = SubscriptionState(
+            committed=committed, terms=terms, pending_terms=pending_terms, instance_plan_id=terms.plan_id
+        )
+        workflow.upsert_search_attributes([names.STATUS_KEY.value_set(committed.status)])
+
+    def commit(self, committed: CommittedState, agreed: PlanTerms | None = None) -> None:
+        """Store the row that an activity has written. The only place that does.
+
+        Args:
+            committed: The row.
+            agreed: Terms that became the subscription's with this row, if any.
+        """
+        state = self.require_state()
+        previous, state.committed = state.committed, committed
+        candidates = [terms for terms in (agreed, state.terms, state.pending_terms) if terms is not None]
+        state.terms = _find_terms(candidates, committed.plan_id)
+        pending_plan_id = committed.pending_plan_id
+        state.pending_terms = _find_terms(candidates, pending_plan_id) if pending_plan_id is not None else None
+        if committed.status not in PAST_DUE_STATUSES:
+            state.retries_made, state.hard_declined, state.grace_extension_seconds = 0, False, 0.0
+        if committed.period_start != previous.period_start:
+            # The terms of a new period are final: a plan change before it is no longer rolled back.
+            state.plan_change_rollback = None
+        if committed.status is not previous.status:
+            workflow.upsert_search_attributes([names.STATUS_KEY.value_set(committed.status)])
+        self.notify_changed()
+
+    # Waits
+
+    async def wait_briefly(self, reached: Callable[[], bool]) -> None:
+        """Wait at most ``PREVIOUS_UPDATE_WAIT`` for ``reached``.
+
+        A caller can read the end of an earlier command from the database before this workflow receives it.
+        """
+        if not reached():
+            with contextlib.suppress(TimeoutError):
+                await workflow.wait_condition(reached, timeout=policies.PREVIOUS_UPDATE_WAIT)
+
+    @property
+    def payment_is_slow(self) -> bool:
+        """Whether a card payment has had no outcome for longer than ``PREVIOUS_UPDATE_WAIT``."""
+        started_at = self.payment_started_at
+        return started_at is not None and workflow.now() - started_at > policies.PREVIOUS_UPDATE_WAIT
+
+    def require_no_slow_payment(self) -> None:
+        """Raise ``CONFLICT`` while ``payment_is_slow``; for validators, so that a refusal leaves no event."""
+        if self.payment_is_slow:
+            raise non_retryable_error(
+                ErrorCode.CONFLICT, "A payment of this subscription has no outcome yet. Retry when it has, or cancel."
+            )
+
+    @asynccontextmanager
+    async def customer_collection_lock(self) -> AsyncIterator[None]:
+        """Hold ``collection_lock`` for a customer's command.
+
+        Raises:
+            ApplicationError: ``CONFLICT``: another command or payment still holds it after ``PREVIOUS_UPDATE_WAIT``.
+        """
+        await self.wait_briefly(lambda: not self.collection_lock.locked())
+        if self.collection_lock.locked():
+            raise non_retryable_error(
+                ErrorCode.CONFLICT,
+                "Another payment or command of this subscription is in progress. Retry when it has ended.",
+            )
+        async with self.collection_lock:
+            yield
+
+    # Handled updates
+
+    def is_handled(self, update_id: str) -> bool:
+        """Return whether an update was answered before; the server forgets update ids at continue-as-new."""
+        return self.state is not None and update_id in self.state.handled_update_ids
+
+    def mark_handled(self, update_id: str) -> None:
+        state = self.require_state()
+        if update_id not in state.handled_update_ids:
+            state.handled_update_ids = [*state.handled_update_ids[1 - MAX_HANDLED_UPDATE_IDS :], update_id]
+
+    # Funds
+
+    async def signal_past_due(self, subscription_ids: list[str], kind: FundsKind = FundsKind.CREDIT) -> None:
+        """Let past-due subscriptions of the account collect again; this one's own loop does so by itself."""
+        own = self.command.subscription_id
+        if own in subscription_ids:
+            self.pending_funds.add(kind)
+        await signal_past_due_subscriptions([other for other in subscription_ids if other != own], own, kind)
+
+    def take_pending_funds(self) -> frozenset[FundsKind]:
+        """Return what has arrived since the last attempt; a payment method ends a hard decline.
+
+        Only the collection calls it, under its lock: the charge of the previous card may be declined after the signal.
+        """
+        taken = frozenset(self.pending_funds)
+        self.pending_funds.clear()
+        if FundsKind.PAYMENT_METHOD in taken:
+            self.clear_hard_decline()
+        return taken
+
+    @property
+    def should_collect_now(self) -> bool:
+        return bool(self.pending_funds) and self.status in PAST_DUE_STATUSES
+
+
+def _find_terms(candidates: list[PlanTerms], plan_id: str) -> PlanTerms:
+    """Return the newest terms of a plan.
+
+    Raises:
+        LookupError: the workflow has not agreed to this plan: a bug, which must not be billed.
+    """
+    for terms in candidates:
+        if terms.plan_id == plan_id:
+            return terms
+    raise LookupError(f"no terms are agreed for plan {plan_id}")

@@ -1,0 +1,205 @@
+"""Reconciles the instance with the subscription's state, one operation at a time.
+
+The workflow never commands "suspend" where it changes the status: the reconciler compares the desired state with the
+last one that an operation reached, so a crash in between or an unavailable cluster only delays it. It runs beside the
+schedule: a payment that is unknown for days must not delay a restart, and a slow cluster must not delay a renewal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+
+from temporalio import workflow
+from temporalio.exceptions import ChildWorkflowError
+from temporalio.workflow import ParentClosePolicy
+
+from workflows import names, policies
+from workflows.attention import set_needs_attention
+from workflows.ports.instances import (
+    InstanceActivities,
+    OperationInput,
+    OperationKind,
+    OperationOutcome,
+    OperationStatus,
+)
+from workflows.ports.subscription import Resources, StartOperation
+from workflows.rules import ids
+from workflows.rules.subscription import SubscriptionStatus
+from workflows.subscription.context import PLATFORM_ACTOR, SubscriptionContext
+
+RUNNING_STATUSES = frozenset({SubscriptionStatus.TRIALING, SubscriptionStatus.ACTIVE, SubscriptionStatus.PAST_DUE})
+SCALED_DOWN_STATUSES = frozenset(
+    {SubscriptionStatus.SUSPENDED, SubscriptionStatus.PAUSED, SubscriptionStatus.CANCELLED}
+)
+
+RETRY_INITIAL_INTERVAL = timedelta(minutes=2)
+RETRY_MAXIMUM_INTERVAL = timedelta(hours=1)
+"""Wait before the platform repeats a failed operation; doubles with each failure in a row."""
+
+
+def retry_interval(failure_count: int) -> timedelta:
+    """Return the wait after ``failure_count`` failures in a row: 2 min, 4 min, … 1 h."""
+    return min(RETRY_INITIAL_INTERVAL * (1 << min(failure_count - 1, 10)), RETRY_MAXIMUM_INTERVAL)
+
+
+class InstanceReconciler:
+    """Runs the instance's operations.
+
+    Args:
+        context: The subscription.
+        on_resize_failed: Rolls the plan change back; receives the reason.
+    """
+
+    def __init__(
+        self, context: SubscriptionContext, on_resize_failed: Callable[[SubscriptionContext, str], Awaitable[None]]
+    ) -> None:
+        self._context = context
+        self._on_resize_failed = on_resize_failed
+        self._pending_operation: OperationInput | None = None
+        self._operation_lock = asyncio.Lock()
+        self._retry_not_before: datetime | None = None
+        self._failure_count = 0
+
+    @property
+    def is_busy(self) -> bool:
+        return self._operation_lock.locked() or self._pending_operation is not None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no operation is running, requested or due before the back-off ends."""
+        return not self.is_busy and (self._desired_operation() is None or self._is_backing_off())
+
+    async def enqueue_operation(self, command: StartOperation) -> None:
+        """Record a customer's operation; ``reconcile_forever`` executes it."""
+        operation = self._operation_input(OperationKind(command.kind), command.actor, command.operation_id)
+        await workflow.execute_activity_method(InstanceActivities.create_operation, operation, **policies.DATABASE)
+        self._pending_operation = operation
+        self._context.notify_changed()
+
+    async def reconcile_forever(self) -> None:
+        """Keep the instance in its desired state until cancelled."""
+        while True:
+            last_change = self._context.change_count
+            if not self.is_idle:
+                async with self._operation_lock:
+                    await self._run_next_operation()
+                continue
+            pause = (
+                self._retry_not_before - workflow.now()
+                if self._desired_operation() and self._retry_not_before
+                else None
+            )
+            with contextlib.suppress(TimeoutError):
+                await workflow.wait_condition(lambda: self._context.change_count != last_change, timeout=pause)  # noqa: B023
+
+    async def delete_instance(self) -> None:
+        """Delete the instance and its data; returns when the cluster is verified clean."""
+        async with self._operation_lock:
+            delete = OperationKind.DELETE
+            while (
+                await self._execute_operation(self._operation_input(delete, PLATFORM_ACTOR, self._next_operation_id()))
+            ).status is not OperationStatus.SUCCEEDED:
+                self._failure_count += 1
+                await workflow.sleep(retry_interval(self._failure_count))
+            set_needs_attention(False)
+            self._context.require_state().instance_desired_running = False
+
+    async def _run_next_operation(self) -> None:
+        """Run the requested operation, or else the one that the desired state needs."""
+        if self._pending_operation is not None:
+            await self._run_customer_operation(self._pending_operation)
+        elif not self._is_backing_off() and (kind := self._desired_operation()) is not None:
+            await self._reconcile(kind)
+
+    def _is_backing_off(self) -> bool:
+        return self._retry_not_before is not None and workflow.now() < self._retry_not_before
+
+    def _desired_operation(self) -> OperationKind | None:
+        state = self._context.require_state()
+        if self._context.status in SCALED_DOWN_STATUSES:
+            return OperationKind.SUSPEND if state.instance_desired_running else None
+        if self._context.status not in RUNNING_STATUSES or state.is_stopped_by_customer:
+            return None
+        if not state.instance_desired_running:
+            return OperationKind.RESUME
+        return OperationKind.RESIZE if state.instance_plan_id != state.terms.plan_id else None
+
+    async def _reconcile(self, kind: OperationKind) -> None:
+        state = self._context.require_state()
+        terms = state.terms
+        resources = terms.resources if kind is OperationKind.RESIZE else None
+        outcome = await self._execute_operation(
+            self._operation_input(kind, PLATFORM_ACTOR, self._next_operation_id(), resources)
+        )
+        if outcome.status is OperationStatus.SUCCEEDED:
+            self._retry_not_before, self._failure_count = None, 0
+            if kind is OperationKind.RESIZE:
+                state.instance_plan_id = terms.plan_id
+                state.plan_change_rollback = None
+            else:
+                state.instance_desired_running = kind is OperationKind.RESUME
+            set_needs_attention(False)
+            return
+        if kind is OperationKind.RESIZE and state.plan_change_rollback is not None:
+            await self._on_resize_failed(self._context, outcome.reason or "the instance could not be resized")
+            return
+        self._failure_count += 1
+        self._retry_not_before = workflow.now() + retry_interval(self._failure_count)
+        set_needs_attention(True)
+
+    async def _run_customer_operation(self, operation: OperationInput) -> None:
+        state = self._context.require_state()
+        outcome = await self._execute_operation(operation)
+        self._pending_operation = None
+        if outcome.status is OperationStatus.SUCCEEDED and operation.kind in (OperationKind.STOP, OperationKind.START):
+            state.is_stopped_by_customer = operation.kind is OperationKind.STOP
+            state.instance_desired_running = operation.kind is OperationKind.START
+
+    async def _execute_operation(self, operation: OperationInput) -> OperationOutcome:
+        try:
+            outcome: OperationOutcome = await workflow.execute_child_workflow(
+                names.INSTANCE_OPERATION,
+                operation,
+                id=names.operation_workflow_id(operation.instance_id, operation.operation_id),
+                parent_close_policy=ParentClosePolicy.ABANDON,
+                result_type=OperationOutcome,
+                search_attributes=names.search_attributes(
+                    operation.organization_id,
+                    "operation",
+                    subscription=operation.subscription_id,
+                    instance=operation.instance_id,
+                ),
+            )
+            return outcome
+        except ChildWorkflowError:
+            # A manually terminated operation: the desired state is unchanged.
+            return OperationOutcome(
+                operation_id=operation.operation_id,
+                status=OperationStatus.FAILED,
+                reason="the operation was terminated",
+            )
+        finally:
+            self._context.notify_changed()
+
+    def _operation_input(
+        self, kind: OperationKind, actor: str, operation_id: str, resources: Resources | None = None
+    ) -> OperationInput:
+        command = self._context.command
+        return OperationInput(
+            operation_id=operation_id,
+            instance_id=command.instance_id,
+            subscription_id=command.subscription_id,
+            organization_id=command.organization_id,
+            kind=kind,
+            actor=actor,
+            business_time=workflow.now(),
+            resources=resources,
+        )
+
+    def _next_operation_id(self) -> str:
+        state = self._context.require_state()
+        state.operation_count += 1
+        return ids.derive_id("op", self._context.command.subscription_id, f"{state.recovery_id}{state.operation_count}")

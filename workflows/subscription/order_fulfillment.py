@@ -1,0 +1,244 @@
+"""Fulfillment of an order: create, authorize, provision, activate; a failure compensates the steps in reverse order."""
+
+from __future__ import annotations
+
+import contextlib
+
+from temporalio import workflow
+from temporalio.exceptions import ChildWorkflowError, FailureError
+from temporalio.workflow import ParentClosePolicy
+
+from workflows import local_first, names, policies
+from workflows.ports.billing import BillingActivities, BillingOutcome, StartFirstPeriod, SubscriptionActivities
+from workflows.ports.instances import OperationInput, OperationKind, ProvisioningInput, ProvisioningOutcome
+from workflows.ports.subscription import (
+    AbortOrder,
+    CardCharge,
+    CreateSubscriptionOutcome,
+    OpenSubscription,
+    StartProvisioning,
+)
+from workflows.rules import ids
+from workflows.rules.payment import IN_FLIGHT_STATUSES, PaymentStatus
+from workflows.rules.subscription import PRE_READY_STATUSES, TERMINAL_STATUSES, SubscriptionStatus
+from workflows.saga import Saga
+from workflows.subscription import card_payments
+from workflows.subscription.card_payments import PaymentHandle
+from workflows.subscription.context import PLATFORM_ACTOR, SubscriptionContext
+
+UNSETTLED_STATUSES = tuple(IN_FLIGHT_STATUSES - {PaymentStatus.AUTHORIZED})
+
+
+class OrderAborted(Exception):
+    """The order ends with ``status``; the saga compensates the completed steps."""
+
+    def __init__(self, status: SubscriptionStatus, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+
+
+class OrderFulfillment:
+    def __init__(self, context: SubscriptionContext) -> None:
+        self._context = context
+        self._payment: PaymentHandle | None = None
+        self._payment_id = ""
+        self._provisioning: workflow.ChildWorkflowHandle[object, ProvisioningOutcome] | None = None
+        self._provisioning_rolled_back = False
+        self._abort = OrderAborted(SubscriptionStatus.CANCELLED, "the workflow was cancelled")
+
+    async def run(self) -> bool:
+        """Return True when the instance is ready and billing has begun, False when the order has ended.
+
+        A repeated order whose first workflow was terminated continues from the row instead of being fulfilled again.
+
+        Raises:
+            ApplicationError: the order was refused; nothing was written.
+        """
+        opened = await self._create_subscription()
+        if opened.state.status not in PRE_READY_STATUSES:
+            return self._adopt_subscription()
+        try:
+            async with Saga() as saga:
+                saga.add_compensation(self._record_abort)
+                try:
+                    if opened.card is not None:
+                        saga.add_compensation(self._cancel_authorization)
+                        await self._authorize_card(opened.card)
+                    saga.add_compensation(self._delete_instance)
+                    await self._provision()
+                except OrderAborted as ending:
+                    self._abort = ending
+                    raise
+        except OrderAborted:
+            return False
+        await self._activate()
+        return True
+
+    async def _create_subscription(self) -> CreateSubscriptionOutcome:
+        command, info = self._context.command, workflow.info()
+        # A local activity: the customer waits for it, and it saves a workflow task and an activity task.
+        opened: CreateSubscriptionOutcome = await local_first.execute(
+            SubscriptionActivities.create,
+            OpenSubscription(order=command, workflow_id=info.workflow_id, run_id=info.run_id, now=workflow.now()),
+        )
+        self._context.commit_created(opened.state, opened.terms, opened.pending_terms)
+        return opened
+
+    def _adopt_subscription(self) -> bool:
+        """Continue a subscription whose workflow was terminated after its order; return whether it has not ended."""
+        state = self._context.require_state()
+        # Payments and operations of the terminated run have the ids that counting from 1 gives.
+        state.recovery_id = workflow.uuid4().hex
+        state.instance_desired_running = True
+        return state.committed.status not in TERMINAL_STATUSES
+
+    async def _authorize_card(self, card: CardCharge) -> None:
+        """Authorize the amount that credit does not cover."""
+        payment = card_payments.build_payment(self._context, card, None)
+        self._payment_id = payment.payment_id
+        handle = self._payment = await card_payments.start_payment(payment)
+        await workflow.wait_condition(
+            lambda: (
+                self._payment_status() not in (None, *UNSETTLED_STATUSES)
+                or handle.done()
+                or self._is_cancel_requested()
+            )
+        )
+        self._raise_if_cancel_requested()
+        if self._payment_status() is not PaymentStatus.AUTHORIZED:
+            raise OrderAborted(SubscriptionStatus.EXPIRED, "the card was declined")
+        committed = await workflow.execute_activity_method(
+            SubscriptionActivities.start_provisioning,
+            StartProvisioning(
+                subscription_id=self._context.command.subscription_id, payment_id=payment.payment_id, now=workflow.now()
+            ),
+            **policies.DATABASE,
+        )
+        self._context.commit(committed)
+
+    async def _provision(self) -> None:
+        self._raise_if_cancel_requested()
+        command = self._context.command
+        child: workflow.ChildWorkflowHandle[object, ProvisioningOutcome] = await workflow.start_child_workflow(
+            names.PROVISIONING,
+            ProvisioningInput(
+                instance_id=command.instance_id,
+                subscription_id=command.subscription_id,
+                organization_id=command.organization_id,
+                business_time=workflow.now(),
+                request_id=command.request_id,
+            ),
+            id=names.provisioning_workflow_id(command.instance_id),
+            parent_close_policy=ParentClosePolicy.ABANDON,
+            cancellation_type=workflow.ChildWorkflowCancellationType.WAIT_CANCELLATION_COMPLETED,
+            result_type=ProvisioningOutcome,
+            search_attributes=names.search_attributes(
+                command.organization_id,
+                "provisioning",
+                subscription=command.subscription_id,
+                instance=command.instance_id,
+            ),
+        )
+        self._provisioning = child
+        await workflow.wait_condition(lambda: child.done() or self._is_cancel_requested())
+        self._raise_if_cancel_requested()
+        try:
+            provisioned = await child
+        except ChildWorkflowError as error:
+            raise OrderAborted(SubscriptionStatus.FAILED, "provisioning was terminated") from error
+        if not provisioned.ready:
+            self._provisioning_rolled_back = True
+            raise OrderAborted(
+                SubscriptionStatus.FAILED,
+                provisioned.message or provisioned.reason or "the instance did not become ready",
+            )
+
+    async def _activate(self) -> None:
+        """Start the first period (or the trial) now that the instance is ready, and capture the authorized payment."""
+        context, state, now = self._context, self._context.require_state(), workflow.now()
+        state.instance_desired_running = True
+        # Keeps other payments and a pause out until the first payment is captured.
+        async with context.collection_lock:
+            async with context.state_lock:
+                outcome: BillingOutcome = await workflow.execute_activity_method(
+                    BillingActivities.start_first_period,
+                    StartFirstPeriod(
+                        subscription_id=context.command.subscription_id,
+                        period_start=now,
+                        trial_days=state.terms.trial_days,
+                        now=now,
+                    ),
+                    **policies.DATABASE,
+                )
+                context.commit(outcome.state)
+            if self._payment is not None and outcome.invoice_id is not None:
+                await self._signal_payment("capture")
+                payment = await card_payments.await_payment(context, self._payment, self._payment_id)
+                async with context.state_lock:
+                    await card_payments.record_payment(context, outcome.invoice_id, payment)
+
+    # Compensations
+
+    async def _record_abort(self) -> None:
+        request = self._context.cancel_request
+        outcome = await workflow.execute_activity_method(
+            SubscriptionActivities.abort_order,
+            AbortOrder(
+                subscription_id=self._context.command.subscription_id,
+                state=self._abort.status,
+                reason=self._abort.reason,
+                actor=request.actor if request else PLATFORM_ACTOR,
+                now=workflow.now(),
+            ),
+            **policies.DATABASE,
+        )
+        self._context.commit(outcome.state)
+        await self._context.signal_past_due(outcome.past_due_subscription_ids)
+
+    async def _cancel_authorization(self) -> None:
+        if self._payment is not None:
+            await self._signal_payment("cancel_authorization")
+            await workflow.wait_condition(self._payment.done)
+
+    async def _signal_payment(self, decision: str) -> None:
+        """Signal the authorized payment, unless it has ended because its authorization expired."""
+        if self._payment is not None and not self._payment.done():
+            with contextlib.suppress(FailureError):
+                await self._payment.signal(decision)
+
+    async def _delete_instance(self) -> None:
+        """Delete an instance that became ready just before the cancellation; provisioning rolls back by itself."""
+        command, provisioning = self._context.command, self._provisioning
+        if self._provisioning_rolled_back:
+            return
+        if provisioning is not None and not provisioning.done():
+            provisioning.cancel()
+            await workflow.wait_condition(provisioning.done)
+        operation_id = ids.derive_id("op", command.subscription_id, "undo")
+        await workflow.execute_child_workflow(
+            names.INSTANCE_OPERATION,
+            OperationInput(
+                operation_id=operation_id,
+                instance_id=command.instance_id,
+                subscription_id=command.subscription_id,
+                organization_id=command.organization_id,
+                kind=OperationKind.DELETE,
+                actor=PLATFORM_ACTOR,
+                business_time=workflow.now(),
+            ),
+            id=names.operation_workflow_id(command.instance_id, operation_id),
+            parent_close_policy=ParentClosePolicy.ABANDON,
+        )
+
+    def _payment_status(self) -> PaymentStatus | None:
+        outcome = self._context.payments.get(self._payment_id)
+        return outcome.status if outcome else None
+
+    def _is_cancel_requested(self) -> bool:
+        return self._context.cancel_request is not None
+
+    def _raise_if_cancel_requested(self) -> None:
+        request = self._context.cancel_request
+        if request is not None:
+            raise OrderAborted(SubscriptionStatus.CANCELLED, request.reason or "cancelled by the customer")

@@ -1,0 +1,147 @@
+"""Plan changes: apply, schedule or charge; roll back when the instance cannot be resized."""
+
+from __future__ import annotations
+
+from temporalio import workflow
+from temporalio.exceptions import ActivityError
+
+from workflows import policies
+from workflows.errors import from_activity_error, non_retryable_error
+from workflows.ports.billing import (
+    ApplyPlanChange,
+    BillingActivities,
+    CompletePlanChange,
+    PlanChangeOutcome,
+    PlanChangeResult,
+    RollbackPlanChange,
+)
+from workflows.ports.subscription import ChangePlan, CommittedState, PlanChangeRollback, PlanTerms
+from workflows.rules.errors import ErrorCode
+from workflows.rules.payment import PAID_STATUSES
+from workflows.rules.subscription import SubscriptionStatus
+from workflows.subscription import card_payments
+from workflows.subscription.context import SubscriptionContext
+
+
+def require_changeable(context: SubscriptionContext) -> None:
+    """Raise ``ILLEGAL_MOVE`` or ``CONFLICT`` in a state in which the plan cannot change."""
+    context.require_status(
+        context.status in (SubscriptionStatus.ACTIVE, SubscriptionStatus.TRIALING), "change its plan"
+    )
+    context.require_no_slow_payment()
+
+
+async def change_plan(context: SubscriptionContext, command: ChangePlan) -> None:
+    """Apply, schedule or charge for a plan change.
+
+    Raises:
+        ApplicationError: the change is refused, or its payment failed; the plan is unchanged.
+    """
+    async with context.customer_collection_lock():
+        async with context.state_lock:
+            require_changeable(context)
+            state = context.require_state()
+            if state.plan_change_rollback is not None:
+                raise non_retryable_error(
+                    ErrorCode.CONFLICT, "The previous plan change is in progress. Retry when the instance is resized."
+                )
+            outcome = await _apply_or_price(context, command)
+            if outcome.outcome is PlanChangeResult.APPLIED:
+                _commit_plan_change(context, outcome.state, outcome.terms, command.update_id)
+                await context.signal_past_due(outcome.past_due_subscription_ids)
+                return
+            context.commit(outcome.state, outcome.terms)
+            if outcome.outcome is PlanChangeResult.SCHEDULED:
+                return
+        if outcome.card is None or outcome.invoice_id is None:
+            raise non_retryable_error(ErrorCode.INSUFFICIENT_FUNDS, "Neither credit nor a card covers the change.")
+        payment = await card_payments.charge(context, outcome.card, outcome.invoice_id)
+        async with context.state_lock:
+            if payment.status not in PAID_STATUSES:
+                await card_payments.record_failure(context, outcome.invoice_id, payment)
+                raise card_payments.unpaid_error(context, card_payments.decline_code_or_status(payment))
+            completed = await workflow.execute_activity_method(
+                BillingActivities.complete_plan_change,
+                CompletePlanChange(
+                    subscription_id=context.command.subscription_id,
+                    invoice_id=outcome.invoice_id,
+                    payment_id=payment.payment_id,
+                    plan_change_id=command.update_id,
+                    actor=command.actor,
+                    terms=outcome.terms,
+                    restarts=outcome.is_new_anchor,
+                    now=workflow.now(),
+                ),
+                **policies.DATABASE,
+            )
+            if completed.paid:
+                _commit_plan_change(context, completed.state, outcome.terms, command.update_id)
+            else:
+                context.commit(completed.state)
+            await context.signal_past_due(completed.past_due_subscription_ids)
+            if not completed.paid:
+                raise card_payments.unpaid_error(context, None)
+
+
+async def rollback_plan_change(context: SubscriptionContext, reason: str) -> None:
+    """Return to the previous terms and return what the change was paid with; the instance could not be resized."""
+    async with context.collection_lock, context.state_lock:
+        state = context.require_state()
+        rollback = state.plan_change_rollback
+        if rollback is None:
+            return
+        outcome = await workflow.execute_activity_method(
+            BillingActivities.rollback_plan_change,
+            RollbackPlanChange(
+                subscription_id=context.command.subscription_id,
+                fallback=rollback,
+                plan_change_id=rollback.plan_change_id,
+                reason=reason,
+                now=workflow.now(),
+            ),
+            **policies.DATABASE,
+        )
+        # In every status: a subscription that was paused meanwhile resumes with these terms.
+        context.commit(outcome.state, rollback.terms)
+        state.plan_change_rollback = None
+        await context.signal_past_due(outcome.past_due_subscription_ids)
+
+
+async def _apply_or_price(context: SubscriptionContext, command: ChangePlan) -> PlanChangeOutcome:
+    try:
+        return await workflow.execute_activity_method(
+            BillingActivities.change_plan,
+            ApplyPlanChange(
+                subscription_id=context.command.subscription_id,
+                plan_id=command.plan_id,
+                mode=command.mode,
+                plan_change_id=command.update_id,
+                actor=command.actor,
+                now=workflow.now(),
+            ),
+            **policies.DATABASE,
+        )
+    except ActivityError as error:
+        raise from_activity_error(error) from error
+
+
+def _commit_plan_change(
+    context: SubscriptionContext, committed: CommittedState, terms: PlanTerms, plan_change_id: str
+) -> None:
+    """Store the row after an applied change, and what the change replaced until the instance is resized."""
+    state = context.require_state()
+    before, replaced_terms = state.committed, state.terms
+    context.commit(committed, terms)
+    # Nothing to roll back where no resize follows now: the instance has these resources already (an earlier change was
+    # not carried out), or it is stopped and is resized when the customer starts it, possibly periods later.
+    is_resized = state.instance_plan_id != terms.plan_id and not state.is_stopped_by_customer
+    if before.billing_anchor is None or before.period_start is None or before.period_end is None or not is_resized:
+        state.plan_change_rollback = None
+        return
+    state.plan_change_rollback = PlanChangeRollback(
+        plan_change_id=plan_change_id,
+        terms=replaced_terms,
+        anchor=before.billing_anchor,
+        period_start=before.period_start,
+        period_end=before.period_end,
+    )

@@ -1,0 +1,15 @@
+"""Which time-zone data a process uses."""
+
+from __future__ import annotations
+
+import zoneinfo
+
+
+def use_packaged_time_zones() -> None:
+    """Read time zones from the pinned ``tzdata`` package alone.
+
+    By default ``zoneinfo`` prefers the machine's data, whose version differs between machines: two processes would bill
+    by different boundaries. Every entry point calls this before it computes anything; the same as ``PYTHONTZPATH=``.
+    """
+    zoneinfo.reset_tzpath(to=())
+    zoneinfo.ZoneInfo.clear_cache()
