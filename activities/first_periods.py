@@ -16,7 +16,7 @@ from activities.subscription_transitions import lock_subscription, new_change_se
 from db.queries import invoices
 from db.queries.change_set import ChangeSet
 from db.queries.locked_subscriptions import LockedSubscription
-from db.queries.payments import order_is_authorized
+from db.queries.payments import find_authorized_order_payment
 from workflows.ports.billing import BillingOutcome, StartFirstPeriod
 from workflows.ports.subscription import CardCharge
 from workflows.rules import ledger
@@ -79,7 +79,8 @@ async def _invoice_first_period(
     due, zero = draft.total - paid, zero_money(subscription.currency)
     # An amount below the gateway's minimum was never authorized at the card.
     small = due.amount_minor < gateway.minimum(subscription.currency).amount_minor
-    carried = due if due and small and not await order_is_authorized(session, subscription.id) else zero
+    is_carried = due and small and await find_authorized_order_payment(session, subscription.id) is None
+    carried = due if is_carried else zero
     due = due - carried
     subscription = transition_subscription(
         changes,

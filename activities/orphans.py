@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -12,15 +11,13 @@ from activities.adapters.kubernetes import deletion
 from activities.adapters.kubernetes.client import KubernetesClient
 from activities.adapters.kubernetes.deletion import OwnedNamespace
 from activities.adapters.kubernetes.ownership import Owner
+from activities.operator_alerts import daily_dedup_key, list_names
 from db.queries import instances as queries
 from db.queries import outbox
 from db.session import SessionFactory
 from workflows import names
 from workflows.ports.instances import CleanUpOrphans, OrphanCleanupOutcome
 from workflows.rules.instance import NamespaceVerdict, judge_namespace, max_orphans
-
-LISTED = 20
-"""How many namespaces an alert names."""
 
 
 class OrphanCleaner:
@@ -96,11 +93,11 @@ class OrphanCleaner:
             activity.logger.error("namespaces of unknown instances, not deleted: %s", ", ".join(unknown))
             alerts.append(
                 outbox.build_operator_alert(
-                    _dedup_key("unknown", unknown, now),
+                    daily_dedup_key("orphans/unknown", unknown, now),
                     now,
                     "Namespaces of instances that the database does not know",
                     f"{len(unknown)} namespaces carry this installation's label, but the database has no such instance:"
-                    f" {_listed(unknown)}. Nothing was deleted. If the database was restored from a backup, restore"
+                    f" {list_names(unknown)}. Nothing was deleted. If the database was restored from a backup, restore"
                     " these instances as well; otherwise delete the namespaces by hand.",
                     severity="critical",
                 )
@@ -109,12 +106,12 @@ class OrphanCleaner:
             activity.logger.error("orphan cleanup paused: %d orphans, %d allowed", len(paused), allowed)
             alerts.append(
                 outbox.build_operator_alert(
-                    _dedup_key("paused", paused, now),
+                    daily_dedup_key("orphans/paused", paused, now),
                     now,
                     "Orphan cleanup paused",
                     f"{len(paused)} namespaces belong to deleted or failed instances; one run deletes at most"
-                    f" {allowed}: {_listed(paused)}. Nothing was deleted. To approve the deletion, start the workflow"
-                    f" {names.ORPHAN_CLEANUP} with max_orphans {len(paused)}.",
+                    f" {allowed}: {list_names(paused)}. Nothing was deleted. To approve the deletion, start the"
+                    f" workflow {names.ORPHAN_CLEANUP} with max_orphans {len(paused)}.",
                     severity="critical",
                 )
             )
@@ -134,13 +131,3 @@ class OrphanCleaner:
 def _rotated(orphans: Sequence[OwnedNamespace], now: datetime) -> list[OwnedNamespace]:
     start = int(now.timestamp() // 60) % len(orphans) if orphans else 0
     return [*orphans[start:], *orphans[:start]]
-
-
-def _dedup_key(category: str, namespaces: Sequence[str], now: datetime) -> str:
-    digest = hashlib.sha256(" ".join(namespaces).encode()).hexdigest()[:12]
-    return f"orphans/{category}/{digest}/{now.date().isoformat()}"
-
-
-def _listed(namespaces: Sequence[str]) -> str:
-    more = f" and {len(namespaces) - LISTED} more" if len(namespaces) > LISTED else ""
-    return f"{', '.join(namespaces[:LISTED])}{more}"

@@ -41,12 +41,16 @@ from workflows.rules.subscription import LIVE_STATUSES, PAST_DUE_STATUSES, Subsc
 
 async def apply_card_payment(session: AsyncSession, command: ApplyCardPayment) -> BillingOutcome:
     subscription = await lock_subscription(session, command.subscription_id)
-    invoice = await invoices.lock_invoice(session, command.invoice_id)
+    invoice = await invoices.lock_invoice(session, command.invoice_id) if command.invoice_id is not None else None
     if await is_payment_applied(session, command.payment_id):
         outcome = await replay_result(session, subscription, invoice)
         return replace(outcome, past_due_subscription_ids=await list_debtors(session, subscription.organization_id))
     changes = new_change_set(subscription, command.now, "platform")
     received = await captured_amount(session, command.payment_id)
+    if invoice is not None and invoice.status is InvoiceStatus.DRAFT and invoice.plan_change_id is not None:
+        # Its command was lost: ``complete_plan_change`` alone pays the draft of a plan change.
+        await invoices.mark_void(session, invoice.id, command.now)
+        invoice = replace(invoice, status=InvoiceStatus.VOID)
     awaited = invoice is not None and invoice.status in (InvoiceStatus.DRAFT, InvoiceStatus.OPEN)
     if invoice is None or not awaited or subscription.status not in LIVE_STATUSES:
         return await credit_unneeded_payment(session, changes, subscription, invoice, received, command.payment_id)

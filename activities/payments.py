@@ -41,10 +41,13 @@ class GatewayPaymentActivities(PaymentActivities):
     @activity.defn(name="payments.charge")
     async def charge(self, command: ChargePayment) -> PaymentProgress:
         payment_input = command.input
-        payment, progress = await self._create_or_load(command)
+        payment, progress, is_key_retained = await self._create_or_load(command)
         is_pending = payment.status in (PaymentStatus.CREATED, PaymentStatus.PENDING, PaymentStatus.UNKNOWN)
         if not is_pending or payment.gateway_reference is not None:
             return progress
+        if not is_key_retained:
+            # A workflow that was started again long after the request: the gateway would charge a second time.
+            return await self.poll(PollPayment(pay=payment_input, is_abandoned=False, now=command.now))
         if payment_input.gateway not in self._gateways:
             return await self._close_payment(
                 payment_input.payment_id, PaymentStatus.FAILED, "gateway_unavailable", command.now
@@ -128,13 +131,17 @@ class GatewayPaymentActivities(PaymentActivities):
 
     @activity.defn(name="payments.mark_unknown")
     async def mark_unknown(self, command: ChargePayment) -> PaymentProgress:
-        payment, progress = await self._create_or_load(command)
+        payment, progress, _ = await self._create_or_load(command)
         if payment.status in FINAL_STATUSES:
             return progress
         return await self._close_payment(payment.id, PaymentStatus.UNKNOWN, None, command.now)
 
-    async def _create_or_load(self, command: ChargePayment) -> tuple[Payment, PaymentProgress]:
-        """Insert the payment, or lock the existing one, before any call to its gateway."""
+    async def _create_or_load(self, command: ChargePayment) -> tuple[Payment, PaymentProgress, bool]:
+        """Insert the payment, or lock the existing one, before any call to its gateway.
+
+        Returns:
+            The payment, its progress, and whether the gateway still remembers its idempotency key.
+        """
         payment_input, now = command.input, command.now
         try:
             async with self._sessions.begin() as session:
@@ -148,7 +155,8 @@ class GatewayPaymentActivities(PaymentActivities):
                     if method is None or method.gateway != payment_input.gateway:
                         raise RuleViolation(ErrorCode.NOT_FOUND, "There is no such payment method.")
                 payment = await payments.create_or_lock_payment(session, _payment_row(payment_input, now))
-                return payment, await gateway_results.payment_progress(session, payment)
+                progress = await gateway_results.payment_progress(session, payment)
+                return payment, progress, await payments.is_idempotency_key_retained(session, payment)
         except RuleViolation as violation:
             raise to_application_error(violation) from violation
 

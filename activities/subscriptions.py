@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime
 from typing import Any
 
 from sqlalchemy import text
@@ -18,8 +17,9 @@ from activities.invoice_allocations import reverse_all
 from activities.invoicing import format_money
 from activities.notification_context import notification_context
 from activities.order_records import build_subscription, insert_subscription_and_instance
-from activities.outcomes import card_remainder, committed_state, repeated_status_outcome, status_outcome
+from activities.outcomes import committed_state, repeated_status_outcome, status_outcome
 from activities.plan_terms import build_plan_terms
+from activities.recorded_orders import replay_creation
 from activities.rule_errors import converts_rule_violations
 from activities.subscription_transitions import lock_subscription, new_change_set
 from db.errors import violated_constraint
@@ -39,7 +39,6 @@ from workflows.ports.subscription import (
     CreateSubscription,
     CreateSubscriptionOutcome,
     OpenSubscription,
-    PlanTerms,
     ReleaseReminders,
     SetCancelAtPeriodEnd,
     StartProvisioning,
@@ -228,7 +227,7 @@ class PostgresSubscriptionActivities(SubscriptionActivities):
             raise non_retryable_error(ErrorCode.NOT_FOUND, "There is no such account.")
         if facts.is_recorded:
             recorded = await lock_subscription(session, order.subscription_id)
-            return await _replayed_creation(session, recorded, command.now)
+            return await replay_creation(session, recorded, command.now)
         plan = facts.plan
         if plan is None:
             raise non_retryable_error(ErrorCode.NOT_FOUND, "There is no such plan in the account's currency.")
@@ -325,44 +324,6 @@ async def _status_change_context(
         cancels_at=command.cancellation_at,
         **open_invoice,
     )
-
-
-async def _replayed_creation(
-    session: AsyncSession, subscription: LockedSubscription, now: datetime
-) -> CreateSubscriptionOutcome:
-    """Return the outcome of an order that is already recorded, from its rows.
-
-    It was recorded by a lost run of this activity, or before its workflow was terminated; in that case the plan may
-    have changed since.
-    """
-    pending_id = subscription.pending_plan_id
-    return CreateSubscriptionOutcome(
-        state=await committed_state(session, subscription, None),
-        terms=replace(
-            await _load_terms(session, subscription, subscription.plan_id, now),
-            price_id=subscription.price_id,
-            price=subscription.price,
-        ),
-        pending_terms=await _load_terms(session, subscription, pending_id, now) if pending_id is not None else None,
-        card=await _replayed_card_charge(session, subscription),
-    )
-
-
-async def _load_terms(
-    session: AsyncSession, subscription: LockedSubscription, plan_id: str, now: datetime
-) -> PlanTerms:
-    plan = await locked_subscriptions.get_plan_with_price(session, plan_id, subscription.currency, now)
-    if plan is None:
-        raise non_retryable_error(ErrorCode.NOT_FOUND, "There is no such plan in the account's currency.")
-    return build_plan_terms(plan, subscription.timezone)
-
-
-async def _replayed_card_charge(session: AsyncSession, subscription: LockedSubscription) -> CardCharge | None:
-    """Return the card charge of an order that an earlier run of this activity created; None if no card is needed."""
-    if subscription.status is not SubscriptionStatus.PENDING:
-        return None
-    due = subscription.price - discount_amount(subscription.price, subscription.discount)
-    return await card_remainder(session, subscription, due)
 
 
 def _require_orderable(plan: PlanWithPrice, past_due_subscription_id: str | None) -> None:

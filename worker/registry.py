@@ -24,6 +24,7 @@ from activities.notifications import SmtpNotificationActivities
 from activities.payment_methods import GatewayPaymentMethodActivities
 from activities.payments import GatewayPaymentActivities
 from activities.reconciliation import PostgresReconciliationActivities
+from activities.recovery import PostgresRecoveryActivities
 from activities.refunds import GatewayRefundActivities
 from activities.service_templates.registry import ServiceTemplateRegistry
 from activities.subscriptions import PostgresSubscriptionActivities
@@ -144,6 +145,7 @@ def activities_by_queue(dependencies: Dependencies) -> dict[str, Sequence[Activi
             *activity_methods(GatewayPaymentMethodActivities(sessions, dependencies.gateways)),
             *activity_methods(GatewayRefundActivities(sessions, dependencies.gateways)),
             *activity_methods(PostgresInstanceActivities(sessions)),
+            *activity_methods(PostgresRecoveryActivities(sessions)),
             *activity_methods(PostgresReconciliationActivities(sessions, audits=dependencies.audits)),
         ],
         names.INFRASTRUCTURE_QUEUE: activity_methods(dependencies.cluster),

@@ -65,6 +65,13 @@ SCHEDULES = (
         every=timedelta(days=1),
         offset=timedelta(hours=3),
     ),
+    ScheduleDefinition(
+        id="reconciliation/subscriptions",
+        workflow=names.RECONCILIATION,
+        input=ReconciliationInput(audit_ledger=False, restart_subscriptions=True),
+        every=timedelta(hours=1),
+        offset=timedelta(minutes=17),
+    ),
 )
 
 

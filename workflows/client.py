@@ -115,27 +115,6 @@ class WorkflowClient:
             workflow_id, "await_created", f"open/{order.subscription_id}", SubscriptionResult, start
         )
 
-    async def restart_subscription(self, order: CreateSubscription) -> None:
-        """Start the workflow of a recorded subscription again after it was terminated; it continues from its row.
-
-        ``create_subscription`` does not: the server answers its update from the terminated run. Does nothing while the
-        workflow runs.
-        """
-        with contextlib.suppress(WorkflowAlreadyStartedError):
-            await self._client.start_workflow(
-                names.SUBSCRIPTION,
-                SubscriptionInput(command=order),
-                id=names.subscription_workflow_id(order.subscription_id),
-                task_queue=names.PLATFORM_QUEUE,
-                id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
-                search_attributes=names.search_attributes(
-                    order.organization_id,
-                    "subscription",
-                    subscription=order.subscription_id,
-                    instance=order.instance_id,
-                ),
-            )
-
     async def cancel(self, subscription_id: str, command: CancelSubscription) -> UpdateResult[SubscriptionResult]:
         return await self._execute_update(subscription_id, "cancel", command, command.update_id)
 

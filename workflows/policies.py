@@ -5,7 +5,11 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TypedDict
 
-from temporalio.common import RetryPolicy
+from temporalio.common import RetryPolicy, WorkflowIDReusePolicy
+
+TAKE_OVER = WorkflowIDReusePolicy.TERMINATE_IF_RUNNING
+"""A child workflow under an id that only a lost run of its parent can have started: that one is terminated, and the new
+one goes on from what its activities recorded. The server knows no other way to await a workflow of another run."""
 
 
 class ActivityOptions(TypedDict, total=False):

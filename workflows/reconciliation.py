@@ -16,6 +16,7 @@ with workflow.unsafe.imports_passed_through():
         ReconciliationActivities,
         ReconciliationInput,
         ReconciliationOutcome,
+        RestartSubscriptions,
     )
 
 WEBHOOK_DELIVERY_GRACE = timedelta(minutes=2)
@@ -49,12 +50,14 @@ class Reconciliation:
             audit = await workflow.execute_activity_method(
                 ReconciliationActivities.audit_ledger, AuditLedger(now=workflow.now()), **policies.RECONCILIATION
             )
-        if not audit.is_balanced:
+        restarted = await self._restart_subscriptions(order.max_restarts) if order.restart_subscriptions else 0
+        if not audit.is_balanced or restarted:
             workflow.upsert_search_attributes([names.NEEDS_ATTENTION_KEY.value_set(True)])
         return ReconciliationOutcome(
             balance_mismatches=audit.balance_mismatches,
             unbalanced_transactions=audit.unbalanced,
             webhooks_delivered=delivered,
+            subscriptions_restarted=restarted,
         )
 
     async def _deliver_pending_webhooks(self) -> int:
@@ -69,3 +72,18 @@ class Reconciliation:
             if not step.has_more:
                 break
         return delivered
+
+    async def _restart_subscriptions(self, max_restarts: int) -> int:
+        """Check every subscription, one page after the other, until ``max_restarts`` workflows were started."""
+        restarted, after = 0, ""
+        while restarted < max_restarts:
+            page = await workflow.execute_activity_method(
+                ReconciliationActivities.restart_subscriptions,
+                RestartSubscriptions(after=after, max_restarts=max_restarts - restarted, now=workflow.now()),
+                **policies.RECONCILIATION,
+            )
+            restarted += page.restarted
+            if page.last_id is None:
+                break
+            after = page.last_id
+        return restarted

@@ -144,14 +144,26 @@ async def mark_void(session: AsyncSession, invoice_id: str, at: datetime) -> Non
     )
 
 
-async def void_drafts(session: AsyncSession, subscription_id: str, at: datetime) -> None:
+async def find_draft(session: AsyncSession, subscription_id: str) -> InvoiceSummary | None:
+    """Return the subscription's draft, the oldest if there are several."""
+    statement = text(
+        f"SELECT {_COLUMNS} FROM invoices WHERE subscription_id = :id AND status = 'draft'"
+        " ORDER BY created_at, id LIMIT 1"
+    )
+    row = (await session.execute(statement, {"id": subscription_id})).mappings().one_or_none()
+    return None if row is None else _to_summary(row)
+
+
+async def void_drafts(
+    session: AsyncSession, subscription_id: str, at: datetime, *, plan_changes_only: bool = False
+) -> None:
     """Void the subscription's drafts; a payment that succeeds later finds its invoice void."""
     await session.execute(
         text(
             "UPDATE invoices SET status = 'void', voided_at = :at, amount_due_minor = 0"
-            " WHERE subscription_id = :id AND status = 'draft'"
+            " WHERE subscription_id = :id AND status = 'draft' AND (plan_change_id IS NOT NULL OR NOT :only_changes)"
         ),
-        {"id": subscription_id, "at": at},
+        {"id": subscription_id, "at": at, "only_changes": plan_changes_only},
     )
 
 
@@ -230,13 +242,16 @@ async def insert_hold(
     )
 
 
-async def has_released_hold(session: AsyncSession, subscription_id: str, invoice_id: str) -> bool:
-    """Return whether credit that was held for an invoice has been released; the keys of its holds begin with its id."""
+async def has_released_hold(session: AsyncSession, subscription_id: str, invoice_id: str | None = None) -> bool:
+    """Return whether credit that was held, for one invoice or at all, has been released.
+
+    The keys of an invoice's holds begin with its id.
+    """
     statement = text(
         "SELECT EXISTS (SELECT FROM holds WHERE subscription_id = :subscription_id AND status = 'released'"
         " AND starts_with(dedup_key, :prefix))"
     )
-    parameters = {"subscription_id": subscription_id, "prefix": f"{invoice_id}/"}
+    parameters = {"subscription_id": subscription_id, "prefix": f"{invoice_id}/" if invoice_id is not None else ""}
     return bool((await session.execute(statement, parameters)).scalar_one())
 
 

@@ -132,18 +132,16 @@ async def list_past_due_subscriptions(session: AsyncSession, organization_id: st
     return list(rows)
 
 
-async def order_is_authorized(session: AsyncSession, subscription_id: str) -> bool:
-    """Return whether a card stands ready to pay the subscription's first invoice."""
-    statement = select(
-        select(Payment.id)
-        .where(
+async def find_authorized_order_payment(session: AsyncSession, subscription_id: str) -> Payment | None:
+    """Return the card payment that stands ready to pay the subscription's first invoice, or has paid it."""
+    payment: Payment | None = await session.scalar(
+        select(Payment).where(
             Payment.subscription_id == subscription_id,
             Payment.purpose == "order",
             Payment.status.in_((PaymentStatus.AUTHORIZED, PaymentStatus.SUCCEEDED)),
         )
-        .exists()
     )
-    return bool(await session.scalar(statement))
+    return payment
 
 
 async def add_timeline_event(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import exists, select
+from sqlalchemy import exists, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.models.catalogue import Plan
 from db.models.invoices import Invoice, InvoiceLine
-from db.models.subscriptions import Subscription
+from db.models.subscriptions import Subscription, SubscriptionChange
 from db.queries import catalogue
 from db.queries.invoice_allocations import list_invoice_balances
 from workflows.rules.invoice import InvoiceStatus
@@ -86,3 +86,13 @@ async def _current_and_next_discount(
     )
     applied = catalogue.build_discount(coupon, None) if reduced else None
     return applied, catalogue.build_discount(coupon, subscription.coupon_remaining_periods)
+
+
+async def find_scheduled_at(session: AsyncSession, subscription_id: str) -> datetime | None:
+    """Return when the subscription's plan change at the period's end was scheduled last."""
+    scheduled_at: datetime | None = await session.scalar(
+        select(func.max(SubscriptionChange.occurred_at)).where(
+            SubscriptionChange.subscription_id == subscription_id, SubscriptionChange.field == "pending_plan"
+        )
+    )
+    return scheduled_at

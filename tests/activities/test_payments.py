@@ -108,6 +108,23 @@ async def test_unknown_that_never_reached_the_gateway_is_asked_again_with_its_ke
     assert len(payments.charges(pay)) == 1
 
 
+@pytest.mark.parametrize(
+    ("fault", "status", "charges"), [("lost_reply", S.SUCCEEDED, 1), ("reset", S.FAILED, 0)], ids=["charged", "never"]
+)
+async def test_a_payment_that_is_started_again_after_its_key_was_forgotten_is_looked_up(
+    payments: PaymentFixture, fault: str, status: PaymentStatus, charges: int
+) -> None:
+    pay = payments.payment_input()
+    charge = ChargePayment(input=pay, now=NOW)
+    payments.inject_fault(fault)
+    with pytest.raises(GatewayUnavailable):
+        await run_activity(payments.payment_activities.charge, charge)
+    await payments.rows("UPDATE payments SET gateway_requested_at = now() - interval '23 hours 1 minute' RETURNING id")
+    progress = await run_activity(payments.payment_activities.charge, charge, run_id="run-2")
+    assert progress.outcome.status is status
+    assert len(payments.charges(pay)) == charges
+
+
 @pytest.mark.scenario("B22")
 async def test_after_the_gateway_forgot_the_key_nothing_is_charged_blindly(payments: PaymentFixture) -> None:
     pay = payments.payment_input()

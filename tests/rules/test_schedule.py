@@ -145,3 +145,26 @@ def test_only_a_customer_charges_a_hard_declined_card_and_released_credit_alone_
         arrived, by_customer=False, is_scheduled=is_scheduled, hard_declined=hard_declined
     )
     assert charges == (not hard_declined and (is_scheduled or arrived != {RELEASED}))
+
+
+@pytest.mark.parametrize(
+    ("failed_attempts", "last_attempt", "retries"),
+    [
+        (0, None, 0),
+        (1, 0 * DAY, 0),
+        (2, 1 * DAY, 1),
+        (3, 3 * DAY + timedelta(minutes=1), 2),
+        # Customers have tried as well.
+        (6, 2 * DAY, 1),
+        # The platform was down from the first to the ninth day, which extended the grace period.
+        (2, 9 * DAY, 1),
+        (9, 9 * DAY, 4),
+    ],
+)
+def test_the_retries_that_were_made_follow_from_the_attempts_on_record(
+    failed_attempts: int, last_attempt: timedelta | None, retries: int
+) -> None:
+    last_at = None if last_attempt is None else END + last_attempt
+    assert (
+        dunning.count_recorded_retries(POLICY, END, failed_attempts=failed_attempts, last_attempt_at=last_at) == retries
+    )

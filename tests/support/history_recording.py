@@ -39,6 +39,7 @@ SUBSCRIPTION_RECIPES = {
     "upgraded": "test_plan_change.py::test_an_upgrade_charges_the_rest_of_the_period_now_and_resizes",
     "downgraded-later": "test_plan_change.py::test_a_downgrade_waits_for_the_period_end_and_costs_nothing",
     "upgrade-unpaid": "test_plan_change.py::test_an_upgrade_that_is_not_paid_leaves_the_old_plan_untouched",
+    "restarted": "test_lost_workflows.py::test_a_past_due_subscription_makes_the_retries_that_are_left",
     "resize-failed": "test_plan_change.py::test_a_failed_resize_brings_the_old_plan_and_the_money_back",
 }
 PAYMENT_RECIPES = {
@@ -73,6 +74,7 @@ OTHER_RECIPES = {
     "NotificationDispatch-away": "test_notification.py::test_the_pause_grows_while_the_mail_server_is_unavailable",
     "OrphanCleanup-swept": "test_reconciliation.py::test_the_cleanup_deletes_failed_instances_and_reports_unknown_ones",
     "Reconciliation-told": "test_reconciliation.py::test_an_undelivered_webhook_is_delivered_to_its_payment",
+    "Reconciliation-restarted": ("test_lost_workflows.py::test_the_scheduled_reconciliation_restarts_a_lost_workflow"),
     "Reconciliation-alerted": (
         "test_reconciliation.py::test_a_balance_mismatch_is_alerted_once_a_day_and_not_corrected"
     ),

@@ -21,6 +21,9 @@ from temporalio.client import WorkflowHandle
 from temporalio.worker import Worker
 
 from activities.billing import PostgresBillingActivities
+from activities.gateways.protocol import PaymentGateway
+from activities.payments import GatewayPaymentActivities
+from activities.recovery import PostgresRecoveryActivities
 from activities.subscriptions import PostgresSubscriptionActivities
 from db.queries import ledger as ledger_rows
 from db.session import SessionFactory, session_factory
@@ -32,6 +35,7 @@ from tests.support.temporal import TemporalFixture
 from tests.support.wait import wait_until
 from workflows import names
 from workflows.client import WorkflowClient
+from workflows.payment import Payment
 from workflows.ports.instances import (
     OperationInput,
     OperationOutcome,
@@ -293,6 +297,17 @@ class SubscriptionFixture:
         )
         return [row["kind"] for row in rows]
 
+    async def insert_timeline_event(self, subscription_id: str, kind: str, dedup_key: str, at: datetime) -> None:
+        await self.execute(
+            "INSERT INTO timeline_events (organization_id, subscription_id, occurred_at, kind, message, dedup_key)"
+            " VALUES (:organization, :id, :at, :kind, '', :dedup_key) ON CONFLICT DO NOTHING",
+            organization=ORGANIZATION,
+            id=subscription_id,
+            at=at,
+            kind=kind,
+            dedup_key=dedup_key,
+        )
+
     async def notification_kinds(self) -> list[str]:
         return [row["kind"] for row in await self.rows("SELECT kind FROM notifications ORDER BY occurred_at, id")]
 
@@ -311,9 +326,18 @@ class SubscriptionFixture:
 
 @asynccontextmanager
 async def run_subscription_fixture(
-    temporal: TemporalFixture, database: DatabaseFixture, *, currency: str = "USD", timezone: str = "UTC"
+    temporal: TemporalFixture,
+    database: DatabaseFixture,
+    *,
+    currency: str = "USD",
+    timezone: str = "UTC",
+    gateway: PaymentGateway | None = None,
 ) -> AsyncIterator[SubscriptionFixture]:
-    """Seed an organization and run its worker; terminate every workflow of the test afterwards."""
+    """Seed an organization and run its worker; terminate every workflow of the test afterwards.
+
+    Args:
+        gateway: Runs the real payment workflow and its activities against this gateway instead of the fakes.
+    """
     sessions = session_factory(database.worker)
     await billing_fixture.seed_organization_and_catalogue(session_factory(database.owner), currency, timezone)
     fakes = ExternalFakes(sessions)
@@ -324,11 +348,15 @@ async def run_subscription_fixture(
         PostgresBillingActivities(sessions, cards),
         PostgresSubscriptionActivities(sessions, "apps.test", cards),
     )
+    recovery = PostgresRecoveryActivities(sessions)
+    payments = GatewayPaymentActivities(sessions, {gateway.name: gateway}) if gateway is not None else None
     worker = Worker(
         temporal.client,
         task_queue=names.PLATFORM_QUEUE,
-        workflows=[Subscription, FakeProvisioning, FakeInstanceOperation, FakePayment],
+        workflows=[Subscription, FakeProvisioning, FakeInstanceOperation, FakePayment if payments is None else Payment],
         activities=[
+            *(getattr(payments, name) for name in _PAYMENTS if payments is not None),
+            *(recovery.load, recovery.resume_collection),
             *(getattr(billing, name) for name in _BILLING),
             *(getattr(subscriptions, name) for name in _SUBSCRIPTIONS),
             *(getattr(fakes, name) for name in _EXTERNAL_FAKES),
@@ -373,6 +401,7 @@ _SUBSCRIPTIONS = (
     "set_cancel_at_period_end",
     "release_reminders",
 )
+_PAYMENTS = ("charge", "poll", "apply_gateway_event", "capture", "cancel", "mark_unknown")
 _EXTERNAL_FAKES = (
     "provision",
     "compensate_provision",

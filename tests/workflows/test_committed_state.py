@@ -7,6 +7,7 @@ from datetime import timedelta
 import pytest
 
 from tests.support.subscription_fixture import SubscriptionFixture
+from workflows.lost_workflows import restart_subscription
 from workflows.rules.errors import RuleViolation
 from workflows.rules.proration import PlanChangeMode
 
@@ -57,7 +58,7 @@ async def test_a_restarted_workflow_continues_from_the_row_that_its_terminated_r
     await subscriptions.advance_to(subscription, before["current_period_end"] + timedelta(seconds=1))
     renewed = await subscriptions.subscription(subscription)
     await subscriptions.handle(subscription).terminate()
-    await subscriptions.workflows.restart_subscription(command)
+    assert await restart_subscription(subscriptions.workflows, command)
     await subscriptions.wait_until_idle(subscription)
     assert [verb for verb, _ in subscriptions.external.calls].count("provision") == 1
     assert await subscriptions.subscription(subscription) == renewed

@@ -111,11 +111,12 @@ class ApplyCardPayment:
     """Applies a card's payment to an invoice of a period. A draft is finalized by it, and its period starts.
 
     Attributes:
+        invoice_id: None if no invoice needs the money.
         terms: Terms of the period that a draft starts; None for the first period.
     """
 
     subscription_id: str
-    invoice_id: str
+    invoice_id: str | None
     payment_id: str
     now: datetime
     terms: PlanTerms | None = None
@@ -288,7 +289,8 @@ class BillingActivities(Protocol):
 
     @activity.defn(name="billing.apply_card_payment")
     async def apply_card_payment(self, command: ApplyCardPayment) -> BillingOutcome:
-        """Apply a succeeded card payment to its invoice; a withdrawn invoice's money goes to the wallet."""
+        """Apply a succeeded card payment to its invoice. The wallet gets the money when the invoice is void, or belongs
+        to a plan change that was not completed."""
         ...
 
     @activity.defn(name="billing.record_payment_failure")

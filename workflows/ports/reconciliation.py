@@ -1,4 +1,4 @@
-"""Activities of reconciliation: the audit of the ledger and the delivery of pending webhooks."""
+"""Activities of reconciliation: the audit of the ledger, the delivery of pending webhooks, and lost workflows."""
 
 from __future__ import annotations
 
@@ -11,9 +11,18 @@ from temporalio import activity
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReconciliationInput:
-    """Start input of ``Reconciliation``. ``ledger``: also add up the books, which reads every entry."""
+    """Start input of ``Reconciliation``: what it does beside the delivery of pending webhooks.
+
+    Attributes:
+        audit_ledger: Add up the books, which reads every entry.
+        restart_subscriptions: Start the workflows again that subscriptions have lost.
+        max_restarts: How many of them at most; the next one goes on. To restart more at once, start the workflow by
+            hand with a larger number.
+    """
 
     audit_ledger: bool = True
+    restart_subscriptions: bool = False
+    max_restarts: int = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +30,7 @@ class ReconciliationOutcome:
     balance_mismatches: int = 0
     unbalanced_transactions: int = 0
     webhooks_delivered: int = 0
+    subscriptions_restarted: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +66,30 @@ class WebhookDeliveryOutcome:
     has_more: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestartSubscriptions:
+    """One page of subscriptions, by id.
+
+    Attributes:
+        after: The last id of the page before; empty for the first page.
+        max_restarts: How many workflows the page starts at most.
+        limit: How many subscriptions the page has.
+    """
+
+    after: str
+    max_restarts: int
+    now: datetime
+    limit: int = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestartOutcome:
+    """``last_id``: where the next page begins; None after the last one."""
+
+    restarted: int
+    last_id: str | None
+
+
 class ReconciliationActivities(Protocol):
     @activity.defn(name="reconciliation.audit_ledger")
     async def audit_ledger(self, command: AuditLedger) -> LedgerAudit:
@@ -65,4 +99,12 @@ class ReconciliationActivities(Protocol):
     @activity.defn(name="reconciliation.deliver_pending_webhooks")
     async def deliver_pending_webhooks(self, command: DeliverPendingWebhooks) -> WebhookDeliveryOutcome:
         """Hand webhooks on that were recorded but never reached their payment, the oldest first."""
+        ...
+
+    @activity.defn(name="reconciliation.restart_subscriptions")
+    async def restart_subscriptions(self, command: RestartSubscriptions) -> RestartOutcome:
+        """Start the workflow again of each subscription that has not ended and whose workflow does not run.
+
+        The administrators get a mail first. A running workflow is left alone.
+        """
         ...

@@ -74,6 +74,19 @@ def count_elapsed_retries(policy: DunningPolicy, past_due_since: datetime, now: 
     return sum(past_due_since + timedelta(days=day) <= now for day in policy.retry_days)
 
 
+def count_recorded_retries(
+    policy: DunningPolicy, past_due_since: datetime, *, failed_attempts: int, last_attempt_at: datetime | None
+) -> int:
+    """Return how many scheduled retries were made, from the attempts on record.
+
+    Customers retry by hand as well, and the grace period may have been extended: at most one retry was made for each
+    failed attempt after the first, and none that was due after the last attempt.
+    """
+    if last_attempt_at is None:
+        return 0
+    return min(max(failed_attempts - 1, 0), count_elapsed_retries(policy, past_due_since, last_attempt_at))
+
+
 def suspends_at(policy: DunningPolicy, grace_started_at: datetime) -> datetime:
     return grace_started_at + timedelta(days=policy.suspend_day)
 

@@ -42,11 +42,12 @@ def build_payment(context: SubscriptionContext, card: CardCharge, invoice_id: st
 
 
 async def start_payment(payment: PaymentInput) -> PaymentHandle:
-    """Start the ``Payment`` workflow, which outlives this one."""
+    """Start the ``Payment`` workflow, which outlives this one; one that a lost run started is taken over."""
     handle: PaymentHandle = await workflow.start_child_workflow(
         names.PAYMENT,
         payment,
         id=names.payment_workflow_id(payment.payment_id),
+        id_reuse_policy=policies.TAKE_OVER,
         parent_close_policy=ParentClosePolicy.ABANDON,
         result_type=PaymentOutcome,
         search_attributes=names.search_attributes(
@@ -103,12 +104,19 @@ async def record_payment(
     """Record how the payment of an invoice ended. The caller holds ``state_lock``."""
     if payment.status not in PAID_STATUSES:
         return await record_failure(context, invoice_id, payment, terms)
+    return await apply_payment(context, invoice_id, payment.payment_id, terms)
+
+
+async def apply_payment(
+    context: SubscriptionContext, invoice_id: str | None, payment_id: str, terms: PlanTerms | None = None
+) -> BillingOutcome:
+    """Apply a succeeded payment to an invoice, or credit it to the wallet. The caller holds ``state_lock``."""
     outcome = await workflow.execute_activity_method(
         BillingActivities.apply_card_payment,
         ApplyCardPayment(
             subscription_id=context.command.subscription_id,
             invoice_id=invoice_id,
-            payment_id=payment.payment_id,
+            payment_id=payment_id,
             now=workflow.now(),
             terms=terms,
         ),

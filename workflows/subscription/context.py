@@ -18,6 +18,7 @@ from workflows import names, policies
 from workflows.errors import non_retryable_error
 from workflows.past_due_signals import signal_past_due_subscriptions
 from workflows.ports.payments import PaymentOutcome
+from workflows.ports.recovery import Recovery
 from workflows.ports.subscription import (
     CancelSubscription,
     CommittedState,
@@ -49,6 +50,7 @@ class SubscriptionContext:
         cancel_request: A cancellation that arrived before the instance was ready.
         pending_funds: What has arrived that an open invoice has not been tried with.
         change_count: Grows with each change of the state; loops wait for it.
+        recovery: What a lost run left, until it is settled; None in a run that follows no lost one.
     """
 
     def __init__(self, command: CreateSubscription, state: SubscriptionState | None) -> None:
@@ -60,6 +62,7 @@ class SubscriptionContext:
         self.cancel_request: CancelSubscription | None = None
         self.pending_funds: set[FundsKind] = set()
         self.change_count = 0
+        self.recovery: Recovery | None = None
         self.payment_started_at: datetime | None = None
 
     @property

@@ -20,9 +20,9 @@ from workflows.ports.subscription import (
 )
 from workflows.rules import ids
 from workflows.rules.payment import IN_FLIGHT_STATUSES, PaymentStatus
-from workflows.rules.subscription import PRE_READY_STATUSES, TERMINAL_STATUSES, SubscriptionStatus
+from workflows.rules.subscription import PRE_READY_STATUSES, SubscriptionStatus
 from workflows.saga import Saga
-from workflows.subscription import card_payments
+from workflows.subscription import card_payments, recovery
 from workflows.subscription.card_payments import PaymentHandle
 from workflows.subscription.context import PLATFORM_ACTOR, SubscriptionContext
 
@@ -50,14 +50,15 @@ class OrderFulfillment:
     async def run(self) -> bool:
         """Return True when the instance is ready and billing has begun, False when the order has ended.
 
-        A repeated order whose first workflow was terminated continues from the row instead of being fulfilled again.
+        A run that follows a lost one continues from the row. Before readiness it repeats the steps: each finds what the
+        lost run did, and takes over its payment and its provisioning.
 
         Raises:
             ApplicationError: the order was refused; nothing was written.
         """
         opened = await self._create_subscription()
         if opened.state.status not in PRE_READY_STATUSES:
-            return self._adopt_subscription()
+            return await recovery.adopt(self._context)
         try:
             async with Saga() as saga:
                 saga.add_compensation(self._record_abort)
@@ -84,14 +85,6 @@ class OrderFulfillment:
         )
         self._context.commit_created(opened.state, opened.terms, opened.pending_terms)
         return opened
-
-    def _adopt_subscription(self) -> bool:
-        """Continue a subscription whose workflow was terminated after its order; return whether it has not ended."""
-        state = self._context.require_state()
-        # Payments and operations of the terminated run have the ids that counting from 1 gives.
-        state.recovery_id = workflow.uuid4().hex
-        state.instance_desired_running = True
-        return state.committed.status not in TERMINAL_STATUSES
 
     async def _authorize_card(self, card: CardCharge) -> None:
         """Authorize the amount that credit does not cover."""
@@ -130,6 +123,7 @@ class OrderFulfillment:
                 request_id=command.request_id,
             ),
             id=names.provisioning_workflow_id(command.instance_id),
+            id_reuse_policy=policies.TAKE_OVER,
             parent_close_policy=ParentClosePolicy.ABANDON,
             cancellation_type=workflow.ChildWorkflowCancellationType.WAIT_CANCELLATION_COMPLETED,
             result_type=ProvisioningOutcome,
@@ -228,6 +222,7 @@ class OrderFulfillment:
                 business_time=workflow.now(),
             ),
             id=names.operation_workflow_id(command.instance_id, operation_id),
+            id_reuse_policy=policies.TAKE_OVER,
             parent_close_policy=ParentClosePolicy.ABANDON,
         )
 

@@ -42,7 +42,7 @@ with workflow.unsafe.imports_passed_through():
         TERMINAL_STATUSES,
         SubscriptionStatus,
     )
-    from workflows.subscription import billing_cycle, lifecycle, plan_change, scheduled_actions
+    from workflows.subscription import billing_cycle, lifecycle, plan_change, recovery, scheduled_actions
     from workflows.subscription.bounded_tasks import BoundedTasks
     from workflows.subscription.context import PLATFORM_ACTOR, SubscriptionContext
     from workflows.subscription.instance_reconciler import InstanceReconciler
@@ -332,6 +332,9 @@ class Subscription:
         context = self.context
         self._is_busy = 1
         self._tasks.raise_failure()
+        if context.recovery is not None:
+            await recovery.settle(context)
+            return
         if self._stop_requested:
             async with context.state_lock:
                 await lifecycle.cancel(

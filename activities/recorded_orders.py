@@ -1,0 +1,67 @@
+"""What an order that is already recorded returns, from its rows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from activities.outcomes import card_remainder, committed_state
+from activities.plan_terms import build_plan_terms
+from db.queries import locked_subscriptions, payments
+from db.queries.locked_subscriptions import LockedSubscription
+from db.queries.plan_changes import find_scheduled_at
+from workflows.errors import non_retryable_error
+from workflows.ports.subscription import CardCharge, CreateSubscriptionOutcome, PlanTerms
+from workflows.rules.errors import ErrorCode
+from workflows.rules.pricing import discount_amount
+from workflows.rules.subscription import SubscriptionStatus
+
+
+async def replay_creation(
+    session: AsyncSession, subscription: LockedSubscription, now: datetime
+) -> CreateSubscriptionOutcome:
+    """Return the outcome of an order that is already recorded, from its rows.
+
+    It was recorded by a lost run of this activity, or before its workflow was terminated; in that case the plan may
+    have changed since.
+    """
+    pending_terms = None
+    if subscription.pending_plan_id is not None:
+        # The price that was in force when the change was scheduled is agreed.
+        scheduled_at = await find_scheduled_at(session, subscription.id)
+        pending_terms = await _load_terms(session, subscription, subscription.pending_plan_id, scheduled_at or now)
+    return CreateSubscriptionOutcome(
+        state=await committed_state(session, subscription, None),
+        terms=replace(
+            await _load_terms(session, subscription, subscription.plan_id, now),
+            price_id=subscription.price_id,
+            price=subscription.price,
+        ),
+        pending_terms=pending_terms,
+        card=await _replayed_card_charge(session, subscription),
+    )
+
+
+async def _load_terms(session: AsyncSession, subscription: LockedSubscription, plan_id: str, at: datetime) -> PlanTerms:
+    plan = await locked_subscriptions.get_plan_with_price(session, plan_id, subscription.currency, at)
+    if plan is None:
+        raise non_retryable_error(ErrorCode.NOT_FOUND, "There is no such plan in the account's currency.")
+    return build_plan_terms(plan, subscription.timezone)
+
+
+async def _replayed_card_charge(session: AsyncSession, subscription: LockedSubscription) -> CardCharge | None:
+    """Return what a card pays of the first period; None if credit (or a trial) secures it.
+
+    Of an order that is being provisioned it is the authorization that waits for its capture.
+    """
+    if subscription.status is SubscriptionStatus.PENDING:
+        due = subscription.price - discount_amount(subscription.price, subscription.discount)
+        return await card_remainder(session, subscription, due)
+    if subscription.status is not SubscriptionStatus.PROVISIONING:
+        return None
+    authorized = await payments.find_authorized_order_payment(session, subscription.id)
+    if authorized is None:
+        return None
+    return CardCharge(amount=payments.payment_amount(authorized), payment_method_id=authorized.payment_method_id or "")

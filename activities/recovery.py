@@ -1,0 +1,117 @@
+"""What a restarted subscription goes on with: settled from payments, invoices and holds that a lost run left."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sqlalchemy.ext.asyncio import AsyncSession
+from temporalio import activity
+
+from activities.credit_arrivals import list_debtors
+from activities.holds import release_hold
+from activities.outcomes import billing_outcome, card_remainder
+from activities.rule_errors import converts_rule_violations
+from activities.subscription_transitions import lock_subscription, new_change_set
+from db.queries import invoices, subscription_recovery
+from db.queries.invoices import InvoiceSummary
+from db.queries.locked_subscriptions import LockedSubscription
+from db.session import SessionFactory
+from workflows.ports.billing import BillingOutcome
+from workflows.ports.payments import payment_input_from_record
+from workflows.ports.recovery import LoadRecovery, Recovery, RecoveryActivities, ResumeCollection, UnsettledPayment
+from workflows.rules.dunning import is_hard_decline
+from workflows.rules.instance import SCALED_DOWN_STATUSES, InstanceStatus
+from workflows.rules.payment import PaymentStatus
+from workflows.rules.subscription import PAST_DUE_STATUSES, SubscriptionStatus
+
+
+class PostgresRecoveryActivities(RecoveryActivities):
+    def __init__(self, sessions: SessionFactory) -> None:
+        self._sessions = sessions
+
+    @activity.defn(name="recovery.load")
+    @converts_rule_violations
+    async def load(self, command: LoadRecovery) -> Recovery:
+        async with self._sessions.begin() as session:
+            subscription = await lock_subscription(session, command.subscription_id)
+            instance = await subscription_recovery.get_instance_facts(session, subscription.id)
+            recovery = Recovery(
+                payments=await _unsettled_payments(session, subscription),
+                is_instance_running=instance.status not in SCALED_DOWN_STATUSES,
+                is_stopped_by_customer=instance.status is InstanceStatus.STOPPED,
+                has_plan_resources=instance.has_plan_resources,
+            )
+            return await _with_dunning(session, subscription, recovery)
+
+    @activity.defn(name="recovery.resume_collection")
+    @converts_rule_violations
+    async def resume_collection(self, command: ResumeCollection) -> BillingOutcome:
+        async with self._sessions.begin() as session:
+            return await _resume_collection(session, command)
+
+
+async def _unsettled_payments(session: AsyncSession, subscription: LockedSubscription) -> list[UnsettledPayment]:
+    """Return the payments to settle. The payment of the order names no invoice: it pays the open one."""
+    open_invoice_id = await invoices.find_open_invoice_id(session, subscription.id)
+    return [
+        UnsettledPayment(payment=payment_input_from_record(payment), invoice_id=payment.invoice_id or open_invoice_id)
+        for payment in await subscription_recovery.list_unsettled_payments(session, subscription.id)
+    ]
+
+
+async def _with_dunning(session: AsyncSession, subscription: LockedSubscription, recovery: Recovery) -> Recovery:
+    """Add what the attempts to collect the open invoice say of the retries that were made."""
+    invoice_id = await invoices.find_open_invoice_id(session, subscription.id)
+    if subscription.status not in PAST_DUE_STATUSES or subscription.past_due_since is None or invoice_id is None:
+        return recovery
+    attempts = await subscription_recovery.count_failed_attempts(session, subscription.id, subscription.past_due_since)
+    last = await subscription_recovery.find_last_payment(session, invoice_id)
+    return replace(
+        recovery,
+        failed_attempts=attempts.count,
+        last_attempt_at=attempts.last_at,
+        hard_declined=(
+            last is not None
+            and last.status is PaymentStatus.FAILED
+            and is_hard_decline(last.decline_code)
+            and last.payment_method_id == subscription.funds.payment_method_id
+        ),
+    )
+
+
+async def _resume_collection(session: AsyncSession, command: ResumeCollection) -> BillingOutcome:
+    subscription = await lock_subscription(session, command.subscription_id)
+    changes = new_change_set(subscription, command.now, "platform")
+    is_trial = subscription.status is SubscriptionStatus.TRIALING
+    # The end of a trial is in the schedule and finds its draft again. The payment of other drafts is awaited no more.
+    await invoices.void_drafts(session, subscription.id, command.now, plan_changes_only=is_trial)
+    awaited = await _awaited_invoice(session, subscription)
+    held = await invoices.lock_open_hold(session, subscription.id)
+    if held is not None and not (awaited is not None and held.dedup_key.startswith(f"{awaited.id}/")):
+        await release_hold(session, changes, subscription)
+    await changes.write(session)
+    is_due_now = awaited is not None and not is_trial
+    outcome = await billing_outcome(
+        session,
+        subscription,
+        awaited if is_due_now else None,
+        changes,
+        card=await card_remainder(session, subscription, awaited.due) if awaited is not None and is_due_now else None,
+    )
+    # Also when a lost run of this activity released the hold.
+    if not changes.credited and not await invoices.has_released_hold(session, subscription.id):
+        return outcome
+    debtors = await list_debtors(session, subscription.organization_id)
+    return replace(outcome, past_due_subscription_ids=[other for other in debtors if other != subscription.id])
+
+
+async def _awaited_invoice(session: AsyncSession, subscription: LockedSubscription) -> InvoiceSummary | None:
+    """Return the invoice that a card was about to pay: of an active subscription the open one, of a trial its draft.
+
+    The open invoice of a past-due subscription is collected by the schedule.
+    """
+    if subscription.status is SubscriptionStatus.TRIALING:
+        return await invoices.find_draft(session, subscription.id)
+    if subscription.status is SubscriptionStatus.ACTIVE:
+        return next(iter(await invoices.lock_open_invoices(session, subscription.id)), None)
+    return None

@@ -1,0 +1,140 @@
+"""Subscriptions whose workflow has to run, and what a lost run of it left."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import and_, or_, select, text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from db.models.invoices import InvoiceAllocation
+from db.models.payments import Payment
+from db.queries.payments import to_payment_record
+from workflows.rules.instance import InstanceStatus
+from workflows.rules.payment import IN_FLIGHT_STATUSES, PaymentRecord, PaymentStatus
+from workflows.rules.subscription import TERMINAL_STATUSES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrderedSubscription:
+    """What an order said, as its rows keep it."""
+
+    subscription_id: str
+    instance_id: str
+    organization_id: str
+    user_id: str
+    plan_id: str
+    name: str | None
+    parameters: dict[str, Any]
+    coupon: str | None
+    collection_method: str | None
+
+
+_UNFINISHED_PAGE = text(
+    """
+SELECT s.id AS subscription_id, i.id AS instance_id, s.organization_id, s.user_id, s.plan_id, s.name, i.parameters,
+    s.coupon_code AS coupon, s.collection_method
+FROM subscriptions s JOIN instances i ON i.subscription_id = s.id
+WHERE s.id > :after AND s.status <> ALL(:terminal)
+ORDER BY s.id LIMIT :limit
+"""
+)
+
+_UNFINISHED_AMONG = text("SELECT id FROM subscriptions WHERE id = ANY(:ids) AND status <> ALL(:terminal)")
+
+_INSTANCE = text(
+    """
+SELECT i.status, (i.cpu_millicores, i.memory_mib, i.storage_gib, i.replicas)
+    = (p.cpu_millicores, p.memory_mib, p.storage_gib, p.replicas) AS has_plan_resources
+FROM subscriptions s JOIN instances i ON i.subscription_id = s.id JOIN plans p ON p.id = s.plan_id
+WHERE s.id = :id
+"""
+)
+
+_FAILED_ATTEMPTS = text(
+    "SELECT count(*) AS attempts, max(occurred_at) AS last_at FROM timeline_events"
+    " WHERE subscription_id = :id AND kind = 'payment.failed' AND occurred_at >= :since"
+)
+
+_LAST_PAYMENT = text(
+    "SELECT status, decline_code, payment_method_id FROM payments WHERE invoice_id = :invoice_id"
+    " ORDER BY created_at DESC, id DESC LIMIT 1"
+)
+
+_TERMINAL = [status.value for status in TERMINAL_STATUSES]
+
+
+async def list_unfinished(session: AsyncSession, *, after: str, limit: int) -> Sequence[OrderedSubscription]:
+    """Return subscriptions that have not reached a terminal status, by id, from the first id above ``after``."""
+    parameters = {"after": after, "limit": limit, "terminal": _TERMINAL}
+    return [OrderedSubscription(**row) for row in (await session.execute(_UNFINISHED_PAGE, parameters)).mappings()]
+
+
+async def unfinished_among(session: AsyncSession, ids: Collection[str]) -> set[str]:
+    """Return those of ``ids`` that have not reached a terminal status."""
+    parameters = {"ids": list(ids), "terminal": _TERMINAL}
+    return set((await session.scalars(_UNFINISHED_AMONG, parameters)).all())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceFacts:
+    status: InstanceStatus
+    has_plan_resources: bool
+
+
+async def get_instance_facts(session: AsyncSession, subscription_id: str) -> InstanceFacts:
+    """Return the status of the subscription's instance, and whether it has the resources of the present plan."""
+    row = (await session.execute(_INSTANCE, {"id": subscription_id})).one()
+    return InstanceFacts(status=InstanceStatus(row.status), has_plan_resources=row.has_plan_resources)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailedAttempts:
+    count: int
+    last_at: datetime | None
+
+
+async def count_failed_attempts(session: AsyncSession, subscription_id: str, since: datetime) -> FailedAttempts:
+    """Return how often the subscription could not collect since ``since``, the first failure included."""
+    row = (await session.execute(_FAILED_ATTEMPTS, {"id": subscription_id, "since": since})).one()
+    return FailedAttempts(count=row.attempts, last_at=row.last_at)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LastPayment:
+    status: PaymentStatus
+    decline_code: str | None
+    payment_method_id: str | None
+
+
+async def find_last_payment(session: AsyncSession, invoice_id: str) -> LastPayment | None:
+    """Return the newest card payment of an invoice."""
+    row = (await session.execute(_LAST_PAYMENT, {"invoice_id": invoice_id})).mappings().one_or_none()
+    if row is None:
+        return None
+    return LastPayment(
+        status=PaymentStatus(row["status"]),
+        decline_code=row["decline_code"],
+        payment_method_id=row["payment_method_id"],
+    )
+
+
+async def list_unsettled_payments(session: AsyncSession, subscription_id: str) -> list[PaymentRecord]:
+    """Return the subscription's payments that are in flight, or succeeded and neither applied nor credited."""
+    is_applied = select(InvoiceAllocation.id).where(InvoiceAllocation.payment_id == Payment.id).exists()
+    rows = await session.scalars(
+        select(Payment)
+        .where(
+            Payment.subscription_id == subscription_id,
+            Payment.purpose != "top_up",
+            or_(
+                Payment.status.in_(IN_FLIGHT_STATUSES),
+                and_(Payment.status == PaymentStatus.SUCCEEDED, ~Payment.credited_to_wallet, ~is_applied),
+            ),
+        )
+        .order_by(Payment.created_at, Payment.id)
+    )
+    return [to_payment_record(payment) for payment in rows]

@@ -1,0 +1,204 @@
+"""What a restarted workflow reads and settles, from rows that a lost run left in the middle of a step."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from activities.recovery import PostgresRecoveryActivities
+from tests.support.billing_commands import (
+    DAY,
+    TEN_DAYS_AFTER_ORDER,
+    change_status_command,
+    collect_command,
+    plan_change_command,
+    top_up,
+    usd,
+)
+from tests.support.billing_fixture import ORGANIZATION, BillingFixture, insert_card_payment, insert_payment_method
+from workflows.ports.billing import ApplyCardPayment
+from workflows.ports.recovery import LoadRecovery, Recovery, ResumeCollection
+from workflows.rules.renewal import PeriodKind, PeriodOutcome
+from workflows.rules.subscription import SubscriptionStatus
+
+
+def _recovery(billing: BillingFixture) -> PostgresRecoveryActivities:
+    return PostgresRecoveryActivities(billing.sessions)
+
+
+async def _hold_statuses(billing: BillingFixture) -> list[str]:
+    return [row["status"] for row in await billing.query("SELECT status FROM holds ORDER BY id")]
+
+
+async def _insert_payment(
+    billing: BillingFixture, subscription_id: str, invoice_id: str, method: str, decline_code: str
+) -> None:
+    await billing.execute(
+        "INSERT INTO payments (id, organization_id, subscription_id, invoice_id, purpose, gateway, amount_minor,"
+        " currency, status, decline_code, payment_method_id, idempotency_key, workflow_id, created_at, updated_at)"
+        f" VALUES ('pay_failed', '{ORGANIZATION}', '{subscription_id}', '{invoice_id}', 'invoice', 'stripe', 500,"
+        f" 'USD', 'failed', '{decline_code}', '{method}', 'pay_failed:1', 'payment/pay_failed', now(), now())"
+    )
+
+
+async def test_a_subscription_at_rest_leaves_nothing_to_settle(billing: BillingFixture) -> None:
+    await top_up(billing, 500)
+    ordered = await billing.create_active_subscription()
+    recovery = _recovery(billing)
+    assert await recovery.load(LoadRecovery(subscription_id=ordered.id)) == Recovery()
+    outcome = await billing.assert_idempotent(
+        recovery.resume_collection, ResumeCollection(subscription_id=ordered.id, now=TEN_DAYS_AFTER_ORDER)
+    )
+    assert (outcome.card_charge, outcome.state.status) == (None, SubscriptionStatus.ACTIVE)
+
+
+async def test_a_renewal_that_waited_for_its_card_is_charged_the_same_amount(billing: BillingFixture) -> None:
+    await top_up(billing, 600)
+    ordered = await billing.create_active_subscription()
+    await insert_payment_method(billing.sessions)
+    opened = await billing.billing_activities.start_period(billing.start_period_command(ordered))
+    assert opened.card_charge is not None
+    outcome = await billing.assert_idempotent(
+        _recovery(billing).resume_collection, ResumeCollection(subscription_id=ordered.id, now=ordered.period.end)
+    )
+    assert (outcome.outcome, outcome.invoice_id) == (PeriodOutcome.OPEN, opened.invoice_id)
+    assert outcome.card_charge == opened.card_charge
+    assert await billing.balance("held") == 100
+
+
+async def test_a_resumption_that_was_not_paid_returns_its_hold(billing: BillingFixture) -> None:
+    await top_up(billing, 600)
+    ordered = await billing.create_active_subscription()
+    await insert_payment_method(billing.sessions)
+    await billing.subscription_activities.change_status(change_status_command(ordered, SubscriptionStatus.PAUSED))
+    resumption = billing.start_period_command(ordered, kind=PeriodKind.RESUMPTION, start=TEN_DAYS_AFTER_ORDER)
+    drafted = await billing.billing_activities.start_period(resumption)
+    assert drafted.outcome is PeriodOutcome.DRAFT
+    outcome = await billing.assert_idempotent(
+        _recovery(billing).resume_collection, ResumeCollection(subscription_id=ordered.id, now=TEN_DAYS_AFTER_ORDER)
+    )
+    assert (outcome.card_charge, outcome.state.status) == (None, SubscriptionStatus.PAUSED)
+    assert [row["status"] for row in await billing.invoices(ordered.id)] == ["paid", "void"]
+    assert (await billing.balance(), await billing.balance("held")) == (100, 0)
+
+
+async def test_the_end_of_a_trial_keeps_its_draft_and_hold_for_the_schedule(billing: BillingFixture) -> None:
+    await top_up(billing, 100)
+    await insert_payment_method(billing.sessions)
+    ordered = await billing.create_active_subscription("trial")
+    command = billing.start_period_command(ordered, kind=PeriodKind.TRIAL_END)
+    drafted = await billing.billing_activities.start_period(command)
+    assert drafted.outcome is PeriodOutcome.DRAFT
+    outcome = await billing.assert_idempotent(
+        _recovery(billing).resume_collection, ResumeCollection(subscription_id=ordered.id, now=ordered.period.end)
+    )
+    assert outcome.card_charge is None
+    assert await billing.billing_activities.start_period(command) == drafted
+    assert await billing.balance("held") == 100
+
+
+async def test_a_hold_beside_a_debt_is_released_and_the_schedule_collects_again(billing: BillingFixture) -> None:
+    ordered, opened = await billing.create_past_due_subscription()
+    await insert_payment_method(billing.sessions)
+    await top_up(billing, 100)
+    collect = collect_command(ordered, opened)
+    collected = await billing.billing_activities.collect_invoice(collect)
+    assert collected.card_charge is not None
+    assert await billing.balance("held") == 100
+    outcome = await billing.assert_idempotent(
+        _recovery(billing).resume_collection, ResumeCollection(subscription_id=ordered.id, now=collect.now)
+    )
+    assert (outcome.card_charge, outcome.state.status) == (None, SubscriptionStatus.PAST_DUE)
+    assert await billing.balance("held") == 0
+    later = replace(collect, now=collect.now + 2 * DAY)
+    assert (await billing.billing_activities.collect_invoice(later)).card_charge == collected.card_charge
+
+
+async def test_a_plan_change_that_was_not_paid_is_dropped(billing: BillingFixture) -> None:
+    await top_up(billing, 600)
+    ordered = await billing.create_active_subscription()
+    await insert_payment_method(billing.sessions)
+    changed = await billing.billing_activities.change_plan(plan_change_command(ordered, "pro"))
+    assert changed.card is not None
+    await billing.assert_idempotent(
+        _recovery(billing).resume_collection, ResumeCollection(subscription_id=ordered.id, now=TEN_DAYS_AFTER_ORDER)
+    )
+    assert [row["status"] for row in await billing.invoices(ordered.id)] == ["paid", "void"]
+    assert (await billing.balance(), await _hold_statuses(billing)) == (100, ["captured", "released"])
+
+
+@pytest.mark.parametrize("plan", ["pro", "pro-yearly"])
+async def test_a_card_that_paid_for_a_plan_change_that_was_lost_is_credited(billing: BillingFixture, plan: str) -> None:
+    await top_up(billing, 500)
+    ordered = await billing.create_active_subscription()
+    await insert_payment_method(billing.sessions)
+    changed = await billing.billing_activities.change_plan(plan_change_command(ordered, plan))
+    assert changed.card is not None
+    await insert_card_payment(billing.sessions, "pay_1", ordered.id, changed.card.amount)
+    command = ApplyCardPayment(
+        subscription_id=ordered.id, invoice_id=changed.invoice_id, payment_id="pay_1", now=TEN_DAYS_AFTER_ORDER
+    )
+    outcome = await billing.assert_idempotent(billing.billing_activities.apply_card_payment, command)
+    assert (outcome.state.plan_id, outcome.state.period_end) == ("pln_starter", ordered.period.end)
+    assert await billing.balance() == changed.card.amount.amount_minor
+    await billing.assert_idempotent(
+        _recovery(billing).resume_collection, ResumeCollection(subscription_id=ordered.id, now=TEN_DAYS_AFTER_ORDER)
+    )
+    assert [row["status"] for row in await billing.invoices(ordered.id)] == ["paid", "void"]
+
+
+async def test_a_payment_that_succeeded_and_was_not_applied_is_found_with_its_invoice(billing: BillingFixture) -> None:
+    await top_up(billing, 500)
+    ordered = await billing.create_active_subscription()
+    await insert_payment_method(billing.sessions)
+    opened = await billing.billing_activities.start_period(billing.start_period_command(ordered))
+    await insert_card_payment(billing.sessions, "pay_1", ordered.id, usd(500))
+    recovery = _recovery(billing)
+    (unsettled,) = (await recovery.load(LoadRecovery(subscription_id=ordered.id))).payments
+    assert (unsettled.payment.payment_id, unsettled.invoice_id) == ("pay_1", opened.invoice_id)
+    command = ApplyCardPayment(
+        subscription_id=ordered.id, invoice_id=opened.invoice_id, payment_id="pay_1", now=ordered.period.end
+    )
+    await billing.billing_activities.apply_card_payment(command)
+    assert (await recovery.load(LoadRecovery(subscription_id=ordered.id))).payments == []
+
+
+@pytest.mark.parametrize(
+    ("decline_code", "charged_first", "hard_declined"),
+    [("stolen_card", True, True), ("stolen_card", False, False), ("insufficient_funds", True, False)],
+)
+async def test_a_debt_remembers_its_attempts_and_whether_its_card_was_declined_for_good(
+    billing: BillingFixture, decline_code: str, charged_first: bool, hard_declined: bool
+) -> None:
+    ordered, opened = await billing.create_past_due_subscription()
+    collect = collect_command(ordered, opened)
+    await billing.billing_activities.collect_invoice(collect)
+    declined = await insert_payment_method(billing.sessions)
+    assert opened.invoice_id is not None
+    await _insert_payment(billing, ordered.id, opened.invoice_id, declined, decline_code)
+    if not charged_first:
+        await billing.execute("UPDATE payment_methods SET is_default = false")
+        await insert_payment_method(billing.sessions)
+    loaded = await _recovery(billing).load(LoadRecovery(subscription_id=ordered.id))
+    assert (loaded.failed_attempts, loaded.last_attempt_at) == (2, collect.now)
+    assert loaded.hard_declined is hard_declined
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        ("ready", Recovery()),
+        ("stopped", Recovery(is_instance_running=False, is_stopped_by_customer=True)),
+        ("suspended", Recovery(is_instance_running=False)),
+    ],
+)
+async def test_the_instance_is_as_its_row_says(billing: BillingFixture, status: str, expected: Recovery) -> None:
+    await top_up(billing, 500)
+    ordered = await billing.create_active_subscription()
+    await billing.execute(f"UPDATE instances SET status = '{status}'")
+    recovery = _recovery(billing)
+    assert await recovery.load(LoadRecovery(subscription_id=ordered.id)) == expected
+    await billing.execute("UPDATE instances SET storage_gib = 6")
+    loaded = await recovery.load(LoadRecovery(subscription_id=ordered.id))
+    assert loaded == replace(expected, has_plan_resources=False)

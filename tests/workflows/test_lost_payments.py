@@ -1,0 +1,255 @@
+"""Card payments that were in flight when the subscription's workflow was lost: each is collected once.
+
+Real workflows of subscription and payment, real activities, database and gateway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+
+from activities.gateways.stripe import StripeGateway
+from activities.payment_methods import GatewayPaymentMethodActivities
+from activities.reconciliation import PostgresReconciliationActivities
+from tests.support.billing_fixture import ORGANIZATION, USER
+from tests.support.databases import DatabaseFixture
+from tests.support.payment_fixture import run_activity
+from tests.support.sandboxes import StripeEndpoint
+from tests.support.subscription_fixture import SubscriptionFixture, run_subscription_fixture
+from tests.support.temporal import TemporalFixture
+from tests.support.wait import wait_until
+from workflows import names
+from workflows.lost_workflows import find_lost
+from workflows.ports.payments import AddPaymentMethod, AttachPaymentMethod
+from workflows.ports.reconciliation import RestartSubscriptions
+
+STALL_SECONDS = 2
+"""How long the gateway holds a response that it has executed: the workflow is lost meanwhile."""
+
+
+@dataclass
+class LostPayments:
+    subscriptions: SubscriptionFixture
+    stripe: StripeEndpoint
+    methods: GatewayPaymentMethodActivities
+
+    async def add_card(self, token: str = "pm_card_visa") -> None:
+        command = AddPaymentMethod(
+            payment_method_id=TemporalFixture.unique_id("pm"),
+            organization_id=ORGANIZATION,
+            gateway="stripe",
+            token=token,
+            default=True,
+            actor=USER,
+        )
+        await run_activity(self.methods.attach, AttachPaymentMethod(command=command, now=datetime.now(UTC)))
+
+    def stall_gateway(self, path: str = "/v1/payment_intents") -> None:
+        """Let the gateway execute the next request without responding for a while."""
+        fault = {"fault": "stall", "count": 1, "seconds": STALL_SECONDS, "path": path}
+        httpx.post(f"{self.stripe.url}/sandbox/faults", json=fault).raise_for_status()
+
+    async def payments(self, subscription: str) -> list[Mapping[str, Any]]:
+        return await self.subscriptions.rows(
+            "SELECT * FROM payments WHERE subscription_id = :id ORDER BY created_at, id", id=subscription
+        )
+
+    async def gateway_charges(self, subscription: str) -> list[dict[str, Any]]:
+        """Return what the gateway was asked to charge for the subscription, by payment."""
+        ids = {row["id"] for row in await self.payments(subscription)}
+        charges = httpx.get(f"{self.stripe.url}/sandbox/charges").json()
+        return [charge for charge in charges if (charge["idempotency_key"] or "").partition(":")[0] in ids]
+
+    async def wait_for_charge(self, subscription: str) -> None:
+        """Wait until the gateway has captured the last charge."""
+
+        async def captured() -> bool:
+            return [charge["captured"] for charge in await self.gateway_charges(subscription)][-1:] == [True]
+
+        await wait_until(captured, description="the gateway has captured the charge")
+
+    async def lose(self, subscription: str, *, payments: bool = False) -> None:
+        """Terminate the subscription's workflow, with ``payments`` also those of its payments."""
+        await self.subscriptions.handle(subscription).terminate()
+        for row in await self.payments(subscription) if payments else ():
+            handle = self.subscriptions.temporal.client.get_workflow_handle(names.payment_workflow_id(row["id"]))
+            if (await handle.describe()).close_time is None:
+                await handle.terminate()
+        workflow_id = names.subscription_workflow_id(subscription)
+
+        async def listed() -> bool:
+            return await find_lost(self.subscriptions.workflows, [workflow_id]) == [workflow_id]
+
+        await wait_until(listed, description="the server's list shows the termination")
+
+    async def restart(self) -> None:
+        client = self.subscriptions.temporal.client
+        reconciliation = PostgresReconciliationActivities(self.subscriptions.sessions, client)
+        command = RestartSubscriptions(after="", max_restarts=10, now=datetime.now(UTC))
+        outcome = await run_activity(reconciliation.restart_subscriptions, command)
+        assert outcome.restarted == 1
+
+    async def wait_until_paid(self, subscription: str) -> None:
+        async def paid() -> bool:
+            statuses = {row["status"] for row in await self.subscriptions.invoices(subscription)}
+            return statuses == {"paid"}
+
+        await wait_until(paid, description="every invoice is paid")
+        await self.subscriptions.wait_until_idle(subscription)
+
+    async def assert_collected_once(self, subscription: str, *amounts: int) -> None:
+        """Assert one charge at the gateway and one allocation for each amount, and nothing left over."""
+        charges = await self.gateway_charges(subscription)
+        assert [charge["amount"] for charge in charges] == list(amounts)
+        rows = await self.payments(subscription)
+        assert [(row["status"], row["captured_minor"]) for row in rows] == [("succeeded", amount) for amount in amounts]
+        allocations = await self.subscriptions.rows(
+            "SELECT amount_minor FROM invoice_allocations WHERE source = 'payment' ORDER BY allocated_at"
+        )
+        assert [row["amount_minor"] for row in allocations] == list(amounts)
+        assert (await self.subscriptions.balance("held"), await self.subscriptions.balance()) == (0, 0)
+        await self.subscriptions.assert_ledger_balanced()
+
+
+@asynccontextmanager
+async def lost_payments(
+    temporal: TemporalFixture, database: DatabaseFixture, stripe: StripeEndpoint
+) -> AsyncIterator[LostPayments]:
+    gateway = StripeGateway(api_key=stripe.api_key, base_url=stripe.url)
+    try:
+        async with run_subscription_fixture(temporal, database, gateway=gateway) as subscriptions:
+            methods = GatewayPaymentMethodActivities(subscriptions.sessions, {gateway.name: gateway})
+            yield LostPayments(subscriptions, stripe, methods)
+    finally:
+        await gateway.close()
+
+
+async def _start_renewal(lost: LostPayments) -> str:
+    """Return a subscription whose renewal the gateway has charged without having responded; the wallet pays a part."""
+    await lost.subscriptions.top_up(600)
+    subscription = await lost.subscriptions.create_active_subscription("starter")
+    await lost.add_card()
+    end = (await lost.subscriptions.subscription(subscription))["current_period_end"]
+    lost.stall_gateway()
+    await lost.subscriptions.advance_to(subscription, end - timedelta(seconds=1))
+    await lost.wait_for_charge(subscription)
+    return subscription
+
+
+async def test_a_renewal_whose_charge_is_in_flight_is_collected_once(
+    temporal: TemporalFixture, database: DatabaseFixture, stripe: StripeEndpoint
+) -> None:
+    async with lost_payments(temporal, database, stripe) as lost:
+        subscription = await _start_renewal(lost)
+        await lost.lose(subscription)
+        assert [row["status"] for row in await lost.subscriptions.invoices(subscription)] == ["paid", "open"]
+        await lost.restart()
+        await lost.wait_until_paid(subscription)
+        await lost.assert_collected_once(subscription, 400)
+
+
+async def test_a_renewal_whose_payment_was_lost_as_well_is_collected_once(
+    temporal: TemporalFixture, database: DatabaseFixture, stripe: StripeEndpoint
+) -> None:
+    async with lost_payments(temporal, database, stripe) as lost:
+        subscription = await _start_renewal(lost)
+        await lost.lose(subscription, payments=True)
+        assert [row["status"] for row in await lost.subscriptions.invoices(subscription)] == ["paid", "open"]
+        await lost.restart()
+        await lost.wait_until_paid(subscription)
+        await lost.assert_collected_once(subscription, 400)
+
+
+async def test_a_payment_that_succeeded_while_the_subscription_was_lost_pays_its_invoice(
+    temporal: TemporalFixture, database: DatabaseFixture, stripe: StripeEndpoint
+) -> None:
+    async with lost_payments(temporal, database, stripe) as lost:
+        subscription = await _start_renewal(lost)
+        await lost.lose(subscription)
+
+        async def succeeded() -> bool:
+            return [row["status"] for row in await lost.payments(subscription)] == ["succeeded"]
+
+        await wait_until(succeeded, description="the payment has succeeded")
+        assert [row["status"] for row in await lost.subscriptions.invoices(subscription)] == ["paid", "open"]
+        await lost.restart()
+        await lost.wait_until_paid(subscription)
+        await lost.assert_collected_once(subscription, 400)
+
+
+async def test_an_order_with_an_authorized_card_is_captured_once(
+    temporal: TemporalFixture, database: DatabaseFixture, stripe: StripeEndpoint
+) -> None:
+    async with lost_payments(temporal, database, stripe) as lost:
+        await lost.add_card()
+        subscription = await lost.subscriptions.create_subscription("starter")
+        await wait_until(lambda: "provision" in [verb for verb, _ in lost.subscriptions.external.calls])
+        await lost.lose(subscription)
+        await lost.restart()
+        lost.subscriptions.external.provisioning_done.set()
+        await lost.subscriptions.wait_for_status(subscription, "active")
+        await lost.wait_until_paid(subscription)
+        await lost.assert_collected_once(subscription, 500)
+
+
+async def test_an_order_that_is_lost_during_the_capture_is_captured_once(
+    temporal: TemporalFixture, database: DatabaseFixture, stripe: StripeEndpoint
+) -> None:
+    async with lost_payments(temporal, database, stripe) as lost:
+        await lost.add_card()
+        lost.stall_gateway("/v1/payment_intents/*/capture")
+        lost.subscriptions.external.provisioning_done.set()
+        subscription = await lost.subscriptions.create_subscription("starter")
+        await lost.wait_for_charge(subscription)
+        await lost.lose(subscription, payments=True)
+        assert [row["status"] for row in await lost.subscriptions.invoices(subscription)] == ["open"]
+        await lost.restart()
+        await lost.wait_until_paid(subscription)
+        await lost.assert_collected_once(subscription, 500)
+
+
+async def test_an_order_that_is_cancelled_after_its_workflow_was_lost_voids_the_authorization(
+    temporal: TemporalFixture, database: DatabaseFixture, stripe: StripeEndpoint
+) -> None:
+    async with lost_payments(temporal, database, stripe) as lost:
+        await lost.add_card()
+        subscription = await lost.subscriptions.create_subscription("starter")
+        await wait_until(lambda: "provision" in [verb for verb, _ in lost.subscriptions.external.calls])
+        await lost.lose(subscription)
+        await lost.restart()
+        await lost.subscriptions.cancel(subscription)
+        assert (await lost.subscriptions.subscription(subscription))["status"] == "cancelled"
+        assert [row["status"] for row in await lost.payments(subscription)] == ["cancelled"]
+
+
+async def test_a_card_that_paid_for_a_lost_plan_change_is_credited_to_the_wallet(
+    temporal: TemporalFixture, database: DatabaseFixture, stripe: StripeEndpoint
+) -> None:
+    async with lost_payments(temporal, database, stripe) as lost:
+        await lost.subscriptions.top_up(500)
+        subscription = await lost.subscriptions.create_active_subscription("starter")
+        await lost.add_card()
+        lost.stall_gateway()
+        changing = asyncio.ensure_future(lost.subscriptions.change_plan(subscription, "pro"))
+        await lost.wait_for_charge(subscription)
+        await lost.lose(subscription)
+        await asyncio.gather(changing, return_exceptions=True)
+        await lost.restart()
+        (charge,) = await lost.gateway_charges(subscription)
+
+        async def credited() -> bool:
+            return bool(await lost.subscriptions.balance() == charge["amount"])
+
+        await wait_until(credited, description="the payment is wallet credit")
+        await lost.subscriptions.wait_until_idle(subscription)
+        row = await lost.subscriptions.subscription(subscription)
+        assert (row["status"], row["plan_id"]) == ("active", lost.subscriptions.plan("starter"))
+        assert sorted(row["status"] for row in await lost.subscriptions.invoices(subscription)) == ["paid", "void"]
+        assert await lost.subscriptions.balance("held") == 0
+        await lost.subscriptions.assert_ledger_balanced()

@@ -1,0 +1,63 @@
+"""Finds workflows that do not run although they should, and starts those of subscriptions again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from temporalio.common import WorkflowIDReusePolicy
+from temporalio.exceptions import WorkflowAlreadyStartedError
+
+from workflows import names
+from workflows.client import UPDATE_TIMEOUT, WorkflowClient
+from workflows.ports.subscription import CreateSubscription, SubscriptionInput
+from workflows.rpc_errors import translate_rpc_errors
+
+
+async def find_lost(workflows: WorkflowClient, workflow_ids: Sequence[str]) -> list[str]:
+    """Return those of ``workflow_ids`` that do not run, in their order.
+
+    The server's list of running workflows is some seconds behind, so each one that it lacks is asked for by itself.
+
+    Raises:
+        TemporalUnavailable: the server did not respond.
+    """
+    if not workflow_ids:
+        return []
+    among = ", ".join(f"'{workflow_id}'" for workflow_id in workflow_ids)
+    listed = workflows.client.list_workflows(f"ExecutionStatus = 'Running' AND WorkflowId IN ({among})")
+    running = {execution.id async for execution in listed}
+    return [
+        workflow_id
+        for workflow_id in workflow_ids
+        if workflow_id not in running and not await workflows.is_running(workflow_id)
+    ]
+
+
+async def restart_subscription(workflows: WorkflowClient, order: CreateSubscription) -> bool:
+    """Start the workflow of a recorded subscription again after it was lost; it continues from its row.
+
+    ``WorkflowClient.create_subscription`` does not: the server answers its update from the lost run.
+
+    Returns:
+        Whether it was started; False while it runs.
+
+    Raises:
+        TemporalUnavailable: the server did not respond.
+    """
+    start = workflows.client.start_workflow(
+        names.SUBSCRIPTION,
+        SubscriptionInput(command=order),
+        id=names.subscription_workflow_id(order.subscription_id),
+        task_queue=names.PLATFORM_QUEUE,
+        # Also after a run that completed: the database may have been restored from a time before that.
+        id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+        search_attributes=names.search_attributes(
+            order.organization_id, "subscription", subscription=order.subscription_id, instance=order.instance_id
+        ),
+        rpc_timeout=UPDATE_TIMEOUT,
+    )
+    try:
+        await translate_rpc_errors(start)
+    except WorkflowAlreadyStartedError:
+        return False
+    return True

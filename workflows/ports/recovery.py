@@ -1,0 +1,80 @@
+"""What a subscription's workflow goes on with when it was started again after its run was lost or terminated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Protocol
+
+from temporalio import activity
+
+from workflows.ports.billing import BillingOutcome
+from workflows.ports.payments import PaymentInput
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadRecovery:
+    subscription_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnsettledPayment:
+    """A card payment that is in flight, or that succeeded and has not paid its invoice yet.
+
+    Attributes:
+        payment: Start input of its workflow, as recorded.
+        invoice_id: The invoice that it pays; None if nothing needs it any more.
+    """
+
+    payment: PaymentInput
+    invoice_id: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovery:
+    """What the lost run knew and the subscription's row does not say.
+
+    Attributes:
+        payments: Payments to settle before anything else is collected, oldest first.
+        failed_attempts: How often the open invoice could not be collected; zero unless the subscription is past due.
+        last_attempt_at: When it was tried last.
+        hard_declined: The card that is charged first was declined for good for the open invoice.
+        is_instance_running: Whether the instance is not scaled to zero.
+        is_stopped_by_customer: Whether the customer stopped the instance.
+        has_plan_resources: Whether the instance has the resources of the subscription's plan.
+    """
+
+    payments: list[UnsettledPayment] = field(default_factory=list)
+    failed_attempts: int = 0
+    last_attempt_at: datetime | None = None
+    hard_declined: bool = False
+    is_instance_running: bool = True
+    is_stopped_by_customer: bool = False
+    has_plan_resources: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResumeCollection:
+    subscription_id: str
+    now: datetime
+
+
+class RecoveryActivities(Protocol):
+    """One transaction each; repeating one changes nothing more."""
+
+    @activity.defn(name="recovery.load")
+    async def load(self, command: LoadRecovery) -> Recovery:
+        """Read what the lost run left.
+
+        Refuses: ``NOT_FOUND``.
+        """
+        ...
+
+    @activity.defn(name="recovery.resume_collection")
+    async def resume_collection(self, command: ResumeCollection) -> BillingOutcome:
+        """Void the drafts whose command was lost, release their holds, and return the open invoice of an active
+        subscription with what a card has to pay for it. Called once every payment is settled.
+
+        Refuses: ``NOT_FOUND``.
+        """
+        ...
