@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
-import re
 import sys
 from collections.abc import Callable, MutableMapping
 from typing import Any
 
 import structlog
 
-SECRET_FIELD_WORDS = ("password", "secret", "token", "authorization", "cookie", "api_key", "credential")
-MASK = "[hidden]"
+from api.redaction import mask_value
 
 WARNING_ONLY_LOGGERS = (
     "aiosmtplib",
@@ -26,31 +25,31 @@ WARNING_ONLY_LOGGERS = (
 )
 """At INFO these libraries log addresses, bodies and every request; an address may contain a link's token."""
 
-SENSITIVE_PATTERN = re.compile(
-    r"[\w.+-]+@[\w-]+(?:\.[\w-]+)*"  # email addresses
-    r"|\beyJ[\w-]{8,}\.[\w-]+\.[\w-]*"  # signed tokens
-    r"|\b(?:sk|rk|pk)_(?:live|test)_\w+|\bwhsec_\w+"  # a gateway's keys
-    r"|(?<=token=)[\w%.~-]+"
-    r"|(?<=://)[^/\s:@\"\\]+:[^/\s@\"\\]+(?=@)"  # user and password in a URL
-)
+
+class LogHandler(logging.StreamHandler[Any]):
+    """Writes to standard output. A record that cannot be formatted is reported without its content."""
+
+    def handleError(self, log_record: logging.LogRecord) -> None:
+        """Write where the record came from. The library's own report quotes its arguments."""
+        error = sys.exception()
+        fault = {
+            "event": "log.record_failed",
+            "logger": log_record.name,
+            "level": "error",
+            "error": type(error).__name__,
+            "place": f"{log_record.filename}:{log_record.lineno}",
+        }
+        try:
+            self.stream.write(json.dumps(fault) + self.terminator)
+        except (OSError, ValueError):
+            # The stream is closed or full: there is no other place to report to.
+            return
 
 
-class RedactingFormatter(logging.Formatter):
-    """Masks what matches ``SENSITIVE_PATTERN`` in the text of another formatter."""
-
-    def __init__(self, inner: logging.Formatter) -> None:
-        super().__init__()
-        self._inner = inner
-
-    def format(self, log_record: logging.LogRecord) -> str:
-        return SENSITIVE_PATTERN.sub(MASK, self._inner.format(log_record))
-
-
-def mask_secrets(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    for name in event:
-        if any(word in name.lower() for word in SECRET_FIELD_WORDS):
-            event[name] = MASK
-    return event
+def redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Mask an event. The last step before it is rendered: exceptions and library records are text by then."""
+    masked: MutableMapping[str, Any] = mask_value(event)
+    return masked
 
 
 def configure_logging(
@@ -71,7 +70,6 @@ def configure_logging(
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        mask_secrets,
     ]
     renderer: Any = (
         structlog.processors.JSONRenderer() if log_format == "json" else structlog.dev.ConsoleRenderer(colors=False)
@@ -87,11 +85,12 @@ def configure_logging(
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
             structlog.processors.format_exc_info,
+            redact,
             renderer,
         ],
     )
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(RedactingFormatter(formatter))
+    handler = LogHandler(sys.stdout)
+    handler.setFormatter(formatter)
     if accepts is not None:
         handler.addFilter(accepts)
     root = logging.getLogger()

@@ -16,7 +16,8 @@ def is_not_sdk_duplicate(log_record: logging.LogRecord) -> bool:
 
     The SDK logs the message of the error, which may contain personal data; ``worker.interceptors`` logs its type.
     """
-    return not str(log_record.msg).startswith(SDK_ACTIVITY_FAILURE_PREFIX)
+    message = log_record.msg
+    return not (isinstance(message, str) and message.startswith(SDK_ACTIVITY_FAILURE_PREFIX))
 
 
 def configure_logging(*, level: str = "INFO", log_format: str = "json") -> None:

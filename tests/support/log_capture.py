@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 import structlog
 
+from api.logs import LogHandler
+
 
 @contextmanager
 def capture_log(configure_logging: Callable[..., None], *, level: str) -> Iterator[io.StringIO]:
@@ -26,3 +28,15 @@ def capture_log(configure_logging: Callable[..., None], *, level: str) -> Iterat
         root_logger.handlers, root_logger.level = handlers, previous_level
         structlog.reset_defaults()
         structlog.contextvars.clear_contextvars()
+
+
+@contextmanager
+def only_configured_handler() -> Iterator[None]:
+    """Take pytest's handlers, which render and raise in their own way, off the root logger until the block ends."""
+    root_logger = logging.getLogger()
+    handlers = root_logger.handlers[:]
+    root_logger.handlers = [handler for handler in handlers if isinstance(handler, LogHandler)]
+    try:
+        yield
+    finally:
+        root_logger.handlers = handlers
