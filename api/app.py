@@ -111,12 +111,9 @@ def _engine(settings: ApiSettings) -> AsyncEngine:
     url = make_url(settings.api_database_url.get_secret_value()).update_query_dict(
         {"options": "-c timezone=UTC -c statement_timeout=8000 -c idle_in_transaction_session_timeout=60000"}
     )
-    engine = create_database_engine(
+    return create_database_engine(
         url.render_as_string(hide_password=False),
         pool_size=settings.database_pool_size,
         timeout_seconds=settings.database_timeout_seconds,
         explicit_begin=True,
     )
-    # A failing statement is reported without what was in it.
-    engine.sync_engine.hide_parameters = True
-    return engine

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import psycopg
 from sqlalchemy.exc import DBAPIError
 
 NON_NEGATIVE_BALANCE = frozenset(
@@ -23,3 +24,19 @@ def violated_constraint(error: BaseException) -> str:
 def is_overdraft(error: BaseException) -> bool:
     """Return whether ``error`` is the database's refusal of a balance below zero."""
     return violated_constraint(error) in NON_NEGATIVE_BALANCE
+
+
+def describe_database_error(error: DBAPIError | psycopg.Error) -> str:
+    """Return an error in words without values: its type, SQLSTATE, table and constraint.
+
+    PostgreSQL's own message quotes the row (``Key (email)=(…) already exists``), SQLAlchemy's the statement.
+    """
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    diagnosis = getattr(cause, "diag", None)
+    parts = {
+        "SQLSTATE": getattr(cause, "sqlstate", None),
+        "table": getattr(diagnosis, "table_name", None),
+        "constraint": getattr(diagnosis, "constraint_name", None),
+    }
+    facts = ", ".join(f"{name} {value}" for name, value in parts.items() if value)
+    return f"{type(error).__name__} ({facts})" if facts else type(error).__name__

@@ -31,6 +31,8 @@ def create_database_engine(
 ) -> AsyncEngine:
     """Return an engine whose connections fail after ``timeout_seconds`` instead of hanging.
 
+    Its errors and its log show no parameters of statements: they are customers' data and secrets.
+
     Args:
         url: SQLAlchemy's form: ``postgresql+psycopg://role@/berth?host=/socket/directory``.
         pool_size: Connections kept open; as many again are opened under load.
@@ -46,6 +48,7 @@ def create_database_engine(
         max_overflow=pool_size,
         pool_timeout=timeout_seconds,
         pool_pre_ping=pre_ping and not explicit_begin,
+        hide_parameters=True,
         connect_args={"connect_timeout": max(1, int(timeout_seconds)), "prepare_threshold": 2},
         **options,
     )

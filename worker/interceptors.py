@@ -1,4 +1,4 @@
-"""What is seen of each activity: a line in the log with everything to find it by, and figures. Never its contents."""
+"""What is recorded of each activity: a log line, metrics, and its failure. Never its contents."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import structlog
+from sqlalchemy.exc import DBAPIError
 from temporalio import activity
 from temporalio.exceptions import ApplicationError, is_cancelled_exception
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
+from db.errors import describe_database_error
 from worker.metrics import WorkerMetrics
 from workflows.rules.errors import ErrorCode
 
@@ -56,6 +59,10 @@ class _MeteredActivity(ActivityInboundInterceptor):
                 outcome = classify_outcome(error)
                 if outcome == FAILED:
                     log.warning("activity.failed", error=error_name(error), where=product_frames(error))
+                reported = without_database_values(error)
+                if reported is not error:
+                    # The history keeps the cause of what is raised: the original must not be one.
+                    raise reported.with_traceback(error.__traceback__) from None
                 raise
             finally:
                 seconds = time.perf_counter() - started_at
@@ -76,6 +83,19 @@ def error_name(error: BaseException) -> str:
     kind = error.type if isinstance(error, ApplicationError) and error.type else type(error).__name__
     state = getattr(getattr(error, "orig", None), "sqlstate", None)
     return f"{kind} {state}" if state else kind
+
+
+def without_database_values(error: BaseException) -> BaseException:
+    """Return the error as a workflow's history may keep it: without the values that a database's message quotes.
+
+    An error of the database is replaced by one with the same type name, so that it is retried in the same way. One
+    that only caused ``error`` is replaced there.
+    """
+    if isinstance(error, DBAPIError | psycopg.Error):
+        return ApplicationError(describe_database_error(error), type=type(error).__name__)
+    if error.__cause__ is not None:
+        error.__cause__ = without_database_values(error.__cause__)
+    return error
 
 
 def product_frames(error: BaseException) -> list[str]:

@@ -20,7 +20,7 @@ def run() -> None:
     url = os.environ.get("BERTH_OWNER_DATABASE_URL")
     if not url:
         raise SystemExit("BERTH_OWNER_DATABASE_URL is not set: migrations run as the owner of the schema")
-    engine = create_engine(url, poolclass=pool.NullPool, connect_args={"options": LIMITS})
+    engine = create_engine(url, poolclass=pool.NullPool, connect_args={"options": LIMITS}, hide_parameters=True)
     with engine.connect() as connection:
         context.configure(
             connection=connection,
