@@ -15,7 +15,7 @@ from db.queries.change_set import ChangeSet
 from workflows.ports.payments import Purpose, RefundDestination
 from workflows.rules import ledger as accounts
 from workflows.rules.allocations import AllocationSource, InvoiceBalance, RefundParts, SourcePart
-from workflows.rules.errors import ErrorCode, RuleViolation
+from workflows.rules.errors import RETRYABLE, ErrorCode, RuleViolation
 from workflows.rules.ids import derive_id
 from workflows.rules.ledger import LedgerAccount, TransactionKind, build_transaction, clearing_account
 from workflows.rules.money import Money, zero_money
@@ -35,7 +35,9 @@ def remaining_in_wallet(payment: Payment, invoices: Mapping[str, InvoiceBalance]
     """
     if not invoices and payment.purpose != Purpose.TOP_UP and not payment.credited_to_wallet:
         raise RuleViolation(
-            ErrorCode.CONFLICT, "The payment has not been applied to its invoice yet. Retry when the invoice is paid."
+            ErrorCode.CONFLICT,
+            "The payment has not been applied to its invoice yet. Retry when the invoice is paid.",
+            RETRYABLE,
         )
     remaining = Money(amount_minor=payment.captured_minor - payment.refunded_minor, currency=payment.currency)
     for invoice in invoices.values():

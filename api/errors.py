@@ -59,7 +59,10 @@ CODE_BY_STATUS: Mapping[int, str] = {
 
 
 class ApiError(Exception):
-    """A refusal with its status and code. ``details`` go out as they are: nothing secret in them."""
+    """A refusal with its status and code. ``details`` go out as they are: nothing secret in them.
+
+    ``is_final`` False: the same request may succeed later, so the refusal is not stored under its Idempotency-Key.
+    """
 
     def __init__(
         self,
@@ -68,6 +71,8 @@ class ApiError(Exception):
         message: str,
         details: Mapping[str, Any] = _NO_DETAILS,
         headers: Mapping[str, str] = _NO_DETAILS,
+        *,
+        is_final: bool = True,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -75,6 +80,7 @@ class ApiError(Exception):
         self.message = message
         self.details = details
         self.headers = headers
+        self.is_final = is_final
 
 
 def not_found_error(object_name: str = "object") -> ApiError:
@@ -124,7 +130,13 @@ def to_api_error(error: BaseException) -> ApiError | None:
         case ApiError():
             return error
         case RuleViolation():
-            return ApiError(STATUS_BY_ERROR_CODE.get(error.code, 422), error.code.value, error.message, error.details)
+            return ApiError(
+                STATUS_BY_ERROR_CODE.get(error.code, 422),
+                error.code.value,
+                error.message,
+                error.details,
+                is_final=not error.is_retryable,
+            )
         case TemporalUnavailable():
             return unavailable_error("Order processing")
         case WorkflowNotRunning():
@@ -132,13 +144,15 @@ def to_api_error(error: BaseException) -> ApiError | None:
                 409,
                 ErrorCode.ILLEGAL_MOVE.value,
                 "The workflow has reached a final status and accepts no more commands.",
+                # An operator may have stopped it: then it is started again.
+                is_final=False,
             )
         case PoolTimeout() | OperationalError() | InterfaceError():
             return unavailable_error("The database")
         case DataError():
             return ApiError(422, "VALIDATION_ERROR", "A value is out of range for its type.")
         case IntegrityError():
-            return ApiError(409, "CONFLICT", "The request conflicts with an existing object.")
+            return ApiError(409, "CONFLICT", "The request conflicts with an existing object.", is_final=False)
         case DBAPIError() if error.connection_invalidated:
             return unavailable_error("The database")
         case ConnectionError() | TimeoutError():

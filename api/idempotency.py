@@ -7,7 +7,7 @@ import hashlib
 import json
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Annotated, TypeVar
 
@@ -25,6 +25,7 @@ from api.response_envelope import JsonResponse
 from api.tokens import Caller
 from db.queries import idempotency
 from db.queries.idempotency import KeyClaim, StoredResponse
+from workflows.rules.errors import RuleViolation
 from workflows.rules.ids import derive_id
 
 P = TypeVar("P")
@@ -34,14 +35,18 @@ MAX_KEY_LENGTH = 255
 WAIT_SECONDS = 4.0
 POLL_INTERVAL_SECONDS = 0.05
 CACHEABLE_ERROR_STATUSES = frozenset({402, 403, 404, 409, 410, 422})
-"""Errors that a retry would not change. After any other (401, 429, 5xx) a retry does the work again."""
+"""Errors that a retry would not change, if they are final. After any other (401, 429, 5xx) a retry does the work."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class IdempotentRequest:
     """Does the work of a request at most once per organization, route and key.
 
     ``key`` is None only on a route that does not require one; then every request does the work.
+
+    Attributes:
+        attempt, is_retry: Known once the key is claimed, as in ``KeyClaim``. What was valid when the first request of
+            an attempt began is not judged again by the state of a later day: its work may be done.
     """
 
     ctx: AppContext
@@ -50,12 +55,24 @@ class IdempotentRequest:
     route: str
     body_hash: str
     request_id: str
+    attempt: int = field(default=1, init=False)
+    is_retry: bool = field(default=False, init=False)
 
     def derive_id(self, prefix: str) -> str:
         """Return an id with this prefix: the same for each retry under the key, a fresh one without a key."""
         if self.key is None:
             return generate_id(prefix)
         return derive_id(prefix, self.caller.organization_id, self.route, self.key)
+
+    def derive_update_id(self) -> str:
+        """Return the id of the workflow update that the claimed key sends.
+
+        It differs for each attempt: the server answers a repeated id with the outcome of the first update, also with a
+        refusal that has passed.
+        """
+        if self.key is None or self.attempt == 1:
+            return self.derive_id("ord")
+        return derive_id("ord", self.caller.organization_id, self.route, self.key, str(self.attempt))
 
     async def __call__(self, work: Callable[[], Awaitable[JsonResponse]]) -> Response:
         """Return the response of ``work``, or the final one stored under the key, marked ``Idempotent-Replayed``.
@@ -82,7 +99,7 @@ class IdempotentRequest:
         """Like a call, for work that needs to read first.
 
         ``prepare`` reads in the transaction that claims the key. The transaction ends before ``work`` begins; if
-        ``prepare`` raises, the key stays free.
+        ``prepare`` raises, the key stays as it was. On a retry ``prepare`` must not refuse by the present state.
         """
 
         async def finish(prepared: P, held: StoredResponse | None) -> JsonResponse:
@@ -144,8 +161,9 @@ class IdempotentRequest:
             return await finish(result[0], held)
         except Exception as error:
             refused = to_api_error(error)
-            if refused is None or refused.status not in CACHEABLE_ERROR_STATUSES:
-                await asyncio.shield(self._store(held))
+            if refused is None or not refused.is_final or refused.status not in CACHEABLE_ERROR_STATUSES:
+                ends_attempt = isinstance(error, RuleViolation) and error.is_retryable
+                await asyncio.shield(self._store(replace(held, ends_attempt=ends_attempt)))
                 raise
             response = error_response(refused, self.request_id)
             await asyncio.shield(self._store(_with_response(held, response)))
@@ -175,6 +193,7 @@ class IdempotentRequest:
         while True:
             async with transaction_starting_with(self.ctx, claim) as (session, state):
                 if state.acquired:
+                    self.attempt, self.is_retry = state.attempt, state.is_retry
                     return state, (await prepare(session),)
             if not state.is_same_request:
                 raise ApiError(

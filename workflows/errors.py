@@ -6,12 +6,17 @@ from collections.abc import Mapping
 
 from temporalio.exceptions import ActivityError, ApplicationError
 
-from workflows.rules.errors import ErrorCode, RuleViolation
+from workflows.rules.errors import RETRYABLE, ErrorCode, RuleViolation
 
 
 def non_retryable_error(code: ErrorCode, message: str, details: Mapping[str, str] | None = None) -> ApplicationError:
     """Return the error that ends an order with ``code`` and is never retried."""
     return ApplicationError(message, dict(details or {}), type=code, non_retryable=True)
+
+
+def in_progress_error(message: str) -> ApplicationError:
+    """Return the refusal of a command that may succeed once what is in progress has ended."""
+    return non_retryable_error(ErrorCode.CONFLICT, message, RETRYABLE)
 
 
 def to_application_error(error: RuleViolation) -> ApplicationError:

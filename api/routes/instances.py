@@ -137,12 +137,13 @@ async def _operate(
         instance = await instance_reads.get_instance(session, instance_id, once.caller.organization_id)
         if instance is None:
             raise not_found_error("instance")
-        require_operation_allowed(kind.value, InstanceStatus(instance.status))
+        if not once.is_retry:
+            require_operation_allowed(kind.value, InstanceStatus(instance.status))
         return instance.subscription_id
 
     async def send(subscription_id: str) -> UpdateResult[SubscriptionResult]:
         command = StartOperation(
-            update_id=once.derive_id("ord"), actor=once.caller.user_id, operation_id=operation_id, kind=kind
+            update_id=once.derive_update_id(), actor=once.caller.user_id, operation_id=operation_id, kind=kind
         )
         async with SUBSCRIPTION_LOCKS.hold(subscription_id):
             return await workflows.start_operation(subscription_id, command)

@@ -43,6 +43,7 @@ from workflows.ports.payments import (
     PaymentOutcome,
     Purpose,
     RemovePaymentMethod,
+    payment_input_from_record,
 )
 from workflows.rules.currencies import require_chargeable
 from workflows.rules.errors import ErrorCode
@@ -195,7 +196,8 @@ async def remove_payment_method(payment_method_id: PathId, once: OptionalIdempot
     organization_id = once.caller.organization_id
 
     async def prepare(session: AsyncSession) -> None:
-        await _require_own_payment_method(session, payment_method_id, organization_id)
+        if not once.is_retry:
+            await _require_own_payment_method(session, payment_method_id, organization_id)
 
     async def work(_: None) -> JsonResponse:
         await workflows.remove_payment_method(
@@ -231,6 +233,11 @@ async def _payment_input(body: TopUpIn, once: IdempotentRequest, session: AsyncS
     amount = Money(amount_minor=body.amount_minor, currency=body.currency)
     require_chargeable(amount)
     account, requested_method = once.caller.organization_id, body.payment_method
+    if once.is_retry:
+        recorded = await payment_reads.get_payment(session, once.derive_id("pay"), account)
+        if recorded is not None:
+            # Its workflow runs or has ended: the cards that are on file today no longer matter.
+            return payment_input_from_record(payment_queries.to_payment_record(recorded))
     if requested_method is None:
         on_file = next(iter(await payment_queries.list_payment_methods(session, account)), None)
         if on_file is None:

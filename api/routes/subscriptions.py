@@ -71,9 +71,10 @@ async def create_subscription(
 
     async def load_orderable_plan(session: AsyncSession) -> Plan:
         plan = await catalogue.get_plan(session, body.plan_id)
-        if plan is None or not plan.service.is_published:
+        if plan is None or not (plan.service.is_published or once.is_retry):
             raise not_found_error("plan")
-        _check_parameters(plan.service.parameters_schema, body.parameters)
+        if not once.is_retry:
+            _check_parameters(plan.service.parameters_schema, body.parameters)
         return plan
 
     async def send(plan: Plan) -> UpdateResult[SubscriptionResult]:
@@ -122,31 +123,34 @@ async def get_subscription(
 @router.post("/{subscription_id}/cancel", response_model=Envelope[SubscriptionOut], responses=ACCEPTED_RESPONSE)
 async def cancel(subscription_id: PathId, body: CancelIn, once: OptionalIdempotency, workflows: Workflows) -> Response:
     """Cancel now, or at the end of the paid period."""
-    command = CancelSubscription(
-        update_id=once.derive_id("ord"), actor=once.caller.user_id, at=body.at, reason=body.reason
-    )
-    return await _run_update(once, subscription_id, lambda: workflows.cancel(subscription_id, command))
+
+    async def send() -> UpdateResult[SubscriptionResult]:
+        command = CancelSubscription(
+            update_id=once.derive_update_id(), actor=once.caller.user_id, at=body.at, reason=body.reason
+        )
+        return await workflows.cancel(subscription_id, command)
+
+    return await _run_update(once, subscription_id, send)
 
 
 @router.post("/{subscription_id}/resume", response_model=Envelope[SubscriptionOut], responses=CHARGING_RESPONSES)
 async def resume(subscription_id: PathId, once: OptionalIdempotency, workflows: Workflows) -> Response:
     """Withdraw a cancellation at the period's end, or resume a paused subscription: a new period is charged now."""
-    command = LifecycleCommand(update_id=once.derive_id("ord"), actor=once.caller.user_id)
-    return await _run_update(once, subscription_id, lambda: workflows.resume(subscription_id, command))
+    return await _run_update(once, subscription_id, lambda: workflows.resume(subscription_id, _lifecycle_command(once)))
 
 
 @router.post("/{subscription_id}/pause", response_model=Envelope[SubscriptionOut], responses=ACCEPTED_RESPONSE)
 async def pause(subscription_id: PathId, once: OptionalIdempotency, workflows: Workflows) -> Response:
     """Stop the instance and the billing until the subscription is resumed. The data is kept."""
-    command = LifecycleCommand(update_id=once.derive_id("ord"), actor=once.caller.user_id)
-    return await _run_update(once, subscription_id, lambda: workflows.pause(subscription_id, command))
+    return await _run_update(once, subscription_id, lambda: workflows.pause(subscription_id, _lifecycle_command(once)))
 
 
 @router.post("/{subscription_id}/retry-payment", response_model=Envelope[SubscriptionOut], responses=CHARGING_RESPONSES)
 async def retry_payment(subscription_id: PathId, once: OptionalIdempotency, workflows: Workflows) -> Response:
     """Collect the open invoice now. The scheduled retries stay."""
-    command = LifecycleCommand(update_id=once.derive_id("ord"), actor=once.caller.user_id)
-    return await _run_update(once, subscription_id, lambda: workflows.retry_payment(subscription_id, command))
+    return await _run_update(
+        once, subscription_id, lambda: workflows.retry_payment(subscription_id, _lifecycle_command(once))
+    )
 
 
 @router.post("/{subscription_id}/change-plan/preview", response_model=Envelope[PlanChangePreviewOut])
@@ -182,7 +186,7 @@ async def change_plan(
         plan_id = await catalogue.find_plan_id(session, body.plan_id)
         if plan_id is None:
             raise not_found_error("plan")
-        return ChangePlan(update_id=once.derive_id("ord"), actor=once.caller.user_id, plan_id=plan_id, mode=body.mode)
+        return ChangePlan(update_id=once.derive_update_id(), actor=once.caller.user_id, plan_id=plan_id, mode=body.mode)
 
     async def send(command: ChangePlan) -> UpdateResult[SubscriptionResult]:
         async with SUBSCRIPTION_LOCKS.hold(subscription_id):
@@ -231,6 +235,10 @@ async def _run_update(
         return await _subscription_response(session, subscription_id, once.caller, accepted)
 
     return await once.run_and_read(prepare, work, present)
+
+
+def _lifecycle_command(once: IdempotentRequest) -> LifecycleCommand:
+    return LifecycleCommand(update_id=once.derive_update_id(), actor=once.caller.user_id)
 
 
 async def _subscription_response(

@@ -122,9 +122,9 @@ class RevokedSession(Base):
 class IdempotencyRecord(Base):
     """The response stored under an idempotency key, kept as long as the objects whose ids derive from the key.
 
-    ``route`` is method and path,
-    ``request_hash`` the SHA-256 of the canonical body. ``response_status`` is null until a response
-    is stored; a response that is not final (202) is replaced by the next request under the key.
+    ``route`` is method and path, ``request_hash`` the SHA-256 of the canonical body. ``response_status`` is null until
+    a response is stored; a response that is not final (202) is replaced by the next request under the key. ``attempt``
+    counts the requests that started something; ``is_retry``: the claim continues the attempt of an earlier request.
     """
 
     __tablename__ = "idempotency_records"
@@ -135,6 +135,8 @@ class IdempotencyRecord(Base):
     request_hash: Mapped[str]
     claim_id: Mapped[str]
     claimed_until: Mapped[datetime]
+    attempt: Mapped[int] = mapped_column(server_default=text("1"))
+    is_retry: Mapped[bool] = mapped_column(server_default=text("false"))
     response_status: Mapped[int | None]
     response_body: Mapped[str | None]
     is_final: Mapped[bool] = mapped_column(server_default=text("false"))

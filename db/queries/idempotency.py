@@ -19,23 +19,34 @@ CLAIM_LEASE = timedelta(seconds=12)
 """How long a claim is held; a later request under the key takes over the claim of a process that died."""
 
 _CLAIM = (
-    "SELECT acquired, is_same_request, response_status, response_body, set_config('berth.user', %(user)s, true),"
-    " set_config('berth.role', %(role)s, true), set_config('synchronous_commit', 'off', true)"
+    "SELECT acquired, is_same_request, attempt, is_retry, response_status, response_body,"
+    " set_config('berth.user', %(user)s, true), set_config('berth.role', %(role)s, true),"
+    " set_config('synchronous_commit', 'off', true)"
     " FROM idempotency_claim_key(%(organization)s, %(route)s, %(key)s, %(request_hash)s, %(claim_id)s, %(at)s,"
     " %(lease)s)"
 )
 _STORE = (
     "SELECT idempotency_store_response(%(organization)s, %(route)s, %(key)s, %(claim_id)s, %(status)s, %(body)s,"
-    " %(is_final)s)"
+    " %(is_final)s, %(ends_attempt)s)"
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyClaim:
-    """State of a key. ``acquired``: this request does the work. ``status`` None: another request is doing it."""
+    """State of a key.
+
+    Attributes:
+        acquired: This request does the work.
+        is_same_request: The key was used with this body.
+        attempt: From 1; a refusal that passes ends an attempt.
+        is_retry: An earlier request under the key may have begun the work of this attempt.
+        status: None: another request is doing the work.
+    """
 
     acquired: bool
     is_same_request: bool
+    attempt: int
+    is_retry: bool
     status: int | None
     body: str | None
 
@@ -76,6 +87,8 @@ async def claim_key(
     return KeyClaim(
         acquired=row["acquired"],
         is_same_request=row["is_same_request"],
+        attempt=row["attempt"],
+        is_retry=row["is_retry"],
         status=row["response_status"],
         body=row["response_body"],
     )
@@ -83,7 +96,10 @@ async def claim_key(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredResponse:
-    """What a claim ends with. ``status`` None releases it; a response that is not final is superseded by a retry."""
+    """What a claim ends with. ``status`` None releases it; a response that is not final is superseded by a retry.
+
+    ``ends_attempt``: the work was refused for the moment and nothing was started.
+    """
 
     organization_id: str
     route: str
@@ -92,6 +108,7 @@ class StoredResponse:
     status: int | None
     body: str | None
     is_final: bool = True
+    ends_attempt: bool = False
 
     def parameters(self) -> dict[str, Any]:
         return {
@@ -102,6 +119,7 @@ class StoredResponse:
             "status": self.status,
             "body": self.body,
             "is_final": self.is_final,
+            "ends_attempt": self.ends_attempt,
         }
 
 

@@ -64,6 +64,11 @@ async def test_a_long_history_is_cut_at_a_renewal_and_the_moved_clock_goes_on(
     await subscriptions.workflows.start_operation(subscription, restart)
     await subscriptions.wait_until_idle(subscription)
     assert subscriptions.external.operations() == ["restart"]
+    # Also in a state that refuses the same command today.
+    await subscriptions.workflows.pause(subscription, subscriptions.lifecycle_command("pause"))
+    await subscriptions.workflows.start_operation(subscription, restart)
+    await subscriptions.wait_until_idle(subscription)
+    assert subscriptions.external.operations() == ["restart", "suspend"]
 
 
 async def test_a_short_history_is_not_cut(subscriptions: SubscriptionFixture) -> None:

@@ -199,7 +199,7 @@ async def test_of_two_plan_changes_at_once_one_is_refused(subscriptions: Subscri
         return_exceptions=True,
     )
     refused = [result for result in results if isinstance(result, RuleViolation)]
-    assert [violation.code for violation in refused] == ["CONFLICT"]
+    assert [(violation.code, violation.is_retryable) for violation in refused] == [("CONFLICT", True)]
     subscriptions.external.operations_allowed.set()
     await subscriptions.wait_until_idle(subscription)
     assert subscriptions.external.operations() == ["resize"]
@@ -216,7 +216,8 @@ async def test_of_two_operations_at_once_one_is_refused(subscriptions: Subscript
     results = await asyncio.gather(
         *(subscriptions.workflows.start_operation(subscription, order) for order in orders), return_exceptions=True
     )
-    assert [result.code for result in results if isinstance(result, RuleViolation)] == ["CONFLICT"]
+    refused = [result for result in results if isinstance(result, RuleViolation)]
+    assert [(violation.code, violation.is_retryable) for violation in refused] == [("CONFLICT", True)]
     subscriptions.external.operations_allowed.set()
     await subscriptions.wait_until_idle(subscription)
     assert subscriptions.external.operations() == ["restart"]

@@ -32,6 +32,9 @@ class ErrorCode(StrEnum):
 
 _NO_DETAILS: Mapping[str, str] = MappingProxyType({})
 
+RETRYABLE: Mapping[str, str] = MappingProxyType({"retryable": "true"})
+"""Details of a refusal that passes, for instance while another command is in progress: the same request may succeed."""
+
 
 class RuleViolation(Exception):
     """A business rule refused the request and nothing was changed.
@@ -47,3 +50,8 @@ class RuleViolation(Exception):
         self.code = code
         self.message = message
         self.details = details
+
+    @property
+    def is_retryable(self) -> bool:
+        """Whether the same request may succeed later, with nothing else changed by the caller."""
+        return self.details.items() >= RETRYABLE.items()

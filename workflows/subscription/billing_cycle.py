@@ -10,7 +10,7 @@ from datetime import datetime
 from temporalio import workflow
 
 from workflows import policies
-from workflows.errors import non_retryable_error
+from workflows.errors import in_progress_error, non_retryable_error
 from workflows.ports.billing import BillingActivities, BillingOutcome, CollectInvoice, StartPeriod
 from workflows.ports.subscription import PlanTerms
 from workflows.rules import dunning
@@ -34,7 +34,7 @@ async def wait_for_renewal(context: SubscriptionContext) -> None:
     """
     await context.wait_briefly(lambda: not _is_renewal_due(context))
     if _is_renewal_due(context):
-        raise non_retryable_error(ErrorCode.CONFLICT, "The renewal is in progress. Retry when it has ended.")
+        raise in_progress_error("The renewal is in progress. Retry when it has ended.")
 
 
 def reminders_at(context: SubscriptionContext) -> list[datetime]:

@@ -15,7 +15,7 @@ from datetime import datetime
 from temporalio import workflow
 
 from workflows import names, policies
-from workflows.errors import non_retryable_error
+from workflows.errors import in_progress_error, non_retryable_error
 from workflows.past_due_signals import signal_past_due_subscriptions
 from workflows.ports.payments import PaymentOutcome
 from workflows.ports.recovery import Recovery
@@ -168,9 +168,7 @@ class SubscriptionContext:
     def require_no_slow_payment(self) -> None:
         """Raise ``CONFLICT`` while ``payment_is_slow``; for validators, so that a refusal leaves no event."""
         if self.payment_is_slow:
-            raise non_retryable_error(
-                ErrorCode.CONFLICT, "A payment of this subscription has no outcome yet. Retry when it has, or cancel."
-            )
+            raise in_progress_error("A payment of this subscription has no outcome yet. Retry when it has, or cancel.")
 
     @asynccontextmanager
     async def customer_collection_lock(self) -> AsyncIterator[None]:
@@ -181,9 +179,8 @@ class SubscriptionContext:
         """
         await self.wait_briefly(lambda: not self.collection_lock.locked())
         if self.collection_lock.locked():
-            raise non_retryable_error(
-                ErrorCode.CONFLICT,
-                "Another payment or command of this subscription is in progress. Retry when it has ended.",
+            raise in_progress_error(
+                "Another payment or command of this subscription is in progress. Retry when it has ended."
             )
         async with self.collection_lock:
             yield
@@ -191,7 +188,10 @@ class SubscriptionContext:
     # Handled updates
 
     def is_handled(self, update_id: str) -> bool:
-        """Return whether an update was answered before; the server forgets update ids at continue-as-new."""
+        """Return whether an update was answered before; the server forgets update ids at continue-as-new.
+
+        Validators accept such an update: the state that it led to may refuse the same command today.
+        """
         return self.state is not None and update_id in self.state.handled_update_ids
 
     def mark_handled(self, update_id: str) -> None:

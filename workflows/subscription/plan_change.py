@@ -6,7 +6,7 @@ from temporalio import workflow
 from temporalio.exceptions import ActivityError
 
 from workflows import policies
-from workflows.errors import from_activity_error, non_retryable_error
+from workflows.errors import from_activity_error, in_progress_error, non_retryable_error
 from workflows.ports.billing import (
     ApplyPlanChange,
     BillingActivities,
@@ -42,9 +42,7 @@ async def change_plan(context: SubscriptionContext, command: ChangePlan) -> None
             require_changeable(context)
             state = context.require_state()
             if state.plan_change_rollback is not None:
-                raise non_retryable_error(
-                    ErrorCode.CONFLICT, "The previous plan change is in progress. Retry when the instance is resized."
-                )
+                raise in_progress_error("The previous plan change is in progress. Retry when the instance is resized.")
             outcome = await _apply_or_price(context, command)
             if outcome.outcome is PlanChangeResult.APPLIED:
                 _commit_plan_change(context, outcome.state, outcome.terms, command.update_id)

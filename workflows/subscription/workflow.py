@@ -18,7 +18,7 @@ with workflow.unsafe.imports_passed_through():
     import workflows.ports.instances
     import workflows.rules.periods  # noqa: F401 - as above
     from workflows import names, policies
-    from workflows.errors import from_activity_error, non_retryable_error
+    from workflows.errors import from_activity_error, in_progress_error
     from workflows.ports.billing import SubscriptionActivities
     from workflows.ports.payments import PaymentOutcome
     from workflows.ports.subscription import (
@@ -33,7 +33,6 @@ with workflow.unsafe.imports_passed_through():
         SubscriptionInput,
         SubscriptionResult,
     )
-    from workflows.rules.errors import ErrorCode
     from workflows.rules.schedule import ActionKind
     from workflows.rules.subscription import (
         LIVE_STATUSES,
@@ -114,6 +113,8 @@ class Subscription:
 
     @cancel.validator
     def validate_cancel(self, command: CancelSubscription) -> None:
+        if self.context.is_handled(command.update_id):
+            return
         self.context.require_status(self.context.state is None or self.context.status in LIVE_STATUSES, "be cancelled")
 
     @workflow.update
@@ -132,6 +133,8 @@ class Subscription:
 
     @resume.validator
     def validate_resume(self, command: LifecycleCommand) -> None:
+        if self.context.is_handled(command.update_id):
+            return
         context = self.context
         is_cancelling = (
             context.state is not None
@@ -157,6 +160,8 @@ class Subscription:
 
     @pause.validator
     def validate_pause(self, command: LifecycleCommand) -> None:
+        if self.context.is_handled(command.update_id):
+            return
         self.context.require_status(
             self.context.status in (SubscriptionStatus.ACTIVE, SubscriptionStatus.TRIALING), "be paused"
         )
@@ -176,6 +181,8 @@ class Subscription:
 
     @change_plan.validator
     def validate_change_plan(self, command: ChangePlan) -> None:
+        if self.context.is_handled(command.update_id):
+            return
         plan_change.require_changeable(self.context)
 
     @workflow.update
@@ -190,6 +197,8 @@ class Subscription:
 
     @retry_payment.validator
     def validate_retry_payment(self, command: LifecycleCommand) -> None:
+        if self.context.is_handled(command.update_id):
+            return
         self.context.require_status(self.context.status in PAST_DUE_STATUSES, "be collected")
         self.context.require_no_slow_payment()
 
@@ -201,9 +210,8 @@ class Subscription:
             async with self.context.state_lock:
                 self.validate_start_operation(command)
                 if self.reconciler.is_busy:
-                    raise non_retryable_error(
-                        ErrorCode.CONFLICT,
-                        "Another operation on this instance is in progress. Retry when it has ended.",
+                    raise in_progress_error(
+                        "Another operation on this instance is in progress. Retry when it has ended."
                     )
                 await self.reconciler.enqueue_operation(command)
         self.context.mark_handled(command.update_id)
@@ -211,6 +219,8 @@ class Subscription:
 
     @start_operation.validator
     def validate_start_operation(self, command: StartOperation) -> None:
+        if self.context.is_handled(command.update_id):
+            return
         self.context.require_status(
             self.context.status
             in (SubscriptionStatus.ACTIVE, SubscriptionStatus.TRIALING, SubscriptionStatus.PAST_DUE),

@@ -98,11 +98,14 @@ $$
 """
 
 # One statement sets the organization, tries to claim the key and reads the row. A key whose response is not final is
-# claimed again by a request with the same body.
+# claimed again by a request with the same body: `is_retry` says that the work of this attempt may have begun.
 CLAIM = """
 CREATE FUNCTION idempotency_claim_key(
     account text, at_route text, by_key text, hashed text, new_claim_id text, moment timestamptz, lease interval
-) RETURNS TABLE (acquired boolean, is_same_request boolean, response_status bigint, response_body text)
+) RETURNS TABLE (
+    acquired boolean, is_same_request boolean, attempt bigint, is_retry boolean, response_status bigint,
+    response_body text
+)
 LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp AS $$
 #variable_conflict use_column
 BEGIN
@@ -110,9 +113,9 @@ BEGIN
     INSERT INTO idempotency_records AS r (organization_id, route, key, request_hash, claim_id, claimed_until)
         VALUES (account, at_route, by_key, hashed, new_claim_id, moment + lease)
         ON CONFLICT (organization_id, route, key) DO UPDATE SET
-            claim_id = excluded.claim_id, claimed_until = excluded.claimed_until
+            is_retry = r.claim_id <> '', claim_id = excluded.claim_id, claimed_until = excluded.claimed_until
         WHERE NOT r.is_final AND r.claimed_until <= moment AND r.request_hash = excluded.request_hash;
-    RETURN QUERY SELECT r.claim_id = new_claim_id, r.request_hash = hashed,
+    RETURN QUERY SELECT r.claim_id = new_claim_id, r.request_hash = hashed, r.attempt, r.is_retry,
             CASE WHEN r.is_final THEN r.response_status END, CASE WHEN r.is_final THEN r.response_body END
         FROM idempotency_records r
         WHERE r.organization_id = account AND r.route = at_route AND r.key = by_key;
@@ -120,16 +123,20 @@ END $$
 """
 
 # A response is stored, or (status null) the claim is released. The row stays: what the request started has ids that
-# derive from the key, so the key is never free for another request.
+# derive from the key, so the key is never free for another request. A refusal that passes ends the attempt: nothing was
+# started, and a retry is a new attempt.
 STORE_RESPONSE = """
 CREATE FUNCTION idempotency_store_response(
-    account text, at_route text, by_key text, held_claim_id text, status bigint, body text, final boolean
+    account text, at_route text, by_key text, held_claim_id text, status bigint, body text, final boolean,
+    ends_attempt boolean
 ) RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp AS $$
 BEGIN
     PERFORM set_config('berth.organization', account, true);
     UPDATE idempotency_records SET
             response_status = COALESCE(status, response_status), response_body = COALESCE(body, response_body),
-            is_final = final AND status IS NOT NULL, claimed_until = 'epoch'
+            is_final = final AND status IS NOT NULL, claimed_until = 'epoch',
+            attempt = attempt + CASE WHEN ends_attempt THEN 1 ELSE 0 END,
+            claim_id = CASE WHEN ends_attempt THEN '' ELSE claim_id END
         WHERE organization_id = account AND route = at_route AND key = by_key AND claim_id = held_claim_id
             AND NOT is_final;
 END $$
@@ -197,7 +204,7 @@ FUNCTIONS = {
     "identity_create_organization(text, text, text, text, text, text, timestamptz)": CREATE_ORGANIZATION,
     "auth_delete_expired(timestamptz)": PURGE,
     "idempotency_claim_key(text, text, text, text, text, timestamptz, interval)": CLAIM,
-    "idempotency_store_response(text, text, text, text, bigint, text, boolean)": STORE_RESPONSE,
+    "idempotency_store_response(text, text, text, text, bigint, text, boolean, boolean)": STORE_RESPONSE,
 }
 
 
@@ -340,6 +347,8 @@ def create_idempotency_and_audit() -> None:
         sa.Column("request_hash", sa.Text(), nullable=False),
         sa.Column("claim_id", sa.Text(), nullable=False),
         sa.Column("claimed_until", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("attempt", sa.BigInteger(), server_default=sa.text("1"), nullable=False),
+        sa.Column("is_retry", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.Column("response_status", sa.BigInteger(), nullable=True),
         sa.Column("response_body", sa.Text(), nullable=True),
         sa.Column("is_final", sa.Boolean(), server_default=sa.text("false"), nullable=False),
