@@ -26,6 +26,7 @@ class Payment(Base):
         UniqueConstraint("organization_id", "id", "currency"),
         same_organization("payments", "subscription_id", "subscriptions"),
         same_organization("payments", "payment_method_id", "payment_methods"),
+        same_organization("payments", "invoice_id", "invoices", with_currency=True),
         Index(
             "uq_payments_one_in_flight_per_invoice",
             "invoice_id",

@@ -145,6 +145,26 @@ async def test_the_database_refuses_allocations_that_contradict_the_invoice(
         await billing.execute(statement)
 
 
+_SHIFT_TO_CARD = (
+    "INSERT INTO invoice_allocations SELECT 'alc_2', organization_id, invoice_id, currency, 'payment', 'pay_card',"
+    " NULL, 500, NULL, ledger_transaction_id, allocated_at FROM invoice_allocations"
+    " UNION ALL SELECT 'alc_3', organization_id, invoice_id, currency, 'wallet', NULL, NULL, -500, id,"
+    " ledger_transaction_id, allocated_at FROM invoice_allocations"
+)
+
+
+async def test_the_database_refuses_to_allocate_more_of_a_payment_than_it_captured(billing: BillingFixture) -> None:
+    await top_up(billing, 500)
+    await billing.create_active_subscription()
+    await insert_card_payment(billing.sessions, "pay_card", None, usd(499))
+    with pytest.raises(IntegrityError, match="payment pay_card captured 499 but its allocations are 500"):
+        await billing.execute(_SHIFT_TO_CARD)
+    await billing.execute("UPDATE payments SET amount_minor = 500, captured_minor = 500")
+    await billing.execute(_SHIFT_TO_CARD)
+    with pytest.raises(IntegrityError, match="payment pay_card captured 0 but its allocations are 500"):
+        await billing.execute("UPDATE payments SET captured_minor = 0")
+
+
 @pytest.mark.scenario("B21")
 async def test_a_rolled_back_upgrade_returns_promotional_credit_as_promotional_credit(billing: BillingFixture) -> None:
     await top_up(billing, 500)

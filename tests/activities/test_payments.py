@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -330,10 +331,9 @@ async def test_an_authorization_after_the_close_is_reported_as_unwanted(payments
 
 
 async def test_one_payment_of_an_invoice_is_in_flight(payments: PaymentFixture) -> None:
-    owed = await insert_subscription(payments.database.owner, payments.organization)
-    first = payments.payment_input(purpose=Purpose.INVOICE, invoice_id="inv_1", subscription_id=owed)
+    first = await payments.invoice_payment_input()
     await run_activity(payments.payment_activities.mark_unknown, ChargePayment(input=first, now=NOW))
-    second = payments.payment_input(purpose=Purpose.INVOICE, invoice_id="inv_1", subscription_id=owed)
+    second = replace(first, payment_id=payments.payment_input().payment_id)
     with pytest.raises(ApplicationError) as refused:
         await run_activity(payments.payment_activities.charge, ChargePayment(input=second, now=NOW))
     assert refused.value.type == ErrorCode.CONFLICT

@@ -15,7 +15,6 @@ from workflows.ports.payments import (
     AttachPaymentMethod,
     ChargePayment,
     DetachPaymentMethod,
-    Purpose,
     RemovePaymentMethod,
 )
 from workflows.rules.errors import ErrorCode
@@ -67,14 +66,7 @@ async def test_a_card_on_file_pays_without_its_holder(payments: PaymentFixture) 
     added = await run_activity(
         payments.method_activities.attach, AttachPaymentMethod(command=_card(payments.organization), now=NOW)
     )
-    owed = await insert_subscription(payments.database.owner, payments.organization)
-    pay = payments.payment_input(
-        gateway_token=None,
-        payment_method_id=added.added.payment_method_id,
-        purpose=Purpose.INVOICE,
-        invoice_id="inv_1",
-        subscription_id=owed,
-    )
+    pay = await payments.invoice_payment_input(gateway_token=None, payment_method_id=added.added.payment_method_id)
     assert (
         await run_activity(payments.payment_activities.charge, ChargePayment(input=pay, now=NOW))
     ).outcome.status is S.SUCCEEDED

@@ -6,20 +6,18 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from sqlalchemy import text
 from temporalio.exceptions import ApplicationError
 
 from activities.gateways.protocol import GatewayUnavailable
 from activities.refunds import GatewayRefundActivities
-from db.queries import ledger
+from db.queries import invoices, ledger
 from db.queries.change_set import ChangeSet
-from tests.support.inserts import NOW, insert_organization, insert_subscription
+from tests.support.inserts import NOW, insert_organization
 from tests.support.payment_fixture import FIVE_MINUTES_LATER, PaymentFixture, money, run_activity
 from tests.support.temporal import TemporalFixture
 from workflows.ports.payments import (
     ChargePayment,
     PaymentInput,
-    Purpose,
     RefundDestination,
     RefundInput,
     RefundOutcome,
@@ -40,35 +38,24 @@ async def paid(payments: PaymentFixture, amount: int = 10_000, token: str = "pm_
 
 async def paid_invoice(payments: PaymentFixture, amount: int = 10_000) -> PaymentInput:
     """A card paid an invoice, and the invoice took the money."""
-    owed = await insert_subscription(payments.database.owner, payments.organization)
-    pay = payments.payment_input(amount, purpose=Purpose.INVOICE, invoice_id="inv_1", subscription_id=owed)
+    pay = await payments.invoice_payment_input(amount)
+    assert pay.invoice_id is not None
+    assert pay.subscription_id is not None
     await run_activity(payments.payment_activities.charge, ChargePayment(input=pay, now=NOW))
     zero = zero_money("USD")
     paid = rules.paid_invoice_transaction(promotional=zero, wallet=zero, held=money(amount), tax=zero)
     async with payments.sessions.begin() as session:
-        await session.execute(
-            text(
-                "INSERT INTO invoices (id, organization_id, subscription_id, billing_reason, number, status, currency,"
-                " period_start, period_end, subtotal_minor, tax_minor, total_minor, amount_due_minor,"
-                " finalized_at, paid_at, created_at, explanation)"
-                " VALUES ('inv_1', :organization, :subscription, 'period',"
-                " 'BERTH-1', 'paid',"
-                " 'USD', :now, :later, :amount, 0, :amount, 0, :now, :now, :now, '{}')"
-            ),
-            {
-                "organization": payments.organization,
-                "subscription": owed,
-                "amount": amount,
-                "now": NOW,
-                "later": FIVE_MINUTES_LATER,
-            },
-        )
+        await invoices.mark_paid(session, pay.invoice_id, NOW, None)
         changes = ChangeSet(
-            organization_id=payments.organization, subscription_id=owed, occurred_at=NOW, actor="platform", run_id="run"
+            organization_id=payments.organization,
+            subscription_id=pay.subscription_id,
+            occurred_at=NOW,
+            actor="platform",
+            run_id="run",
         )
-        transaction_id = changes.add_ledger_transaction(paid, key="invoice", description="invoice", ref="inv_1")
+        transaction_id = changes.add_ledger_transaction(paid, key="invoice", description="invoice", ref=pay.invoice_id)
         part = SourcePart(source=AllocationSource.PAYMENT, amount=money(amount), payment_id=pay.payment_id)
-        changes.allocate("inv_1", [part], transaction_id=transaction_id)
+        changes.allocate(pay.invoice_id, [part], transaction_id=transaction_id)
         await changes.write(session)
     return pay
 
@@ -207,8 +194,7 @@ async def test_money_that_is_in_the_wallet_already_is_not_put_there_twice(paymen
 
 
 async def test_money_that_an_invoice_left_in_the_wallet_is_refunded_from_there(payments: PaymentFixture) -> None:
-    owed = await insert_subscription(payments.database.owner, payments.organization)
-    pay = payments.payment_input(10_000, purpose=Purpose.INVOICE, invoice_id="inv_1", subscription_id=owed)
+    pay = await payments.invoice_payment_input(10_000)
     await run_activity(payments.payment_activities.charge, ChargePayment(input=pay, now=NOW))
     await post(
         payments,
@@ -223,8 +209,7 @@ async def test_money_that_an_invoice_left_in_the_wallet_is_refunded_from_there(p
 
 @pytest.mark.scenario("B34")
 async def test_a_refund_of_money_that_waits_for_its_invoice_is_refused(payments: PaymentFixture) -> None:
-    owed = await insert_subscription(payments.database.owner, payments.organization)
-    pay = payments.payment_input(10_000, purpose=Purpose.INVOICE, invoice_id="inv_1", subscription_id=owed)
+    pay = await payments.invoice_payment_input(10_000)
     await run_activity(payments.payment_activities.charge, ChargePayment(input=pay, now=NOW))
     with pytest.raises(ApplicationError) as refused:
         await refund(payments, order(payments, pay, None))

@@ -41,13 +41,13 @@ HOLD = (
 LINE = (
     "INSERT INTO invoice_lines (invoice_id, position, organization_id, description, quantity,"
     " unit_price_minor, discount_minor, tax_minor, amount_minor, period_start, period_end)"
-    " VALUES ('{invoice}', 0, '{organization}', 'Plan', 1, 100, 0, 0, 100, '2027-01-31', '2027-02-28')"
+    " VALUES ('{invoice}', {position}, '{organization}', 'Plan', 1, 100, 0, 0, 100, '2027-01-31', '2027-02-28')"
 )
 PAYMENT = (
-    "INSERT INTO payments (id, organization_id, subscription_id, payment_method_id, purpose, gateway, amount_minor,"
-    " currency, status, idempotency_key, workflow_id, created_at, updated_at)"
-    " VALUES ('{id}', '{organization}', {subscription}, {method}, 'invoice', 'stripe', 100, 'USD', 'created', '{id}',"
-    " '{id}', now(), now())"
+    "INSERT INTO payments (id, organization_id, subscription_id, payment_method_id, invoice_id, purpose, gateway,"
+    " amount_minor, currency, status, idempotency_key, workflow_id, created_at, updated_at)"
+    " VALUES ('{id}', '{organization}', {subscription}, {method}, {invoice}, 'invoice', 'stripe', 100, 'USD',"
+    " 'created', '{id}', '{id}', now(), now())"
 )
 REFUND = (
     "INSERT INTO refunds (id, organization_id, payment_id, amount_minor, from_wallet_minor, currency, destination,"
@@ -89,9 +89,15 @@ def invoice(**changes: str) -> str:
     return statement
 
 
-def payment(*, id: str = "pay_new", subscription: str = "NULL", method: str = "NULL") -> str:
-    """Return an ``INSERT`` of a payment; subscription and payment method are SQL expressions."""
-    return PAYMENT.replace("{id}", id).replace("{subscription}", subscription).replace("{method}", method)
+def payment(*, id: str = "pay_new", subscription: str = "NULL", method: str = "NULL", invoice: str = "NULL") -> str:
+    """Return an ``INSERT`` of a payment; subscription, payment method and invoice are SQL expressions."""
+    statement = PAYMENT.replace("{id}", id).replace("{subscription}", subscription)
+    return statement.replace("{method}", method).replace("{invoice}", invoice)
+
+
+def line(invoice_id: str, *, position: int = 0) -> str:
+    """Return an ``INSERT`` of a line of an invoice."""
+    return LINE.replace("{invoice}", invoice_id).replace("{position}", str(position))
 
 
 def owned_by_other(statement: str) -> str:
@@ -111,7 +117,9 @@ async def ids(database: DatabaseFixture) -> dict[str, str]:
     statements = (
         with_payment_in_full(invoice(id="inv_paid", status="paid", due="0", paid="now()", number="'BERTH-1'")),
         invoice(id="inv_draft", status="draft", number="NULL", finalized="NULL"),
-        LINE.replace("{invoice}", "inv_paid"),
+        "UPDATE invoices SET plan_change_id = 'ord_1' WHERE id = 'inv_draft'",
+        line("inv_paid"),
+        line("inv_draft"),
         "INSERT INTO payment_methods (id, organization_id, gateway, gateway_reference, gateway_customer_reference,"
         " brand, last4, is_default, charge_order, created_at)"
         " VALUES ('pm_1', '{organization}', 'stripe', 'pm_1', 'cus_1', 'visa', '4242', true, 0, now())",
@@ -157,13 +165,28 @@ REFUSED_STATEMENTS = [
     ("UPDATE invoices SET organization_id = '{other}' WHERE id = 'inv_paid'", RESTRICT, ""),
     ("UPDATE invoices SET organization_id = '{other}' WHERE id = 'inv_draft'", RESTRICT, ""),
     ("DELETE FROM invoices WHERE id = 'inv_paid'", RESTRICT, ""),
-    ("UPDATE invoice_lines SET amount_minor = 1", RESTRICT, ""),
-    ("DELETE FROM invoice_lines", RESTRICT, ""),
+    ("UPDATE invoices SET created_at = now() + interval '1 day' WHERE id = 'inv_draft'", RESTRICT, ""),
+    ("UPDATE invoices SET paid_at = now() + interval '1 day' WHERE id = 'inv_paid'", RESTRICT, ""),
+    ("UPDATE invoices SET status = 'open', paid_at = NULL WHERE id = 'inv_paid'", RESTRICT, ""),
+    ("""UPDATE invoices SET explanation = '{"b": 1}' WHERE id = 'inv_paid'""", RESTRICT, ""),
+    ("UPDATE invoices SET plan_change_id = 'ord_2' WHERE id = 'inv_paid'", RESTRICT, ""),
+    ("UPDATE invoices SET plan_change_id = 'ord_2' WHERE id = 'inv_draft'", RESTRICT, ""),
+    ("UPDATE invoices SET plan_change_id = NULL WHERE id = 'inv_draft'", RESTRICT, ""),
+    (line("inv_paid", position=1), RESTRICT, ""),
+    (
+        "UPDATE invoices SET refunded_minor = 0 WHERE id = 'inv_paid'; " + line("inv_paid", position=1),
+        RESTRICT,
+        "",
+    ),
+    ("UPDATE invoice_lines SET invoice_id = 'inv_draft' WHERE invoice_id = 'inv_paid'", RESTRICT, ""),
+    ("UPDATE invoice_lines SET invoice_id = 'inv_paid', position = 1 WHERE invoice_id = 'inv_draft'", RESTRICT, ""),
+    ("UPDATE invoice_lines SET amount_minor = 1 WHERE invoice_id = 'inv_paid'", RESTRICT, ""),
+    ("DELETE FROM invoice_lines WHERE invoice_id = 'inv_paid'", RESTRICT, ""),
     ("UPDATE invoice_allocations SET amount_minor = 1", NOT_PERMITTED, ""),
     ("DELETE FROM invoice_allocations", NOT_PERMITTED, ""),
     # No row refers to a row of another organization, or of another currency.
     (owned_by_other(invoice()), FOREIGN, "fk_invoices_subscription"),
-    (owned_by_other(LINE.replace("{invoice}", "inv_draft")), FOREIGN, "fk_invoice_lines_invoice"),
+    (owned_by_other(line("inv_draft", position=1)), FOREIGN, "fk_invoice_lines_invoice"),
     (
         owned_by_other(HOLD.replace("{key}", "other").replace("{status}", "released")),
         FOREIGN,
@@ -173,6 +196,9 @@ REFUSED_STATEMENTS = [
     (owned_by_other(EVENT), FOREIGN, "fk_timeline_events_subscription"),
     (owned_by_other(payment(subscription="'{subscription}'")), FOREIGN, "fk_payments_subscription"),
     (owned_by_other(payment(method="'pm_1'")), FOREIGN, "fk_payments_payment_method"),
+    (owned_by_other(payment(invoice="'inv_paid'")), FOREIGN, "fk_payments_invoice"),
+    (payment(invoice="'inv_1'"), FOREIGN, "fk_payments_invoice"),
+    (payment(invoice="'inv_paid'").replace("'USD'", "'EUR'"), FOREIGN, "fk_payments_invoice"),
     (owned_by_other(REFUND.replace("{currency}", "USD")), FOREIGN, "fk_refunds_payment"),
     (REFUND.replace("{currency}", "EUR"), FOREIGN, "fk_refunds_payment"),
     ("UPDATE instances SET organization_id = '{other}'", FOREIGN, "fk_instances_subscription"),
@@ -243,9 +269,12 @@ async def test_the_api_is_not_permitted(database: DatabaseFixture, ids: dict[str
 ACCEPTED = [
     invoice(),
     "UPDATE invoice_lines SET amount_minor = amount_minor WHERE invoice_id = 'inv_draft'",
-    "DELETE FROM invoices WHERE id = 'inv_draft'",
+    "WITH lines AS (DELETE FROM invoice_lines WHERE invoice_id = 'inv_draft')"
+    " DELETE FROM invoices WHERE id = 'inv_draft'",
+    "UPDATE invoices SET refunded_minor = 0 WHERE id = 'inv_paid'",
     "UPDATE holds SET status = 'captured'",
-    LINE.replace("{invoice}", "inv_draft"),
+    line("inv_draft", position=1),
+    payment(invoice="'inv_paid'"),
     payment(subscription="'{subscription}'", method="'pm_1'"),
     REFUND.replace("{currency}", "USD"),
     OPERATION.replace("{id}", "op_1").replace("{status}", "pending"),

@@ -199,6 +199,19 @@ def instance_id_for(subscription_id: str) -> str:
     return derive_id("ins", subscription_id)
 
 
+_INSERT_INVOICE = (
+    "INSERT INTO invoices (id, organization_id, subscription_id, billing_reason, number, status, currency,"
+    " period_start, period_end, subtotal_minor, tax_minor, total_minor, amount_due_minor, finalized_at, paid_at,"
+    " created_at, explanation) VALUES (%s, %s, %s, 'period', %s, %s, 'USD', %s, %s, %s, 0, %s, %s, %s, %s, %s,"
+    """ '{"a": 1}')"""
+)
+_INSERT_INVOICE_LINE = (
+    "INSERT INTO invoice_lines (invoice_id, position, organization_id, description, quantity, unit_price_minor,"
+    " discount_minor, tax_minor, amount_minor, period_start, period_end)"
+    " VALUES (%s, 1, %s, 'Starter', 1, %s, 0, 0, %s, %s, %s)"
+)
+
+
 def insert_invoice(
     api: ApiFixture, account: RegisteredUser, subscription_id: str, *, total: int = 1500, status: str = "paid"
 ) -> str:
@@ -208,23 +221,18 @@ def insert_invoice(
         None if status == "draft" else f"BERTH-2026-{len(api.query_as_superuser('SELECT 1 FROM invoices')) + 1:06d}"
     )
     due = total if status in ("open", "draft") else 0
-    api.execute(
-        with_payment_in_full(
-            "INSERT INTO invoices (id, organization_id, subscription_id, billing_reason, number, status, currency,"
-            " period_start, period_end, subtotal_minor, tax_minor, total_minor, amount_due_minor, finalized_at,"
-            " paid_at, created_at,"
-            " explanation) VALUES (%s, %s, %s, 'period', %s, %s, 'USD', %s, %s, %s, 0, %s, %s, %s, %s, %s,"
-            """ '{"a": 1}')"""
-        ),
-        *(identifier, account.organization_id, subscription_id, number, status, NOW, PERIOD_END, total, total, due),
-        *(NOW, NOW if status == "paid" else None, NOW),
-    )
-    api.execute(
-        "INSERT INTO invoice_lines (invoice_id, position, organization_id, description, quantity, unit_price_minor,"
-        " discount_minor, tax_minor, amount_minor, period_start, period_end)"
-        " VALUES (%s, 1, %s, 'Starter', 1, %s, 0, 0, %s, %s, %s)",
-        *(identifier, account.organization_id, total, total, NOW, PERIOD_END),
-    )
+    # One transaction: an issued invoice takes no lines later.
+    with psycopg.connect(api.superuser_dsn) as connection:
+        connection.execute(
+            with_payment_in_full(_INSERT_INVOICE).encode(),
+            (
+                *(identifier, account.organization_id, subscription_id, number, status, NOW, PERIOD_END, total, total),
+                *(due, NOW, NOW if status == "paid" else None, NOW),
+            ),
+        )
+        connection.execute(
+            _INSERT_INVOICE_LINE.encode(), (identifier, account.organization_id, total, total, NOW, PERIOD_END)
+        )
     return identifier
 
 

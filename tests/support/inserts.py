@@ -94,6 +94,34 @@ INSERT_STATEMENTS = (
 )
 
 
+async def insert_open_invoice(
+    engine: AsyncEngine, organization_id: str, subscription_id: str, *, amount_minor: int = 1500, currency: str = "USD"
+) -> str:
+    """Insert an invoice of which nothing is paid, and return its id."""
+    number = next(_numbers)
+    values = {
+        "id": f"inv_{number}",
+        "organization": organization_id,
+        "subscription": subscription_id,
+        "number": f"BERTH-{number}",
+        "currency": currency,
+        "amount": amount_minor,
+        "now": NOW,
+        "later": NOW + timedelta(days=30),
+    }
+    async with engine.begin() as connection:
+        await connection.execute(
+            text(
+                "INSERT INTO invoices (id, organization_id, subscription_id, billing_reason, number, status, currency,"
+                " period_start, period_end, subtotal_minor, tax_minor, total_minor, amount_due_minor, finalized_at,"
+                " created_at) VALUES (:id, :organization, :subscription, 'period', :number, 'open', :currency, :now,"
+                " :later, :amount, 0, :amount, :amount, :now, :now)"
+            ),
+            values,
+        )
+    return str(values["id"])
+
+
 def with_payment_in_full(insert_invoice: str) -> str:
     """Return ``insert_invoice`` as one statement that also records that the wallet paid the invoice, if it is paid.
 

@@ -134,27 +134,34 @@ class NotificationFixture:
                 {"id": sub, "org": self.organization, "currency": currency, "name": name, "total": total, "at": NOW},
             )
         end = datetime(2027, 2, 28, 10, tzinfo=UTC)
-        self.execute(
-            with_payment_in_full(
-                "INSERT INTO invoices (id, organization_id, subscription_id, billing_reason, number, status, currency,"
-                " period_start, period_end, subtotal_minor, tax_minor, total_minor, amount_due_minor, finalized_at,"
-                " paid_at, created_at, explanation)"
-                " VALUES (%s, %s, %s, 'period', %s, %s, %s, %s, %s, %s, 0, %s, %s, %s, %s, %s, '{}')"
-            ),
-            *(invoice, self.organization, sub, f"BERTH-2027-{number:06d}", status, currency, NOW, end, total, total),
-            *(0 if status == "paid" else total, NOW, NOW if status == "paid" else None, NOW),
-        )
         first = total - total // 3
-        for position, (description, amount) in enumerate([("n8n Starter", first), ("Backups", total - first)]):
-            self.execute(
-                "INSERT INTO invoice_lines (invoice_id, position, organization_id, description, quantity,"
-                " unit_price_minor, discount_minor, tax_minor, amount_minor, period_start, period_end)"
-                " VALUES (%s, %s, %s, %s, 1, %s, 0, 0, %s, %s, %s)",
-                *(invoice, position, self.organization, description, amount, amount, NOW, end),
+        # One transaction: an issued invoice takes no lines later.
+        with psycopg.connect(self.database.superuser_dsn()) as connection:
+            connection.execute(
+                with_payment_in_full(INSERT_INVOICE).encode(),
+                (
+                    *(invoice, self.organization, sub, f"BERTH-2027-{number:06d}", status, currency, NOW, end),
+                    *(total, total, 0 if status == "paid" else total, NOW, NOW if status == "paid" else None, NOW),
+                ),
             )
+            for position, (description, amount) in enumerate([("n8n Starter", first), ("Backups", total - first)]):
+                connection.execute(
+                    INSERT_INVOICE_LINE,
+                    (invoice, position, self.organization, description, amount, amount, NOW, end),
+                )
         return invoice
 
 
+INSERT_INVOICE = (
+    "INSERT INTO invoices (id, organization_id, subscription_id, billing_reason, number, status, currency,"
+    " period_start, period_end, subtotal_minor, tax_minor, total_minor, amount_due_minor, finalized_at, paid_at,"
+    " created_at, explanation) VALUES (%s, %s, %s, 'period', %s, %s, %s, %s, %s, %s, 0, %s, %s, %s, %s, %s, '{}')"
+)
+INSERT_INVOICE_LINE = (
+    "INSERT INTO invoice_lines (invoice_id, position, organization_id, description, quantity, unit_price_minor,"
+    " discount_minor, tax_minor, amount_minor, period_start, period_end)"
+    " VALUES (%s, %s, %s, %s, 1, %s, 0, 0, %s, %s, %s)"
+)
 SUBSCRIPTION_INSERTS = (
     "INSERT INTO services (id, slug, name, description, category, template_directory, version, icon)"
     " VALUES ('svc_post', 'post', 'n8n', '', 'automation', 'n8n', '1', '') ON CONFLICT DO NOTHING",

@@ -19,7 +19,7 @@ from activities.refunds import GatewayRefundActivities
 from db.queries import ledger
 from db.session import SessionFactory, session_factory
 from tests.support.databases import DatabaseFixture
-from tests.support.inserts import NOW, insert_organization
+from tests.support.inserts import NOW, insert_open_invoice, insert_organization, insert_subscription
 from tests.support.sandboxes import StripeEndpoint
 from tests.support.temporal import TemporalFixture
 from workflows.ports.payments import ApplyGatewayEvent, GatewayEvent, PaymentInput, Purpose
@@ -56,6 +56,14 @@ class PaymentFixture:
             gateway_token="pm_card_visa",
         )
         return replace(top_up, **changes)
+
+    async def invoice_payment_input(self, amount: int = 1500, **changes: Any) -> PaymentInput:
+        """Return the input of a payment of a new open invoice of this amount, of a new subscription."""
+        owed = await insert_subscription(self.database.owner, self.organization)
+        invoice_id = await insert_open_invoice(self.database.owner, self.organization, owed, amount_minor=amount)
+        return self.payment_input(
+            amount, purpose=Purpose.INVOICE, invoice_id=invoice_id, subscription_id=owed, **changes
+        )
 
     def inject_fault(self, kind: str, *, count: int | None = 1, **more: Any) -> None:
         request = {"fault": kind, **({"count": count} if count else {}), **more}

@@ -115,21 +115,28 @@ BEGIN
 END $$
 """
 
-# Of a finalized invoice only status, dates, the amount due and the refunded amount change. No invoice moves to another
-# organization or subscription.
+# Of a finalized invoice only status, the amount due and the refunded amount change, and a date that was not set is set.
+# No invoice moves to another organization or subscription.
 INVOICES_IMMUTABLE = f"""
 CREATE FUNCTION reject_finalized_invoice_change() {TRIGGER_FUNCTION} AS $$
 BEGIN
-    IF (OLD.id, OLD.organization_id, OLD.subscription_id, OLD.billing_reason)
-        IS DISTINCT FROM (NEW.id, NEW.organization_id, NEW.subscription_id, NEW.billing_reason) THEN
-        RAISE EXCEPTION 'invoice % keeps its owner', OLD.id USING ERRCODE = 'restrict_violation';
+    IF (OLD.id, OLD.organization_id, OLD.subscription_id, OLD.billing_reason, OLD.created_at)
+        IS DISTINCT FROM (NEW.id, NEW.organization_id, NEW.subscription_id, NEW.billing_reason, NEW.created_at) THEN
+        RAISE EXCEPTION 'invoice % keeps its owner and its creation', OLD.id USING ERRCODE = 'restrict_violation';
+    END IF;
+    IF (OLD.paid_at, OLD.voided_at, OLD.plan_change_id) IS DISTINCT FROM (
+        CASE WHEN OLD.paid_at IS NOT NULL THEN NEW.paid_at END,
+        CASE WHEN OLD.voided_at IS NOT NULL THEN NEW.voided_at END,
+        CASE WHEN OLD.plan_change_id IS NOT NULL OR OLD.number IS NOT NULL THEN NEW.plan_change_id END
+    ) THEN
+        RAISE EXCEPTION 'invoice % keeps its dates and its plan change', OLD.id USING ERRCODE = 'restrict_violation';
     END IF;
     IF OLD.number IS NOT NULL AND (
         OLD.number, OLD.finalized_at, OLD.currency, OLD.subtotal_minor, OLD.tax_minor, OLD.total_minor,
-        OLD.period_start, OLD.period_end
+        OLD.period_start, OLD.period_end, OLD.explanation
     ) IS DISTINCT FROM (
         NEW.number, NEW.finalized_at, NEW.currency, NEW.subtotal_minor, NEW.tax_minor, NEW.total_minor,
-        NEW.period_start, NEW.period_end
+        NEW.period_start, NEW.period_end, NEW.explanation
     ) THEN
         RAISE EXCEPTION 'invoice % is final', OLD.number USING ERRCODE = 'restrict_violation';
     END IF;
@@ -147,11 +154,20 @@ BEGIN
 END $$
 """
 
+# The lines of an invoice are inserted with it: by the transaction that wrote the invoice, or while it is a draft. A
+# line of an earlier transaction shows that the present one did not write the invoice but updated it.
 REJECT_LINE_CHANGE = f"""
 CREATE FUNCTION reject_finalized_line_change() {TRIGGER_FUNCTION} AS $$
 BEGIN
-    IF EXISTS (SELECT FROM invoices WHERE id = OLD.invoice_id AND number IS NOT NULL) THEN
-        RAISE EXCEPTION 'invoice % is final', OLD.invoice_id USING ERRCODE = 'restrict_violation';
+    IF TG_OP <> 'INSERT' AND EXISTS (
+        SELECT FROM invoices WHERE id IN (OLD.invoice_id, NEW.invoice_id) AND number IS NOT NULL
+    ) OR TG_OP = 'INSERT' AND EXISTS (
+        SELECT FROM invoices i WHERE i.id = NEW.invoice_id AND i.number IS NOT NULL
+            AND (i.xmin <> pg_current_xact_id()::xid OR EXISTS (
+                SELECT FROM invoice_lines l WHERE l.invoice_id = i.id AND l.xmin <> pg_current_xact_id()::xid))
+    ) THEN
+        RAISE EXCEPTION 'invoice % is final', COALESCE(OLD.invoice_id, NEW.invoice_id)
+            USING ERRCODE = 'restrict_violation';
     END IF;
     RETURN COALESCE(NEW, OLD);
 END $$
@@ -172,7 +188,7 @@ TRIGGERS = (
     "CREATE TRIGGER final BEFORE UPDATE ON invoices FOR EACH ROW EXECUTE FUNCTION reject_finalized_invoice_change()",
     "CREATE TRIGGER not_deleted BEFORE DELETE ON invoices"
     " FOR EACH ROW EXECUTE FUNCTION reject_finalized_invoice_deletion()",
-    "CREATE TRIGGER final BEFORE UPDATE OR DELETE ON invoice_lines"
+    "CREATE TRIGGER final BEFORE INSERT OR UPDATE OR DELETE ON invoice_lines"
     " FOR EACH ROW EXECUTE FUNCTION reject_finalized_line_change()",
 )
 

@@ -44,6 +44,27 @@ BEGIN
 END $$
 """
 
+# Deferred to the commit, where the advisory lock is the last one that the transaction waits for: of two transactions
+# that allocate one payment, the second sees what the first has committed.
+CHECK_PAYMENT_ALLOCATIONS = """
+CREATE FUNCTION payment_check_allocations() RETURNS trigger LANGUAGE plpgsql
+    SET search_path = pg_catalog, public, pg_temp AS $$
+DECLARE
+    payment text := COALESCE(to_jsonb(NEW) ->> 'payment_id', to_jsonb(NEW) ->> 'id');
+    captured bigint;
+    allocated numeric;
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtextextended('payment_allocations/' || payment, 0));
+    SELECT captured_minor INTO captured FROM public.payments WHERE id = payment;
+    SELECT COALESCE(sum(amount_minor), 0) INTO allocated FROM public.invoice_allocations WHERE payment_id = payment;
+    IF allocated > captured THEN
+        RAISE EXCEPTION 'payment % captured % but its allocations are %', payment, captured, allocated
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'payment_covers_allocations';
+    END IF;
+    RETURN NULL;
+END $$
+"""
+
 APPEND_ONLY_ALLOCATIONS = """
 CREATE FUNCTION reject_allocation_change() RETURNS trigger LANGUAGE plpgsql
     SET search_path = pg_catalog, public, pg_temp AS $$
@@ -57,6 +78,10 @@ TRIGGERS = (
     " FOR EACH ROW EXECUTE FUNCTION invoice_check_allocations()",
     "CREATE CONSTRAINT TRIGGER allocations_agree AFTER INSERT ON invoice_allocations DEFERRABLE INITIALLY DEFERRED"
     " FOR EACH ROW EXECUTE FUNCTION invoice_check_allocations()",
+    "CREATE CONSTRAINT TRIGGER payment_covers AFTER INSERT ON invoice_allocations DEFERRABLE INITIALLY DEFERRED"
+    " FOR EACH ROW WHEN (NEW.payment_id IS NOT NULL) EXECUTE FUNCTION payment_check_allocations()",
+    "CREATE CONSTRAINT TRIGGER covers_allocations AFTER UPDATE ON payments DEFERRABLE INITIALLY DEFERRED"
+    " FOR EACH ROW WHEN (NEW.captured_minor < OLD.captured_minor) EXECUTE FUNCTION payment_check_allocations()",
     "CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON invoice_allocations"
     " FOR EACH STATEMENT EXECUTE FUNCTION reject_allocation_change()",
 )
@@ -155,6 +180,11 @@ def upgrade() -> None:
             ["organization_id", "payment_method_id"],
             ["payment_methods.organization_id", "payment_methods.id"],
             name="fk_payments_payment_method",
+        ),
+        sa.ForeignKeyConstraint(
+            ["organization_id", "invoice_id", "currency"],
+            ["invoices.organization_id", "invoices.id", "invoices.currency"],
+            name="fk_payments_invoice",
         ),
         sa.ForeignKeyConstraint(
             ["organization_id", "subscription_id"],
@@ -320,7 +350,7 @@ def upgrade() -> None:
         postgresql_where=sa.text("source = 'debt'"),
     )
 
-    for statement in (CHECK_ALLOCATIONS, APPEND_ONLY_ALLOCATIONS, *TRIGGERS):
+    for statement in (CHECK_ALLOCATIONS, CHECK_PAYMENT_ALLOCATIONS, APPEND_ONLY_ALLOCATIONS, *TRIGGERS):
         op.execute(statement)
     for table in TENANT_TABLES:
         for statement in enable_row_level_security(table):
@@ -346,5 +376,5 @@ def downgrade() -> None:
         "payment_methods",
     ):
         op.drop_table(table)
-    for function in ("invoice_check_allocations", "reject_allocation_change"):
+    for function in ("invoice_check_allocations", "payment_check_allocations", "reject_allocation_change"):
         op.execute(f"DROP FUNCTION {function}()")
