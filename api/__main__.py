@@ -15,6 +15,7 @@ import uvicorn
 from api import logs
 from api.app import create_app
 from api.environment import ConfigurationError, report_faults
+from api.schema_check import is_schema_usable
 from api.settings import load_settings
 from workflows.time_zones import use_packaged_time_zones
 
@@ -41,6 +42,9 @@ def main() -> int:
         report_faults("API", error)
         return 1
     logs.configure_logging(level=settings.log_level, log_format=settings.log_format)
+    url = settings.api_database_url.get_secret_value()
+    if not is_schema_usable("API", url, timeout_seconds=settings.database_timeout_seconds):
+        return 1
     server = uvicorn.Server(
         uvicorn.Config(
             create_app(settings),

@@ -7,6 +7,7 @@ import asyncio
 import structlog
 
 from api.environment import ConfigurationError, load, report_faults
+from api.schema_check import is_schema_usable
 from worker import logs
 from worker.exit import exit_process
 from worker.main import run
@@ -15,6 +16,8 @@ from worker.settings import WorkerSettings
 from workflows.time_zones import use_packaged_time_zones
 
 log = structlog.get_logger(__name__)
+
+SCHEMA_CHECK_SECONDS = 5.0
 
 
 def main() -> None:
@@ -25,6 +28,8 @@ def main() -> None:
         report_faults("worker", error)
         exit_process(1)
     logs.configure_logging(level=settings.log_level, log_format=settings.log_format)
+    if not is_schema_usable("worker", settings.worker_database_url, timeout_seconds=SCHEMA_CHECK_SECONDS):
+        exit_process(1)
     metrics = WorkerMetrics()
     if settings.metrics_port:
         metrics.serve(settings.metrics_host, settings.metrics_port)

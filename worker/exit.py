@@ -7,6 +7,9 @@ import os
 import sys
 from typing import NoReturn
 
+SCHEMA_MISMATCH_EXIT_CODE = 3
+"""``berth migrate`` ends with it when other migrations made the schema. The reason is its last line on stderr."""
+
 
 def exit_process(code: int) -> NoReturn:
     """Flush what was written and leave at once with ``code``.

@@ -10,6 +10,8 @@ from pathlib import Path
 import psycopg
 
 import db
+from db.schema_version import SchemaMismatch, newest_revision, read_revision
+from worker.exit import SCHEMA_MISMATCH_EXIT_CODE
 
 MIGRATION_LOCK_ID = 4_212_026
 """Advisory lock: of two that start together, the second waits and then finds nothing to do."""
@@ -25,7 +27,11 @@ def run(_: argparse.Namespace) -> int:
     url = os.environ.get("BERTH_OWNER_DATABASE_URL")
     if not url:
         raise SystemExit("BERTH_OWNER_DATABASE_URL is not set: migrations run as the owner of the schema")
-    before, after = migrate(url)
+    try:
+        before, after = migrate(url)
+    except SchemaMismatch as error:
+        sys.stderr.write(f"{error}\n")
+        return SCHEMA_MISMATCH_EXIT_CODE
     done = f"the schema is at {after}" if before == after else f"migrated the schema from {before} to {after}"
     sys.stdout.write(f"{done}\n")
     return 0
@@ -34,24 +40,19 @@ def run(_: argparse.Namespace) -> int:
 def migrate(url: str) -> tuple[str | None, str]:
     """Upgrade to the newest revision and return the revisions before and after; None is an empty database.
 
-    ``url`` is SQLAlchemy's. Revisions are named as their files and in their order, so the newest is known without
-    loading them: a second start spends its time on one small query.
+    ``url`` is SQLAlchemy's. The newest revision is known without loading the migrations: a second start spends its time
+    on small queries.
+
+    Raises:
+        SchemaMismatch: other migrations, or newer ones, made the schema. Nothing is changed.
     """
-    newest = max(path.stem for path in (MIGRATIONS / "versions").glob("[0-9]*.py"))
+    newest = newest_revision()
     with psycopg.connect(url.replace("+psycopg", "", 1), autocommit=True) as connection:
         connection.execute("SELECT pg_advisory_lock(%s)", (MIGRATION_LOCK_ID,))
-        current = _current_revision(connection)
+        current = read_revision(connection)
         if current != newest:
             _upgrade(url)
     return current, newest
-
-
-def _current_revision(connection: psycopg.Connection) -> str | None:
-    has_version_table = connection.execute("SELECT to_regclass('alembic_version') IS NOT NULL").fetchone()
-    if has_version_table is None or not has_version_table[0]:
-        return None
-    row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
-    return None if row is None else str(row[0])
 
 
 def _upgrade(url: str) -> None:

@@ -9,4 +9,5 @@ from db.models import invoices as invoices
 from db.models import ledger as ledger
 from db.models import notifications as notifications
 from db.models import payments as payments
+from db.models import schema as schema
 from db.models import subscriptions as subscriptions

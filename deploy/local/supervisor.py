@@ -20,6 +20,7 @@ from deploy.local.first_order import place_first_order
 from deploy.local.process import ChildProcess, ProcessIdentity, terminate_process
 from deploy.local.stack import ConfigurationError, Stack, StackProcess
 from deploy.ports import is_free
+from worker.exit import SCHEMA_MISMATCH_EXIT_CODE
 
 # Seconds.
 POLL_INTERVAL = 0.1
@@ -166,6 +167,11 @@ class Supervisor:
             self._steps.append(step)
             step.start()
             await self._wait_for_exit(step)
+            if step.exit_code == SCHEMA_MISMATCH_EXIT_CODE:
+                raise StartFailed(
+                    f"{self.home.path} was made by another version of the schema: run the version of Berth that made"
+                    f" it, or remove the folder (its data is lost) and run `make run` again\n{step.log_tail(1)}"
+                )
             if step.exit_code != 0:
                 raise StartFailed(f"{step.name} failed\n{step.log_tail(40)}")
             self.screen.success(step.name, f"{time.monotonic() - self.started_at:.1f} s")

@@ -21,7 +21,10 @@ from tests.support.databases import DatabaseFixture
 assert db.models.__doc__  # imported for its tables
 
 # Tables without an owner: public catalogue and counters of the platform.
-PUBLIC = {"services", "plans", "prices", "coupons", "invoice_number_sequences", "alembic_version", "installation"}
+PUBLIC = {
+    "services", "plans", "prices", "coupons", "invoice_number_sequences", "alembic_version", "installation",
+    "schema_migrations",
+}  # fmt: skip
 # Opaque ids of revoked sessions: the API reads all of them for every caller.
 SHARED = {"revoked_sessions"}
 # Webhooks of gateways: visible to the route that verifies their signature, to no organization.

@@ -15,6 +15,7 @@ from deploy.local.data_directory import Home
 from deploy.local.process import ChildProcess
 from deploy.local.stack import Stack, StackProcess
 from deploy.local.supervisor import serve
+from worker.exit import SCHEMA_MISMATCH_EXIT_CODE
 
 STAND_IN = """
 import http.server, sys
@@ -38,7 +39,16 @@ class SmallStack(Stack):
         return []
 
 
+class OtherSchemaStack(SmallStack):
+    """Its database has a schema that other migrations made."""
+
+    def pending_schema_steps(self) -> list[ChildProcess]:
+        program = f"import sys; print('the migration 0003 is another one'); sys.exit({SCHEMA_MISMATCH_EXIT_CODE})"
+        return [Stack.product_process(self, "migrate", [sys.executable, "-c", program])]
+
+
 if __name__ == "__main__":
     home = Home(Path(os.environ["BERTH_HOME"]))
     home.create()
-    sys.exit(asyncio.run(serve(home, Console(), SmallStack)))
+    stack = OtherSchemaStack if "--other-schema" in sys.argv else SmallStack
+    sys.exit(asyncio.run(serve(home, Console(), stack)))

@@ -268,3 +268,12 @@ def test_a_taken_port_is_reported(start: Start, tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 1
     assert "is taken; choose another with BERTH_PORT" in done.stdout
+
+
+def test_a_folder_of_another_schema_is_refused_in_words(start: Start) -> None:
+    stack = start(command=(sys.executable, "-m", "tests.local.small_stack", "--other-schema"))
+    assert stack.process.wait(60) == 1
+    output = stack.output()
+    assert f"{stack.home} was made by another version of the schema" in output
+    assert "remove the folder" in output
+    assert "the migration 0003 is another one" in output

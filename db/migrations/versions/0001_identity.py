@@ -1,4 +1,4 @@
-"""People, organizations, sessions, idempotency records and the audit log; row-level security from the start."""
+"""Applied migrations; people, organizations, sessions, idempotency records and the audit log; row-level security."""
 
 from __future__ import annotations
 
@@ -212,6 +212,7 @@ def upgrade() -> None:
     op.execute(f"GRANT USAGE ON SCHEMA public TO {API_ROLE}, {WORKER_ROLE}")
     # A temporary table of a role could shadow a table in a statement without a schema.
     op.execute("DO $$ BEGIN EXECUTE format('REVOKE TEMPORARY ON DATABASE %I FROM PUBLIC', current_database()); END $$")
+    create_schema_migrations()
     create_accounts()
     create_sessions()
     create_idempotency_and_audit()
@@ -229,6 +230,17 @@ def upgrade() -> None:
         " FOR EACH STATEMENT EXECUTE FUNCTION reject_audit_modification()"
     )
     apply_row_level_security()
+
+
+def create_schema_migrations() -> None:
+    op.create_table(
+        "schema_migrations",
+        sa.Column("revision", sa.Text(), nullable=False),
+        sa.Column("checksum", sa.Text(), nullable=False),
+        sa.Column("applied_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.PrimaryKeyConstraint("revision", name=op.f("pk_schema_migrations")),
+    )
+    op.execute(f"GRANT SELECT ON schema_migrations TO {API_ROLE}, {WORKER_ROLE}")
 
 
 def create_accounts() -> None:
@@ -440,6 +452,7 @@ def downgrade() -> None:
         "memberships",
         "users",
         "organizations",
+        "schema_migrations",
     ):
         op.drop_table(table)
     for function in ("audit_append_to_chain()", "reject_audit_modification()"):
