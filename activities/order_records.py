@@ -70,6 +70,7 @@ def build_subscription(
         past_due_since=None,
         cancelled_at=None,
         data_deletion_at=None,
+        created_at=command.now,
         instance_id=order.instance_id,
         hostname=f"{label}.{base_domain}",
         url=None,

@@ -13,7 +13,7 @@ from db.queries import locked_subscriptions, payments
 from db.queries.locked_subscriptions import LockedSubscription
 from db.queries.plan_changes import find_scheduled_at
 from workflows.errors import non_retryable_error
-from workflows.ports.subscription import CardCharge, CreateSubscriptionOutcome, PlanTerms
+from workflows.ports.subscription import CardCharge, CreateSubscriptionOutcome, PlanTerms, RecordedOrder
 from workflows.rules.errors import ErrorCode
 from workflows.rules.pricing import discount_amount
 from workflows.rules.subscription import SubscriptionStatus
@@ -41,6 +41,13 @@ async def replay_creation(
         ),
         pending_terms=pending_terms,
         card=await _replayed_card_charge(session, subscription),
+        order=to_recorded_order(subscription),
+    )
+
+
+def to_recorded_order(subscription: LockedSubscription) -> RecordedOrder:
+    return RecordedOrder(
+        hostname=subscription.hostname or "", price=subscription.price, created_at=subscription.created_at
     )
 
 

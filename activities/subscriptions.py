@@ -19,7 +19,7 @@ from activities.notification_context import notification_context
 from activities.order_records import build_subscription, insert_subscription_and_instance
 from activities.outcomes import committed_state, repeated_status_outcome, status_outcome
 from activities.plan_terms import build_plan_terms
-from activities.recorded_orders import replay_creation
+from activities.recorded_orders import replay_creation, to_recorded_order
 from activities.rule_errors import converts_rule_violations
 from activities.subscription_transitions import lock_subscription, new_change_set
 from db.errors import violated_constraint
@@ -277,7 +277,7 @@ class PostgresSubscriptionActivities(SubscriptionActivities):
             else None
         )
         committed = await committed_state(session, subscription, changes)
-        return CreateSubscriptionOutcome(state=committed, terms=terms, card=card)
+        return CreateSubscriptionOutcome(state=committed, terms=terms, card=card, order=to_recorded_order(subscription))
 
 
 def _fund_first_period(

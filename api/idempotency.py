@@ -38,6 +38,10 @@ CACHEABLE_ERROR_STATUSES = frozenset({402, 403, 404, 409, 410, 422})
 """Errors that a retry would not change, if they are final. After any other (401, 429, 5xx) a retry does the work."""
 
 
+def _present_nothing(prepared: object, result: object) -> JsonResponse | None:
+    return None
+
+
 @dataclass(slots=True, kw_only=True)
 class IdempotentRequest:
     """Does the work of a request at most once per organization, route and key.
@@ -116,15 +120,22 @@ class IdempotentRequest:
         work: Callable[[P], Awaitable[R]],
         present: Callable[[AsyncSession, P, R], Awaitable[JsonResponse]],
         *,
+        present_result: Callable[[P, R], JsonResponse | None] = _present_nothing,
         as_administrator: bool = False,
     ) -> Response:
         """Like ``run_prepared``, for a response that is read after the work.
 
-        ``present`` reads in the transaction that stores the response: two transactions in all.
+        ``present`` reads in the transaction that stores the response: two transactions in all. ``present_result`` may
+        build the response from the result of the work; it returns None where that says too little.
         """
 
         async def finish(prepared: P, held: StoredResponse | None) -> JsonResponse:
             result = await work(prepared)
+            complete = present_result(prepared, result)
+            if complete is not None:
+                if held is not None:
+                    await asyncio.shield(self._store(_with_response(held, complete)))
+                return complete
             async with transaction(self.ctx, self.caller, as_administrator=as_administrator) as session:
                 response = await present(session, prepared, result)
                 if held is not None:

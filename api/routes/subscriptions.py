@@ -30,6 +30,7 @@ from api.schemas.subscriptions import (
     quote_out,
     subscription_out,
     timeline_out,
+    to_amount,
 )
 from api.tokens import Caller
 from db.models.catalogue import Plan
@@ -46,6 +47,7 @@ from workflows.ports.subscription import (
     SubscriptionResult,
 )
 from workflows.rpc_errors import TemporalUnavailable
+from workflows.rules.instance import InstanceStatus
 from workflows.rules.plan_change import decide_plan_change
 from workflows.rules.subscription import SubscriptionStatus
 from workflows.subscription.test_clock import SubscriptionClock
@@ -80,19 +82,25 @@ async def create_subscription(
     async def send(plan: Plan) -> UpdateResult[SubscriptionResult]:
         return await workflows.create_subscription(_create_command(once, caller, plan, body))
 
+    def present_recorded(plan: Plan, accepted: UpdateResult[SubscriptionResult]) -> JsonResponse | None:
+        if accepted.result is None or accepted.result.order is None:
+            return None
+        recorded = _recorded_subscription(_create_command(once, caller, plan, body), plan, accepted)
+        return success(recorded, status=201, message="Order accepted.")
+
     async def present(session: AsyncSession, plan: Plan, accepted: UpdateResult[SubscriptionResult]) -> JsonResponse:
         command = _create_command(once, caller, plan, body)
         row = await subscriptions.get_subscription(session, command.subscription_id, caller.organization_id)
         if row is None:
             return success(
-                _provisional_subscription(command, plan, accepted),
+                _recorded_subscription(command, plan, accepted),
                 status=202,
                 message="Order accepted; poll the subscription for its status.",
                 is_final=False,
             )
         return success(subscription_out(row), status=201, message="Order accepted.")
 
-    return await once.run_and_read(load_orderable_plan, send, present)
+    return await once.run_and_read(load_orderable_plan, send, present, present_result=present_recorded)
 
 
 @router.get("", response_model=Page[SubscriptionOut])
@@ -294,26 +302,33 @@ def _create_command(
     )
 
 
-def _provisional_subscription(
+def _recorded_subscription(
     command: CreateSubscription, plan: Plan, accepted: UpdateResult[SubscriptionResult]
 ) -> SubscriptionOut:
-    """Return an accepted order whose row does not exist yet."""
+    """Return an order whose instance was not ready yet; without a result its rows may not exist yet."""
+    result = accepted.result
+    order = result.order if result is not None else None
     return SubscriptionOut(
         id=command.subscription_id,
-        status=SubscriptionStatus.PENDING,
+        status=result.state if result is not None else SubscriptionStatus.PENDING,
         name=command.name,
         service=plan.service.slug,
         plan=PlanRef(id=plan.id, code=plan.code),
         pending_plan_id=None,
-        price=None,
-        instance=SubscriptionInstanceOut(id=command.instance_id, status="requested", url=None, hostname=None),
+        price=to_amount(order.price) if order is not None else None,
+        instance=SubscriptionInstanceOut(
+            id=command.instance_id,
+            status=InstanceStatus.REQUESTED,
+            url=None,
+            hostname=order.hostname if order is not None else None,
+        ),
         current_period=None,
         trial_end=None,
         cancel_at_period_end=False,
         cancelled_at=None,
         delete_at=None,
         coupon=command.coupon,
-        created_at=None,
+        created_at=order.created_at if order is not None else None,
         workflow_id=accepted.workflow_id,
     )
 

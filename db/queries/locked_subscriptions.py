@@ -99,6 +99,7 @@ class LockedSubscription:
     past_due_since: datetime | None
     cancelled_at: datetime | None
     data_deletion_at: datetime | None
+    created_at: datetime
     instance_id: str | None
     hostname: str | None
     url: str | None
@@ -121,7 +122,7 @@ _SUBSCRIPTION_COLUMNS = (
     "id", "organization_id", "user_id", "name", "status", "collection_method", "plan_id", "price_id", "price_minor",
     "currency", "service_id", "coupon_code", "coupon_remaining_periods", "timezone", "billing_anchor",
     "current_period_start", "current_period_end", "trial_end", "cancel_at_period_end", "pending_plan_id",
-    "past_due_since", "cancelled_at", "data_deletion_at",
+    "past_due_since", "cancelled_at", "data_deletion_at", "created_at",
 )  # fmt: skip
 _JOINED_COLUMNS = (
     "plan_code", "plan_name", "interval", "service_name", "instance_id", "hostname", "url", "coupon_kind",
@@ -298,6 +299,7 @@ def _to_locked_subscription(row: RowMapping) -> LockedSubscription:
         past_due_since=row["past_due_since"],
         cancelled_at=row["cancelled_at"],
         data_deletion_at=row["data_deletion_at"],
+        created_at=row["created_at"],
         instance_id=row["instance_id"],
         hostname=row["hostname"],
         url=row["url"],

@@ -76,6 +76,21 @@ async def test_an_order_becomes_active_and_has_a_timeline(workflow_api: ApiWithW
     assert (invoice["status"], invoice["total"]["amount_minor"]) == ("paid", 500)
 
 
+async def test_an_order_is_shown_as_its_rows_are_read(workflow_api: ApiWithWorkflows) -> None:
+    body = {"plan_id": "pro", "name": "Mine", "parameters": {}}
+    response = await workflow_api.customer.http.post(
+        "/subscriptions", json=body, headers=workflow_api.customer.idempotency_header()
+    )
+    data = response.json()["data"]
+    assert (response.status_code, data["price"], data["name"]) == (
+        201,
+        {"amount_minor": 2000, "currency": "USD"},
+        "Mine",
+    )
+    assert data["instance"]["hostname"].endswith(".apps.test")
+    assert (await workflow_api.customer.http.get(f"/subscriptions/{data['id']}")).json()["data"] == data
+
+
 async def test_what_is_previewed_is_what_is_charged(workflow_api: ApiWithWorkflows) -> None:
     mine = await workflow_api.active()
     await workflow_api.advance(mine, days=10)

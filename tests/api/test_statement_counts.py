@@ -59,7 +59,7 @@ COSTS: dict[str, WireCost] = {
     "GET /api/v1/plans/compare": WireCost(4, 1, 3),
     "GET /api/v1/plans/{plan_id}": WireCost(4, 1, 3),
     "GET /api/v1/coupons/{code}": WireCost(4, 1, 3),
-    "POST /api/v1/subscriptions": WireCost(9, 2, 6),
+    "POST /api/v1/subscriptions": WireCost(7, 2, 4),
     "GET /api/v1/subscriptions": WireCost(4, 1, 3),
     "GET /api/v1/subscriptions/{subscription_id}": WireCost(4, 1, 3),
     "POST /api/v1/subscriptions/{subscription_id}/cancel": WireCost(9, 2, 6),

@@ -23,7 +23,7 @@ from worker.seed_catalogue import load_catalogue, upsert_catalogue
 from workflows import names
 from workflows.client import UpdateResult
 from workflows.ports.payments import PaymentInput, PaymentMethodAdded, PaymentOutcome, RefundOutcome
-from workflows.ports.subscription import CreateSubscription, SubscriptionResult
+from workflows.ports.subscription import CreateSubscription, RecordedOrder, SubscriptionResult
 from workflows.rules.ids import derive_id, to_dns_label
 from workflows.rules.money import Money
 from workflows.rules.payment import PaymentStatus
@@ -55,8 +55,16 @@ class FakeWorkflowClient:
         self._record_call("create_subscription", order)
         if self.inserts_subscription and not self.times_out:
             insert_subscription_with_instance(
-                self.api, order.organization_id, order.plan_id, order.subscription_id, "provisioning"
+                self.api,
+                order.organization_id,
+                order.plan_id,
+                order.subscription_id,
+                "provisioning",
+                instance_id=order.instance_id,
+                name=order.name,
+                coupon=order.coupon,
             )
+            return self._result(order.subscription_id, self._recorded_order(order.subscription_id))
         return self._result(order.subscription_id)
 
     async def is_running(self, workflow_id: str) -> bool:
@@ -127,8 +135,17 @@ class FakeWorkflowClient:
         if self.raises is not None:
             raise self.raises
 
-    def _result(self, subscription_id: str) -> UpdateResult[SubscriptionResult]:
-        view = SubscriptionResult(subscription_id=subscription_id, state=SubscriptionStatus.PROVISIONING)
+    def _recorded_order(self, subscription_id: str) -> RecordedOrder:
+        (row,) = self.api.query_as_superuser(
+            "SELECT i.hostname, s.price_minor, s.currency, s.created_at FROM subscriptions s"
+            " JOIN instances i ON i.subscription_id = s.id WHERE s.id = %s",
+            subscription_id,
+        )
+        price = Money(amount_minor=row["price_minor"], currency=row["currency"])
+        return RecordedOrder(hostname=row["hostname"], price=price, created_at=row["created_at"])
+
+    def _result(self, subscription_id: str, order: RecordedOrder | None = None) -> UpdateResult[SubscriptionResult]:
+        view = SubscriptionResult(subscription_id=subscription_id, state=SubscriptionStatus.PROVISIONING, order=order)
         workflow_id = names.subscription_workflow_id(subscription_id)
         return UpdateResult(workflow_id=workflow_id, result=None if self.times_out else view)
 
@@ -165,7 +182,15 @@ async def serve_api_with_catalogue(database: DatabaseFixture, **overrides: Any) 
 
 
 def insert_subscription_with_instance(
-    api: ApiFixture, organization_id: str, plan_id: str, identifier: str, status: str
+    api: ApiFixture,
+    organization_id: str,
+    plan_id: str,
+    identifier: str,
+    status: str,
+    *,
+    instance_id: str | None = None,
+    name: str | None = None,
+    coupon: str | None = None,
 ) -> None:
     """Insert the columns that ``subscriptions.create`` and later activities write and the API shows."""
     live = status not in ("pending", "provisioning")
@@ -177,13 +202,13 @@ def insert_subscription_with_instance(
     api.execute(
         "INSERT INTO subscriptions (id, organization_id, user_id, plan_id, price_id, service_id, status, currency,"
         " price_minor, timezone, billing_anchor, current_period_start, current_period_end, workflow_id, created_at,"
-        " updated_at)"
-        " VALUES (%s, %s, 'usr_1', %s, %s, %s, %s, 'USD', %s, 'UTC', %s, %s, %s, %s, %s, %s)",
+        " updated_at, name, coupon_code)"
+        " VALUES (%s, %s, 'usr_1', %s, %s, %s, %s, 'USD', %s, 'UTC', %s, %s, %s, %s, %s, %s, %s, %s)",
         *(identifier, organization_id, plan_id, plan["price_id"], plan["service_id"], status, plan["amount_minor"]),
         *((NOW, NOW, PERIOD_END) if live else (None, None, None)),
-        *(names.subscription_workflow_id(identifier), NOW, NOW),
+        *(names.subscription_workflow_id(identifier), NOW, NOW, name, coupon),
     )
-    instance = instance_id_for(identifier)
+    instance = instance_id or instance_id_for(identifier)
     api.execute(
         "INSERT INTO instances (id, organization_id, subscription_id, service_slug, version, hostname, namespace,"
         " status, cpu_millicores, memory_mib, storage_gib, url, created_at)"

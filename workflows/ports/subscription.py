@@ -184,11 +184,29 @@ class SubscriptionInput:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedOrder:
+    """What the rows of an order say beside the order itself and its plan.
+
+    Attributes:
+        price: What one interval costs before discounts.
+    """
+
+    hostname: str
+    price: Money
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SubscriptionResult:
-    """Result of the updates; the API reads the subscription from the database."""
+    """Result of the updates; the API reads the subscription from the database.
+
+    Attributes:
+        order: Of ``await_created``, until the instance is ready: the order is shown without reading it.
+    """
 
     subscription_id: str
     state: SubscriptionStatus
+    order: RecordedOrder | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,6 +298,7 @@ class CreateSubscriptionOutcome:
     state: CommittedState
     terms: PlanTerms
     card: CardCharge | None
+    order: RecordedOrder
     pending_terms: PlanTerms | None = None
 
 

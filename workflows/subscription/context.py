@@ -23,7 +23,9 @@ from workflows.ports.subscription import (
     CancelSubscription,
     CommittedState,
     CreateSubscription,
+    CreateSubscriptionOutcome,
     PlanTerms,
+    RecordedOrder,
     SubscriptionState,
 )
 from workflows.rules import dunning
@@ -49,6 +51,7 @@ class SubscriptionContext:
         payments: The last outcome that each payment has signaled, by payment id.
         cancel_request: A cancellation that arrived before the instance was ready.
         pending_funds: What has arrived that an open invoice has not been tried with.
+        order: What the rows of the order say; None in a run that was continued as new.
         change_count: Grows with each change of the state; loops wait for it.
         recovery: What a lost run left, until it is settled; None in a run that follows no lost one.
     """
@@ -61,6 +64,7 @@ class SubscriptionContext:
         self.payments: dict[str, PaymentOutcome] = {}
         self.cancel_request: CancelSubscription | None = None
         self.pending_funds: set[FundsKind] = set()
+        self.order: RecordedOrder | None = None
         self.change_count = 0
         self.recovery: Recovery | None = None
         self.payment_started_at: datetime | None = None
@@ -119,12 +123,16 @@ class SubscriptionContext:
 
     # The state
 
-    def commit_created(self, committed: CommittedState, terms: PlanTerms, pending_terms: PlanTerms | None) -> None:
+    def commit_created(self, created: CreateSubscriptionOutcome) -> None:
         """Store the state of a recorded order."""
         self.state = SubscriptionState(
-            committed=committed, terms=terms, pending_terms=pending_terms, instance_plan_id=terms.plan_id
+            committed=created.state,
+            terms=created.terms,
+            pending_terms=created.pending_terms,
+            instance_plan_id=created.terms.plan_id,
         )
-        workflow.upsert_search_attributes([names.STATUS_KEY.value_set(committed.status)])
+        self.order = created.order
+        workflow.upsert_search_attributes([names.STATUS_KEY.value_set(created.state.status)])
 
     def commit(self, committed: CommittedState, agreed: PlanTerms | None = None) -> None:
         """Store the row that an activity has written. The only place that does.

@@ -83,7 +83,7 @@ class OrderFulfillment:
             SubscriptionActivities.create,
             OpenSubscription(order=command, workflow_id=info.workflow_id, run_id=info.run_id, now=workflow.now()),
         )
-        self._context.commit_created(opened.state, opened.terms, opened.pending_terms)
+        self._context.commit_created(opened)
         return opened
 
     async def _authorize_card(self, card: CardCharge) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 
 from temporalio import workflow
@@ -85,7 +86,8 @@ class Subscription:
     async def await_created(self) -> SubscriptionResult:
         """Wait until the order is recorded, or raise its error."""
         await self._wait_for_order(lambda: self.context.state is not None)
-        return self._result()
+        is_pending = self.context.status in PRE_READY_STATUSES
+        return replace(self._result(), order=self.context.order if is_pending else None)
 
     @workflow.update
     async def cancel(self, command: CancelSubscription) -> SubscriptionResult:
