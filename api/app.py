@@ -86,6 +86,7 @@ def _lifespan(settings: ApiSettings, metrics: ApiMetrics) -> Callable[[FastAPI],
         revocations = RevocationCache(sessions, every=settings.revocation_refresh_seconds)
         app.state.context = AppContext(
             settings=settings,
+            engine=engine,
             sessions=sessions,
             workflows=WorkflowClient(client),
             tokens=AccessTokens(settings.jwt_keys, lifetime=timedelta(seconds=settings.access_token_seconds)),

@@ -9,7 +9,7 @@ from typing import Any
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from api.metrics import ApiMetrics
 from api.passwords import PasswordHasher
@@ -26,6 +26,7 @@ log = structlog.get_logger("api.app_context")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppContext:
     settings: ApiSettings
+    engine: AsyncEngine
     sessions: SessionFactory
     workflows: WorkflowClient
     tokens: AccessTokens
@@ -35,8 +36,11 @@ class AppContext:
     metrics: ApiMetrics
     _detached_tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
-    def detach_hanging_work(self, work: asyncio.Future[Any], session: AsyncSession) -> None:
-        """Leave work that hangs to end by itself: a connection that hangs cannot be closed in time either."""
+    def detach_hanging_work(self, work: asyncio.Future[Any], session: AsyncSession | None = None) -> None:
+        """Leave work that hangs to end by itself: a connection that hangs cannot be closed in time either.
+
+        ``session`` is closed after it.
+        """
         work.cancel()
         self._track(_close_after(work, session))
 
@@ -52,10 +56,12 @@ class AppContext:
         await asyncio.gather(*self._detached_tasks, return_exceptions=True)
 
 
-async def _close_after(work: asyncio.Future[Any], session: AsyncSession) -> None:
+async def _close_after(work: asyncio.Future[Any], session: AsyncSession | None) -> None:
     await asyncio.wait({work})
     if not work.cancelled() and (error := work.exception()) is not None:
         log.warning("database.hung_connection_ended", error=type(error).__name__)
+    if session is None:
+        return
     try:
         await session.close()
     except (SQLAlchemyError, OSError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -14,16 +15,30 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from db.encryption import SESSION_INFO_KEY, FieldEncryption
 
-_REUSED = "berth.reused"
+REUSED = "berth.reused"
+"""Marks connections of the pool that were used before, and that the server may have closed since."""
 
 SessionFactory = async_sessionmaker[AsyncSession]
 """``async with sessions.begin() as session`` is one unit of work: it commits at its end or not at all."""
 
 
-_SET_CONTEXT = (
+SET_CONTEXT = (
     "SELECT set_config('berth.organization', %(organization)s, true), set_config('berth.user', %(user)s, true),"
     " set_config('berth.role', %(role)s, true)"
 )
+"""Set a `RlsContext` until the transaction ends."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RlsContext:
+    """The organization, user and role that row-level security admits; None admits public rows only."""
+
+    organization_id: str | None
+    user_id: str | None
+    role: str | None
+
+    def parameters(self) -> dict[str, str]:
+        return {"organization": self.organization_id or "", "user": self.user_id or "", "role": self.role or ""}
 
 
 def create_database_engine(
@@ -84,8 +99,8 @@ async def begin_transaction(
         raw = (await connection.get_raw_connection()).driver_connection
         assert isinstance(raw, psycopg.AsyncConnection)
         # Replacing closed connections ends at the first one that is new.
-        is_reused = _REUSED in connection.info
-        connection.info[_REUSED] = True
+        is_reused = REUSED in connection.info
+        connection.info[REUSED] = True
         try:
             cursor = raw.cursor(row_factory=dict_row)
             async with raw.pipeline():
@@ -99,7 +114,7 @@ async def begin_transaction(
                 await session.invalidate()
                 if is_reused:
                     continue
-            raise _to_sqlalchemy_error(statement, error) from error
+            raise to_sqlalchemy_error(statement, error) from error
         assert row is not None
         return row
 
@@ -122,18 +137,18 @@ async def execute_and_commit(session: AsyncSession, statement: str, parameters: 
     except psycopg.Error as error:
         if raw.closed:
             await session.invalidate()
-        raise _to_sqlalchemy_error(statement, error) from error
+        raise to_sqlalchemy_error(statement, error) from error
 
 
 async def begin_with_rls_context(
     session: AsyncSession, *, organization_id: str | None, user_id: str | None, role: str | None
 ) -> None:
     """Begin a transaction in which row-level security admits this organization, user and role; one round trip."""
-    context = {"organization": organization_id or "", "user": user_id or "", "role": role or ""}
-    await begin_transaction(session, _SET_CONTEXT, context)
+    context = RlsContext(organization_id=organization_id, user_id=user_id, role=role)
+    await begin_transaction(session, SET_CONTEXT, context.parameters())
 
 
-def _to_sqlalchemy_error(statement: str, error: psycopg.Error) -> BaseException:
+def to_sqlalchemy_error(statement: str, error: psycopg.Error) -> BaseException:
     """Return SQLAlchemy's error of the same class, without the parameters."""
     return DBAPIError.instance(statement, None, error, psycopg.Error, hide_parameters=True)
 

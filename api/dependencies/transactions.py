@@ -1,12 +1,12 @@
-"""Transactions of a request, each in a context that row-level security admits."""
+"""Transactions and reads of a request, each in a context that row-level security admits."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -17,7 +17,8 @@ from api.dependencies.context import app_context
 from api.errors import ApiError, forbidden_error, unavailable_error
 from api.tokens import Caller
 from db.queries import identity
-from db.session import begin_with_rls_context
+from db.reads import PreparedQuery, RowReader, RowT, read_alone
+from db.session import RlsContext, begin_with_rls_context
 
 T = TypeVar("T")
 
@@ -106,6 +107,45 @@ async def get_public_session(request: Request) -> AsyncIterator[AsyncSession]:
     async with transaction(app_context(request), None) as session:
         yield session
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestReader:
+    """Reads prepared queries, each in its own transaction and in one round trip."""
+
+    ctx: AppContext
+    rls: RlsContext
+
+    async def fetch(self, query: PreparedQuery[RowT], values: Mapping[str, Any]) -> list[RowT]:
+        """Return all rows.
+
+        Raises:
+            ApiError: 503 ``UNAVAILABLE`` if the database does not answer within ``database_timeout_seconds``.
+        """
+        reading = asyncio.ensure_future(read_alone(self.ctx.engine, self.rls, query, values))
+        try:
+            await asyncio.wait({reading}, timeout=self.ctx.settings.database_timeout_seconds)
+        finally:
+            if not reading.done():
+                self.ctx.detach_hanging_work(reading)
+        if not reading.done():
+            raise unavailable_error("The database")
+        return reading.result()
+
+
+async def get_reads(request: Request, caller: AuthenticatedCaller) -> RequestReader:
+    rls = RlsContext(organization_id=caller.organization_id, user_id=caller.user_id, role="USER")
+    return RequestReader(ctx=app_context(request), rls=rls)
+
+
+async def get_admin_reads(request: Request, caller: Administrator) -> RequestReader:
+    rls = RlsContext(organization_id=caller.organization_id, user_id=caller.user_id, role=caller.platform_role)
+    return RequestReader(ctx=app_context(request), rls=rls)
+
+
+Reads = Annotated[RowReader, Depends(get_reads)]
+"""For a route that reads once: no transaction is open before or after. It sees the caller's organization."""
+AdminReads = Annotated[RowReader, Depends(get_admin_reads)]
+"""The same across all organizations, for administrators."""
 
 # The default scope would commit after the response was sent: a failing commit could not be reported.
 Session = Annotated[AsyncSession, Depends(get_session, scope="function")]

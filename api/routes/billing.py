@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from api.dependencies.authentication import AuthenticatedCaller
 from api.dependencies.context import Workflows
-from api.dependencies.transactions import Session, Transactions
+from api.dependencies.transactions import Reads, Session, Transactions
 from api.errors import AUTHENTICATED_RESPONSES, not_found_error
 from api.pagination import FullPage, created_cursor
 from api.response_envelope import Envelope, JsonResponse, Page, list_response, success
@@ -24,7 +24,7 @@ from api.schemas.billing import (
     transaction_out,
 )
 from api.schemas.subscriptions import to_amount
-from db.queries import billing_reads, invoice_documents
+from db.queries import billing_reads, invoice_documents, invoice_reads
 from workflows.rules.invoice import InvoiceStatus
 
 router = api_router("billing", prefix="/billing", responses=AUTHENTICATED_RESPONSES)
@@ -33,9 +33,9 @@ MAX_PAYMENTS_SHOWN = 100
 
 
 @router.get("/wallet", response_model=Envelope[WalletOut])
-async def wallet(session: Session, caller: AuthenticatedCaller) -> JsonResponse:
+async def wallet(reads: Reads, caller: AuthenticatedCaller) -> JsonResponse:
     """What can be spent and what is held, in the account's currency and in every other that it has had."""
-    balances = await billing_reads.list_balances(session, caller.organization_id)
+    balances = await billing_reads.list_balances(reads, caller.organization_id)
     return success(
         WalletOut(
             balances=[to_amount(balance.available) for balance in balances],
@@ -46,7 +46,7 @@ async def wallet(session: Session, caller: AuthenticatedCaller) -> JsonResponse:
 
 @router.get("/transactions", response_model=Page[TransactionOut])
 async def transactions(
-    session: Session,
+    reads: Reads,
     caller: AuthenticatedCaller,
     page: FullPage,
     kind: Literal["top_up", "charge", "refund", "credit", "adjustment"] | None = None,
@@ -54,7 +54,7 @@ async def transactions(
     """Newest first. All of them sum to ``balances`` plus ``held``."""
     place = page.cursor_as(int)
     rows = await billing_reads.list_transactions(
-        session, caller.organization_id, limit=page.limit + 1, after=place[0] if place else None, kind=kind
+        reads, caller.organization_id, limit=page.limit + 1, after=place[0] if place else None, kind=kind
     )
     items, meta = page.split_page(rows, "sequence_number")
     return list_response([transaction_out(row) for row in items], meta, page.fields)
@@ -62,14 +62,14 @@ async def transactions(
 
 @router.get("/invoices", response_model=Page[InvoiceOut])
 async def invoices(
-    session: Session,
+    reads: Reads,
     caller: AuthenticatedCaller,
     page: FullPage,
     subscription_id: Annotated[str | None, Query(max_length=100)] = None,
     status: InvoiceStatus | None = None,
 ) -> Response:
-    rows = await billing_reads.list_invoices(
-        session,
+    rows = await invoice_reads.list_invoices(
+        reads,
         caller.organization_id,
         limit=page.limit + 1,
         after=created_cursor(page),
@@ -81,8 +81,8 @@ async def invoices(
 
 
 @router.get("/invoices/{invoice_id}", response_model=Envelope[InvoiceOut])
-async def invoice(session: Session, caller: AuthenticatedCaller, invoice_id: PathId) -> JsonResponse:
-    row = await billing_reads.get_invoice(session, invoice_id, caller.organization_id)
+async def invoice(reads: Reads, caller: AuthenticatedCaller, invoice_id: PathId) -> JsonResponse:
+    row = await invoice_reads.get_invoice(reads, invoice_id, caller.organization_id)
     if row is None:
         raise not_found_error("invoice")
     return success(invoice_out(row))
@@ -91,7 +91,7 @@ async def invoice(session: Session, caller: AuthenticatedCaller, invoice_id: Pat
 @router.get("/invoices/{invoice_id}/explain", response_model=Envelope[ExplanationOut])
 async def explain(session: Session, caller: AuthenticatedCaller, invoice_id: PathId) -> JsonResponse:
     """Line by line why it costs what it costs, and what was tried to collect it."""
-    result = await billing_reads.get_invoice_with_payments(
+    result = await invoice_reads.get_invoice_with_payments(
         session, invoice_id, caller.organization_id, limit=MAX_PAYMENTS_SHOWN
     )
     if result is None:

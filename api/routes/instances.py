@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from api.dependencies.authentication import AuthenticatedCaller
 from api.dependencies.context import AppContextDep, Workflows
-from api.dependencies.transactions import Session
+from api.dependencies.transactions import Reads, Session
 from api.errors import AUTHENTICATED_RESPONSES, ApiError, conflict_error, not_found_error, unavailable_error
 from api.idempotency import IdempotentRequest, OptionalIdempotency
 from api.locks import SUBSCRIPTION_LOCKS
@@ -27,8 +27,9 @@ from api.schemas.instances import (
     operation_out,
 )
 from db.encryption import UnknownEncryptionKey
-from db.models.instances import Instance, InstanceOperation
 from db.queries import credentials, instance_reads
+from db.queries.instance_reads import InstanceDetails, OperationDetails
+from db.reads import SessionReader
 from workflows import names
 from workflows.client import UpdateResult
 from workflows.ports.instances import OperationStatus
@@ -45,18 +46,18 @@ OPERATIONS = {"restart": CustomerOperation.RESTART, "stop": CustomerOperation.ST
 
 @router.get("", response_model=Page[InstanceOut])
 async def instances(
-    session: Session, caller: AuthenticatedCaller, page: FullPage, status: InstanceStatus | None = None
+    reads: Reads, caller: AuthenticatedCaller, page: FullPage, status: InstanceStatus | None = None
 ) -> Response:
     rows = await instance_reads.list_instances(
-        session, caller.organization_id, limit=page.limit + 1, after=created_cursor(page), status=status
+        reads, caller.organization_id, limit=page.limit + 1, after=created_cursor(page), status=status
     )
     items, meta = page.split_page(rows, "created_at", "id")
     return list_response([_to_response(row) for row in items], meta, page.fields)
 
 
 @router.get("/{instance_id}", response_model=Envelope[InstanceOut])
-async def instance(session: Session, caller: AuthenticatedCaller, instance_id: PathId) -> JsonResponse:
-    row = await instance_reads.get_instance(session, instance_id, caller.organization_id)
+async def instance(reads: Reads, caller: AuthenticatedCaller, instance_id: PathId) -> JsonResponse:
+    row = await instance_reads.get_instance(reads, instance_id, caller.organization_id)
     if row is None:
         raise not_found_error("instance")
     return success(_to_response(row))
@@ -108,9 +109,9 @@ async def operate(
 
 
 @router.get("/{instance_id}/operations", response_model=Page[OperationOut])
-async def operations(session: Session, caller: AuthenticatedCaller, instance_id: PathId, page: FullPage) -> Response:
+async def operations(reads: Reads, caller: AuthenticatedCaller, instance_id: PathId, page: FullPage) -> Response:
     rows = await instance_reads.list_operations(
-        session, instance_id, caller.organization_id, limit=page.limit + 1, after=created_cursor(page)
+        reads, instance_id, caller.organization_id, limit=page.limit + 1, after=created_cursor(page)
     )
     if rows is None:
         raise not_found_error("instance")
@@ -120,9 +121,9 @@ async def operations(session: Session, caller: AuthenticatedCaller, instance_id:
 
 @router.get("/{instance_id}/operations/{operation_id}", response_model=Envelope[OperationOut])
 async def operation(
-    session: Session, caller: AuthenticatedCaller, instance_id: PathId, operation_id: PathId
+    reads: Reads, caller: AuthenticatedCaller, instance_id: PathId, operation_id: PathId
 ) -> JsonResponse:
-    row = await instance_reads.get_operation(session, instance_id, operation_id, caller.organization_id)
+    row = await instance_reads.get_operation(reads, instance_id, operation_id, caller.organization_id)
     if row is None:
         raise not_found_error("operation")
     return success(_to_operation_response(row))
@@ -134,7 +135,7 @@ async def _operate(
     operation_id = once.derive_id("op")
 
     async def prepare(session: AsyncSession) -> str:
-        instance = await instance_reads.get_instance(session, instance_id, once.caller.organization_id)
+        instance = await instance_reads.get_instance(SessionReader(session), instance_id, once.caller.organization_id)
         if instance is None:
             raise not_found_error("instance")
         if not once.is_retry:
@@ -149,7 +150,9 @@ async def _operate(
             return await workflows.start_operation(subscription_id, command)
 
     async def present(session: AsyncSession, _: str, accepted: UpdateResult[SubscriptionResult]) -> JsonResponse:
-        row = await instance_reads.get_operation(session, instance_id, operation_id, once.caller.organization_id)
+        row = await instance_reads.get_operation(
+            SessionReader(session), instance_id, operation_id, once.caller.organization_id
+        )
         operation = (
             _to_operation_response(row)
             if row is not None
@@ -167,7 +170,7 @@ async def _operate(
 
 
 async def _why_no_credentials(session: AsyncSession, instance_id: str, organization_id: str) -> Exception:
-    instance = await instance_reads.get_instance(session, instance_id, organization_id)
+    instance = await instance_reads.get_instance(SessionReader(session), instance_id, organization_id)
     if instance is None:
         return not_found_error("instance")
     if instance.status not in PROVISIONED_STATUSES:
@@ -187,9 +190,9 @@ async def _why_no_credentials(session: AsyncSession, instance_id: str, organizat
     )
 
 
-def _to_response(row: Instance) -> InstanceOut:
+def _to_response(row: InstanceDetails) -> InstanceOut:
     return instance_out(row, names.subscription_workflow_id(row.subscription_id))
 
 
-def _to_operation_response(row: InstanceOperation) -> OperationOut:
+def _to_operation_response(row: OperationDetails) -> OperationOut:
     return operation_out(row, names.operation_workflow_id(row.instance_id, row.id))

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from api.dependencies.authentication import AuthenticatedCaller
 from api.dependencies.context import Workflows
-from api.dependencies.transactions import Session
+from api.dependencies.transactions import Reads, Session
 from api.errors import (
     AUTHENTICATED_RESPONSES,
     PAYMENT_RESPONSES,
@@ -35,6 +35,7 @@ from api.schemas.billing import (
 from db.models.payments import PaymentMethod
 from db.queries import payment_reads
 from db.queries import payments as payment_queries
+from db.reads import SessionReader
 from workflows.client import UpdateResult
 from workflows.ports.payments import (
     AddPaymentMethod,
@@ -72,7 +73,7 @@ async def top_up(body: TopUpIn, once: RequiredIdempotency, workflows: Workflows)
     async def present(
         session: AsyncSession, command: PaymentInput, accepted: UpdateResult[PaymentOutcome]
     ) -> JsonResponse:
-        row = await payment_reads.get_payment(session, command.payment_id, command.organization_id)
+        row = await payment_reads.get_payment(SessionReader(session), command.payment_id, command.organization_id)
         payment = payment_out(row) if row is not None else _provisional_payment(command, accepted)
         status = PaymentStatus(accepted.result.status if accepted.result else payment.status)
         if status in UNPAID_STATUSES:
@@ -89,14 +90,14 @@ async def top_up(body: TopUpIn, once: RequiredIdempotency, workflows: Workflows)
 
 @router.get("/billing/payments", response_model=Page[PaymentOut])
 async def payments(
-    session: Session,
+    reads: Reads,
     caller: AuthenticatedCaller,
     page: FullPage,
     subscription_id: Annotated[str | None, Query(max_length=100)] = None,
     status: PaymentStatus | None = None,
 ) -> Response:
     rows = await payment_reads.list_payments(
-        session,
+        reads,
         caller.organization_id,
         limit=page.limit + 1,
         after=created_cursor(page),
@@ -108,8 +109,8 @@ async def payments(
 
 
 @router.get("/billing/payments/{payment_id}", response_model=Envelope[PaymentOut])
-async def payment(session: Session, caller: AuthenticatedCaller, payment_id: PathId) -> JsonResponse:
-    row = await payment_reads.get_payment(session, payment_id, caller.organization_id)
+async def payment(reads: Reads, caller: AuthenticatedCaller, payment_id: PathId) -> JsonResponse:
+    row = await payment_reads.get_payment(reads, payment_id, caller.organization_id)
     if row is None:
         raise not_found_error("payment")
     return success(payment_out(row))
@@ -234,7 +235,7 @@ async def _payment_input(body: TopUpIn, once: IdempotentRequest, session: AsyncS
     require_chargeable(amount)
     account, requested_method = once.caller.organization_id, body.payment_method
     if once.is_retry:
-        recorded = await payment_reads.get_payment(session, once.derive_id("pay"), account)
+        recorded = await payment_reads.get_payment(SessionReader(session), once.derive_id("pay"), account)
         if recorded is not None:
             # Its workflow runs or has ended: the cards that are on file today no longer matter.
             return payment_input_from_record(payment_queries.to_payment_record(recorded))

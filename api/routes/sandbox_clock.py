@@ -17,6 +17,7 @@ from api.response_envelope import Envelope, Instant, JsonResponse, RequestModel,
 from api.router_factory import api_router
 from db.queries import notification_reads, subscriptions
 from db.queries.subscriptions import SubscriptionDetails
+from db.reads import SessionReader
 from workflows.rules.errors import ErrorCode, RuleViolation
 from workflows.rules.subscription import PRE_READY_STATUSES, SubscriptionStatus
 from workflows.subscription.test_clock import SubscriptionClock
@@ -73,7 +74,7 @@ async def _load_subscription(units: CallerTransactions, subscription_id: str) ->
     administrator = units.caller.is_administrator
     async with units.open(as_administrator=administrator) as session:
         subscription = await subscriptions.get_subscription(
-            session, subscription_id, None if administrator else units.caller.organization_id
+            SessionReader(session), subscription_id, None if administrator else units.caller.organization_id
         )
     if subscription is None:
         raise not_found_error("subscription")

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from api.dependencies.authentication import AuthenticatedCaller
 from api.dependencies.context import Workflows
-from api.dependencies.transactions import Session, Transactions, VerifiedCaller
+from api.dependencies.transactions import Reads, Transactions, VerifiedCaller
 from api.errors import AUTHENTICATED_RESPONSES, PAYMENT_RESPONSES, error_responses, not_found_error, validation_error
 from api.idempotency import IdempotentRequest, OptionalIdempotency, RequiredIdempotency
 from api.locks import SUBSCRIPTION_LOCKS
@@ -37,6 +37,7 @@ from db.models.catalogue import Plan
 from db.queries import catalogue, idempotency, subscriptions
 from db.queries.plan_changes import load_plan_change_facts
 from db.queries.timeline_reads import list_timeline_events
+from db.reads import SessionReader
 from workflows import names
 from workflows.client import UpdateResult, WorkflowClient
 from workflows.ports.subscription import (
@@ -90,7 +91,9 @@ async def create_subscription(
 
     async def present(session: AsyncSession, plan: Plan, accepted: UpdateResult[SubscriptionResult]) -> JsonResponse:
         command = _create_command(once, caller, plan, body)
-        row = await subscriptions.get_subscription(session, command.subscription_id, caller.organization_id)
+        row = await subscriptions.get_subscription(
+            SessionReader(session), command.subscription_id, caller.organization_id
+        )
         if row is None:
             return success(
                 _recorded_subscription(command, plan, accepted),
@@ -105,10 +108,10 @@ async def create_subscription(
 
 @router.get("", response_model=Page[SubscriptionOut])
 async def list_subscriptions(
-    session: Session, caller: AuthenticatedCaller, page: FullPage, status: SubscriptionStatus | None = None
+    reads: Reads, caller: AuthenticatedCaller, page: FullPage, status: SubscriptionStatus | None = None
 ) -> Response:
     rows = await subscriptions.list_subscriptions(
-        session, caller.organization_id, limit=page.limit + 1, after=created_cursor(page), status=status
+        reads, caller.organization_id, limit=page.limit + 1, after=created_cursor(page), status=status
     )
     items, meta = page.split_page(rows, "created_at", "id")
     return list_response([subscription_out(row) for row in items], meta, page.fields)
@@ -116,12 +119,12 @@ async def list_subscriptions(
 
 @router.get("/{subscription_id}", response_model=Envelope[SubscriptionOut])
 async def get_subscription(
-    subscription_id: PathId, caller: AuthenticatedCaller, transactions: Transactions, workflows: Workflows
+    subscription_id: PathId, reads: Reads, caller: AuthenticatedCaller, transactions: Transactions, workflows: Workflows
 ) -> JsonResponse:
+    row = await subscriptions.get_subscription(reads, subscription_id, caller.organization_id)
+    if row is not None:
+        return success(subscription_out(row))
     async with transactions.open() as session:
-        row = await subscriptions.get_subscription(session, subscription_id, caller.organization_id)
-        if row is not None:
-            return success(subscription_out(row))
         accepted = await idempotency.find_accepted_response(
             session, caller.organization_id, CREATE_ROUTE, subscription_id
         )
@@ -207,15 +210,11 @@ async def change_plan(
 
 
 @router.get("/{subscription_id}/timeline", response_model=Page[TimelineOut])
-async def timeline(
-    session: Session, caller: AuthenticatedCaller, subscription_id: PathId, page: TimelinePage
-) -> Response:
+async def timeline(reads: Reads, caller: AuthenticatedCaller, subscription_id: PathId, page: TimelinePage) -> Response:
     """Return the timeline events, oldest first: all of them, or a page if ``limit`` is given."""
     place = page.cursor_as(str, int)
     after = (parse_cursor_instant(place[0]), place[1]) if place else None
-    rows = await list_timeline_events(
-        session, subscription_id, caller.organization_id, limit=page.limit + 1, after=after
-    )
+    rows = await list_timeline_events(reads, subscription_id, caller.organization_id, limit=page.limit + 1, after=after)
     if rows is None:
         raise not_found_error("subscription")
     items, meta = page.split_page(rows, "occurred_at", "id")
@@ -252,7 +251,7 @@ def _lifecycle_command(once: IdempotentRequest) -> LifecycleCommand:
 async def _subscription_response(
     session: AsyncSession, subscription_id: str, caller: Caller, accepted: UpdateResult[SubscriptionResult]
 ) -> JsonResponse:
-    row = await subscriptions.get_subscription(session, subscription_id, caller.organization_id)
+    row = await subscriptions.get_subscription(SessionReader(session), subscription_id, caller.organization_id)
     if row is None:
         raise not_found_error("subscription")
     if accepted.result is None:

@@ -8,9 +8,10 @@ from pydantic import Field
 
 from api.response_envelope import Amount, Instant, RequestModel, ResponseModel
 from api.schemas.subscriptions import PeriodOut
-from db.models.invoices import Invoice, InvoiceLine
-from db.models.payments import Payment, PaymentMethod
-from db.queries.billing_reads import InvoiceWithPayments, TransactionDetails
+from db.models.payments import PaymentMethod
+from db.queries.billing_reads import TransactionDetails
+from db.queries.invoice_reads import InvoiceDetails, InvoiceLineDetails, InvoiceWithPayments
+from db.queries.payment_reads import PaymentDetails
 from workflows.rules.currencies import MAX_AMOUNT_MINOR
 from workflows.rules.invoice import covered_amounts
 
@@ -135,7 +136,7 @@ def transaction_out(row: TransactionDetails) -> TransactionOut:
     )
 
 
-def payment_out(row: Payment) -> PaymentOut:
+def payment_out(row: PaymentDetails) -> PaymentOut:
     return PaymentOut(
         id=row.id,
         status=row.status,
@@ -164,9 +165,7 @@ def payment_method_out(row: PaymentMethod) -> PaymentMethodOut:
     )
 
 
-def invoice_out(row: Invoice) -> InvoiceOut:
-    """``row.lines`` are loaded."""
-
+def invoice_out(row: InvoiceDetails) -> InvoiceOut:
     def amount(minor: int) -> Amount:
         return Amount(amount_minor=minor, currency=row.currency)
 
@@ -188,7 +187,7 @@ def invoice_out(row: Invoice) -> InvoiceOut:
     )
 
 
-def _line(line: InvoiceLine, currency: str) -> InvoiceLineOut:
+def _line(line: InvoiceLineDetails, currency: str) -> InvoiceLineOut:
     def amount(minor: int) -> Amount:
         return Amount(amount_minor=minor, currency=currency)
 

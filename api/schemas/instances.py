@@ -6,7 +6,7 @@ from typing import Any
 
 from api.response_envelope import Instant, ResponseModel
 from api.schemas.catalogue import ResourcesOut, resources_of
-from db.models.instances import Instance, InstanceOperation
+from db.queries.instance_reads import InstanceDetails, OperationDetails
 
 
 class ConditionOut(ResponseModel):
@@ -64,7 +64,7 @@ class CredentialsOut(ResponseModel):
     password: str
 
 
-def instance_out(row: Instance, workflow_id: str) -> InstanceOut:
+def instance_out(row: InstanceDetails, workflow_id: str) -> InstanceOut:
     return InstanceOut(
         id=row.id,
         subscription_id=row.subscription_id,
@@ -85,7 +85,7 @@ def instance_out(row: Instance, workflow_id: str) -> InstanceOut:
     )
 
 
-def operation_out(row: InstanceOperation, workflow_id: str) -> OperationOut:
+def operation_out(row: OperationDetails, workflow_id: str) -> OperationOut:
     return OperationOut(
         id=row.id,
         kind=row.kind,

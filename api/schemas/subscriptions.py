@@ -7,8 +7,8 @@ from typing import Any
 from pydantic import Field
 
 from api.response_envelope import Amount, Instant, RequestModel, ResponseModel
-from db.models.subscriptions import TimelineEvent
 from db.queries.subscriptions import SubscriptionDetails
+from db.queries.timeline_reads import TimelineEventDetails
 from workflows.ports.subscription import CancelAt, CollectionMethod
 from workflows.rules.money import Money
 from workflows.rules.plan_change import PlanChangeQuote
@@ -152,5 +152,5 @@ def quote_out(quote: PlanChangeQuote) -> PlanChangePreviewOut:
     )
 
 
-def timeline_out(event: TimelineEvent) -> TimelineOut:
+def timeline_out(event: TimelineEventDetails) -> TimelineOut:
     return TimelineOut(at=event.occurred_at, kind=event.kind, message=event.message, ref=event.reference_id)

@@ -15,6 +15,7 @@ from sqlalchemy.sql.selectable import ForUpdateArg
 from db.errors import violated_constraint
 from db.models.payments import GatewayCustomer, Payment, PaymentMethod, Refund, WebhookEventRow
 from db.models.subscriptions import Subscription, TimelineEvent
+from db.queries.payment_reads import PaymentDetails
 from workflows.rules.errors import ErrorCode, RuleViolation
 from workflows.rules.money import Money
 from workflows.rules.payment import PaymentRecord, PaymentStatus
@@ -51,7 +52,7 @@ async def is_idempotency_key_retained(session: AsyncSession, payment: Payment) -
     return bool(await session.scalar(select(func.now() - payment.gateway_requested_at < IDEMPOTENCY_KEY_RETENTION)))
 
 
-def to_payment_record(payment: Payment) -> PaymentRecord:
+def to_payment_record(payment: Payment | PaymentDetails) -> PaymentRecord:
     return PaymentRecord(
         payment_id=payment.id,
         organization_id=payment.organization_id,
@@ -66,7 +67,7 @@ def to_payment_record(payment: Payment) -> PaymentRecord:
     )
 
 
-def payment_amount(payment: Payment) -> Money:
+def payment_amount(payment: Payment | PaymentDetails) -> Money:
     return Money(amount_minor=payment.amount_minor, currency=payment.currency)
 
 

@@ -7,10 +7,9 @@ Statements are built once per set of conditions: to build one takes longer than 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Integer, Select, bindparam, literal, select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -19,10 +18,10 @@ from db.models.catalogue import Plan, Service
 from db.models.instances import Instance
 from db.models.subscriptions import Subscription
 from db.queries.pages import bind_place, follows_bound_place
+from db.reads import PreparedQuery, RowReader, prepare
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SubscriptionDetails:
+class SubscriptionDetails(NamedTuple):
     """A subscription with its plan, service and instance, as far as the API returns them.
 
     Attributes:
@@ -92,12 +91,12 @@ def _select_details(*, is_own: bool) -> Select[*tuple[Any, ...]]:
 
 
 @cache
-def _details_by_id(*, is_own: bool) -> Select[*tuple[Any, ...]]:
-    return _select_details(is_own=is_own).where(Subscription.id == bindparam("id"))
+def _details_by_id(*, is_own: bool) -> PreparedQuery[SubscriptionDetails]:
+    return prepare(_select_details(is_own=is_own).where(Subscription.id == bindparam("id")), SubscriptionDetails)
 
 
 @cache
-def _details_page(*, is_own: bool, is_after: bool, has_status: bool) -> Select[*tuple[Any, ...]]:
+def _details_page(*, is_own: bool, is_after: bool, has_status: bool) -> PreparedQuery[SubscriptionDetails]:
     query = (
         _select_details(is_own=is_own)
         .order_by(Subscription.created_at.desc(), Subscription.id.desc())
@@ -107,18 +106,16 @@ def _details_page(*, is_own: bool, is_after: bool, has_status: bool) -> Select[*
         query = query.where(follows_bound_place(Subscription.created_at, Subscription.id))
     if has_status:
         query = query.where(Subscription.status == bindparam("status"))
-    return query
+    return prepare(query, SubscriptionDetails)
 
 
 async def get_subscription(
-    session: AsyncSession, identifier: str, organization_id: str | None
+    reader: RowReader, identifier: str, organization_id: str | None
 ) -> SubscriptionDetails | None:
     """Return the subscription with this id as it is stored now."""
-    result = await session.execute(
-        _details_by_id(is_own=organization_id is not None), {"id": identifier, "organization_id": organization_id}
-    )
-    row = result.mappings().one_or_none()
-    return None if row is None else SubscriptionDetails(**row)
+    query = _details_by_id(is_own=organization_id is not None)
+    rows = await reader.fetch(query, {"id": identifier, "organization_id": organization_id})
+    return rows[0] if rows else None
 
 
 async def get_subscription_row(session: AsyncSession, identifier: str, organization_id: str) -> Subscription | None:
@@ -135,7 +132,7 @@ async def subscription_exists(session: AsyncSession, identifier: str, organizati
 
 
 async def list_subscriptions(
-    session: AsyncSession,
+    reader: RowReader,
     organization_id: str | None,
     *,
     limit: int,
@@ -150,4 +147,4 @@ async def list_subscriptions(
         **bind_place(after),
         "status": status,
     }
-    return [SubscriptionDetails(**row) for row in (await session.execute(query, values)).mappings()]
+    return await reader.fetch(query, values)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from activities.billing import PostgresBillingActivities
 from activities.subscriptions import PostgresSubscriptionActivities
 from api.schemas.billing import ExplanationOut, explanation_out
-from db.queries.billing_reads import get_invoice_with_payments
 from db.queries.invoice_documents import load_invoice_document_data
+from db.queries.invoice_reads import get_invoice_with_payments
 from tests.support.billing_commands import (
     card_payment_command,
     payment_failure_command,

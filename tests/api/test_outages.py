@@ -48,6 +48,7 @@ async def assert_unavailable(api: ApiFixture, ada: httpx.AsyncClient, login: dic
     await asyncio.gather(
         assert_503(ada, "GET", "/users/me"),
         assert_503(ada, "GET", "/users/me/sessions"),
+        assert_503(ada, "GET", "/billing/wallet"),
         assert_503(api.http, "POST", "/auth/login", json=login),
         assert_503(api.http, "POST", "/auth/register", json=login | {"name": "Ada"}),
     )

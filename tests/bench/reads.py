@@ -9,13 +9,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
+import psycopg
 from fastapi import FastAPI
 from fastapi.responses import Response
 from pydantic_core import to_json
-from sqlalchemy import event
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from db.session import SessionFactory, begin_with_rls_context
+from db.session import SET_CONTEXT, SessionFactory, begin_with_rls_context
 from tests.bench.ground import API_ROLE, Ground
 from tests.bench.results import Figure, Rule, percentile
 from tests.support.api import ApiFixture, RegisteredUser, serve_api, settings
@@ -70,9 +69,8 @@ def _routes(customer: RegisteredUser) -> Sequence[tuple[str, str]]:
 
 
 async def _compare(api: ApiFixture, customer: RegisteredUser, name: str, path: str, requests: int) -> list[Figure]:
-    engine: AsyncEngine = api.context.sessions.kw["bind"]
     await _read(customer.http, path)
-    with _recorded(engine) as statements:
+    with _recorded() as statements:
         await _read(customer.http, path)
     bare = httpx.AsyncClient(
         transport=httpx.ASGITransport(_bare_application(api.context.sessions, customer, list(statements))),
@@ -113,18 +111,22 @@ async def _read(client: httpx.AsyncClient, path: str) -> None:
 
 
 @contextmanager
-def _recorded(engine: AsyncEngine) -> Iterator[list[Statement]]:
-    """Record the statements that the engine executes, as the driver gets them."""
+def _recorded() -> Iterator[list[Statement]]:
+    """Record the statements that the driver gets, without those that begin and end a transaction."""
     statements: list[Statement] = []
+    execute = psycopg.AsyncCursor.execute
 
-    def executed(_connection: object, _cursor: object, statement: str, parameters: Any, *_: object) -> None:
-        statements.append((statement, parameters))
+    async def recording(self: Any, query: Any, params: Any = None, **options: Any) -> Any:
+        text = query.decode() if isinstance(query, bytes) else str(query)
+        if text not in ("BEGIN", "COMMIT", SET_CONTEXT):
+            statements.append((text, params))
+        return await execute(self, query, params, **options)
 
-    event.listen(engine.sync_engine, "before_cursor_execute", executed)
+    psycopg.AsyncCursor.execute = recording  # type: ignore[method-assign]
     try:
         yield statements
     finally:
-        event.remove(engine.sync_engine, "before_cursor_execute", executed)
+        psycopg.AsyncCursor.execute = execute  # type: ignore[method-assign]
 
 
 def _bare_application(sessions: SessionFactory, customer: RegisteredUser, statements: Sequence[Statement]) -> FastAPI:

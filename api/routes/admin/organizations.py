@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from api.dependencies.authentication import get_administrator
 from api.dependencies.context import Address, Workflows
-from api.dependencies.transactions import AdminSession
+from api.dependencies.transactions import AdminReads, AdminSession
 from api.errors import AUTHENTICATED_RESPONSES, PAYMENT_RESPONSES, not_found_error
 from api.idempotency import RequiredIdempotency
 from api.pagination import FullPage, created_cursor
@@ -27,9 +27,10 @@ from api.schemas.admin import (
 )
 from api.schemas.billing import PaymentOut, TransactionOut, payment_out, transaction_out
 from api.schemas.subscriptions import subscription_out
-from db.models.payments import Payment
 from db.queries import admin_reads, billing_reads, identity, payment_reads, subscriptions
+from db.queries.payment_reads import PaymentDetails
 from db.queries.subscriptions import SubscriptionDetails
+from db.reads import SessionReader
 from workflows import names
 from workflows.ports.billing import AdjustWallet
 from workflows.ports.payments import RefundInput
@@ -71,7 +72,7 @@ async def adjust(body: AdjustmentIn, once: RequiredIdempotency, workflows: Workf
 
     async def present(session: AsyncSession, _: None, transaction_id: str) -> JsonResponse:
         rows = await billing_reads.list_transactions(
-            session, body.organization_id, limit=1, transaction_id=transaction_id
+            SessionReader(session), body.organization_id, limit=1, transaction_id=transaction_id
         )
         if not rows:
             raise not_found_error("transaction")
@@ -85,13 +86,13 @@ async def refund(body: RefundIn, once: RequiredIdempotency, workflows: Workflows
     """Refund a payment in whole or in part, through its gateway or to the wallet."""
     caller = once.caller
 
-    async def prepare(session: AsyncSession) -> Payment:
-        payment = await payment_reads.get_payment(session, body.payment_id, None)
+    async def prepare(session: AsyncSession) -> PaymentDetails:
+        payment = await payment_reads.get_payment(SessionReader(session), body.payment_id, None)
         if payment is None:
             raise not_found_error("payment")
         return payment
 
-    async def work(payment: Payment) -> JsonResponse:
+    async def work(payment: PaymentDetails) -> JsonResponse:
         amount = None
         if body.amount_minor is not None:
             amount = Money(amount_minor=body.amount_minor, currency=payment.currency)
@@ -125,12 +126,12 @@ async def refund(body: RefundIn, once: RequiredIdempotency, workflows: Workflows
 
 @router.get("/billing/transactions", response_model=Page[TransactionOut])
 async def transactions(
-    session: AdminSession, page: FullPage, organization_id: Annotated[str, Query(max_length=100)]
+    reads: AdminReads, page: FullPage, organization_id: Annotated[str, Query(max_length=100)]
 ) -> Response:
     """One account's, newest first."""
     place = page.cursor_as(int)
     rows = await billing_reads.list_transactions(
-        session, organization_id, limit=page.limit + 1, after=place[0] if place else None
+        reads, organization_id, limit=page.limit + 1, after=place[0] if place else None
     )
     items, meta = page.split_page(rows, "sequence_number")
     return list_response([transaction_out(row) for row in items], meta, page.fields)
@@ -138,10 +139,10 @@ async def transactions(
 
 @router.get("/payments", response_model=Page[PaymentOut])
 async def payments(
-    session: AdminSession, page: FullPage, organization_id: FilterText = None, status: PaymentStatus | None = None
+    reads: AdminReads, page: FullPage, organization_id: FilterText = None, status: PaymentStatus | None = None
 ) -> Response:
     rows = await payment_reads.list_payments(
-        session, organization_id, limit=page.limit + 1, after=created_cursor(page), status=status
+        reads, organization_id, limit=page.limit + 1, after=created_cursor(page), status=status
     )
     items, meta = page.split_page(rows, "created_at", "id")
     return list_response([payment_out(row) for row in items], meta, page.fields)
@@ -163,10 +164,10 @@ async def organizations(session: AdminSession, page: FullPage) -> Response:
 
 @router.get("/subscriptions", response_model=Page[AdminSubscriptionOut])
 async def list_subscriptions(
-    session: AdminSession, page: FullPage, organization_id: FilterText = None, status: SubscriptionStatus | None = None
+    reads: AdminReads, page: FullPage, organization_id: FilterText = None, status: SubscriptionStatus | None = None
 ) -> Response:
     rows = await subscriptions.list_subscriptions(
-        session, organization_id, limit=page.limit + 1, after=created_cursor(page), status=status
+        reads, organization_id, limit=page.limit + 1, after=created_cursor(page), status=status
     )
     items, meta = page.split_page(rows, "created_at", "id")
     return list_response([_subscription(row) for row in items], meta, page.fields)
