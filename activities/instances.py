@@ -40,6 +40,8 @@ from workflows.rules.instance import (
 CAPACITY_MESSAGE = "Waiting for capacity."
 """Shown to customers instead of the scheduler's message, which names the nodes of the cluster and their sizes."""
 
+INTERRUPTED_MESSAGE = "It was interrupted, and another operation was started."
+
 UNFINISHED_STATUSES = (OperationStatus.PENDING, OperationStatus.RUNNING)
 
 
@@ -58,14 +60,26 @@ async def lock_instance(session: AsyncSession, instance_id: str) -> Instance:
 async def start_operation(session: AsyncSession, operation: OperationInput) -> Instance:
     """Mark the operation as running if the instance's status allows it, and return the locked instance.
 
+    An earlier operation that has not ended is cancelled: the subscription's workflow starts one at a time, so a crash
+    or a termination has left it.
+
     Raises:
-        RuleViolation: ``ILLEGAL_MOVE``, ``NOT_FOUND``.
+        RuleViolation: ``NOT_FOUND``; ``ILLEGAL_MOVE``, also when a later operation has cancelled this one.
     """
     instance = await lock_instance(session, operation.instance_id)
     require_operation_allowed(operation.kind, InstanceStatus(instance.status))
     await queries.insert_operation(session, **_operation_row(operation))
     row = await queries.get_operation(session, operation.instance_id, operation.operation_id)
+    if row is not None and row.status == OperationStatus.CANCELLED and operation.kind is not OperationKind.DELETE:
+        raise RuleViolation(ErrorCode.ILLEGAL_MOVE, "A later operation has cancelled this one.")
     if row is not None and row.status == OperationStatus.PENDING:
+        await queries.cancel_unfinished_operations(
+            session,
+            instance.id,
+            except_id=operation.operation_id,
+            message=INTERRUPTED_MESSAGE,
+            at=operation.business_time,
+        )
         row.status = OperationStatus.RUNNING
         row.started_at = operation.business_time
     return instance

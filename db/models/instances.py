@@ -84,13 +84,20 @@ class Instance(Base):
 class InstanceOperation(Base):
     """One order on an instance: restart, stop, start, backup … ``id`` is the caller's, so that a retry finds it.
 
-    ``failure_reason`` is a stable code; ``message`` is its sentence (the last log lines of a failed Job).
+    ``failure_reason`` is a stable code; ``message`` is its sentence (the last log lines of a failed Job). Per instance
+    at most one operation is running.
     """
 
     __tablename__ = "instance_operations"
     __table_args__ = (
         CheckConstraint("status IN ('pending', 'running', 'succeeded', 'failed', 'cancelled')", name="status"),
         Index("ix_instance_operations_instance_id_created_at_id", "instance_id", "created_at", "id"),
+        Index(
+            "uq_instance_operations_one_running_per_instance",
+            "instance_id",
+            unique=True,
+            postgresql_where=text("status = 'running'"),
+        ),
         same_organization("instance_operations", "instance_id", "instances"),
     )
 

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -83,6 +83,21 @@ async def list_operations(session: AsyncSession, instance_id: str, *, limit: int
 async def insert_operation(session: AsyncSession, **values: Any) -> None:
     """Insert an operation; one with that id stays as it is."""
     await session.execute(insert(InstanceOperation).values(**values).on_conflict_do_nothing(index_elements=["id"]))
+
+
+async def cancel_unfinished_operations(
+    session: AsyncSession, instance_id: str, *, except_id: str, message: str, at: datetime
+) -> None:
+    """Cancel the operations of an instance that have not ended, except one."""
+    await session.execute(
+        update(InstanceOperation)
+        .where(
+            InstanceOperation.instance_id == instance_id,
+            InstanceOperation.id != except_id,
+            InstanceOperation.status.in_(("pending", "running")),
+        )
+        .values(status="cancelled", message=message, finished_at=at)
+    )
 
 
 def build_condition(type_: str, status: str, reason: str, message: str, at: datetime) -> dict[str, Any]:

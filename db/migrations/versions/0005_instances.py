@@ -106,6 +106,13 @@ def upgrade() -> None:
         "instance_operations",
         ["instance_id", "created_at", "id"],
     )
+    op.create_index(
+        "uq_instance_operations_one_running_per_instance",
+        "instance_operations",
+        ["instance_id"],
+        unique=True,
+        postgresql_where=sa.text("status = 'running'"),
+    )
     op.create_table(
         "instance_credentials",
         sa.Column("instance_id", sa.Text(), nullable=False),

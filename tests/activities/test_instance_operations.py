@@ -1,0 +1,67 @@
+"""One operation at a time per instance, also after a workflow was lost in the middle of one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
+
+from activities.instances import start_operation
+from db.session import session_factory
+from tests.support.databases import DatabaseFixture
+from tests.support.instance_fixture import InstanceFixture, create_instance_fixture
+from tests.support.sandboxes import ClusterEndpoint
+from workflows.ports.instances import FinishOperation, OperationKind, OperationStatus
+from workflows.rules.errors import RuleViolation
+from workflows.rules.instance import InstanceStatus
+
+
+@pytest_asyncio.fixture
+async def instances(database: DatabaseFixture, cluster: ClusterEndpoint) -> AsyncIterator[InstanceFixture]:
+    async with create_instance_fixture(database, cluster) as fixture:
+        yield fixture
+
+
+async def test_an_operation_that_a_crash_left_running_is_cancelled_by_the_next(instances: InstanceFixture) -> None:
+    instance_id = await instances.insert_instance(status="ready")
+    queued, left, following = (
+        instances.operate(instance_id, kind)
+        for kind in (OperationKind.BACKUP, OperationKind.RESTART, OperationKind.STOP)
+    )
+    await instances.run_activity(instances.instance_activities.create_operation, queued)
+    sessions = session_factory(instances.database.worker)
+    for operation in (left, following):
+        async with sessions.begin() as session:
+            await start_operation(session, operation)
+    statuses = [
+        (await instances.operation(operation.operation_id))["status"] for operation in (queued, left, following)
+    ]
+    assert statuses == ["cancelled", "cancelled", "running"]
+    ended = await instances.operation(left.operation_id)
+    assert (ended["finished_at"], ended["failure_reason"]) == (following.business_time, None)
+    # What is left of the first workflow changes nothing any more.
+    async with sessions.begin() as session:
+        with pytest.raises(RuleViolation, match="later operation"):
+            await start_operation(session, left)
+    finish = FinishOperation(
+        operation=left,
+        status=OperationStatus.SUCCEEDED,
+        instance_status=InstanceStatus.DEGRADED,
+        now=following.business_time,
+    )
+    await instances.run_activity(instances.instance_activities.finish_operation, finish)
+    assert await instances.operation(left.operation_id) == ended
+    assert (await instances.row(instance_id))["status"] == "ready"
+
+
+async def test_the_database_admits_one_running_operation_per_instance(instances: InstanceFixture) -> None:
+    instance_id = await instances.insert_instance(status="ready")
+    operations = [instances.operate(instance_id, OperationKind.RESTART) for _ in range(2)]
+    for operation in operations:
+        await instances.run_activity(instances.instance_activities.create_operation, operation)
+    with pytest.raises(IntegrityError, match="one_running_per_instance"):
+        async with instances.database.worker.begin() as connection:
+            await connection.execute(text("UPDATE instance_operations SET status = 'running'"))
