@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import yaml
+from jsonschema.protocols import Validator
 
 from activities.service_templates.manifests import YAML_LOADER, InvalidTemplate
+from workflows.json_schema import ParameterValidator
 from workflows.rules.errors import ErrorCode, RuleViolation
 
 
@@ -60,7 +61,7 @@ class ServiceTemplate:
     credentials: SignIn | None
     ready_within_seconds: int
     backup_cron_job: str | None
-    validator: jsonschema.Draft202012Validator
+    validator: Validator
 
     @property
     def version(self) -> str:
@@ -100,9 +101,7 @@ def load_service(file: Path) -> ServiceTemplate:
             credentials=SignIn(**document["credentials"]) if "credentials" in document else None,
             ready_within_seconds=document["ready_within_seconds"],
             backup_cron_job=document.get("backup", {}).get("cron_job"),
-            validator=jsonschema.Draft202012Validator(
-                document["parameters"], format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER
-            ),
+            validator=ParameterValidator(document["parameters"], format_checker=ParameterValidator.FORMAT_CHECKER),
         )
     except (KeyError, TypeError) as error:
         raise InvalidTemplate(f"{file}: {error!r}") from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from jsonschema import Draft202012Validator
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.responses import Response
 
@@ -40,6 +39,7 @@ from db.queries.timeline_reads import list_timeline_events
 from db.reads import SessionReader
 from workflows import names
 from workflows.client import UpdateResult, WorkflowClient
+from workflows.json_schema import ParameterValidator
 from workflows.ports.subscription import (
     CancelSubscription,
     ChangePlan,
@@ -334,7 +334,7 @@ def _recorded_subscription(
 
 def _check_parameters(schema: dict[str, Any], parameters: dict[str, Any]) -> None:
     """Raise 422 for the first violation of the schema; the message does not quote the value."""
-    error = next(iter(sorted(Draft202012Validator(schema).iter_errors(parameters), key=_error_path)), None)
+    error = next(iter(sorted(ParameterValidator(schema).iter_errors(parameters), key=_error_path)), None)
     if error is None:
         return
     field = ".".join(["parameters", *(str(part) for part in error.absolute_path)])

@@ -262,6 +262,7 @@ def test_whatever_a_customer_types_stays_one_string(text: str) -> None:
     [
         ("n8n", {"timezone": "Etc/UTC\nevil: true"}),
         ("n8n", {"timezone": {"a": 1}}),
+        ("n8n", {"subdomain": "shop\n"}),
         ("n8n", {"execution_history_days": "7"}),
         ("n8n", {"image": "evil/image:1.0"}),
         ("wordpress", {"site_title": "x" * 121}),

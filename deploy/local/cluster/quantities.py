@@ -6,7 +6,7 @@ import re
 from decimal import Decimal
 from functools import lru_cache
 
-_QUANTITY = re.compile(r"^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$")
+_QUANTITY = re.compile(r"([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)")
 _FACTORS = {
     "": Decimal(1),
     "n": Decimal("1e-9"),
@@ -30,7 +30,7 @@ _FACTORS = {
 @lru_cache(maxsize=4096)
 def milli(text: str) -> int:
     """Return thousandths, rounded up. Raises ValueError for what is not a quantity."""
-    match = _QUANTITY.match(str(text))
+    match = _QUANTITY.fullmatch(str(text))
     if not match:
         raise ValueError(text)
     number, suffix = match[1], match[2]

@@ -11,10 +11,10 @@ from deploy.local.cluster.resources import Obj, Resource
 
 Match = Callable[[Obj], bool]
 
-_SET = re.compile(r"^\s*([^\s!=,]+)\s+(in|notin)\s+\(([^)]*)\)\s*$")
-_EQUAL = re.compile(r"^\s*([^\s!=]+)\s*(==|=|!=)\s*([^\s]*)\s*$")
+_SET = re.compile(r"\s*([^\s!=,]+)\s+(in|notin)\s+\(([^)]*)\)\s*")
+_EQUAL = re.compile(r"\s*([^\s!=]+)\s*(==|=|!=)\s*([^\s]*)\s*")
 _BAD = re.compile(r"[!=]\s*(\()")
-_KEY = re.compile(r"^\s*(!?)\s*([^\s!=,()]+)\s*$")
+_KEY = re.compile(r"\s*(!?)\s*([^\s!=,()]+)\s*")
 
 
 def _parts(text: str) -> list[str]:
@@ -37,19 +37,19 @@ def labels(text: str) -> Match | None:
     if bad := _BAD.search(text):
         raise bad_request(f"unable to parse requirement: found '{bad[1]}', expected: identifier")
     for part in _parts(text):
-        if match := _SET.match(part):
+        if match := _SET.fullmatch(part):
             key, word, values = match[1], match[2], {v.strip() for v in match[3].split(",")}
             if word == "in":
                 tests.append(lambda have, k=key, v=values: have.get(k) in v)  # type: ignore[misc]
             else:
                 tests.append(lambda have, k=key, v=values: have.get(k) not in v)  # type: ignore[misc]
-        elif match := _EQUAL.match(part):
+        elif match := _EQUAL.fullmatch(part):
             key, word, value = match[1], match[2], match[3]
             if word == "!=":
                 tests.append(lambda have, k=key, v=value: have.get(k) != v)  # type: ignore[misc]
             else:
                 tests.append(lambda have, k=key, v=value: have.get(k) == v)  # type: ignore[misc]
-        elif match := _KEY.match(part):
+        elif match := _KEY.fullmatch(part):
             absent, key = bool(match[1]), match[2]
             tests.append(lambda have, k=key, a=absent: (k in have) != a)  # type: ignore[misc]
         else:
@@ -92,7 +92,7 @@ def fields(resource: Resource, text: str) -> Match | None:
     allowed = ("metadata.name", "metadata.namespace", *_FIELDS.get(resource.key, ()))
     tests: list[Match] = []
     for part in _parts(text):
-        match = _EQUAL.match(part)
+        match = _EQUAL.fullmatch(part)
         if not match:
             raise bad_request(f"invalid selector: '{part}'; can't understand '{part}'")
         path, word, value = match[1], match[2], match[3]

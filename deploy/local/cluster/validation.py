@@ -10,7 +10,7 @@ import orjson
 from deploy.local.cluster import errors
 from deploy.local.cluster.resources import INGRESSES, Obj, Resource
 
-SUBDOMAIN = re.compile(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
+SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 SUBDOMAIN_TEXT = (
     "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and "
     "end with an alphanumeric character"
@@ -85,11 +85,11 @@ def check(resource: Resource, obj: Obj) -> None:
     name = obj["metadata"].get("name", "")
     if not name:
         raise errors.invalid(resource, "", "metadata.name", "Required value: name or generateName is required")
-    if not isinstance(name, str) or len(name) > 253 or not SUBDOMAIN.match(name):
+    if not isinstance(name, str) or len(name) > 253 or not SUBDOMAIN.fullmatch(name):
         raise errors.invalid(resource, name, "metadata.name", f'Invalid value: "{name}": {SUBDOMAIN_TEXT}')
     if resource is INGRESSES:
         for index, rule in enumerate(obj.get("spec", {}).get("rules") or ()):
             host = rule.get("host", "")
-            if host and not SUBDOMAIN.match(host.removeprefix("*.")):
+            if host and not SUBDOMAIN.fullmatch(host.removeprefix("*.")):
                 why = f'Invalid value: "{host}": {SUBDOMAIN_TEXT}'
                 raise errors.invalid(resource, name, f"spec.rules[{index}].host", why)

@@ -10,7 +10,7 @@ from deploy.local.stripe.errors import StripeError, invalid_parameter
 from deploy.local.stripe.params import Params
 from deploy.local.stripe.request_context import Json, RequestContext, public_fields
 
-_CLAUSE = re.compile(r"""^-?(metadata\[["']([^"']+)["']\]|[a-z_]+)\s*[:=]\s*["']?(.*?)["']?$""")
+_CLAUSE = re.compile(r"""-?(metadata\[["']([^"']+)["']\]|[a-z_]+)\s*[:=]\s*["']?(.*?)["']?""")
 _BOUNDS: dict[str, Callable[[int, int], bool]] = {
     "gt": lambda at, bound: at > bound,
     "gte": lambda at, bound: at >= bound,
@@ -78,7 +78,7 @@ def search(ctx: RequestContext, kind: str, url: str) -> Json:
     ctx.params.reject_unknown()
     clauses: list[tuple[str, str | None, str]] = []
     for clause in re.split(r"\s+AND\s+", query.strip()):
-        match = _CLAUSE.match(clause)
+        match = _CLAUSE.fullmatch(clause)
         if match is None or clause.startswith("-"):
             raise StripeError(400, f"We were unable to parse your search query: {clause}", param="query")
         clauses.append((match[1], match[2], match[3]))

@@ -1,0 +1,80 @@
+"""No pattern accepts a line break after what it describes."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.api import parse_error
+from tests.support.fake_workflow_client import STARTER, ApiWithCatalogue
+from workflows.json_schema import ParameterValidator, to_python_pattern
+
+ROOT = Path(__file__).resolve().parents[2]
+PRODUCT = ("activities", "api", "db", "deploy", "worker", "workflows")
+
+
+def anchored_patterns() -> Iterator[str]:
+    """Yield the place of each pattern for Python that ends with ``$``."""
+    for path in sorted(path for folder in PRODUCT for path in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.Call(
+                    func=ast.Attribute(value=ast.Name(id="re")), args=[ast.Constant(value=str(pattern)), *_]
+                ) if re.search(r"(?<!\\)\$\Z", pattern):
+                    yield f"{path.relative_to(ROOT)}:{node.lineno}"
+
+
+def test_the_product_matches_whole_texts() -> None:
+    """`re.fullmatch`, or `\\Z`: `$` also matches before a line break at the end."""
+    assert list(anchored_patterns()) == []
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("^[a-z]$", r"^[a-z]\Z"),
+        (r"^\$[$a-z]$", r"^\$[$a-z]\Z"),
+        (r"^(a$|[\]$]b$)", r"^(a\Z|[\]$]b\Z)"),
+    ],
+)
+def test_the_end_of_a_json_schema_pattern_is_the_end_of_the_text(pattern: str, expected: str) -> None:
+    assert to_python_pattern(pattern) == expected
+    validator = ParameterValidator({"pattern": "^[a-z]+$"})
+    assert validator.is_valid("shop")
+    assert not validator.is_valid("shop\n")
+    assert validator.is_valid(1)
+
+
+@pytest.mark.parametrize("name", ["subdomain", "timezone"])
+async def test_an_order_with_a_line_break_after_a_parameter_is_refused(seeded_api: ApiWithCatalogue, name: str) -> None:
+    customer = seeded_api.customer
+    response = await customer.http.post(
+        "/subscriptions",
+        json={"plan_id": STARTER, "parameters": {name: "shop\n"}},
+        headers=customer.idempotency_header(),
+    )
+    assert (response.status_code, parse_error(response)["details"]["field"]) == (422, f"parameters.{name}")
+
+
+def _patterns(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        if isinstance(node.get("pattern"), str):
+            yield node["pattern"]
+        for child in node.values():
+            yield from _patterns(child)
+    elif isinstance(node, list):
+        for child in node:
+            yield from _patterns(child)
+
+
+async def test_no_body_of_the_api_accepts_a_line_break_after_a_pattern(seeded_api: ApiWithCatalogue) -> None:
+    assert set(_patterns(seeded_api.api.app.openapi())) > {"^[A-Z]{3}$", "^[A-Z]{2}$"}
+    for field, value in (("currency", "USD\n"), ("country", "DE\n")):
+        registration = {"email": "new@example.com", "password": "correct horse", "name": "New", field: value}
+        response = await seeded_api.api.http.post("/auth/register", json=registration)
+        assert (response.status_code, parse_error(response)["details"]["field"]) == (422, field)
