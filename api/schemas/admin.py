@@ -7,11 +7,11 @@ from typing import Annotated, Any
 from pydantic import AwareDatetime, Field, field_validator, model_validator
 
 from api.response_envelope import Amount, Instant, RequestModel, ResponseModel
-from api.schemas.billing import CurrencyField
+from api.schemas.currencies import CurrencyField
 from api.schemas.identity import Name
 from api.schemas.subscriptions import SubscriptionOut
 from workflows.ports.payments import RefundDestination
-from workflows.rules.currencies import MAX_AMOUNT_MINOR, MINIMUM_CHARGE
+from workflows.rules.currencies import MAX_AMOUNT_MINOR
 from workflows.rules.periods import Interval
 from workflows.rules.pricing import CouponDuration, CouponKind
 
@@ -25,7 +25,7 @@ class AdjustmentIn(RequestModel):
 
     organization_id: Id
     amount_minor: int = Field(ge=-MAX_AMOUNT_MINOR, le=MAX_AMOUNT_MINOR, strict=True, examples=[1000])
-    currency: str = CurrencyField
+    currency: CurrencyField
     reason: Reason
 
     @field_validator("amount_minor")
@@ -59,15 +59,8 @@ class PriceIn(RequestModel):
     """From ``effective_from`` on; absent: from now on. Existing subscribers keep the price that they agreed to."""
 
     amount_minor: int = Field(ge=0, le=MAX_AMOUNT_MINOR, strict=True)
-    currency: str = CurrencyField
+    currency: CurrencyField
     effective_from: AwareDatetime | None = None
-
-    @field_validator("currency")
-    @classmethod
-    def _require_supported_currency(cls, value: str) -> str:
-        if value not in MINIMUM_CHARGE:
-            raise ValueError("Unsupported currency.")
-        return value
 
 
 class PriceOut(ResponseModel):
@@ -138,7 +131,7 @@ class CouponIn(RequestModel):
     kind: CouponKind
     percent: int | None = Field(default=None, ge=1, le=100)
     amount_minor: int | None = Field(default=None, gt=0, le=MAX_AMOUNT_MINOR, strict=True)
-    currency: Annotated[str, CurrencyField] | None = None
+    currency: CurrencyField | None = None
     duration: CouponDuration
     periods: int | None = Field(default=None, ge=1, le=120)
     max_redemptions: int | None = Field(default=None, ge=1, le=1_000_000_000)

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from api.response_envelope import Amount, Instant, RequestModel, ResponseModel
+from api.schemas.currencies import CurrencyField
 from api.schemas.subscriptions import PeriodOut
 from db.models.payments import PaymentMethod
 from db.queries.billing_reads import TransactionDetails
@@ -15,14 +16,12 @@ from db.queries.payment_reads import PaymentDetails
 from workflows.rules.currencies import MAX_AMOUNT_MINOR
 from workflows.rules.invoice import covered_amounts
 
-CurrencyField = Field(pattern=r"^[A-Z]{3}$", examples=["USD"])
-
 
 class TopUpIn(RequestModel):
     """``payment_method`` is the id of a card on file, or a token of the gateway's own; absent: the default card."""
 
     amount_minor: int = Field(gt=0, le=MAX_AMOUNT_MINOR, strict=True, examples=[5000])
-    currency: str = CurrencyField
+    currency: CurrencyField
     gateway: str = Field(max_length=50, examples=["stripe"])
     payment_method: str | None = Field(default=None, min_length=1, max_length=255, examples=["pm_card_visa"])
 

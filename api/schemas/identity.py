@@ -10,6 +10,7 @@ import email_validator
 from pydantic import AfterValidator, Field
 
 from api.response_envelope import Instant, RequestModel, ResponseModel
+from api.schemas.currencies import CurrencyField
 
 # Installations inside a company and sandboxes send mail to domains that do not exist on the public internet.
 email_validator.SPECIAL_USE_DOMAIN_NAMES.clear()
@@ -46,7 +47,6 @@ NewPassword = Annotated[str, Field(min_length=8, max_length=MAX_PASSWORD_LENGTH,
 Password = Annotated[str, Field(max_length=MAX_PASSWORD_LENGTH, examples=["correct horse battery"])]
 Token = Annotated[str, Field(min_length=1, max_length=512)]
 Country = Annotated[str, Field(pattern=r"^[A-Z]{2}$", examples=["DE"])]
-CurrencyCode = Annotated[str, Field(pattern=r"^[A-Z]{3}$", examples=["USD"])]
 TimezoneName = Annotated[str, Field(max_length=64, examples=["Europe/Berlin"]), AfterValidator(_require_timezone)]
 
 
@@ -55,7 +55,7 @@ class RegistrationIn(RequestModel):
     password: NewPassword
     name: Name
     country: Country | None = None
-    currency: CurrencyCode = "USD"
+    currency: CurrencyField = "USD"
     timezone: TimezoneName = "UTC"
 
 
