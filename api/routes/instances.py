@@ -10,13 +10,13 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.responses import Response
 
 from api.dependencies.authentication import AuthenticatedCaller
-from api.dependencies.context import AppContextDep, Workflows
+from api.dependencies.context import Address, AppContextDep, RequestId, Workflows
 from api.dependencies.transactions import Reads, Session
 from api.errors import AUTHENTICATED_RESPONSES, ApiError, conflict_error, not_found_error, unavailable_error
 from api.idempotency import IdempotentRequest, OptionalIdempotency
 from api.locks import SUBSCRIPTION_LOCKS
 from api.pagination import FullPage, created_cursor
-from api.response_envelope import Envelope, JsonResponse, Page, format_instant, list_response, success
+from api.response_envelope import Envelope, JsonResponse, Page, format_instant, list_response, now, success
 from api.router_factory import PathId, api_router
 from api.schemas.instances import (
     CredentialsOut,
@@ -70,11 +70,17 @@ async def create_backup(instance_id: PathId, once: OptionalIdempotency, workflow
 
 @router.post("/{instance_id}/credentials", response_model=Envelope[CredentialsOut])
 async def hand_over_credentials(
-    session: Session, ctx: AppContextDep, caller: AuthenticatedCaller, instance_id: PathId
+    session: Session,
+    ctx: AppContextDep,
+    caller: AuthenticatedCaller,
+    instance_id: PathId,
+    request_id: RequestId,
+    address: Address,
 ) -> JsonResponse:
     """Return the first administrator's credentials, once. Any later call answers 409 `CONFLICT`.
 
-    `Idempotency-Key` has no effect here: a stored answer would be a stored password.
+    The audit log records to whom they were handed over. `Idempotency-Key` has no effect here: a stored answer would be
+    a stored password.
     """
     sealed = await credentials.take(
         session,
@@ -82,6 +88,9 @@ async def hand_over_credentials(
         organization_id=caller.organization_id,
         user_id=caller.user_id,
         statuses=PROVISIONED_STATUSES,
+        at=now(),
+        ip=address,
+        request_id=request_id,
     )
     if sealed is None:
         raise await _why_no_credentials(session, instance_id, caller.organization_id)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from datetime import datetime
 
-from sqlalchemy import delete, func, null, select, update
+from sqlalchemy import bindparam, delete, func, null, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from db.models.identity import AuditEntry
 from db.models.instances import Instance, InstanceCredentials
 
 
@@ -32,11 +33,20 @@ async def keep(session: AsyncSession, *, instance_id: str, organization_id: str,
 
 
 async def take(
-    session: AsyncSession, *, instance_id: str, organization_id: str, user_id: str, statuses: Collection[str]
+    session: AsyncSession,
+    *,
+    instance_id: str,
+    organization_id: str,
+    user_id: str,
+    statuses: Collection[str],
+    at: datetime,
+    ip: str,
+    request_id: str,
 ) -> str | None:
-    """Mark credentials as handed over and return them, sealed; the row keeps them no longer.
+    """Mark credentials as handed over, append that to the audit log, and return them, sealed; the row keeps none.
 
-    One statement: of two concurrent calls the second waits for the first one's row lock and then finds nothing.
+    One statement: of two concurrent calls the second waits for the first one's row lock and then finds nothing. The
+    last of its transaction, as ``append_audit_entry``.
 
     Args:
         statuses: Those in which an instance's credentials may be handed over.
@@ -56,14 +66,25 @@ async def take(
         .with_for_update(of=InstanceCredentials)
         .cte("available")
     )
-    statement = (
+    taken = (
         update(InstanceCredentials)
         .where(InstanceCredentials.instance_id == available.c.instance_id)
         .values(sealed=null(), handed_over_at=func.now(), handed_over_to=user_id)
-        .returning(available.c.sealed)
-        .execution_options(synchronize_session=False)
+        .returning(available.c.instance_id, available.c.sealed)
+        .cte("taken")
     )
-    sealed: str | None = await session.scalar(statement)
+    entry = {
+        "organization_id": organization_id,
+        "actor": user_id,
+        "action": "instance.credentials_handed_over",
+        "object_id": instance_id,
+        "ip": ip,
+        "request_id": request_id,
+        "at": at,
+    }
+    columns = [bindparam(name, value, AuditEntry.__table__.c[name].type) for name, value in entry.items()]
+    audited = insert(AuditEntry).from_select(list(entry), select(*columns).select_from(taken)).cte("audited")
+    sealed: str | None = await session.scalar(select(taken.c.sealed).add_cte(audited))
     return sealed
 
 

@@ -50,6 +50,14 @@ async def test_credentials_are_handed_over_once(seeded_api: ApiWithCatalogue) ->
         "SELECT * FROM audit_log"
     )
     assert PLAIN["password"] not in str(stored)
+    (entry,) = seeded_api.api.query_as_superuser("SELECT * FROM audit_log")
+    assert (entry["organization_id"], entry["actor"], entry["action"], entry["object_id"]) == (
+        *(seeded_api.customer.organization_id, seeded_api.customer.user_id),
+        *("instance.credentials_handed_over", instance_id),
+    )
+    assert entry["request_id"] == response.headers["X-Request-ID"]
+    assert entry["ip"]
+    assert seeded_api.api.query_as_superuser("SELECT * FROM audit_verify_chain()") == []
 
 
 async def test_exactly_one_of_concurrent_requests_gets_the_credentials(seeded_api: ApiWithCatalogue) -> None:
@@ -70,6 +78,7 @@ async def test_another_organization_does_not_get_the_credentials(seeded_api: Api
         assert (response.status_code, parse_error(response)["code"]) == (404, "NOT_FOUND")
     assert (await seeded_api.api.http.post(f"/instances/{instance_id}/credentials")).status_code == 401
     # The rejected requests consumed nothing.
+    assert seeded_api.api.query_as_superuser("SELECT 1 FROM audit_log") == []
     assert (await seeded_api.customer.http.post(f"/instances/{instance_id}/credentials")).json()["data"] == PLAIN
 
 
@@ -98,6 +107,7 @@ async def test_credentials_that_cannot_be_decrypted_are_not_consumed(seeded_api:
     assert (response.status_code, parse_error(response)["code"]) == (503, "UNAVAILABLE")
     (row,) = seeded_api.api.query_as_superuser("SELECT * FROM instance_credentials")
     assert row["sealed"] is not None
+    assert seeded_api.api.query_as_superuser("SELECT 1 FROM audit_log") == []
 
 
 @pytest.mark.scenario("S1")
