@@ -28,6 +28,7 @@ from workflows.client import WorkflowClient
 from workflows.connection import connect
 
 VERSION = "0.1.0"
+MAX_STATEMENT_MILLISECONDS = 8000
 DESCRIPTION = (
     "Managed open-source software: choose an application, pay, and get an isolated instance that is looked after.\n\n"
     "Every answer is an envelope: `success`, `data` or `error`, `timestamp`. Amounts are whole minor units with their"
@@ -109,8 +110,13 @@ def _lifespan(settings: ApiSettings, metrics: ApiMetrics) -> Callable[[FastAPI],
 
 
 def _engine(settings: ApiSettings) -> AsyncEngine:
+    # A transaction ends with its request: one that is idle for longer was abandoned, and holds its locks.
+    limit = int(settings.request_timeout_seconds * 1000)
     url = make_url(settings.api_database_url.get_secret_value()).update_query_dict(
-        {"options": "-c timezone=UTC -c statement_timeout=8000 -c idle_in_transaction_session_timeout=60000"}
+        {
+            "options": f"-c timezone=UTC -c statement_timeout={min(limit, MAX_STATEMENT_MILLISECONDS)}"
+            f" -c idle_in_transaction_session_timeout={limit}"
+        }
     )
     return create_database_engine(
         url.render_as_string(hide_password=False),

@@ -18,6 +18,7 @@ from db.session import SessionFactory
 log = structlog.get_logger("api.revocations")
 
 PURGE_EVERY = timedelta(minutes=10)
+PURGE_BATCH_SIZE = 500
 
 
 class RevocationCache:
@@ -42,12 +43,14 @@ class RevocationCache:
         self._revoked_until = {name: until for name, until in (self._revoked_until | stored).items() if until > moment}
 
     async def purge(self) -> None:
+        """Delete one batch of what has expired. Until there is no more, each call deletes the next one."""
         moment = datetime.now(UTC)
         if moment < self._purge_at:
             return
         async with self._sessions() as session:
-            await identity.delete_expired(session, moment)
-        self._purge_at = moment + PURGE_EVERY
+            has_more = await identity.delete_expired(session, batch_size=PURGE_BATCH_SIZE)
+        if not has_more:
+            self._purge_at = moment + PURGE_EVERY
 
     async def run(self) -> None:
         """Refresh until cancelled. While the database is unavailable, the known revocations stay in force."""

@@ -17,12 +17,17 @@ def organization_rows(column: str = "organization_id") -> str:
 
 
 def enable_row_level_security(
-    table: str, *, api_privileges: str = "SELECT", row_condition: str | None = None
+    table: str,
+    *,
+    api_privileges: str = "SELECT",
+    worker_privileges: str = "SELECT, INSERT, UPDATE",
+    row_condition: str | None = None,
 ) -> list[str]:
     """Return the statements that enable and force row-level security on ``table``.
 
     Args:
         api_privileges: Privileges of ``berth_api``; what a workflow owns is ``SELECT`` only.
+        worker_privileges: Privileges of ``berth_worker``; empty for what only the API uses.
         row_condition: The condition of visible rows; the default is the named organization's.
     """
     condition = row_condition or organization_rows()
@@ -33,7 +38,7 @@ def enable_row_level_security(
         f"CREATE POLICY {table}_worker ON {table} TO {WORKER_ROLE} USING (true) WITH CHECK (true)",
         f"CREATE POLICY {table}_owner ON {table} TO {OWNER_ROLE} USING (true) WITH CHECK (true)",
         f"GRANT {api_privileges} ON {table} TO {API_ROLE}",
-        f"GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO {WORKER_ROLE}",
+        *([f"GRANT {worker_privileges} ON {table} TO {WORKER_ROLE}"] if worker_privileges else []),
     ]
 
 
@@ -41,5 +46,5 @@ def grant_public_read(table: str) -> list[str]:
     """A table that belongs to no account: the API reads it, the worker writes it."""
     return [
         f"GRANT SELECT ON {table} TO {API_ROLE}",
-        f"GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO {WORKER_ROLE}",
+        f"GRANT SELECT, INSERT, UPDATE ON {table} TO {WORKER_ROLE}",
     ]

@@ -5,7 +5,16 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, func, text
+from sqlalchemy import (
+    CheckConstraint,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Identity,
+    Index,
+    UniqueConstraint,
+    func,
+    text,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -70,13 +79,14 @@ class UserSession(Base):
     """One sign-in and the family of refresh tokens that grew from it. A revoked one takes its tokens with it."""
 
     __tablename__ = "user_sessions"
+    __table_args__ = (UniqueConstraint("id", "user_id"),)
 
     id: Mapped[str] = mapped_column(primary_key=True)
     user_id: Mapped[str] = mapped_column(ForeignKey("users.id"), index=True)
     organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"))
     created_at: Mapped[datetime]
     last_used_at: Mapped[datetime]
-    expires_at: Mapped[datetime]
+    expires_at: Mapped[datetime] = mapped_column(index=True)
     revoked_at: Mapped[datetime | None]
     revocation_reason: Mapped[str | None]
     ip: Mapped[str | None]
@@ -84,13 +94,24 @@ class UserSession(Base):
 
 
 class RefreshToken(Base):
-    """One link of a session's chain, as its SHA-256. A link that was used stays, so that its reuse is noticed."""
+    """One link of a session's chain, as its SHA-256. A link that was used stays, so that its reuse is noticed.
+
+    It belongs to the user of its session: row-level security admits it by ``user_id``.
+    """
 
     __tablename__ = "refresh_tokens"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["session_id", "user_id"],
+            ["user_sessions.id", "user_sessions.user_id"],
+            name="fk_refresh_tokens_session",
+            ondelete="CASCADE",
+        ),
+    )
 
     token_hash: Mapped[str] = mapped_column(primary_key=True)
-    session_id: Mapped[str] = mapped_column(ForeignKey("user_sessions.id", ondelete="CASCADE"), index=True)
-    user_id: Mapped[str] = mapped_column(ForeignKey("users.id"))
+    session_id: Mapped[str] = mapped_column(index=True)
+    user_id: Mapped[str]
     issued_at: Mapped[datetime]
     expires_at: Mapped[datetime]
     used_at: Mapped[datetime | None]
@@ -105,7 +126,7 @@ class OneTimeToken(Base):
     user_id: Mapped[str] = mapped_column(ForeignKey("users.id"), index=True)
     purpose: Mapped[str]
     created_at: Mapped[datetime]
-    expires_at: Mapped[datetime]
+    expires_at: Mapped[datetime] = mapped_column(index=True)
     used_at: Mapped[datetime | None]
 
 

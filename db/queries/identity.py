@@ -135,9 +135,17 @@ async def list_revocations(session: AsyncSession) -> dict[str, datetime]:
     return {row.session_id: row.expires_at for row in rows}
 
 
-async def delete_expired(session: AsyncSession, at: datetime) -> None:
-    """Remove what has expired: revocations, idempotency records, one-time tokens, sessions."""
-    await session.execute(text("SELECT auth_delete_expired(:at)"), {"at": at})
+async def delete_expired(session: AsyncSession, *, batch_size: int) -> bool:
+    """Delete what has expired by the database's clock: revocations, one-time tokens, sessions with their tokens.
+
+    Args:
+        batch_size: The most rows of each kind, up to 1,000.
+
+    Returns:
+        Whether there may be more.
+    """
+    deleted = await session.scalar(text("SELECT auth_delete_expired(:batch_size)"), {"batch_size": batch_size})
+    return bool(deleted == batch_size)
 
 
 # ---------------------------------------------------------------- accounts

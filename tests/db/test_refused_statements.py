@@ -164,7 +164,7 @@ REFUSED_STATEMENTS = [
     ("UPDATE invoices SET finalized_at = now() + interval '1 day' WHERE id = 'inv_paid'", RESTRICT, ""),
     ("UPDATE invoices SET organization_id = '{other}' WHERE id = 'inv_paid'", RESTRICT, ""),
     ("UPDATE invoices SET organization_id = '{other}' WHERE id = 'inv_draft'", RESTRICT, ""),
-    ("DELETE FROM invoices WHERE id = 'inv_paid'", RESTRICT, ""),
+    ("DELETE FROM invoices WHERE id = 'inv_paid'", NOT_PERMITTED, ""),
     ("UPDATE invoices SET created_at = now() + interval '1 day' WHERE id = 'inv_draft'", RESTRICT, ""),
     ("UPDATE invoices SET paid_at = now() + interval '1 day' WHERE id = 'inv_paid'", RESTRICT, ""),
     ("UPDATE invoices SET status = 'open', paid_at = NULL WHERE id = 'inv_paid'", RESTRICT, ""),
@@ -181,7 +181,7 @@ REFUSED_STATEMENTS = [
     ("UPDATE invoice_lines SET invoice_id = 'inv_draft' WHERE invoice_id = 'inv_paid'", RESTRICT, ""),
     ("UPDATE invoice_lines SET invoice_id = 'inv_paid', position = 1 WHERE invoice_id = 'inv_draft'", RESTRICT, ""),
     ("UPDATE invoice_lines SET amount_minor = 1 WHERE invoice_id = 'inv_paid'", RESTRICT, ""),
-    ("DELETE FROM invoice_lines WHERE invoice_id = 'inv_paid'", RESTRICT, ""),
+    ("DELETE FROM invoice_lines WHERE invoice_id = 'inv_paid'", NOT_PERMITTED, ""),
     ("UPDATE invoice_allocations SET amount_minor = 1", NOT_PERMITTED, ""),
     ("DELETE FROM invoice_allocations", NOT_PERMITTED, ""),
     # No row refers to a row of another organization, or of another currency.
@@ -216,7 +216,7 @@ REFUSED_STATEMENTS = [
     ("UPDATE subscriptions SET currency = 'dollar'", CHECK, "ck_subscriptions_currency"),
     # The ledger is append-only and knows its accounts; a key belongs to one transaction.
     ("UPDATE ledger_entries SET amount_minor = 6", RESTRICT, ""),
-    ("DELETE FROM ledger_entries", RESTRICT, ""),
+    ("DELETE FROM ledger_entries", NOT_PERMITTED, ""),
     ("UPDATE ledger_transactions SET customer_delta_minor = 6", RESTRICT, ""),
     ("TRUNCATE ledger_entries", NOT_PERMITTED, ""),
     ("UPDATE ledger_accounts SET balance_minor = 500", NOT_PERMITTED, ""),
@@ -257,6 +257,13 @@ async def test_the_worker_is_refused(database: DatabaseFixture, ids: dict[str, s
     assert unexpected == []
 
 
+async def test_the_owner_cannot_delete_what_was_issued(database: DatabaseFixture, ids: dict[str, str]) -> None:
+    for table, row in (("invoices", "id = 'inv_paid'"), ("invoice_lines", "invoice_id = 'inv_paid'")):
+        error = await execute_in_transaction(database.owner, f"DELETE FROM {table} WHERE {row}")
+        assert error is not None, table
+        assert getattr(error.orig, "sqlstate", None) == RESTRICT, table
+
+
 async def test_the_api_is_not_permitted(database: DatabaseFixture, ids: dict[str, str]) -> None:
     accepted = []
     for statement, *_ in REFUSED_STATEMENTS:
@@ -269,8 +276,6 @@ async def test_the_api_is_not_permitted(database: DatabaseFixture, ids: dict[str
 ACCEPTED = [
     invoice(),
     "UPDATE invoice_lines SET amount_minor = amount_minor WHERE invoice_id = 'inv_draft'",
-    "WITH lines AS (DELETE FROM invoice_lines WHERE invoice_id = 'inv_draft')"
-    " DELETE FROM invoices WHERE id = 'inv_draft'",
     "UPDATE invoices SET refunded_minor = 0 WHERE id = 'inv_paid'",
     "UPDATE holds SET status = 'captured'",
     line("inv_draft", position=1),

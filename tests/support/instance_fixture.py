@@ -58,7 +58,7 @@ class InstanceFixture:
         **columns: Any,
     ) -> str:
         """Insert an organization with a requested instance. Return the instance's id."""
-        organization_id = await inserts.insert_organization(self.database.worker)
+        organization_id = await inserts.insert_organization(self.database.owner)
         user_id = await inserts.insert_user(self.database.owner, email)
         subscription_id = await inserts.insert_subscription(
             self.database.worker, organization_id, status="provisioning", user_id=user_id, entitlements=entitlements
@@ -130,7 +130,7 @@ class InstanceFixture:
 
     async def forget(self, instance_id: str) -> None:
         """Delete the row of the instance, so that its namespace becomes an orphan."""
-        async with self.database.worker.begin() as connection:
+        async with self.database.owner.begin() as connection:
             await connection.execute(text("DELETE FROM instances WHERE id = :id"), {"id": instance_id})
 
     async def alerts(self) -> list[dict[str, Any]]:

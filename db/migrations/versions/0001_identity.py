@@ -89,11 +89,29 @@ BEGIN
 END $$
 """
 
+# The API's role may call it: by the database's clock, so that no caller deletes what has not expired, and a few rows at
+# a time, so that no call holds many locks.
 PURGE = f"""
-CREATE FUNCTION auth_delete_expired(moment timestamptz) RETURNS void VOLATILE {SECURITY_DEFINER_FUNCTION} AS $$
-    DELETE FROM revoked_sessions WHERE expires_at < moment;
-    DELETE FROM one_time_tokens WHERE expires_at < moment - interval '7 days';
-    DELETE FROM user_sessions WHERE expires_at < moment - interval '30 days';
+CREATE FUNCTION auth_delete_expired(batch_size bigint) RETURNS bigint VOLATILE {SECURITY_DEFINER_FUNCTION} AS $$
+    WITH revocations AS (
+        DELETE FROM revoked_sessions WHERE session_id IN (
+            SELECT session_id FROM revoked_sessions WHERE expires_at < now()
+            ORDER BY expires_at LIMIT least(batch_size, 1000) FOR UPDATE SKIP LOCKED)
+        RETURNING 1
+    ), tokens AS (
+        DELETE FROM one_time_tokens WHERE token_hash IN (
+            SELECT token_hash FROM one_time_tokens WHERE expires_at < now() - interval '7 days'
+            ORDER BY expires_at LIMIT least(batch_size, 1000) FOR UPDATE SKIP LOCKED)
+        RETURNING 1
+    ), sessions AS (
+        DELETE FROM user_sessions WHERE id IN (
+            SELECT id FROM user_sessions WHERE expires_at < now() - interval '30 days'
+            ORDER BY expires_at LIMIT least(batch_size, 1000) FOR UPDATE SKIP LOCKED)
+        RETURNING 1
+    )
+    SELECT greatest(
+        (SELECT count(*) FROM revocations), (SELECT count(*) FROM tokens), (SELECT count(*) FROM sessions)
+    )
 $$
 """
 
@@ -142,10 +160,14 @@ BEGIN
 END $$
 """
 
+# Named columns: a column that is added later must not make every earlier entry look edited.
 AUDIT_HASH = """
 CREATE FUNCTION audit_hash(entry audit_log) RETURNS text LANGUAGE sql STABLE
 SET search_path = pg_catalog, public, pg_temp SET timezone = 'UTC' AS $$
-    SELECT encode(sha256(convert_to((to_jsonb(entry) - 'hash')::text, 'UTF8')), 'hex')
+    SELECT encode(sha256(convert_to(jsonb_build_array(
+        entry.id, entry.organization_id, entry.actor, entry.action, entry.object_id, entry.before, entry.after,
+        entry.reason, entry.ip, entry.request_id, entry.at, entry.sequence, entry.previous_hash
+    )::text, 'UTF8')), 'hex')
 $$
 """
 
@@ -202,7 +224,7 @@ FUNCTIONS = {
     "auth_find_refresh_token(text)": REFRESH,
     "auth_consume_one_time_token(text, text, timestamptz)": USE_TOKEN,
     "identity_create_organization(text, text, text, text, text, text, timestamptz)": CREATE_ORGANIZATION,
-    "auth_delete_expired(timestamptz)": PURGE,
+    "auth_delete_expired(bigint)": PURGE,
     "idempotency_claim_key(text, text, text, text, text, timestamptz, interval)": CLAIM,
     "idempotency_store_response(text, text, text, text, bigint, text, boolean, boolean)": STORE_RESPONSE,
 }
@@ -220,7 +242,7 @@ def upgrade() -> None:
         op.execute(statement)
     for name in FUNCTIONS:
         op.execute(f"REVOKE EXECUTE ON FUNCTION {name} FROM PUBLIC")
-        op.execute(f"GRANT EXECUTE ON FUNCTION {name} TO {API_ROLE}, {WORKER_ROLE}")
+        op.execute(f"GRANT EXECUTE ON FUNCTION {name} TO {API_ROLE}")
     op.execute("REVOKE EXECUTE ON FUNCTION audit_append_to_chain() FROM PUBLIC")
     op.execute(
         "CREATE TRIGGER chain BEFORE INSERT ON audit_log FOR EACH ROW EXECUTE FUNCTION audit_append_to_chain()",
@@ -308,8 +330,10 @@ def create_sessions() -> None:
             ["organization_id"], ["organizations.id"], name=op.f("fk_user_sessions_organization_id_organizations")
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_user_sessions")),
+        sa.UniqueConstraint("id", "user_id", name=op.f("uq_user_sessions_id_user_id")),
     )
     op.create_index(op.f("ix_user_sessions_user_id"), "user_sessions", ["user_id"], unique=False)
+    op.create_index(op.f("ix_user_sessions_expires_at"), "user_sessions", ["expires_at"], unique=False)
     op.create_table(
         "refresh_tokens",
         sa.Column("token_hash", sa.Text(), nullable=False),
@@ -319,12 +343,11 @@ def create_sessions() -> None:
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("used_at", sa.DateTime(timezone=True), nullable=True),
         sa.ForeignKeyConstraint(
-            ["session_id"],
-            ["user_sessions.id"],
-            name=op.f("fk_refresh_tokens_session_id_user_sessions"),
+            ["session_id", "user_id"],
+            ["user_sessions.id", "user_sessions.user_id"],
+            name="fk_refresh_tokens_session",
             ondelete="CASCADE",
         ),
-        sa.ForeignKeyConstraint(["user_id"], ["users.id"], name=op.f("fk_refresh_tokens_user_id_users")),
         sa.PrimaryKeyConstraint("token_hash", name=op.f("pk_refresh_tokens")),
     )
     op.create_index(op.f("ix_refresh_tokens_session_id"), "refresh_tokens", ["session_id"], unique=False)
@@ -340,6 +363,7 @@ def create_sessions() -> None:
         sa.PrimaryKeyConstraint("token_hash", name=op.f("pk_one_time_tokens")),
     )
     op.create_index(op.f("ix_one_time_tokens_user_id"), "one_time_tokens", ["user_id"], unique=False)
+    op.create_index(op.f("ix_one_time_tokens_expires_at"), "one_time_tokens", ["expires_at"], unique=False)
     op.create_table(
         "revoked_sessions",
         sa.Column("session_id", sa.Text(), nullable=False),
@@ -405,33 +429,48 @@ def apply_row_level_security() -> None:
         *enable_row_level_security(
             "organizations",
             api_privileges="SELECT, UPDATE (name, country, timezone, updated_at)",
+            worker_privileges="SELECT",
             row_condition=organization_rows("id"),
         ),
         *enable_row_level_security(
             "users",
             api_privileges="SELECT, INSERT (id, email, name, password_hash, password_changed_at, created_at,"
-            " updated_at), UPDATE (name, password_hash, email_verified_at, password_changed_at, disabled_at,"
-            " updated_at)",
+            " updated_at), UPDATE (name, password_hash, email_verified_at, password_changed_at, updated_at)",
+            worker_privileges="SELECT",
             row_condition=own_id,
         ),
-        *enable_row_level_security("memberships", row_condition=member),
-        *enable_row_level_security("user_sessions", api_privileges="SELECT, INSERT, UPDATE", row_condition=USER_ROWS),
+        *enable_row_level_security("memberships", worker_privileges="SELECT", row_condition=member),
+        # How users sign in, and what the API answered them, is nothing to the worker.
         *enable_row_level_security(
-            "refresh_tokens", api_privileges="SELECT, INSERT, UPDATE (used_at)", row_condition=USER_ROWS
+            "user_sessions",
+            api_privileges="SELECT, INSERT, UPDATE",
+            worker_privileges="",
+            row_condition=USER_ROWS,
         ),
         *enable_row_level_security(
-            "one_time_tokens", api_privileges="SELECT, INSERT, UPDATE (used_at)", row_condition=USER_ROWS
+            "refresh_tokens",
+            api_privileges="SELECT, INSERT, UPDATE (used_at)",
+            worker_privileges="",
+            row_condition=USER_ROWS,
+        ),
+        *enable_row_level_security(
+            "one_time_tokens",
+            api_privileges="SELECT, INSERT, UPDATE (used_at)",
+            worker_privileges="",
+            row_condition=USER_ROWS,
         ),
         # Every API process reads every revocation: an opaque session id and nothing else.
-        *enable_row_level_security("revoked_sessions", api_privileges="SELECT, INSERT", row_condition="true"),
-        *enable_row_level_security("idempotency_records", api_privileges="SELECT, INSERT, UPDATE"),
-        *enable_row_level_security("audit_log", api_privileges="SELECT, INSERT"),
+        *enable_row_level_security(
+            "revoked_sessions", api_privileges="SELECT, INSERT", worker_privileges="", row_condition="true"
+        ),
+        *enable_row_level_security(
+            "idempotency_records", api_privileges="SELECT, INSERT, UPDATE", worker_privileges=""
+        ),
+        *enable_row_level_security("audit_log", api_privileges="SELECT, INSERT", worker_privileges="SELECT, INSERT"),
         # The chain's trigger alone moves the heads.
         *enable_row_level_security(
-            "audit_chain_heads", api_privileges="SELECT", row_condition=organization_rows("chain")
+            "audit_chain_heads", worker_privileges="SELECT", row_condition=organization_rows("chain")
         ),
-        f"REVOKE INSERT, UPDATE, DELETE ON audit_chain_heads FROM {WORKER_ROLE}",
-        f"REVOKE UPDATE, DELETE ON audit_log FROM {WORKER_ROLE}",
     ]
     for statement in statements:
         op.execute(statement)

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-from db.rls import API_ROLE, WORKER_ROLE, enable_row_level_security
+from db.rls import WORKER_ROLE, enable_row_level_security
 
 revision = "0003_billing"
 down_revision = "0002_catalogue"
@@ -570,14 +570,13 @@ def upgrade() -> None:
         op.execute(f"REVOKE EXECUTE ON FUNCTION {function}() FROM PUBLIC")
     for table in ("ledger_accounts", "customer_balances"):
         # The triggers write balances. SELECT FOR UPDATE needs the privilege on one column.
-        op.execute(f"REVOKE INSERT, UPDATE, DELETE ON {table} FROM {WORKER_ROLE}")
+        op.execute(f"REVOKE INSERT, UPDATE ON {table} FROM {WORKER_ROLE}")
         op.execute(f"GRANT UPDATE (lock_version) ON {table} TO {WORKER_ROLE}")
     # Entries of platform accounts have no organization: the API sees only those of its organization.
     for statement in enable_row_level_security("ledger_entries"):
         op.execute(statement)
-    op.execute(f"REVOKE UPDATE, DELETE ON plan_change_credits FROM {WORKER_ROLE}")
+    op.execute(f"REVOKE UPDATE ON plan_change_credits FROM {WORKER_ROLE}")
     op.execute(f"GRANT SELECT, INSERT, UPDATE ON invoice_number_sequences TO {WORKER_ROLE}")
-    op.execute(f"GRANT SELECT ON invoice_number_sequences TO {API_ROLE}")
 
 
 def downgrade() -> None:

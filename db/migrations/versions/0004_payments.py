@@ -355,7 +355,7 @@ def upgrade() -> None:
     for table in TENANT_TABLES:
         for statement in enable_row_level_security(table):
             op.execute(statement)
-    op.execute(f"REVOKE UPDATE, DELETE ON invoice_allocations FROM {WORKER_ROLE}")
+    op.execute(f"REVOKE UPDATE ON invoice_allocations FROM {WORKER_ROLE}")
     # Which card is charged first is its owner's preference; everything else about a card is its workflows'.
     op.execute(f"GRANT UPDATE (is_default) ON payment_methods TO {API_ROLE}")
     # A webhook belongs to a gateway, not to an organization: the API inserts it under the role GATEWAY.

@@ -137,7 +137,9 @@ def upgrade() -> None:
             op.execute(statement)
     # The API marks credentials as handed over, and can neither write new ones nor move them to another instance.
     for statement in enable_row_level_security(
-        "instance_credentials", api_privileges="SELECT, UPDATE (sealed, handed_over_at, handed_over_to)"
+        "instance_credentials",
+        api_privileges="SELECT, UPDATE (sealed, handed_over_at, handed_over_to)",
+        worker_privileges="SELECT, INSERT, UPDATE, DELETE",
     ):
         op.execute(statement)
 
