@@ -177,7 +177,8 @@ class IdempotentRequest:
                 await asyncio.shield(self._store(replace(held, ends_attempt=ends_attempt)))
                 raise
             response = error_response(refused, self.request_id)
-            await asyncio.shield(self._store(_with_response(held, response)))
+            rejection = replace(_with_response(held, response), waits_for_disk=True)
+            await asyncio.shield(self._store(rejection))
             return response
         except asyncio.CancelledError:
             await asyncio.shield(self._store(held))
@@ -238,7 +239,13 @@ def _replay(claim: KeyClaim) -> Response:
 def _with_response(held: StoredResponse, response: JsonResponse) -> StoredResponse:
     if response.status_code >= 500:
         return held
-    return replace(held, status=response.status_code, body=bytes(response.body).decode(), is_final=response.is_final)
+    return replace(
+        held,
+        status=response.status_code,
+        body=bytes(response.body).decode(),
+        is_final=response.is_final,
+        waits_for_disk=False,
+    )
 
 
 def validate_key(key: str | None) -> str | None:

@@ -11,9 +11,10 @@ from starlette.responses import Response
 from api.dependencies.authentication import AuthenticatedCaller
 from api.dependencies.context import Workflows
 from api.dependencies.transactions import Reads, Transactions, VerifiedCaller
-from api.errors import AUTHENTICATED_RESPONSES, PAYMENT_RESPONSES, error_responses, not_found_error, validation_error
+from api.errors import AUTHENTICATED_RESPONSES, PAYMENT_RESPONSES, error_responses, not_found_error
 from api.idempotency import IdempotentRequest, OptionalIdempotency, RequiredIdempotency
 from api.locks import SUBSCRIPTION_LOCKS
+from api.order_parameters import check_parameters
 from api.pagination import FullPage, TimelinePage, created_cursor, parse_cursor_instant
 from api.response_envelope import Envelope, JsonResponse, Page, list_response, success
 from api.router_factory import PathId, api_router
@@ -32,14 +33,13 @@ from api.schemas.subscriptions import (
     to_amount,
 )
 from api.tokens import Caller
-from db.models.catalogue import Plan
 from db.queries import catalogue, idempotency, subscriptions
+from db.queries.catalogue import PlanToOrder
 from db.queries.plan_changes import load_plan_change_facts
 from db.queries.timeline_reads import list_timeline_events
 from db.reads import SessionReader
 from workflows import names
 from workflows.client import UpdateResult, WorkflowClient
-from workflows.json_schema import ParameterValidator
 from workflows.ports.subscription import (
     CancelSubscription,
     ChangePlan,
@@ -72,24 +72,26 @@ async def create_subscription(
 ) -> Response:
     """Order a plan. 201 with the subscription; 202 if the order was accepted but not created within 3 s."""
 
-    async def load_orderable_plan(session: AsyncSession) -> Plan:
-        plan = await catalogue.get_plan(session, body.plan_id)
-        if plan is None or not (plan.service.is_published or once.is_retry):
+    async def load_orderable_plan(session: AsyncSession) -> PlanToOrder:
+        plan = await catalogue.get_plan_to_order(SessionReader(session), body.plan_id)
+        if plan is None or not (plan.is_published or once.is_retry):
             raise not_found_error("plan")
         if not once.is_retry:
-            _check_parameters(plan.service.parameters_schema, body.parameters)
+            check_parameters(plan.parameters_schema, body.parameters)
         return plan
 
-    async def send(plan: Plan) -> UpdateResult[SubscriptionResult]:
+    async def send(plan: PlanToOrder) -> UpdateResult[SubscriptionResult]:
         return await workflows.create_subscription(_create_command(once, caller, plan, body))
 
-    def present_recorded(plan: Plan, accepted: UpdateResult[SubscriptionResult]) -> JsonResponse | None:
+    def present_recorded(plan: PlanToOrder, accepted: UpdateResult[SubscriptionResult]) -> JsonResponse | None:
         if accepted.result is None or accepted.result.order is None:
             return None
         recorded = _recorded_subscription(_create_command(once, caller, plan, body), plan, accepted)
         return success(recorded, status=201, message="Order accepted.")
 
-    async def present(session: AsyncSession, plan: Plan, accepted: UpdateResult[SubscriptionResult]) -> JsonResponse:
+    async def present(
+        session: AsyncSession, plan: PlanToOrder, accepted: UpdateResult[SubscriptionResult]
+    ) -> JsonResponse:
         command = _create_command(once, caller, plan, body)
         row = await subscriptions.get_subscription(
             SessionReader(session), command.subscription_id, caller.organization_id
@@ -285,7 +287,7 @@ async def _pending_subscription(
 
 
 def _create_command(
-    once: IdempotentRequest, caller: Caller, plan: Plan, body: CreateSubscriptionIn
+    once: IdempotentRequest, caller: Caller, plan: PlanToOrder, body: CreateSubscriptionIn
 ) -> CreateSubscription:
     return CreateSubscription(
         subscription_id=once.derive_id("sub"),
@@ -302,7 +304,7 @@ def _create_command(
 
 
 def _recorded_subscription(
-    command: CreateSubscription, plan: Plan, accepted: UpdateResult[SubscriptionResult]
+    command: CreateSubscription, plan: PlanToOrder, accepted: UpdateResult[SubscriptionResult]
 ) -> SubscriptionOut:
     """Return an order whose instance was not ready yet; without a result its rows may not exist yet."""
     result = accepted.result
@@ -311,7 +313,7 @@ def _recorded_subscription(
         id=command.subscription_id,
         status=result.state if result is not None else SubscriptionStatus.PENDING,
         name=command.name,
-        service=plan.service.slug,
+        service=plan.service,
         plan=PlanRef(id=plan.id, code=plan.code),
         pending_plan_id=None,
         price=to_amount(order.price) if order is not None else None,
@@ -330,29 +332,3 @@ def _recorded_subscription(
         created_at=order.created_at if order is not None else None,
         workflow_id=accepted.workflow_id,
     )
-
-
-def _check_parameters(schema: dict[str, Any], parameters: dict[str, Any]) -> None:
-    """Raise 422 for the first violation of the schema; the message does not quote the value."""
-    error = next(iter(sorted(ParameterValidator(schema).iter_errors(parameters), key=_error_path)), None)
-    if error is None:
-        return
-    field = ".".join(["parameters", *(str(part) for part in error.absolute_path)])
-    reason = {
-        "additionalProperties": "Unknown parameter.",
-        "required": "Missing required parameter.",
-        "pattern": "Does not match the required pattern.",
-        "type": f"Must be of type {error.validator_value}.",
-        "enum": f"Must be one of: {_allowed_values(error)}.",
-    }.get(str(error.validator), f"Violates the schema constraint {error.validator}: {error.validator_value}.")
-    raise validation_error(field, reason)
-
-
-def _allowed_values(error: Any) -> str:
-    # Another validator may carry a value that is no list.
-    values = error.validator_value if error.validator == "enum" else ()
-    return ", ".join(str(value) for value in values)
-
-
-def _error_path(error: Any) -> list[str]:
-    return [str(part) for part in error.absolute_path]

@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
-from sqlalchemy import select
+from sqlalchemy import Text, bindparam, cast, or_, select
 from sqlalchemy.dialects.postgresql import distinct_on, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import joinedload
 
 from db.models.catalogue import Coupon, Plan, Price, Service
+from db.reads import PreparedQuery, RowReader, prepare
 from workflows.rules.ids import derive_id
 from workflows.rules.money import Money
 from workflows.rules.pricing import CouponDuration, CouponKind, Discount, is_effective
@@ -131,6 +133,44 @@ async def get_plan(session: AsyncSession, identifier: str) -> Plan | None:
         .limit(1)
     )
     return (await session.scalars(query)).unique().first()
+
+
+class PlanToOrder(NamedTuple):
+    """A plan as far as the request of an order needs it.
+
+    Attributes:
+        service: The service's slug.
+        parameters_schema: JSON Schema as text of what the order may say about its instance.
+    """
+
+    id: str
+    code: str
+    service: str
+    is_published: bool
+    parameters_schema: str
+
+
+@cache
+def _plan_to_order() -> PreparedQuery[PlanToOrder]:
+    query = (
+        select(
+            Plan.id,
+            Plan.code,
+            Service.slug.label("service"),
+            Service.is_published,
+            cast(Service.parameters_schema, Text).label("parameters_schema"),
+        )
+        .join(Service, Service.id == Plan.service_id)
+        .where(or_(Plan.id == bindparam("plan"), Plan.code == bindparam("plan")))
+        .limit(1)
+    )
+    return prepare(query, PlanToOrder)
+
+
+async def get_plan_to_order(reader: RowReader, identifier: str) -> PlanToOrder | None:
+    """Return the plan with this id or code, whether or not it is for sale."""
+    rows = await reader.fetch(_plan_to_order(), {"plan": identifier})
+    return rows[0] if rows else None
 
 
 async def find_plan_id(session: AsyncSession, identifier: str) -> str | None:

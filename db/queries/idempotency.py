@@ -26,8 +26,9 @@ _CLAIM = (
     " %(lease)s)"
 )
 _STORE = (
-    "SELECT idempotency_store_response(%(organization)s, %(route)s, %(key)s, %(claim_id)s, %(status)s, %(body)s,"
-    " %(is_final)s, %(ends_attempt)s)"
+    "SELECT set_config('synchronous_commit', CASE WHEN %(waits_for_disk)s THEN current_setting('synchronous_commit')"
+    " ELSE 'off' END, true), idempotency_store_response(%(organization)s, %(route)s, %(key)s, %(claim_id)s, %(status)s,"
+    " %(body)s, %(is_final)s, %(ends_attempt)s)"
 )
 
 
@@ -98,7 +99,11 @@ async def claim_key(
 class StoredResponse:
     """What a claim ends with. ``status`` None releases it; a response that is not final is superseded by a retry.
 
-    ``ends_attempt``: the work was refused for the moment and nothing was started.
+    Attributes:
+        ends_attempt: The work was refused for the moment and nothing was started.
+        waits_for_disk: False for work that is on disk itself, by its workflow: if a power failure takes the response
+            away, a retry finds the workflow by the ids that derive from the key, and its outcome. A refusal left
+            nothing that a retry could find, and would be judged again.
     """
 
     organization_id: str
@@ -109,6 +114,7 @@ class StoredResponse:
     body: str | None
     is_final: bool = True
     ends_attempt: bool = False
+    waits_for_disk: bool = True
 
     def parameters(self) -> dict[str, Any]:
         return {
@@ -120,6 +126,7 @@ class StoredResponse:
             "body": self.body,
             "is_final": self.is_final,
             "ends_attempt": self.ends_attempt,
+            "waits_for_disk": self.waits_for_disk,
         }
 
 

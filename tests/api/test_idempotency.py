@@ -155,6 +155,33 @@ async def test_final_errors_are_stored_and_transient_ones_are_not(
     assert routes.done == (1 if is_stored else 2)
 
 
+async def test_only_the_response_of_work_that_was_done_is_stored_without_waiting_for_the_disk(
+    api: ApiFixture, routes: OrderRoutes
+) -> None:
+    ada = await api.register_verified_user()
+    for statement in (
+        "ALTER ROLE berth_api IN DATABASE {database} SET synchronous_commit = 'on'",
+        "CREATE TABLE commits (response_status bigint, waits text)",
+        "GRANT INSERT ON commits TO berth_api",
+        "CREATE FUNCTION note_commit() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO commits"
+        " VALUES (NEW.response_status, current_setting('synchronous_commit')); RETURN NEW; END $$",
+        "CREATE TRIGGER note_commit AFTER UPDATE ON idempotency_records FOR EACH ROW EXECUTE FUNCTION note_commit()",
+    ):
+        ((name,),) = [tuple(row.values()) for row in api.query_as_superuser("SELECT current_database()")]
+        api.execute(statement.format(database=f'"{name}"'))
+    # The setting of a role holds for new connections.
+    await api.context.engine.dispose()
+    assert (await ada.http.post("/orders/done", json={}, headers=KEY)).status_code == 201
+
+    async def refuse() -> None:
+        raise RuleViolation(ErrorCode.INSUFFICIENT_FUNDS, "no")
+
+    routes.work = refuse
+    assert (await ada.http.post("/orders/refused", json={}, headers=KEY)).status_code == 402
+    rows = api.query_as_superuser("SELECT response_status, waits FROM commits")
+    assert {(row["response_status"], row["waits"]) for row in rows} == {(201, "off"), (402, "on")}
+
+
 async def test_concurrent_requests_run_once_and_return_the_same_response(api: ApiFixture, routes: OrderRoutes) -> None:
     async def takes_a_moment() -> None:
         while api.query_as_superuser("SELECT count(*) AS n FROM idempotency_records")[0]["n"] == 0:
