@@ -9,7 +9,6 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import psutil
@@ -18,13 +17,14 @@ import pytest
 from deploy.local.postgres import API_ROLE, OWNER_ROLE, Postgres
 from tests.support.api import ApiFixture, parse_error, serve_api, settings
 from tests.support.databases import migrate
+from tests.support.scratch import scratch_directory
 from tests.support.wait import scale_timeout, wait_until
 
 
 @pytest.fixture
 def own_server() -> Iterator[Postgres]:
     """A PostgreSQL server that only this test uses and may stop or freeze."""
-    folder = Path(tempfile.mkdtemp(prefix="berth-outage-"))
+    folder = scratch_directory("berth-outage-")
     server = Postgres(folder / "postgres", durable=False)
     try:
         server.start()

@@ -21,6 +21,7 @@ from filelock import FileLock
 from psycopg import sql
 
 from deploy.local.postgres import API_ROLE, OWNER_ROLE, WORKER_ROLE, Postgres
+from tests.support.scratch import scratch_directory
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -135,7 +136,7 @@ def copy_cached_template(data: Path, cache: Path) -> None:
 @pytest.fixture(scope="session")
 def postgres_server(request: pytest.FixtureRequest) -> Iterator[Postgres]:
     """A server without crash safety, removed with its data at the end of the session."""
-    folder = Path(tempfile.mkdtemp(prefix="berth-test-"))
+    folder = scratch_directory("berth-test-")
     try:
         copy_cached_template(folder / "postgres", request.config.cache.mkdir("postgres"))
         with Postgres(folder / "postgres", durable=False) as server:

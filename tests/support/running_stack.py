@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ import psycopg
 from psycopg.rows import dict_row
 
 from deploy.ports import free_ports
+from tests.support.scratch import scratch_directory
 from tests.support.wait import wait_until_sync
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -221,7 +221,7 @@ def start_stack(home: Path, port: int, **environment: str) -> RunningStack:
 @contextmanager
 def running_stack(**environment: str) -> Iterator[RunningStack]:
     """Start a stack with a temporary home that is removed afterwards."""
-    folder = Path(tempfile.mkdtemp(prefix="berth-stack-"))
+    folder = scratch_directory("berth-stack-")
     stack = start_stack(folder / "home", free_ports(1)[0], **environment)
     try:
         yield stack
