@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
 from tests.bench.ground import Ground, Running
-from tests.bench.renewals import HEAD_START, MARGIN, TooSlow, asleep, start, start_in_period
+from tests.bench.renewals import HEAD_START, MARGIN, TooSlow, asleep, start, start_bare, start_in_period
 from tests.bench.results import Figure, Rule
 from workflows.rules.periods import billing_period
 
@@ -22,58 +23,82 @@ EVICTING_CACHE = 10
 
 MINIMUM_RATIO = 0.8
 
+StartGroup = Callable[[Ground, str, int, datetime], Awaitable[list[str]]]
+
 
 async def measure(ground: Ground, size: int) -> list[Figure]:
-    """Let ``size`` new and ``size`` year-old subscriptions fall due at once, with either size of the cache."""
-    rates: dict[str, float] = {}
-    for label, max_cached_workflows in (("", None), (", evicted", EVICTING_CACHE)):
+    """Let ``size`` bare sleepers, new and year-old subscriptions fall due at once, with either size of the cache.
+
+    New ones are compared with sleepers of the same cache, year-old ones with new ones of the same cache.
+    """
+    figures: list[Figure] = []
+    for suffix, max_cached_workflows in (("", None), (", evicted", EVICTING_CACHE)):
+        name = "evicted" if suffix else "cached"
+        async with ground.hand(
+            bare=True, counted="bare.done", cluster=False, max_cached_workflows=max_cached_workflows
+        ) as worker:
+            await _rate(ground, worker, f"warm-{name}", min(size, 20), start_bare, pace=1.0)
+            reference = await _rate(ground, worker, f"bare-{name}", size, start_bare, pace=10.0)
         async with ground.hand(
             bare=False, counted=RENEWAL, cluster=False, max_cached_workflows=max_cached_workflows
         ) as worker:
-            suffix = "evicted" if label else "cached"
-            await _rate(ground, worker, f"warm-{suffix}", min(size, 20), is_year_old=False, pace=1.0)
-            new = await _rate(ground, worker, f"new-{suffix}", size, is_year_old=False, pace=10.0)
-            old = await _rate(ground, worker, f"old-{suffix}", size, is_year_old=True, pace=new / 2)
-            rates["new" + label], rates["a year old" + label] = new, old
-    return [
-        Figure(
-            name=f"renewals per second, {name}",
-            value=rate,
-            unit="1/s",
-            reference=rates["new"],
-            rule=Rule.RATIO_AT_LEAST,
-            target=MINIMUM_RATIO,
-        )
-        for name, rate in rates.items()
-        if name != "new"
-    ]
+            await _rate(ground, worker, f"warm-{name}", min(size, 20), start, pace=1.0)
+            new = await _rate(ground, worker, f"new-{name}", size, start, pace=10.0)
+            old = await _rate_of_year_old(ground, worker, f"old-{name}", size, pace=new / 2)
+        figures += [
+            _figure(f"renewals per second, new{suffix}", new, reference),
+            _figure(f"renewals per second, a year old{suffix}", old, new),
+        ]
+    return figures
 
 
-async def _rate(ground: Ground, worker: Running, name: str, size: int, *, is_year_old: bool, pace: float) -> float:
-    """Start ``size`` subscriptions whose last period ends at once, and return its renewals per second.
+def _figure(name: str, rate: float, reference: float) -> Figure:
+    return Figure(
+        name=name, value=rate, unit="1/s", reference=reference, rule=Rule.RATIO_AT_LEAST, target=MINIMUM_RATIO
+    )
+
+
+async def _rate(ground: Ground, worker: Running, name: str, size: int, begin: StartGroup, *, pace: float) -> float:
+    """Start ``size`` that fall due at once, and return how many are done per second.
 
     Args:
-        is_year_old: Whether each lives through a year of renewals before that.
-        pace: Starts and renewals per second that the machine is expected to make before.
+        begin: Starts them.
+        pace: Starts per second that the machine is expected to make.
     """
     before, _ = worker.counter.read()
-    steps = size * (RENEWALS_PER_YEAR if is_year_old else 1)
+    due = datetime.now(UTC) + timedelta(seconds=size / pace * MARGIN + HEAD_START)
+    workflow_ids = await begin(ground, name, size, due)
+    return await _rate_when_due(ground, worker, workflow_ids, due, before)
+
+
+async def _rate_of_year_old(ground: Ground, worker: Running, name: str, size: int, *, pace: float) -> float:
+    """Let ``size`` subscriptions live through a year; return how many are renewed per second at its end.
+
+    Args:
+        pace: Renewals per second that the machine is expected to make during the year.
+    """
+    before, _ = worker.counter.read()
+    steps = size * RENEWALS_PER_YEAR
     due = datetime.now(UTC) + timedelta(seconds=steps / pace * MARGIN + HEAD_START)
-    lived = before
-    if is_year_old:
-        anchor, renewals = _year_before(due)
-        workflow_ids = await start_in_period(ground, name, size, billing_period(anchor, 0))
-        lived += size * (renewals - 1)
-        await worker.counts(lived, timeout=120 + steps / 5)
-    else:
-        workflow_ids = await start(ground, name, size, due)
+    anchor, renewals = _year_before(due)
+    workflow_ids = await start_in_period(ground, name, size, billing_period(anchor, 0))
+    lived = before + size * (renewals - 1)
+    await worker.counts(lived, timeout=120 + steps / 5)
+    return await _rate_when_due(ground, worker, workflow_ids, due, lived)
+
+
+async def _rate_when_due(
+    ground: Ground, worker: Running, workflow_ids: Sequence[str], due: datetime, before: int
+) -> float:
+    """Wait until ``due`` and return how many per second are done then; ``before`` is the count until then."""
     await asleep(ground, workflow_ids[-1:])
+    size = len(workflow_ids)
     late = (datetime.now(UTC) - due).total_seconds()
     if late > 0:
         raise TooSlow(f"{size} subscriptions took {late:.0f} s longer to reach their last period than was allowed for")
     await asyncio.sleep(-late)
     began = time.monotonic()
-    return size / (await worker.counts(lived + size, timeout=120 + size / 5) - began)
+    return size / (await worker.counts(before + size, timeout=120 + size / 5) - began)
 
 
 def _year_before(due: datetime) -> tuple[datetime, int]:

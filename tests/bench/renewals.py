@@ -110,12 +110,17 @@ async def _group(ground: Ground, name: str, size: int, pace: float, *, is_bare: 
     due = datetime.now(UTC) + timedelta(seconds=size / pace * MARGIN + HEAD_START)
     began = time.monotonic()
     if is_bare:
-        started = await _all(_bare(ground), name, size, due)
+        started = await start_bare(ground, name, size, due)
     else:
         started = await start(ground, name, size, due)
     # Tasks are done about in the order of the starts.
     await asleep(ground, started[-2 * CONCURRENT_RENEWALS :])
     return due, size / (time.monotonic() - began)
+
+
+async def start_bare(ground: Ground, name: str, size: int, due: datetime) -> list[str]:
+    """Start ``size`` sleepers that wake at ``due``; return their workflows' ids."""
+    return await _all(_bare(ground), name, size, due)
 
 
 async def start(ground: Ground, name: str, size: int, due: datetime) -> list[str]:

@@ -34,6 +34,7 @@ def _tiny_run(results: Path, *parts: str) -> tuple[dict[str, dict[str, Any]], st
 def test_a_tiny_run_compares_year_old_and_evicted_subscriptions(tmp_path: Path) -> None:
     figures, _ = _tiny_run(tmp_path / "results.json", "aged")
     assert figures.keys() == {
+        "renewals per second, new",
         "renewals per second, a year old",
         "renewals per second, new, evicted",
         "renewals per second, a year old, evicted",
