@@ -73,7 +73,7 @@ async def test_a_long_history_is_cut_at_a_renewal_and_the_moved_clock_goes_on(
 
 
 async def test_a_short_history_is_not_cut(subscriptions: SubscriptionFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Less than it is: moving the clock adds events of its own.
+    # Moving the clock adds events too.
     _add_events(monkeypatch, -5_000)
     await subscriptions.top_up(10_000)
     subscription = await subscriptions.create_active_subscription("starter")
