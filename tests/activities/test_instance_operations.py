@@ -27,33 +27,33 @@ async def instances(database: DatabaseFixture, cluster: ClusterEndpoint) -> Asyn
 
 async def test_an_operation_that_a_crash_left_running_is_cancelled_by_the_next(instances: InstanceFixture) -> None:
     instance_id = await instances.insert_instance(status="ready")
-    queued, left, following = (
+    queued, interrupted, following = (
         instances.operate(instance_id, kind)
         for kind in (OperationKind.BACKUP, OperationKind.RESTART, OperationKind.STOP)
     )
     await instances.run_activity(instances.instance_activities.create_operation, queued)
     sessions = session_factory(instances.database.worker)
-    for operation in (left, following):
+    for operation in (interrupted, following):
         async with sessions.begin() as session:
             await start_operation(session, operation)
     statuses = [
-        (await instances.operation(operation.operation_id))["status"] for operation in (queued, left, following)
+        (await instances.operation(operation.operation_id))["status"] for operation in (queued, interrupted, following)
     ]
     assert statuses == ["cancelled", "cancelled", "running"]
-    ended = await instances.operation(left.operation_id)
+    ended = await instances.operation(interrupted.operation_id)
     assert (ended["finished_at"], ended["failure_reason"]) == (following.business_time, None)
-    # What is left of the first workflow changes nothing any more.
+    # What is interrupted of the first workflow changes nothing any more.
     async with sessions.begin() as session:
         with pytest.raises(RuleViolation, match="later operation"):
-            await start_operation(session, left)
+            await start_operation(session, interrupted)
     finish = FinishOperation(
-        operation=left,
+        operation=interrupted,
         status=OperationStatus.SUCCEEDED,
         instance_status=InstanceStatus.DEGRADED,
         now=following.business_time,
     )
     await instances.run_activity(instances.instance_activities.finish_operation, finish)
-    assert await instances.operation(left.operation_id) == ended
+    assert await instances.operation(interrupted.operation_id) == ended
     assert (await instances.row(instance_id))["status"] == "ready"
 
 
