@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
 from typing import Any
 
 from temporalio import workflow
@@ -30,9 +29,6 @@ with workflow.unsafe.imports_passed_through():
     from workflows.rules.instance import FailureReason, InstanceStatus
 
 START_KINDS = frozenset({OperationKind.RESTART, OperationKind.START, OperationKind.RESUME})
-
-RETRY_INITIAL_INTERVAL = timedelta(seconds=15)
-RETRY_MAXIMUM_INTERVAL = timedelta(minutes=10)
 
 
 class _OperationFailed(Exception):
@@ -112,7 +108,7 @@ class InstanceOperation:
 
     async def _delete(self) -> OperationOutcome:
         await self._run_database_activity(InstanceActivities.start_deletion, self._input)
-        pause = RETRY_INITIAL_INTERVAL
+        failure_count = 0
         while not (removed := await self._delete_namespace()).is_verified:
             reason, *blockers = removed.blockers or (FailureReason.TERMINATING.value,)
             blocked = RecordDeletionBlocked(
@@ -123,8 +119,8 @@ class InstanceOperation:
             )
             await self._run_database_activity(InstanceActivities.record_deletion_blocked, blocked)
             set_needs_attention(True)
-            await workflow.sleep(pause)
-            pause = min(pause * 2, RETRY_MAXIMUM_INTERVAL)
+            failure_count += 1
+            await workflow.sleep(policies.deletion_backoff(failure_count))
             if workflow.info().is_continue_as_new_suggested():
                 workflow.continue_as_new(self._input)
         # An earlier run of this deletion may have set it.

@@ -113,7 +113,21 @@ DRAIN_DURATION = timedelta(seconds=55)
 
 def mail_outage_backoff(consecutive_outages: int) -> timedelta:
     """Return the wait after ``consecutive_outages`` failures of the mail server in a row: 0.5 s doubling to 10 s."""
-    return min(timedelta(milliseconds=250) * (1 << min(consecutive_outages, 10)), timedelta(seconds=10))
+    return _exponential_backoff(timedelta(milliseconds=500), timedelta(seconds=10), consecutive_outages)
+
+
+def operation_backoff(consecutive_failures: int) -> timedelta:
+    """Return the wait before the platform repeats an operation on an instance: 2 min doubling to 1 h."""
+    return _exponential_backoff(timedelta(minutes=2), timedelta(hours=1), consecutive_failures)
+
+
+def deletion_backoff(consecutive_failures: int) -> timedelta:
+    """Return the wait before a blocked deletion is tried again: 15 s doubling to 10 min."""
+    return _exponential_backoff(timedelta(seconds=15), timedelta(minutes=10), consecutive_failures)
+
+
+def _exponential_backoff(initial: timedelta, maximum: timedelta, consecutive_failures: int) -> timedelta:
+    return min(initial * (1 << min(consecutive_failures - 1, 10)), maximum)
 
 
 RENDER_DOCUMENT = ActivityOptions(

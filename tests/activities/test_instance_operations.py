@@ -42,7 +42,7 @@ async def test_an_operation_that_a_crash_left_running_is_cancelled_by_the_next(i
     assert statuses == ["cancelled", "cancelled", "running"]
     ended = await instances.operation(interrupted.operation_id)
     assert (ended["finished_at"], ended["failure_reason"]) == (following.business_time, None)
-    # What is interrupted of the first workflow changes nothing any more.
+    # What remains of the first workflow changes nothing any more.
     async with sessions.begin() as session:
         with pytest.raises(RuleViolation, match="later operation"):
             await start_operation(session, interrupted)

@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import inspect
 import pkgutil
+import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from datetime import datetime
@@ -15,14 +16,18 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Protocol, Union, get_args, get_origin, get_type_hints
 
+import pytest
 import pytest_asyncio
 from temporalio import activity, workflow
 
 import workflows
-from tests.checks.histories import all_workflows
+from tests.checks.histories import DEFINITION, all_workflows
+from tests.support import fake_payments, fake_workflows
 from worker.registry import WORKFLOWS, activities_by_queue, open_dependencies
 from worker.settings import WorkerSettings
 from workflows import names, ports
+from workflows.payment import Payment
+from workflows.subscription.workflow import Subscription
 
 KUBECONFIG = """
 apiVersion: v1
@@ -229,3 +234,80 @@ async def test_activities_are_called_on_the_queue_where_they_run(
     assert {name for _, name, _ in calls} == {name for name, _, _ in DECLARED_ACTIVITIES}, (
         "a declared activity is never called"
     )
+
+
+def messages_of(workflow_class: type) -> dict[str, list[Any]]:
+    """Return the types of the signals, updates and queries that a workflow takes, by kind and name."""
+    workflow_definition = workflow._Definition.must_from_class(workflow_class)
+    kinds: dict[str, Mapping[str | None, Any]] = {
+        "signal": workflow_definition.signals,
+        "update": workflow_definition.updates,
+        "query": workflow_definition.queries,
+    }
+    return {
+        f"{kind} {name}": list(get_type_hints(handler.fn).values())
+        for kind, handlers in kinds.items()
+        for name, handler in handlers.items()
+        if name is not None
+    }
+
+
+REAL_WORKFLOWS = {workflow._Definition.must_from_class(real).name: real for real in WORKFLOWS}
+FAKE_WORKFLOWS = [
+    value for value in vars(fake_workflows).values() if isinstance(value, type) and DEFINITION in vars(value)
+]
+
+
+@pytest.mark.parametrize("fake", FAKE_WORKFLOWS)
+def test_a_fake_workflow_takes_the_messages_of_the_real_one(fake: type) -> None:
+    real = REAL_WORKFLOWS[workflow._Definition.must_from_class(fake).name]
+    taken = messages_of(real)
+    assert {name: types for name, types in messages_of(fake).items() if taken.get(name) != types} == {}
+    run_types = [get_type_hints(workflow._Definition.must_from_class(kind).run_fn) for kind in (fake, real)]
+    assert list(run_types[0].values()) == list(run_types[1].values())
+
+
+@pytest.mark.parametrize("stand_in", [fake_payments.ParentWorkflow, fake_payments.PastDueSubscription])
+def test_what_stands_in_for_the_subscription_takes_its_signals(stand_in: type) -> None:
+    signals = {name: types for name, types in messages_of(stand_in).items() if name.startswith("signal ")}
+    assert signals
+    taken = messages_of(Subscription)
+    assert {name: types for name, types in signals.items() if taken.get(name) != types} == {}
+
+
+def sent_signals() -> Iterator[tuple[Path, str]]:
+    """Yield the signals that workflow code sends by name."""
+    for path in WORKFLOW_FILES:
+        for call in ast.walk(ast.parse(path.read_text(), str(path))):
+            if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute) or not call.args:
+                continue
+            if call.func.attr in ("signal", "_signal_payment"):
+                yield from (
+                    (path, node.value)
+                    for node in ast.walk(call.args[0])
+                    if isinstance(node, ast.Constant) and isinstance(node.value, str)
+                )
+
+
+def test_every_signal_that_a_workflow_sends_is_taken_by_a_workflow_and_by_the_fake_of_the_payment() -> None:
+    taken = {message for real in WORKFLOWS for message in messages_of(real)}
+    assert {signal for _, signal in sent_signals() if f"signal {signal}" not in taken} == set()
+    of_payment = {f"signal {signal}" for _, signal in sent_signals()} & messages_of(Payment).keys()
+    assert of_payment == {"signal capture", "signal cancel_authorization"}
+    assert of_payment <= messages_of(fake_workflows.FakePayment).keys()
+
+
+def test_time_limits_and_retries_of_activities_come_from_the_policies() -> None:
+    calls = [
+        (path.name, keyword)
+        for path in WORKFLOW_FILES
+        for call in ast.walk(ast.parse(path.read_text(), str(path)))
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr in CALLS | LOCAL_CALLS
+        for keyword in call.keywords
+    ]
+    assert {(name, keyword.arg) for name, keyword in calls} <= {
+        (name, argument) for name, _ in calls for argument in (None, "task_queue", "cancellation_type")
+    }
+    assert [path.name for path in WORKFLOW_FILES if "RetryPolicy" in path.read_text()] == ["policies.py"]
+    intervals = re.compile(r"^[A-Z_]*(?:RETRY_[A-Z_]*INTERVAL|BACKOFF)[A-Z_]* *=", re.MULTILINE)
+    assert [path.name for path in WORKFLOW_FILES if intervals.search(path.read_text())] == []

@@ -74,8 +74,8 @@ class FakePayment:
         self._decision = "capture"
 
     @workflow.signal
-    async def release(self) -> None:
-        self._decision = "release"
+    async def cancel_authorization(self) -> None:
+        self._decision = "cancel_authorization"
 
     @staticmethod
     async def _run_scripted_activity(verb: str, command: PaymentInput) -> PaymentOutcome:

@@ -18,11 +18,11 @@ from tests.support.temporal import TemporalFixture
 from workflows import names
 from workflows.client import WorkflowClient
 from workflows.invoice_rendering import InvoiceRendering
+from workflows.policies import operation_backoff
 from workflows.ports.billing import AdjustWallet
 from workflows.rules.errors import ErrorCode, RuleViolation
 from workflows.rules.funding import GatewayTerms
 from workflows.rules.money import Money
-from workflows.subscription.instance_reconciler import retry_interval
 from workflows.wallet_adjustment import WalletAdjustment
 
 
@@ -100,7 +100,7 @@ async def test_the_invoice_of_another_organization_is_not_found(
 
 
 def test_the_wait_before_a_failed_operation_is_repeated_doubles_up_to_an_hour() -> None:
-    assert [retry_interval(count) / timedelta(minutes=1) for count in (1, 2, 3, 4, 5, 6, 50)] == [
+    assert [operation_backoff(count) / timedelta(minutes=1) for count in (1, 2, 3, 4, 5, 6, 50)] == [
         2,
         4,
         8,

@@ -36,7 +36,7 @@ class PaymentInput:
         gateway_token: A gateway's own token for a method that is not on file (``pm_card_visa``); never card data.
         subscription_id, invoice_id: What is paid for, unless it is a top-up.
         business_time: The instant of the subscription's own clock that the payment belongs to; None means now.
-        manual_capture: Authorize only; the signals ``capture`` and ``release`` decide.
+        manual_capture: Authorize only; the signals ``capture`` and ``cancel_authorization`` decide.
     """
 
     payment_id: str

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from temporalio import workflow
 from temporalio.exceptions import ChildWorkflowError
@@ -34,15 +34,6 @@ RUNNING_STATUSES = frozenset({SubscriptionStatus.TRIALING, SubscriptionStatus.AC
 SCALED_DOWN_STATUSES = frozenset(
     {SubscriptionStatus.SUSPENDED, SubscriptionStatus.PAUSED, SubscriptionStatus.CANCELLED}
 )
-
-RETRY_INITIAL_INTERVAL = timedelta(minutes=2)
-RETRY_MAXIMUM_INTERVAL = timedelta(hours=1)
-"""Wait before the platform repeats a failed operation; doubles with each failure in a row."""
-
-
-def retry_interval(failure_count: int) -> timedelta:
-    """Return the wait after ``failure_count`` failures in a row: 2 min, 4 min, … 1 h."""
-    return min(RETRY_INITIAL_INTERVAL * (1 << min(failure_count - 1, 10)), RETRY_MAXIMUM_INTERVAL)
 
 
 class InstanceReconciler:
@@ -103,7 +94,7 @@ class InstanceReconciler:
                 await self._execute_operation(self._operation_input(delete, PLATFORM_ACTOR, self._next_operation_id()))
             ).status is not OperationStatus.SUCCEEDED:
                 self._failure_count += 1
-                await workflow.sleep(retry_interval(self._failure_count))
+                await workflow.sleep(policies.operation_backoff(self._failure_count))
             set_needs_attention(False)
             self._context.require_state().instance_desired_running = False
 
@@ -147,7 +138,7 @@ class InstanceReconciler:
             await self._on_resize_failed(self._context, outcome.reason or "the instance could not be resized")
             return
         self._failure_count += 1
-        self._retry_not_before = workflow.now() + retry_interval(self._failure_count)
+        self._retry_not_before = workflow.now() + policies.operation_backoff(self._failure_count)
         set_needs_attention(True)
 
     async def _run_customer_operation(self, operation: OperationInput) -> None:
