@@ -211,7 +211,7 @@ def _from_validation_error(error: RequestValidationError) -> ApiError:
 
 def _reason(item: Mapping[str, Any]) -> str:
     if item["type"] == "extra_forbidden":
-        return "Unknown field."
+        return "Unknown query parameter." if item["loc"][0] == "query" else "Unknown field."
     return str(item["msg"]).removeprefix("Value error, ")
 
 

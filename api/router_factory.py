@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Request
+from fastapi.dependencies.models import Dependant
+from fastapi.dependencies.utils import get_parameterless_sub_dependant
+from fastapi.exceptions import RequestValidationError
 from fastapi.params import Depends
 from fastapi.routing import APIRoute
+from starlette.responses import Response
 
 from api.response_envelope import JsonResponse
 
@@ -17,6 +22,53 @@ PathId = Annotated[str, Path(max_length=100)]
 """The id, code or slug of an object in the path of a route."""
 
 
+class StrictRoute(APIRoute):
+    """Refuses query parameters and bodies that the route does not declare, as its models refuse unknown fields.
+
+    A misspelled filter would return everything, a misspelled option would be lost.
+    """
+
+    query_names: frozenset[str]
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        self.query_names = frozenset(_query_names(self.dependant))
+        # The last dependency: an unauthenticated caller learns nothing of a route.
+        self.dependant.dependencies.append(
+            get_parameterless_sub_dependant(depends=Depends(reject_undeclared_input), path=self.path_format)
+        )
+        return super().get_route_handler()
+
+
+def _query_names(dependant: Dependant) -> Iterator[str]:
+    for parameter in dependant.query_params:
+        yield parameter.alias
+    for dependency in dependant.dependencies:
+        yield from _query_names(dependency)
+
+
+async def reject_undeclared_input(request: Request) -> None:
+    """Raise 422 for a query parameter that the route does not declare, and for a body where it takes none.
+
+    An empty object is no body: some clients always send one.
+    """
+    route = request.scope["route"]
+    assert isinstance(route, StrictRoute)
+    faults = [("query", name) for name in request.query_params if name not in route.query_names]
+    if route.body_field is None and (body := await request.body()):
+        faults += [("body", name) for name in _member_names(body)]
+    if faults:
+        raise RequestValidationError([{"type": "extra_forbidden", "loc": place, "msg": ""} for place in faults])
+
+
+def _member_names(body: bytes) -> list[str]:
+    """Return the names of a JSON object's members; one empty name for any other body."""
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return [""]
+    return list(value) if isinstance(value, dict) else [""]
+
+
 def api_router(
     tag: str,
     *,
@@ -24,10 +76,14 @@ def api_router(
     base_path: str = PREFIX,
     dependencies: Sequence[Depends] = (),
     responses: Mapping[int | str, dict[str, Any]] | None = None,
+    route_class: type[APIRoute] = StrictRoute,
 ) -> APIRouter:
     """Return a router whose routes have their full path; ``routers.all_routes`` adds them to the application.
 
     Included routers would be searched level by level for every request.
+
+    Args:
+        route_class: ``APIRoute`` for requests whose form is another's, as a gateway's.
     """
     return APIRouter(
         prefix=f"{base_path}{prefix}",
@@ -35,6 +91,7 @@ def api_router(
         dependencies=list(dependencies),
         responses=dict(responses or {}),
         default_response_class=JsonResponse,
+        route_class=route_class,
         generate_unique_id_function=_operation_id,
     )
 

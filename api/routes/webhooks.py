@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import orjson
 import structlog
 from fastapi import Header, Request
+from fastapi.routing import APIRoute
 from pydantic import SecretStr
 
 from api.app_context import AppContext
@@ -25,7 +26,7 @@ from workflows.ports.payments import payment_input_from_record, to_gateway_event
 from workflows.rules import webhook_events, webhook_signatures
 from workflows.rules.webhook_events import MalformedWebhook, PaymentEvent, WebhookEvent
 
-router = api_router("webhooks", responses=error_responses(400, 413, 503))
+router = api_router("webhooks", responses=error_responses(400, 413, 503), route_class=APIRoute)
 
 log = structlog.get_logger("api.webhooks")
 

@@ -68,7 +68,7 @@ async def test_hostile_text_in_other_fields_is_rejected_or_inert(api: ApiFixture
         assert page.status_code == 200
         assert "<script>alert" not in page.text
         response = await ada.http.request("DELETE", "/users/me/sessions/x", params={"q": text})
-        assert response.status_code == 404
+        assert response.status_code == 422
         response = await ada.http.get(
             "/users/me", headers={b"User-Agent": text.encode("ascii", "ignore").split(b"\r")[0]}
         )
@@ -181,7 +181,7 @@ async def test_paths_with_nul_or_invalid_encoding_are_rejected(api: ApiFixture) 
     ada = await api.register_verified_user()
     for path, status in (
         ("/users/me/sessions/a%00b", 400), ("/users/me?x=%00", 400), ("/users/me/sessions/%ff%fe", 404),
-        ("/users/me/sessions/" + "a" * 5000, 422), ("/users/me?x=%ff%fe", 200),
+        ("/users/me/sessions/" + "a" * 5000, 422), ("/billing/payments?subscription_id=%ff%fe", 200),
     ):  # fmt: skip
         method = "DELETE" if "sessions" in path else "GET"
         response = await ada.http.request(method, path)

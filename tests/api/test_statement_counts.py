@@ -263,7 +263,6 @@ def _body(records: Records, key: str) -> Body | BodyFactory | None:
     email = {"email": records.customer.email}
     bodies: dict[str, Body] = {
         "POST /api/v1/auth/login": email | {"password": PASSWORD},
-        "POST /api/v1/auth/resend-verification": email,
         "POST /api/v1/auth/forgot-password": email,
         "POST /api/v1/admin/billing/adjustments": {
             "organization_id": records.customer.organization_id, "amount_minor": 100, "currency": "USD",

@@ -1,4 +1,4 @@
-"""Every JSON body of the API refuses a field that its schema does not declare."""
+"""Every route refuses a field of a body, a query parameter and a body that it does not declare."""
 
 from __future__ import annotations
 
@@ -89,3 +89,58 @@ async def test_an_order_with_a_misspelled_coupon_is_refused(api: ApiFixture) -> 
     error = parse_error(response)
     assert error["message"] == "Request validation failed: coupon_code: Unknown field."
     assert error["details"] == {"field": "coupon_code", "reason": "Unknown field."}
+
+
+def _without_gateways(schema: Json) -> Iterator[tuple[str, str, Json]]:
+    """Yield the method, the path and the operation of each route but the webhooks', whose form is the gateway's."""
+    for path, methods in schema["paths"].items():
+        for method, operation in methods.items():
+            if "webhook" not in path:
+                yield method.upper(), path, operation
+
+
+async def test_each_route_refuses_an_unknown_query_parameter(api: ApiFixture) -> None:
+    user = await api.administrator()
+    accepted = []
+    for method, path, _ in _without_gateways(api.app.openapi()):
+        response = await _send(user, method, f"{path}?{UNKNOWN_FIELD}=1", None)
+        details = parse_error(response)["details"] if response.status_code == 422 else {}
+        if details != {"field": UNKNOWN_FIELD, "reason": "Unknown query parameter."}:
+            accepted.append((method, path, response.status_code, details))
+    assert accepted == []
+
+
+async def test_each_route_without_a_body_refuses_one(api: ApiFixture) -> None:
+    user = await api.administrator()
+    accepted, checked = [], 0
+    for method, path, operation in _without_gateways(api.app.openapi()):
+        if "requestBody" in operation:
+            continue
+        checked += 1
+        response = await _send(user, method, path, {UNKNOWN_FIELD: 1})
+        details = parse_error(response)["details"] if response.status_code == 422 else {}
+        if details != {"field": UNKNOWN_FIELD, "reason": "Unknown field."}:
+            accepted.append((method, path, response.status_code, details))
+        without = await _send(user, method, path, {})
+        assert without.status_code != 422 or UNKNOWN_FIELD not in without.text
+    assert accepted == []
+    assert checked > 40
+
+
+async def test_a_filter_that_is_misspelled_does_not_return_everything(api: ApiFixture) -> None:
+    user = await api.register_verified_user()
+    response = await user.http.get("/subscriptions", params={"state": "active"})
+    assert response.status_code == 422
+    assert parse_error(response)["message"] == "Request validation failed: state: Unknown query parameter."
+    anonymous = await api.http.get("/subscriptions", params={"state": "active"})
+    assert anonymous.status_code == 401
+
+
+async def test_a_body_that_is_no_object_is_refused_where_none_is_taken(api: ApiFixture) -> None:
+    user = await api.register_verified_user()
+    for content in (b"[1]", b"1", b"text"):
+        response = await user.http.post(
+            "/subscriptions/sub_1/pause", content=content, headers={"Content-Type": "text/plain"}
+        )
+        assert (response.status_code, parse_error(response)["code"]) == (422, "VALIDATION_ERROR")
+    assert (await user.http.post("/subscriptions/sub_1/pause", json={})).status_code == 404
