@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-from psycopg.types.json import Jsonb
-from sqlalchemy import text
+from sqlalchemy import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from db.models.instances import Instance
+from db.models.subscriptions import Subscription
 from db.queries.locked_subscriptions import AvailableFunds, LockedSubscription, PlanWithPrice
 from workflows.ports.subscription import OpenSubscription
 from workflows.rules.ids import choose_host_label, to_dns_label
+from workflows.rules.instance import InstanceStatus
 from workflows.rules.pricing import Discount
 from workflows.rules.subscription import SubscriptionStatus
-
-_INSERT = text(
-    """
-WITH subscription AS (
-    INSERT INTO subscriptions (id, organization_id, user_id, plan_id, price_id, service_id, name, status,
-        collection_method, is_trial, currency, price_minor, coupon_code, coupon_remaining_periods, timezone,
-        workflow_id, created_at, updated_at)
-    VALUES (:id, :organization_id, :user_id, :plan_id, :price_id, :service_id, :name, :status,
-        :collection_method, :is_trial, :currency, :price_minor, :coupon_code, :coupon_remaining_periods, :timezone,
-        :workflow_id, :at, :at)
-)
-INSERT INTO instances (id, organization_id, subscription_id, service_slug, version, hostname, namespace, status,
-    cpu_millicores, memory_mib, storage_gib, replicas, parameters, created_at)
-VALUES (:instance_id, :organization_id, :id, :service_slug, :version, :hostname, :namespace, 'requested',
-    :cpu, :memory, :storage, :replicas, :parameters, :at)
-"""
-)
 
 
 def build_subscription(
@@ -81,36 +66,43 @@ def build_subscription(
 async def insert_subscription_and_instance(
     session: AsyncSession, command: OpenSubscription, plan: PlanWithPrice, subscription: LockedSubscription
 ) -> None:
+    """Insert both rows of an order with one statement."""
     discount = subscription.discount
-    await session.execute(
-        _INSERT,
-        {
-            "id": subscription.id,
-            "organization_id": subscription.organization_id,
-            "user_id": subscription.user_id,
-            "plan_id": subscription.plan_id,
-            "price_id": subscription.price_id,
-            "service_id": subscription.service_id,
-            "name": subscription.name,
-            "status": subscription.status.value,
-            "collection_method": subscription.collection_method,
-            "is_trial": plan.trial_days > 0,
-            "currency": subscription.currency,
-            "price_minor": subscription.price.amount_minor,
-            "coupon_code": discount.code if discount else None,
-            "coupon_remaining_periods": discount.remaining_periods if discount else None,
-            "timezone": subscription.timezone,
-            "workflow_id": command.workflow_id,
-            "at": command.now,
-            "instance_id": subscription.instance_id,
-            "service_slug": plan.service_slug,
-            "version": plan.service_version,
-            "hostname": subscription.hostname,
-            "namespace": f"berth-{to_dns_label(command.order.instance_id)}",
-            "cpu": plan.cpu_millicores,
-            "memory": plan.memory_mib,
-            "storage": plan.storage_gib,
-            "replicas": plan.replicas,
-            "parameters": Jsonb(command.order.parameters),
-        },
-    )
+    subscription_row = {
+        "id": subscription.id,
+        "organization_id": subscription.organization_id,
+        "user_id": subscription.user_id,
+        "plan_id": subscription.plan_id,
+        "price_id": subscription.price_id,
+        "service_id": subscription.service_id,
+        "name": subscription.name,
+        "status": subscription.status.value,
+        "collection_method": subscription.collection_method,
+        "is_trial": plan.trial_days > 0,
+        "currency": subscription.currency,
+        "price_minor": subscription.price.amount_minor,
+        "coupon_code": discount.code if discount else None,
+        "coupon_remaining_periods": discount.remaining_periods if discount else None,
+        "timezone": subscription.timezone,
+        "workflow_id": command.workflow_id,
+        "created_at": command.now,
+        "updated_at": command.now,
+    }
+    instance_row = {
+        "id": command.order.instance_id,
+        "organization_id": subscription.organization_id,
+        "subscription_id": subscription.id,
+        "service_slug": plan.service_slug,
+        "version": plan.service_version,
+        "hostname": subscription.hostname,
+        "namespace": f"berth-{to_dns_label(command.order.instance_id)}",
+        "status": InstanceStatus.REQUESTED.value,
+        "cpu_millicores": plan.cpu_millicores,
+        "memory_mib": plan.memory_mib,
+        "storage_gib": plan.storage_gib,
+        "replicas": plan.replicas,
+        "parameters": command.order.parameters,
+        "created_at": command.now,
+    }
+    inserted = insert(Subscription).values(subscription_row).cte("inserted")
+    await session.execute(insert(Instance).values(instance_row).add_cte(inserted))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from temporalio import activity
@@ -23,7 +22,7 @@ from activities.recorded_orders import replay_creation, to_recorded_order
 from activities.rule_errors import converts_rule_violations
 from activities.subscription_transitions import lock_subscription, new_change_set
 from db.errors import violated_constraint
-from db.queries import invoices, locked_subscriptions
+from db.queries import instances, invoices, locked_subscriptions
 from db.queries import reminders as reminder_rows
 from db.queries.change_set import ChangeSet
 from db.queries.locked_subscriptions import AvailableFunds, LockedSubscription, PlanWithPrice
@@ -121,13 +120,7 @@ class PostgresSubscriptionActivities(SubscriptionActivities):
             await release_hold(session, changes, subscription)
             await coupons.release_coupon(session, subscription.id)
             # Provisioning has not started, so no operation on the instance records the deletion.
-            await session.execute(
-                text(
-                    "UPDATE instances SET status = 'deleted', deleted_at = :at"
-                    " WHERE subscription_id = :id AND status = 'requested'"
-                ),
-                {"id": subscription.id, "at": command.now},
-            )
+            await instances.mark_requested_deleted(session, subscription.id, command.now)
             changes.add_timeline_event(f"subscription.{command.state}", command.reason)
             changes.enqueue_notification(
                 _NOTIFICATION_KINDS[command.state], notification_context(subscription, reason=command.reason)

@@ -100,6 +100,15 @@ async def cancel_unfinished_operations(
     )
 
 
+async def mark_requested_deleted(session: AsyncSession, subscription_id: str, at: datetime) -> None:
+    """Mark the instance of a subscription as deleted, if its provisioning has not started."""
+    await session.execute(
+        update(Instance)
+        .where(Instance.subscription_id == subscription_id, Instance.status == InstanceStatus.REQUESTED.value)
+        .values(status=InstanceStatus.DELETED.value, deleted_at=at)
+    )
+
+
 def build_condition(type_: str, status: str, reason: str, message: str, at: datetime) -> dict[str, Any]:
     return {"type": type_, "status": status, "reason": reason, "message": message, "at": at.isoformat()}
 
