@@ -48,7 +48,7 @@ class PostgresBillingActivities(BillingActivities):
     @converts_rule_violations
     async def start_first_period(self, command: StartFirstPeriod) -> BillingOutcome:
         async with self._sessions.begin() as session:
-            return await first_periods.start_first_period(session, command, self._gateway)
+            return await first_periods.start_first_period(session, command)
 
     @activity.defn(name="billing.start_period")
     @converts_rule_violations

@@ -6,7 +6,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from activities import coupons
 from activities.explanations import build_explanation
-from activities.holds import capture_hold, hold_total
+from activities.holds import ORDER_HOLD, agreed_card_charge, capture_hold, held_credit
 from activities.invoice_allocations import allocate, hold_parts
 from activities.invoicing import add_invoice, add_invoice_paid_events, line_description, post_invoice_transaction
 from activities.notification_context import notification_context
@@ -16,12 +16,9 @@ from activities.subscription_transitions import lock_subscription, new_change_se
 from db.queries import invoices
 from db.queries.change_set import ChangeSet
 from db.queries.locked_subscriptions import LockedSubscription
-from db.queries.payments import find_authorized_order_payment
 from workflows.ports.billing import BillingOutcome, StartFirstPeriod
-from workflows.ports.subscription import CardCharge
 from workflows.rules import ledger
 from workflows.rules.allocations import AllocationSource, SourcePart
-from workflows.rules.funding import GatewayTerms
 from workflows.rules.invoice import InvoiceStatus
 from workflows.rules.money import zero_money
 from workflows.rules.notifications import NotificationKind
@@ -29,17 +26,17 @@ from workflows.rules.periods import Interval, add_calendar_days, billing_period
 from workflows.rules.subscription import SubscriptionStatus
 
 
-async def start_first_period(session: AsyncSession, command: StartFirstPeriod, gateway: GatewayTerms) -> BillingOutcome:
+async def start_first_period(session: AsyncSession, command: StartFirstPeriod) -> BillingOutcome:
     subscription = await lock_subscription(session, command.subscription_id)
     if subscription.status is not SubscriptionStatus.PROVISIONING:
         existing = await invoices.find_period_invoice(session, subscription.id, command.period_start)
-        return await replay_result(session, subscription, existing)
+        return await replay_result(session, subscription, existing, hold_key=ORDER_HOLD)
     changes = new_change_set(subscription, command.now, "platform")
     message = f"{subscription.service_name} is ready at {subscription.hostname}."
     changes.add_timeline_event("instance.ready", message, ref=subscription.instance_id)
     if command.trial_days:
         return await _start_trial(session, changes, subscription, command)
-    return await _invoice_first_period(session, changes, subscription, command, gateway)
+    return await _invoice_first_period(session, changes, subscription, command)
 
 
 async def _start_trial(
@@ -65,23 +62,20 @@ async def _start_trial(
 
 
 async def _invoice_first_period(
-    session: AsyncSession,
-    changes: ChangeSet,
-    subscription: LockedSubscription,
-    command: StartFirstPeriod,
-    gateway: GatewayTerms,
+    session: AsyncSession, changes: ChangeSet, subscription: LockedSubscription, command: StartFirstPeriod
 ) -> BillingOutcome:
-    """Finalize the first invoice: the hold pays it, and an authorized card pays the remainder."""
+    """Finalize the first invoice and pay it as agreed at the order.
+
+    Held credit pays now, and the authorized card when it is captured. What neither was agreed to pay is below the
+    minimum of the gateway and is carried.
+    """
     period = billing_period(command.period_start, 0, Interval(subscription.interval), subscription.timezone)
     draft = build_period_invoice(subscription, period)
-    held = await capture_hold(session, subscription)
-    paid = min(hold_total(held, subscription.currency), draft.total)
-    due, zero = draft.total - paid, zero_money(subscription.currency)
-    # An amount below the gateway's minimum was never authorized at the card.
-    small = due.amount_minor < gateway.minimum(subscription.currency).amount_minor
-    is_carried = due and small and await find_authorized_order_payment(session, subscription.id) is None
-    carried = due if is_carried else zero
-    due = due - carried
+    held, zero = await capture_hold(session, subscription), zero_money(subscription.currency)
+    card = agreed_card_charge(held)
+    paid = min(held_credit(held, subscription.currency), draft.total)
+    unpaid = draft.total - paid
+    due, carried = (unpaid, zero) if card is not None else (zero, unpaid)
     subscription = transition_subscription(
         changes,
         subscription,
@@ -130,5 +124,4 @@ async def _invoice_first_period(
         explanation=build_explanation(subscription, draft.lines),
     )
     await changes.write(session)
-    card = CardCharge(amount=due, payment_method_id=subscription.funds.payment_method_id or "") if due else None
     return await billing_outcome(session, subscription, invoice, changes, card=card)

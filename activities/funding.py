@@ -23,10 +23,13 @@ from workflows.rules.money import Money, zero_money
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FundingSplit:
-    """``promotional + wallet + remainder + carried`` equals the amount due plus ``repaid``.
+    """How an amount due is paid: ``promotional + wallet + card + carried`` equals it plus ``repaid``.
+
+    Where there is a ``shortfall``, nothing can be collected and the other amounts are zero.
 
     Attributes:
-        remainder: What the card has to pay; without a usable card, the shortfall.
+        card: What a card has to pay.
+        shortfall: What neither credit nor a card covers.
         carried: What becomes debt of the organization because it is below the gateway's minimum.
         repaid: Earlier debt of the organization that is paid as well.
         decision: What the funding rule decided.
@@ -34,14 +37,24 @@ class FundingSplit:
 
     promotional: Money
     wallet: Money
-    remainder: Money
+    card: Money
+    shortfall: Money
     carried: Money
     repaid: Money
     decision: Funding
 
     @property
     def covered(self) -> bool:
-        return not self.remainder
+        """Return whether credit (and carried debt) settles the amount in the same transaction."""
+        return self.decision.is_complete_without_payment
+
+    @property
+    def payment_method_ids(self) -> tuple[str, ...]:
+        """Return the methods that can pay ``card``, in charging order."""
+        payment = self.decision.payment
+        if payment is None or payment.payment_method_id is None:
+            return ()
+        return payment.payment_method_id, *self.decision.backup_payment_method_ids
 
 
 def split_funding(
@@ -67,7 +80,8 @@ def split_funding(
     return FundingSplit(
         promotional=funding.amount_from(AllocationSource.PROMOTIONAL),
         wallet=funding.amount_from(AllocationSource.WALLET),
-        remainder=funding.amount_from(AllocationSource.PAYMENT) + funding.shortfall,
+        card=funding.amount_from(AllocationSource.PAYMENT),
+        shortfall=funding.shortfall,
         carried=max(owed, zero),
         repaid=max(-owed, zero),
         decision=funding,
@@ -113,12 +127,11 @@ def reserve_older_debts(
     return replace(subscription, funds=remaining)
 
 
-def card_charge_for(subscription: LockedSubscription, funding: FundingSplit) -> CardCharge | None:
-    """Return the card charge; None if credit covers everything or the collection method excludes cards."""
-    method = subscription.funds.payment_method_id
-    if funding.covered or method is None or subscription.collection_method == CollectionMethod.WALLET:
+def card_charge_for(funding: FundingSplit) -> CardCharge | None:
+    """Return the card charge; None if credit covers everything, or if no card can be charged."""
+    if not funding.card:
         return None
-    return CardCharge(amount=funding.remainder, payment_method_id=method)
+    return CardCharge(amount=funding.card, payment_method_id=funding.payment_method_ids[0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

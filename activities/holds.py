@@ -1,4 +1,8 @@
-"""Holds: credit that is reserved during a card charge or the provisioning of an instance."""
+"""Holds: what was agreed to pay an order or an invoice, kept during a card charge or the provisioning of an instance.
+
+What is agreed is decided once, by the funding rule, and read from the hold afterwards: neither debt that is carried
+meanwhile nor other terms of the gateway change it.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +13,20 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from activities.funding import FundingSplit
 from db.queries import invoices
 from db.queries.change_set import ChangeSet
-from db.queries.invoices import OpenHold
+from db.queries.invoices import Hold
 from db.queries.locked_subscriptions import LockedSubscription
+from workflows.ports.subscription import CardCharge
 from workflows.rules import ledger
 from workflows.rules.money import Money, zero_money
+
+ORDER_HOLD = "order"
+"""Key of the hold of an order's first period."""
 
 
 async def place_hold(
     session: AsyncSession, changes: ChangeSet, subscription: LockedSubscription, funding: FundingSplit, dedup_key: str
 ) -> None:
-    """Hold what credit contributes while a card is charged the remainder."""
-    if not funding.wallet and not funding.promotional:
-        return
+    """Set aside what credit contributes, and record what a card is charged beside it."""
     await invoices.insert_hold(
         session,
         organization_id=subscription.organization_id,
@@ -28,22 +34,32 @@ async def place_hold(
         dedup_key=dedup_key,
         wallet=funding.wallet,
         promotional=funding.promotional,
+        card=funding.card,
+        payment_method_ids=funding.payment_method_ids,
     )
-    changes.add_ledger_transaction(
-        ledger.hold_transaction(promotional=funding.promotional, wallet=funding.wallet),
-        key=f"hold/{subscription.id}/{dedup_key}",
-        description="Set aside",
-        ref=subscription.id,
-    )
+    if funding.wallet or funding.promotional:
+        changes.add_ledger_transaction(
+            ledger.hold_transaction(promotional=funding.promotional, wallet=funding.wallet),
+            key=f"hold/{subscription.id}/{dedup_key}",
+            description="Set aside",
+            ref=subscription.id,
+        )
 
 
-async def release_hold(session: AsyncSession, changes: ChangeSet, subscription: LockedSubscription) -> OpenHold | None:
+def agreed_card_charge(hold: Hold | None) -> CardCharge | None:
+    """Return the card charge that was agreed with a hold; None if credit alone pays."""
+    if hold is None or not hold.card:
+        return None
+    return CardCharge(amount=hold.card, payment_method_id=hold.payment_method_ids[0])
+
+
+async def release_hold(session: AsyncSession, changes: ChangeSet, subscription: LockedSubscription) -> Hold | None:
     """Release the open hold to its sources and return it; None if there is no hold."""
     held = await invoices.lock_open_hold(session, subscription.id)
     if held is None:
         return None
     await invoices.close_hold(session, held.id, "released")
-    if held.total:
+    if held.credit:
         changes.add_ledger_transaction(
             ledger.release_transaction(promotional=held.promotional, wallet=held.wallet),
             key=f"release/{subscription.id}/{held.dedup_key}",
@@ -53,7 +69,7 @@ async def release_hold(session: AsyncSession, changes: ChangeSet, subscription: 
     return held
 
 
-async def capture_hold(session: AsyncSession, subscription: LockedSubscription) -> OpenHold | None:
+async def capture_hold(session: AsyncSession, subscription: LockedSubscription) -> Hold | None:
     """Mark the open hold as captured and return it. The caller posts the ledger transaction."""
     held = await invoices.lock_open_hold(session, subscription.id)
     if held is not None:
@@ -61,11 +77,11 @@ async def capture_hold(session: AsyncSession, subscription: LockedSubscription) 
     return held
 
 
-def hold_total(held: OpenHold | None, currency: str) -> Money:
-    return held.total if held is not None else zero_money(currency)
+def held_credit(hold: Hold | None, currency: str) -> Money:
+    return hold.credit if hold is not None else zero_money(currency)
 
 
-def with_released(subscription: LockedSubscription, released: OpenHold | None) -> LockedSubscription:
+def with_released(subscription: LockedSubscription, released: Hold | None) -> LockedSubscription:
     """Return the subscription with the funds of a released hold that is not written yet."""
     if released is None:
         return subscription

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from activities.funding import FundingSplit
 from db.queries.change_set import ChangeSet
 from db.queries.invoice_allocations import list_allocations, list_carried_debt
-from db.queries.invoices import OpenHold
+from db.queries.invoices import Hold
 from workflows.rules import ledger
 from workflows.rules.allocations import (
     AllocationSource,
@@ -31,7 +31,7 @@ def credit_parts(funding: FundingSplit) -> tuple[SourcePart, ...]:
     )
 
 
-def hold_parts(hold: OpenHold | None) -> tuple[SourcePart, ...]:
+def hold_parts(hold: Hold | None) -> tuple[SourcePart, ...]:
     """Return what a captured hold contributes, in payment order."""
     if hold is None:
         return ()

@@ -5,11 +5,11 @@ from __future__ import annotations
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from activities.funding import FundingSplit, card_charge_for, reserve_older_debts, split_funding_for
-from activities.holds import place_hold
+from activities.holds import agreed_card_charge, place_hold
 from activities.invoice_allocations import allocate, credit_parts
 from activities.invoicing import line_description
 from activities.notification_context import notification_context
-from activities.outcomes import billing_outcome, card_remainder, replay_result
+from activities.outcomes import billing_outcome, replay_result
 from activities.subscription_transitions import lock_subscription, mark_invoice_paid, new_change_set
 from db.queries import invoices
 from db.queries.change_set import ChangeSet
@@ -30,15 +30,15 @@ async def collect_invoice(session: AsyncSession, command: CollectInvoice, gatewa
     if invoice is None or invoice.status is not InvoiceStatus.OPEN or subscription.status not in PAST_DUE_STATUSES:
         return await replay_result(session, subscription, invoice)
     changes = new_change_set(subscription, command.now, command.actor)
-    if await invoices.lock_open_hold(session, subscription.id) is not None:
-        remainder = await card_remainder(session, subscription, invoice.due)
-        return await billing_outcome(session, subscription, invoice, None, card=remainder)
+    hold = await invoices.lock_open_hold(session, subscription.id)
+    if hold is not None:
+        return await billing_outcome(session, subscription, invoice, None, card=agreed_card_charge(hold))
     debts = await invoices.list_older_debts(session, subscription.id)
     available = reserve_older_debts(subscription, debts, gateway)
     funding = split_funding_for(available, invoice.due, FundingPurpose.DUNNING, gateway)
     if funding.covered:
         return await pay_from_credit(session, changes, subscription, invoice, funding)
-    card = None if command.credit_only else card_charge_for(subscription, funding)
+    card = None if command.credit_only else card_charge_for(funding)
     if card is not None:
         dedup_key = f"{invoice.id}/{command.now.isoformat()}"
         await place_hold(session, changes, subscription, funding, dedup_key)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from activities.credit_arrivals import list_debtors, list_debtors_if_credited
-from activities.holds import hold_total
+from activities.holds import agreed_card_charge
 from db.queries import invoices
 from db.queries.change_set import ChangeSet
 from db.queries.invoices import InvoiceSummary
@@ -13,7 +13,6 @@ from db.queries.locked_subscriptions import LockedSubscription
 from workflows.ports.billing import BillingOutcome
 from workflows.ports.subscription import CardCharge, CommittedState, StatusOutcome
 from workflows.rules.invoice import InvoiceStatus
-from workflows.rules.money import Money
 from workflows.rules.renewal import PeriodOutcome
 from workflows.rules.subscription import LIVE_STATUSES, PAST_DUE_STATUSES, SubscriptionStatus
 
@@ -114,9 +113,17 @@ async def repeated_status_outcome(session: AsyncSession, subscription: LockedSub
 
 
 async def replay_result(
-    session: AsyncSession, subscription: LockedSubscription, invoice: InvoiceSummary | None
+    session: AsyncSession,
+    subscription: LockedSubscription,
+    invoice: InvoiceSummary | None,
+    *,
+    hold_key: str | None = None,
 ) -> BillingOutcome:
-    """Return the result of an earlier run of the same step."""
+    """Return the result of an earlier run of the same step.
+
+    Args:
+        hold_key: The hold that the step has captured; None if it left an open one.
+    """
     unpaid = invoice is not None and invoice.status in (InvoiceStatus.DRAFT, InvoiceStatus.OPEN)
     if (
         invoice is None
@@ -125,12 +132,9 @@ async def replay_result(
         or subscription.status not in LIVE_STATUSES
     ):
         return await billing_outcome(session, subscription, invoice, None)
-    card = await card_remainder(session, subscription, invoice.due)
-    return await billing_outcome(session, subscription, invoice, None, card=card)
-
-
-async def card_remainder(session: AsyncSession, subscription: LockedSubscription, due: Money) -> CardCharge:
-    """Return what the card pays beside the open hold: the remainder of ``due`` and of the organization's debt."""
-    held = await invoices.lock_open_hold(session, subscription.id)
-    remainder = due + subscription.funds.debt - hold_total(held, subscription.currency)
-    return CardCharge(amount=remainder, payment_method_id=subscription.funds.payment_method_id or "")
+    hold = (
+        await invoices.lock_open_hold(session, subscription.id)
+        if hold_key is None
+        else await invoices.find_hold(session, subscription.id, hold_key)
+    )
+    return await billing_outcome(session, subscription, invoice, None, card=agreed_card_charge(hold))

@@ -9,12 +9,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from activities.credit_arrivals import list_debtors, list_debtors_after_failure, list_debtors_if_credited
 from activities.funding import reserve_older_debts, split_funding_for, split_received
-from activities.holds import capture_hold, hold_total, release_hold, with_released
+from activities.holds import capture_hold, held_credit, release_hold, with_released
 from activities.invoice_allocations import allocate, hold_parts
 from activities.invoice_collection import pay_from_credit
 from activities.invoicing import format_money, line_description
 from activities.notification_context import notification_context
-from activities.outcomes import billing_outcome, replay_result, unpaid_outcome
+from activities.outcomes import billing_outcome, unpaid_outcome
 from activities.plan_change_records import with_period_terms
 from activities.subscription_transitions import (
     lock_subscription,
@@ -27,7 +27,7 @@ from db.models.payments import Payment
 from db.queries import invoices, payments
 from db.queries.change_set import ChangeSet
 from db.queries.invoice_allocations import has_allocations
-from db.queries.invoices import InvoiceSummary, OpenHold
+from db.queries.invoices import Hold, InvoiceSummary
 from db.queries.locked_subscriptions import LockedSubscription
 from workflows.ports.billing import ApplyCardPayment, BillingOutcome, RecordPaymentFailure
 from workflows.rules import ledger
@@ -43,7 +43,7 @@ async def apply_card_payment(session: AsyncSession, command: ApplyCardPayment) -
     subscription = await lock_subscription(session, command.subscription_id)
     invoice = await invoices.lock_invoice(session, command.invoice_id) if command.invoice_id is not None else None
     if await is_payment_applied(session, command.payment_id):
-        outcome = await replay_result(session, subscription, invoice)
+        outcome = await billing_outcome(session, subscription, invoice, None)
         return replace(outcome, past_due_subscription_ids=await list_debtors(session, subscription.organization_id))
     changes = new_change_set(subscription, command.now, "platform")
     received = await captured_amount(session, command.payment_id)
@@ -57,7 +57,7 @@ async def apply_card_payment(session: AsyncSession, command: ApplyCardPayment) -
     renewed = await with_period_terms(session, subscription, command.terms, command.now)
     held = await capture_hold(session, subscription)
     zero = zero_money(subscription.currency)
-    parts = split_received(subscription, invoice.due, received + hold_total(held, subscription.currency))
+    parts = split_received(subscription, invoice.due, received + held_credit(held, subscription.currency))
     draft = invoice.status is InvoiceStatus.DRAFT
     post = (
         ledger.paid_invoice_transaction(
@@ -106,7 +106,7 @@ async def _record_failure(
     command: RecordPaymentFailure,
     subscription: LockedSubscription,
     invoice: InvoiceSummary | None,
-    released: OpenHold | None,
+    released: Hold | None,
     gateway: GatewayTerms,
 ) -> BillingOutcome:
     """Pay the invoice from credit that has arrived meanwhile, or record that it stays unpaid."""
@@ -173,7 +173,7 @@ async def allocate_card_payment(
     session: AsyncSession,
     changes: ChangeSet,
     invoice: InvoiceSummary,
-    hold: OpenHold | None,
+    hold: Hold | None,
     captured: Money,
     payment_id: str,
     *,
@@ -186,7 +186,7 @@ async def allocate_card_payment(
         SourcePart(source=AllocationSource.PAYMENT, amount=captured, payment_id=payment_id),
     )
     await allocate(session, changes, invoice.id, parts, invoice.due, transaction_id=transaction_id, repaid=repaid)
-    if hold is not None and hold.total >= invoice.due + repaid:
+    if hold is not None and hold.credit >= invoice.due + repaid:
         await payments.mark_credited_to_wallet(session, payment_id)
 
 

@@ -71,7 +71,7 @@ async def start_period(session: AsyncSession, command: StartPeriod, gateway: Gat
     decision = decide_period(command.kind, funding.decision)
     if decision.outcome is PeriodOutcome.REFUSED:
         return await _refuse_period(session, changes, subscription, command)
-    card = card_charge_for(subscription, funding)
+    card = card_charge_for(funding)
     if card is not None:
         await place_hold(session, changes, subscription, funding, f"{invoice_draft.id}/renewal")
     before = subscription.status

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from activities import coupons
 from activities.credit_arrivals import list_debtors, list_debtors_if_credited
 from activities.funding import split_received
-from activities.holds import capture_hold, hold_total
+from activities.holds import capture_hold, held_credit
 from activities.invoice_allocations import ReturnedAmounts, reverse_all
 from activities.invoicing import add_invoice_paid_events, format_money
 from activities.outcomes import billing_outcome, committed_state, repeated_status_outcome, status_outcome
@@ -55,7 +55,7 @@ async def complete_plan_change(session: AsyncSession, command: CompletePlanChang
     )
     name = plan.name if plan is not None else command.terms.plan_code
     held = await capture_hold(session, subscription)
-    parts = split_received(subscription, invoice.due, received + hold_total(held, subscription.currency))
+    parts = split_received(subscription, invoice.due, received + held_credit(held, subscription.currency))
     posting = ledger.paid_invoice_transaction(
         promotional=zero_money(subscription.currency),
         wallet=-parts.surplus,

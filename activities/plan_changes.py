@@ -9,9 +9,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from activities.credit_arrivals import list_debtors, list_debtors_if_credited
 from activities.explanations import build_explanation
 from activities.funding import FundingSplit, card_charge_for, split_funding_for
-from activities.holds import place_hold
+from activities.holds import agreed_card_charge, place_hold
 from activities.invoicing import InvoiceDraft, add_invoice, add_invoice_paid_events, post_invoice_transaction
-from activities.outcomes import card_remainder, committed_state
+from activities.outcomes import committed_state
 from activities.plan_change_records import apply_plan_change, plan_change_dedup_key, plan_changed_context
 from activities.plan_terms import build_plan_terms
 from activities.subscription_transitions import lock_subscription, new_change_set
@@ -101,7 +101,7 @@ async def _replayed_outcome(
     if invoice is None or invoice.status is not InvoiceStatus.DRAFT:
         debtors = await list_debtors(session, subscription.organization_id)
         return replace(changed, past_due_subscription_ids=debtors)
-    card = await card_remainder(session, subscription, invoice.due)
+    card = agreed_card_charge(await invoices.lock_open_hold(session, subscription.id))
     return replace(changed, outcome=PlanChangeResult.CARD_CHARGE_REQUIRED, card=card)
 
 
@@ -204,7 +204,8 @@ async def _credit_change(
     funding = FundingSplit(
         promotional=draft.total,
         wallet=zero,
-        remainder=zero,
+        card=zero,
+        shortfall=zero,
         carried=zero,
         repaid=zero,
         decision=Funding(parts=(FundingPart(source=AllocationSource.PROMOTIONAL, amount=draft.total),), shortfall=zero),
@@ -234,8 +235,8 @@ async def _invoice_change(
     gateway: GatewayTerms,
 ) -> PlanChangeOutcome:
     funding = split_funding_for(subscription, draft.total, FundingPurpose.PLAN_CHANGE, gateway)
-    card = card_charge_for(subscription, funding)
-    if not funding.covered and card is None:
+    card = card_charge_for(funding)
+    if funding.shortfall:
         raise non_retryable_error(ErrorCode.INSUFFICIENT_FUNDS, "Neither credit nor a card covers the change.")
     explanation = build_explanation(subscription, draft.lines)
     if card is not None:

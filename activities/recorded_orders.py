@@ -7,16 +7,16 @@ from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from activities.outcomes import card_remainder, committed_state
+from activities.holds import agreed_card_charge
+from activities.outcomes import committed_state
 from activities.plan_terms import build_plan_terms
-from db.queries import locked_subscriptions, payments
+from db.queries import invoices, locked_subscriptions
 from db.queries.locked_subscriptions import LockedSubscription
 from db.queries.plan_changes import find_scheduled_at
 from workflows.errors import non_retryable_error
 from workflows.ports.subscription import CardCharge, CreateSubscriptionOutcome, PlanTerms, RecordedOrder
 from workflows.rules.errors import ErrorCode
-from workflows.rules.pricing import discount_amount
-from workflows.rules.subscription import SubscriptionStatus
+from workflows.rules.subscription import PRE_READY_STATUSES
 
 
 async def replay_creation(
@@ -40,7 +40,7 @@ async def replay_creation(
             price=subscription.price,
         ),
         pending_terms=pending_terms,
-        card=await _replayed_card_charge(session, subscription),
+        card=await _agreed_card_charge(session, subscription),
         order=to_recorded_order(subscription),
     )
 
@@ -58,17 +58,8 @@ async def _load_terms(session: AsyncSession, subscription: LockedSubscription, p
     return build_plan_terms(plan, subscription.timezone)
 
 
-async def _replayed_card_charge(session: AsyncSession, subscription: LockedSubscription) -> CardCharge | None:
-    """Return what a card pays of the first period; None if credit (or a trial) secures it.
-
-    Of an order that is being provisioned it is the authorization that waits for its capture.
-    """
-    if subscription.status is SubscriptionStatus.PENDING:
-        due = subscription.price - discount_amount(subscription.price, subscription.discount)
-        return await card_remainder(session, subscription, due)
-    if subscription.status is not SubscriptionStatus.PROVISIONING:
+async def _agreed_card_charge(session: AsyncSession, subscription: LockedSubscription) -> CardCharge | None:
+    """Return what a card pays of the first period; None if credit (or a trial) secures it, or once it has begun."""
+    if subscription.status not in PRE_READY_STATUSES:
         return None
-    authorized = await payments.find_authorized_order_payment(session, subscription.id)
-    if authorized is None:
-        return None
-    return CardCharge(amount=payments.payment_amount(authorized), payment_method_id=authorized.payment_method_id or "")
+    return agreed_card_charge(await invoices.lock_open_hold(session, subscription.id))

@@ -8,8 +8,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from temporalio import activity
 
 from activities.credit_arrivals import list_debtors
-from activities.holds import release_hold
-from activities.outcomes import billing_outcome, card_remainder
+from activities.holds import ORDER_HOLD, agreed_card_charge, release_hold
+from activities.outcomes import billing_outcome
 from activities.rule_errors import converts_rule_violations
 from activities.subscription_transitions import lock_subscription, new_change_set
 from db.queries import invoices, subscription_recovery
@@ -89,14 +89,16 @@ async def _resume_collection(session: AsyncSession, command: ResumeCollection) -
     held = await invoices.lock_open_hold(session, subscription.id)
     if held is not None and not (awaited is not None and held.dedup_key.startswith(f"{awaited.id}/")):
         await release_hold(session, changes, subscription)
+        held = None
     await changes.write(session)
     is_due_now = awaited is not None and not is_trial
+    agreed = held if held is not None else await invoices.find_hold(session, subscription.id, ORDER_HOLD)
     outcome = await billing_outcome(
         session,
         subscription,
         awaited if is_due_now else None,
         changes,
-        card=await card_remainder(session, subscription, awaited.due) if awaited is not None and is_due_now else None,
+        card=agreed_card_charge(agreed) if is_due_now else None,
     )
     # Also when a lost run of this activity released the hold.
     if not changes.credited and not await invoices.has_released_hold(session, subscription.id):

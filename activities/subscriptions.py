@@ -10,8 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from temporalio import activity
 
 from activities import coupons, reminders
-from activities.funding import FundingSplit, split_funding
-from activities.holds import place_hold, release_hold
+from activities.funding import FundingSplit, card_charge_for, split_funding
+from activities.holds import ORDER_HOLD, place_hold, release_hold
 from activities.invoice_allocations import reverse_all
 from activities.invoicing import format_money
 from activities.notification_context import notification_context
@@ -31,9 +31,7 @@ from workflows.errors import non_retryable_error
 from workflows.ports.billing import SubscriptionActivities
 from workflows.ports.subscription import (
     AbortOrder,
-    CardCharge,
     ChangeStatus,
-    CollectionMethod,
     CommittedState,
     CreateSubscription,
     CreateSubscriptionOutcome,
@@ -255,8 +253,8 @@ class PostgresSubscriptionActivities(SubscriptionActivities):
         changes.enqueue_notification(
             NotificationKind.SUBSCRIPTION_CREATED, notification_context(subscription, amount=plan.price)
         )
-        if funding.wallet or funding.promotional:
-            await place_hold(session, changes, subscription, funding, "order")
+        if due:
+            await place_hold(session, changes, subscription, funding, ORDER_HOLD)
         if funding.covered:
             if due:
                 changes.add_timeline_event("payment.authorized", f"{format_money(due)} is set aside.")
@@ -264,13 +262,10 @@ class PostgresSubscriptionActivities(SubscriptionActivities):
                 "instance.provisioning", f"{plan.service_name} is being set up.", ref=order.instance_id
             )
         await changes.write(session)
-        card = (
-            CardCharge(amount=funding.remainder, payment_method_id=funds.payment_method_id or "")
-            if not funding.covered
-            else None
-        )
         committed = await committed_state(session, subscription, changes)
-        return CreateSubscriptionOutcome(state=committed, terms=terms, card=card, order=to_recorded_order(subscription))
+        return CreateSubscriptionOutcome(
+            state=committed, terms=terms, card=card_charge_for(funding), order=to_recorded_order(subscription)
+        )
 
 
 def _fund_first_period(
@@ -287,7 +282,7 @@ def _fund_first_period(
         funding = split_funding(
             due, without_debt, method=order.collection_method, purpose=FundingPurpose.ORDER, gateway=gateway
         )
-    if not funding.covered and (order.collection_method is CollectionMethod.WALLET or funds.payment_method_id is None):
+    if funding.shortfall:
         raise non_retryable_error(
             ErrorCode.INSUFFICIENT_FUNDS,
             "Neither the wallet nor a card on file covers the first period.",

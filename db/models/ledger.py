@@ -11,12 +11,16 @@ from db.base import Base, same_organization
 
 
 class Hold(Base):
-    """Credit set aside for an order or an invoice; ``dedup_key`` names it, a hold is captured or released once."""
+    """What was agreed to pay an order or an invoice while a card is charged or an instance is provisioned.
+
+    The wallet and promotional credit are set aside; ``card_minor`` is what a card pays beside them, the first of
+    ``payment_method_ids`` that is not declined. ``dedup_key`` names the hold, which is captured or released once.
+    """
 
     __tablename__ = "holds"
     __table_args__ = (
         UniqueConstraint("subscription_id", "dedup_key"),
-        CheckConstraint("wallet_minor >= 0 AND promotional_minor >= 0", name="valid_amounts"),
+        CheckConstraint("wallet_minor >= 0 AND promotional_minor >= 0 AND card_minor >= 0", name="valid_amounts"),
         CheckConstraint("status IN ('held', 'captured', 'released')", name="status"),
         CheckConstraint("currency ~ '^[A-Z]{3}$'", name="currency"),
         Index(
@@ -35,6 +39,8 @@ class Hold(Base):
     currency: Mapped[str]
     wallet_minor: Mapped[int]
     promotional_minor: Mapped[int]
+    card_minor: Mapped[int]
+    payment_method_ids: Mapped[list[str]]
     status: Mapped[str]
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from psycopg.types.json import Jsonb
 from sqlalchemy import text
 from sqlalchemy.engine import RowMapping
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -30,14 +32,23 @@ class InvoiceSummary:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OpenHold:
+class Hold:
+    """What was agreed to pay an order or an invoice.
+
+    Attributes:
+        card: What a card pays beside the held credit; zero when credit alone pays.
+        payment_method_ids: The methods that may be charged for it, in this order.
+    """
+
     id: int
     dedup_key: str
     wallet: Money
     promotional: Money
+    card: Money
+    payment_method_ids: tuple[str, ...]
 
     @property
-    def total(self) -> Money:
+    def credit(self) -> Money:
         return self.wallet + self.promotional
 
 
@@ -188,7 +199,8 @@ async def list_older_debts(session: AsyncSession, subscription_id: str) -> list[
         " JOIN invoices i ON i.subscription_id = o.id AND i.status = 'open'"
         " WHERE s.id = :id"
         " AND (s.past_due_since IS NULL OR (o.past_due_since, o.id) < (s.past_due_since, s.id))"
-        " AND NOT EXISTS (SELECT FROM holds h WHERE h.subscription_id = o.id AND h.status = 'held')"
+        " AND NOT EXISTS (SELECT FROM holds h WHERE h.subscription_id = o.id AND h.status = 'held'"
+        " AND h.wallet_minor + h.promotional_minor > 0)"
         " ORDER BY o.past_due_since, o.id, i.created_at"
     )
     return [
@@ -200,21 +212,22 @@ async def list_older_debts(session: AsyncSession, subscription_id: str) -> list[
     ]
 
 
-async def lock_open_hold(session: AsyncSession, subscription_id: str) -> OpenHold | None:
-    """Return the credit that is set aside for a subscription right now; there is at most one such hold."""
-    statement = text(
-        "SELECT id, dedup_key, currency, wallet_minor, promotional_minor FROM holds"
-        " WHERE subscription_id = :id AND status = 'held' FOR UPDATE"
-    )
+_HOLD_COLUMNS = "id, dedup_key, currency, wallet_minor, promotional_minor, card_minor, payment_method_ids"
+
+
+async def lock_open_hold(session: AsyncSession, subscription_id: str) -> Hold | None:
+    """Lock and return the hold that is neither captured nor released; a subscription has at most one."""
+    statement = text(f"SELECT {_HOLD_COLUMNS} FROM holds WHERE subscription_id = :id AND status = 'held' FOR UPDATE")
     row = (await session.execute(statement, {"id": subscription_id})).mappings().one_or_none()
-    if row is None:
-        return None
-    return OpenHold(
-        id=row["id"],
-        dedup_key=row["dedup_key"],
-        wallet=Money(amount_minor=row["wallet_minor"], currency=row["currency"]),
-        promotional=Money(amount_minor=row["promotional_minor"], currency=row["currency"]),
-    )
+    return None if row is None else _to_hold(row)
+
+
+async def find_hold(session: AsyncSession, subscription_id: str, dedup_key: str) -> Hold | None:
+    """Return a hold by its key, whether it is open or not."""
+    statement = text(f"SELECT {_HOLD_COLUMNS} FROM holds WHERE subscription_id = :id AND dedup_key = :dedup_key")
+    parameters = {"id": subscription_id, "dedup_key": dedup_key}
+    row = (await session.execute(statement, parameters)).mappings().one_or_none()
+    return None if row is None else _to_hold(row)
 
 
 async def insert_hold(
@@ -225,11 +238,14 @@ async def insert_hold(
     dedup_key: str,
     wallet: Money,
     promotional: Money,
+    card: Money,
+    payment_method_ids: Sequence[str],
 ) -> None:
     await session.execute(
         text(
             "INSERT INTO holds (organization_id, subscription_id, dedup_key, currency, wallet_minor, promotional_minor,"
-            " status) VALUES (:organization_id, :subscription_id, :dedup_key, :currency, :wallet, :promotional, 'held')"
+            " card_minor, payment_method_ids, status) VALUES (:organization_id, :subscription_id, :dedup_key,"
+            " :currency, :wallet, :promotional, :card, :payment_method_ids, 'held')"
         ),
         {
             "organization_id": organization_id,
@@ -238,6 +254,8 @@ async def insert_hold(
             "currency": wallet.currency,
             "wallet": wallet.amount_minor,
             "promotional": promotional.amount_minor,
+            "card": card.amount_minor,
+            "payment_method_ids": Jsonb([*payment_method_ids]),
         },
     )
 
@@ -249,7 +267,7 @@ async def has_released_hold(session: AsyncSession, subscription_id: str, invoice
     """
     statement = text(
         "SELECT EXISTS (SELECT FROM holds WHERE subscription_id = :subscription_id AND status = 'released'"
-        " AND starts_with(dedup_key, :prefix))"
+        " AND wallet_minor + promotional_minor > 0 AND starts_with(dedup_key, :prefix))"
     )
     parameters = {"subscription_id": subscription_id, "prefix": f"{invoice_id}/" if invoice_id is not None else ""}
     return bool((await session.execute(statement, parameters)).scalar_one())
@@ -258,6 +276,20 @@ async def has_released_hold(session: AsyncSession, subscription_id: str, invoice
 async def close_hold(session: AsyncSession, hold_id: int, status: str) -> None:
     """``captured`` or ``released``."""
     await session.execute(text("UPDATE holds SET status = :status WHERE id = :id"), {"id": hold_id, "status": status})
+
+
+def _to_hold(row: RowMapping) -> Hold:
+    def money(column: str) -> Money:
+        return Money(amount_minor=row[column], currency=row["currency"])
+
+    return Hold(
+        id=row["id"],
+        dedup_key=row["dedup_key"],
+        wallet=money("wallet_minor"),
+        promotional=money("promotional_minor"),
+        card=money("card_minor"),
+        payment_method_ids=tuple(row["payment_method_ids"]),
+    )
 
 
 def _to_summary(row: RowMapping) -> InvoiceSummary:

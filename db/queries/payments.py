@@ -133,18 +133,6 @@ async def list_past_due_subscriptions(session: AsyncSession, organization_id: st
     return list(rows)
 
 
-async def find_authorized_order_payment(session: AsyncSession, subscription_id: str) -> Payment | None:
-    """Return the card payment that stands ready to pay the subscription's first invoice, or has paid it."""
-    payment: Payment | None = await session.scalar(
-        select(Payment).where(
-            Payment.subscription_id == subscription_id,
-            Payment.purpose == "order",
-            Payment.status.in_((PaymentStatus.AUTHORIZED, PaymentStatus.SUCCEEDED)),
-        )
-    )
-    return payment
-
-
 async def add_timeline_event(
     session: AsyncSession, payment: Payment, *, kind: str, message: str, at: datetime, ref: str | None = None
 ) -> None:

@@ -16,8 +16,15 @@ from tests.support.billing_commands import (
     plan_change_command,
     top_up,
 )
-from tests.support.billing_fixture import BillingFixture, OpenedSubscription, insert_coupon, insert_payment_method
+from tests.support.billing_fixture import (
+    ORDERED_AT,
+    BillingFixture,
+    OpenedSubscription,
+    insert_coupon,
+    insert_payment_method,
+)
 from workflows.ports.billing import RecordPaymentFailure
+from workflows.ports.subscription import StartProvisioning
 from workflows.rules.funding import GatewayTerms
 from workflows.rules.subscription import SubscriptionStatus
 
@@ -26,16 +33,57 @@ PRICE = 500
 
 
 @pytest_asyncio.fixture
-async def carried(billing: BillingFixture) -> OpenedSubscription:
-    """Return an active subscription whose first invoice left a debt of 0.20, in an account with a card."""
-    cards = GatewayTerms(name="stripe", minimum_minor={"USD": 50})
-    billing.billing_activities = PostgresBillingActivities(billing.sessions, cards)
-    billing.subscription_activities = PostgresSubscriptionActivities(billing.sessions, "apps.test", cards)
+async def account_with_card(billing: BillingFixture) -> BillingFixture:
+    """Return an account with a card whose gateway charges 0.50 and more, and a coupon that reduces 5.00 to 0.20."""
+    set_minimum_charge(billing, 50)
     await insert_payment_method(billing.sessions)
     await insert_coupon(billing.sessions, "SMALL", 96, "once")
-    ordered = await billing.create_active_subscription(coupon="SMALL")
-    assert await billing.balance("debt") == -20
+    return billing
+
+
+@pytest_asyncio.fixture
+async def carried(account_with_card: BillingFixture) -> OpenedSubscription:
+    """Return an active subscription whose first invoice left a debt of 0.20, in an account with a card."""
+    ordered = await account_with_card.create_active_subscription(coupon="SMALL")
+    assert await account_with_card.balance("debt") == -20
     return ordered
+
+
+def set_minimum_charge(billing: BillingFixture, amount_minor: int) -> None:
+    """Run the activities with this minimum of the gateway from now on, in cents."""
+    cards = GatewayTerms(name="stripe", minimum_minor={"USD": amount_minor})
+    billing.billing_activities = PostgresBillingActivities(billing.sessions, cards)
+    billing.subscription_activities = PostgresSubscriptionActivities(billing.sessions, "apps.test", cards)
+
+
+async def test_debt_that_is_carried_after_an_order_is_not_added_to_what_its_card_pays(
+    account_with_card: BillingFixture,
+) -> None:
+    billing, command = account_with_card, account_with_card.create_command()
+    opened = await billing.subscription_activities.create(command)
+    await billing.create_active_subscription(coupon="SMALL")
+    assert await billing.balance("debt") == -20
+    assert await billing.subscription_activities.create(command) == opened
+    secured = StartProvisioning(subscription_id=command.order.subscription_id, payment_id="pay_1", now=ORDERED_AT)
+    await billing.subscription_activities.start_provisioning(secured)
+    outcome = await billing.assert_idempotent(
+        billing.billing_activities.start_first_period, billing.start_first_period_command(command, opened)
+    )
+    assert outcome.card_charge is not None
+    assert outcome.card_charge.amount.amount_minor == PRICE
+
+
+async def test_an_amount_that_an_order_carries_stays_carried_when_the_gateways_minimum_falls(
+    account_with_card: BillingFixture,
+) -> None:
+    billing, command = account_with_card, account_with_card.create_command(coupon="SMALL")
+    opened = await billing.subscription_activities.create(command)
+    set_minimum_charge(billing, 10)
+    outcome = await billing.assert_idempotent(
+        billing.billing_activities.start_first_period, billing.start_first_period_command(command, opened)
+    )
+    assert (outcome.paid, outcome.card_charge) == (True, None)
+    assert await billing.balance("debt") == -20
 
 
 async def test_a_wallet_that_covers_a_renewal_pays_it_without_the_card(

@@ -35,8 +35,9 @@ ENTRY = (
     " VALUES ('tx_1', {owner}, '{account}', 'USD', 1)"
 )
 HOLD = (
-    "INSERT INTO holds (organization_id, subscription_id, dedup_key, currency, wallet_minor, promotional_minor, status)"
-    " VALUES ('{organization}', '{subscription}', '{key}', 'USD', 1, 0, '{status}')"
+    "INSERT INTO holds (organization_id, subscription_id, dedup_key, currency, wallet_minor, promotional_minor,"
+    " card_minor, payment_method_ids, status)"
+    " VALUES ('{organization}', '{subscription}', '{key}', 'USD', 1, 0, 0, '[]', '{status}')"
 )
 LINE = (
     "INSERT INTO invoice_lines (invoice_id, position, organization_id, description, quantity,"

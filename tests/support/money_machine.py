@@ -145,7 +145,6 @@ class MoneyMachine(MoneySteps):
         if opened.card is not None:
             secured = StartProvisioning(subscription_id=ordered.id, payment_id=None, now=ORDERED_AT)
             self.perform(billing.subscription_activities.start_provisioning, secured)
-            self.run(self.insert_authorized_payment(self.unique("pay"), ordered.id, opened.card))
         started = self.perform(
             billing.billing_activities.start_first_period, billing.start_first_period_command(command, opened)
         )

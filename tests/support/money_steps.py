@@ -44,7 +44,6 @@ from workflows.ports.billing import (
     StartPeriod,
 )
 from workflows.ports.subscription import (
-    CardCharge,
     ChangeStatus,
     CreateSubscription,
     PlanTerms,
@@ -260,24 +259,6 @@ class MoneySteps(RuleBasedStateMachine):
                 {"id": payment_id, "org": ORGANIZATION, "amount": amount_minor, "at": ORDERED_AT},
             )
         await self.post(ledger.top_up_transaction("stripe", usd(amount_minor)), f"received/{payment_id}")
-
-    async def insert_authorized_payment(self, payment_id: str, subscription_id: str, card: CardCharge) -> None:
-        """A card stands ready to pay the first invoice; what it pays is captured by another payment's row."""
-        async with self.account.billing.sessions.begin() as session:
-            await session.execute(
-                text(
-                    "INSERT INTO payments (id, organization_id, subscription_id, purpose, gateway, amount_minor,"
-                    " currency, captured_minor, status, idempotency_key, workflow_id, created_at, updated_at)"
-                    " VALUES (:id, :org, :sub, 'order', 'stripe', :amount, 'USD', 0, 'authorized', :id, :id, :at, :at)"
-                ),
-                {
-                    "id": payment_id,
-                    "org": ORGANIZATION,
-                    "sub": subscription_id,
-                    "amount": card.amount.amount_minor,
-                    "at": ORDERED_AT,
-                },
-            )
 
     async def post(self, posting: ledger.LedgerTransaction, key: str) -> None:
         async with self.account.billing.sessions.begin() as session:

@@ -423,8 +423,12 @@ def upgrade() -> None:
         sa.Column("currency", sa.Text(), nullable=False),
         sa.Column("wallet_minor", sa.BigInteger(), nullable=False),
         sa.Column("promotional_minor", sa.BigInteger(), nullable=False),
+        sa.Column("card_minor", sa.BigInteger(), nullable=False),
+        sa.Column("payment_method_ids", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
         sa.Column("status", sa.Text(), nullable=False),
-        sa.CheckConstraint("wallet_minor >= 0 AND promotional_minor >= 0", name=op.f("ck_holds_valid_amounts")),
+        sa.CheckConstraint(
+            "wallet_minor >= 0 AND promotional_minor >= 0 AND card_minor >= 0", name=op.f("ck_holds_valid_amounts")
+        ),
         sa.CheckConstraint("status IN ('held', 'captured', 'released')", name=op.f("ck_holds_status")),
         sa.CheckConstraint("currency ~ '^[A-Z]{3}$'", name=op.f("ck_holds_currency")),
         sa.ForeignKeyConstraint(
