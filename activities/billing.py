@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from temporalio import activity
 
 from activities import (
@@ -35,14 +37,14 @@ from workflows.rules.funding import GatewayTerms
 
 
 class PostgresBillingActivities(BillingActivities):
-    def __init__(self, sessions: SessionFactory, gateway: GatewayTerms) -> None:
+    def __init__(self, sessions: SessionFactory, gateways: Mapping[str, GatewayTerms]) -> None:
         """Initialize.
 
         Args:
-            gateway: Minimum amounts and currencies of the gateway that charges saved cards.
+            gateways: What each gateway that charges saved cards can do, by name.
         """
         self._sessions = sessions
-        self._gateway = gateway
+        self._gateways = gateways
 
     @activity.defn(name="billing.start_first_period")
     @converts_rule_violations
@@ -54,13 +56,13 @@ class PostgresBillingActivities(BillingActivities):
     @converts_rule_violations
     async def start_period(self, command: StartPeriod) -> BillingOutcome:
         async with self._sessions.begin() as session:
-            return await periods.start_period(session, command, self._gateway)
+            return await periods.start_period(session, command, self._gateways)
 
     @activity.defn(name="billing.collect_invoice")
     @converts_rule_violations
     async def collect_invoice(self, command: CollectInvoice) -> BillingOutcome:
         async with self._sessions.begin() as session:
-            return await invoice_collection.collect_invoice(session, command, self._gateway)
+            return await invoice_collection.collect_invoice(session, command, self._gateways)
 
     @activity.defn(name="billing.apply_card_payment")
     @converts_rule_violations
@@ -72,13 +74,13 @@ class PostgresBillingActivities(BillingActivities):
     @converts_rule_violations
     async def record_payment_failure(self, command: RecordPaymentFailure) -> BillingOutcome:
         async with self._sessions.begin() as session:
-            return await payment_application.record_payment_failure(session, command, self._gateway)
+            return await payment_application.record_payment_failure(session, command, self._gateways)
 
     @activity.defn(name="billing.change_plan")
     @converts_rule_violations
     async def change_plan(self, command: ApplyPlanChange) -> PlanChangeOutcome:
         async with self._sessions.begin() as session:
-            return await plan_changes.change_plan(session, command, self._gateway)
+            return await plan_changes.change_plan(session, command, self._gateways)
 
     @activity.defn(name="billing.complete_plan_change")
     @converts_rule_violations

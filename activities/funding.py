@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from db.queries.invoices import OpenDebt
@@ -15,6 +15,7 @@ from workflows.rules.funding import (
     Funding,
     FundingPurpose,
     GatewayTerms,
+    PaymentMethodReference,
     SavedPaymentMethod,
     decide_funding_with_debt,
 )
@@ -32,6 +33,7 @@ class FundingSplit:
         shortfall: What neither credit nor a card covers.
         carried: What becomes debt of the organization because it is below the gateway's minimum.
         repaid: Earlier debt of the organization that is paid as well.
+        payment_methods: The methods that can pay ``card``, in charging order.
         decision: What the funding rule decided.
     """
 
@@ -41,6 +43,7 @@ class FundingSplit:
     shortfall: Money
     carried: Money
     repaid: Money
+    payment_methods: tuple[PaymentMethodReference, ...]
     decision: Funding
 
     @property
@@ -48,33 +51,32 @@ class FundingSplit:
         """Return whether credit (and carried debt) settles the amount in the same transaction."""
         return self.decision.is_complete_without_payment
 
-    @property
-    def payment_method_ids(self) -> tuple[str, ...]:
-        """Return the methods that can pay ``card``, in charging order."""
-        payment = self.decision.payment
-        if payment is None or payment.payment_method_id is None:
-            return ()
-        return payment.payment_method_id, *self.decision.backup_payment_method_ids
-
 
 def split_funding(
-    due: Money, funds: AvailableFunds, *, method: str | None, purpose: FundingPurpose, gateway: GatewayTerms
+    due: Money,
+    funds: AvailableFunds,
+    *,
+    method: CollectionMethod,
+    purpose: FundingPurpose,
+    gateways: Mapping[str, GatewayTerms],
 ) -> FundingSplit:
-    """Split ``due``, and the organization's debt where the rule includes it, over credit and the saved card.
+    """Split ``due``, and the organization's debt where the rule includes it, over credit and the saved cards.
 
     Args:
-        method: The order's ``collection``; None means the wallet and then the card.
-        gateway: The gateway of the saved card.
+        gateways: Terms by name. A card of another gateway is not charged.
     """
     zero = zero_money(due.currency)
-    cards = (
-        (SavedPaymentMethod(payment_method_id=funds.payment_method_id, gateway=gateway),)
-        if funds.payment_method_id is not None
-        else ()
+    on_file = {saved.payment_method_id: saved for saved in funds.payment_methods}
+    available = AvailableFunding(
+        promotional=funds.promotional,
+        wallet=funds.wallet,
+        payment_methods=tuple(
+            SavedPaymentMethod(payment_method_id=saved.payment_method_id, gateway=gateways[saved.gateway])
+            for saved in funds.payment_methods
+            if saved.gateway in gateways
+        ),
     )
-    available = AvailableFunding(promotional=funds.promotional, wallet=funds.wallet, payment_methods=cards)
-    collection = CollectionMethod(method) if method is not None else CollectionMethod.WALLET_THEN_CARD
-    funding = decide_funding_with_debt(due, funds.debt, available, purpose=purpose, method=collection)
+    funding = decide_funding_with_debt(due, funds.debt, available, purpose=purpose, method=method)
     debt = funding.total - due if funding.is_sufficient else zero
     owed = funding.amount_from(AllocationSource.DEBT) - debt
     return FundingSplit(
@@ -84,21 +86,28 @@ def split_funding(
         shortfall=funding.shortfall,
         carried=max(owed, zero),
         repaid=max(-owed, zero),
+        payment_methods=tuple(on_file[payment_method_id] for payment_method_id in funding.payment_method_ids),
         decision=funding,
     )
 
 
 def split_funding_for(
-    subscription: LockedSubscription, due: Money, purpose: FundingPurpose, gateway: GatewayTerms
+    subscription: LockedSubscription, due: Money, purpose: FundingPurpose, gateways: Mapping[str, GatewayTerms]
 ) -> FundingSplit:
     """Split ``due`` by the collection method of the subscription."""
     return split_funding(
-        due, subscription.funds, method=subscription.collection_method, purpose=purpose, gateway=gateway
+        due, subscription.funds, method=subscription.collection_method, purpose=purpose, gateways=gateways
     )
 
 
+def without_payment_methods(subscription: LockedSubscription, excluded: Collection[str]) -> LockedSubscription:
+    """Return the subscription without the payment methods that have these ids."""
+    remaining = tuple(saved for saved in subscription.funds.payment_methods if saved.payment_method_id not in excluded)
+    return replace(subscription, funds=replace(subscription.funds, payment_methods=remaining))
+
+
 def reserve_older_debts(
-    subscription: LockedSubscription, debts: Sequence[OpenDebt], gateway: GatewayTerms
+    subscription: LockedSubscription, debts: Sequence[OpenDebt], gateways: Mapping[str, GatewayTerms]
 ) -> LockedSubscription:
     """Return the subscription without the credit that pays older debts of the organization in full.
 
@@ -108,14 +117,14 @@ def reserve_older_debts(
     Args:
         debts: Oldest first.
     """
-    funds = replace(subscription.funds, payment_method_id=None)
+    funds = replace(subscription.funds, payment_methods=())
     for debt in debts:
         funding = split_funding(
             debt.amount_due,
             funds,
             method=debt.collection_method,
             purpose=FundingPurpose.DUNNING,
-            gateway=gateway,
+            gateways=gateways,
         )
         funds = replace(
             funds,
@@ -131,7 +140,7 @@ def card_charge_for(funding: FundingSplit) -> CardCharge | None:
     """Return the card charge; None if credit covers everything, or if no card can be charged."""
     if not funding.card:
         return None
-    return CardCharge(amount=funding.card, payment_method_id=funding.payment_method_ids[0])
+    return CardCharge(amount=funding.card, payment_methods=funding.payment_methods)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,7 +35,7 @@ async def place_hold(
         wallet=funding.wallet,
         promotional=funding.promotional,
         card=funding.card,
-        payment_method_ids=funding.payment_method_ids,
+        payment_methods=funding.payment_methods,
     )
     if funding.wallet or funding.promotional:
         changes.add_ledger_transaction(
@@ -50,7 +50,7 @@ def agreed_card_charge(hold: Hold | None) -> CardCharge | None:
     """Return the card charge that was agreed with a hold; None if credit alone pays."""
     if hold is None or not hold.card:
         return None
-    return CardCharge(amount=hold.card, payment_method_id=hold.payment_method_ids[0])
+    return CardCharge(amount=hold.card, payment_methods=hold.payment_methods)
 
 
 async def release_hold(session: AsyncSession, changes: ChangeSet, subscription: LockedSubscription) -> Hold | None:

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from activities.funding import FundingSplit, card_charge_for, reserve_older_debts, split_funding_for
+from activities.funding import (
+    FundingSplit,
+    card_charge_for,
+    reserve_older_debts,
+    split_funding_for,
+    without_payment_methods,
+)
 from activities.holds import agreed_card_charge, place_hold
 from activities.invoice_allocations import allocate, credit_parts
 from activities.invoicing import line_description
@@ -24,7 +32,9 @@ from workflows.rules.notifications import NotificationKind
 from workflows.rules.subscription import PAST_DUE_STATUSES
 
 
-async def collect_invoice(session: AsyncSession, command: CollectInvoice, gateway: GatewayTerms) -> BillingOutcome:
+async def collect_invoice(
+    session: AsyncSession, command: CollectInvoice, gateways: Mapping[str, GatewayTerms]
+) -> BillingOutcome:
     subscription = await lock_subscription(session, command.subscription_id)
     invoice = await invoices.lock_invoice(session, command.invoice_id)
     if invoice is None or invoice.status is not InvoiceStatus.OPEN or subscription.status not in PAST_DUE_STATUSES:
@@ -34,8 +44,9 @@ async def collect_invoice(session: AsyncSession, command: CollectInvoice, gatewa
     if hold is not None:
         return await billing_outcome(session, subscription, invoice, None, card=agreed_card_charge(hold))
     debts = await invoices.list_older_debts(session, subscription.id)
-    available = reserve_older_debts(subscription, debts, gateway)
-    funding = split_funding_for(available, invoice.due, FundingPurpose.DUNNING, gateway)
+    chargeable = without_payment_methods(subscription, command.excluded_payment_method_ids)
+    available = reserve_older_debts(chargeable, debts, gateways)
+    funding = split_funding_for(available, invoice.due, FundingPurpose.DUNNING, gateways)
     if funding.covered:
         return await pay_from_credit(session, changes, subscription, invoice, funding)
     card = None if command.credit_only else card_charge_for(funding)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from sqlalchemy import text
@@ -89,13 +90,13 @@ async def apply_card_payment(session: AsyncSession, command: ApplyCardPayment) -
 
 
 async def record_payment_failure(
-    session: AsyncSession, command: RecordPaymentFailure, gateway: GatewayTerms
+    session: AsyncSession, command: RecordPaymentFailure, gateways: Mapping[str, GatewayTerms]
 ) -> BillingOutcome:
     subscription = await lock_subscription(session, command.subscription_id)
     invoice = await invoices.lock_invoice(session, command.invoice_id)
     changes = new_change_set(subscription, command.now, "platform")
     released = await release_hold(session, changes, subscription)
-    outcome = await _record_failure(session, changes, command, subscription, invoice, released, gateway)
+    outcome = await _record_failure(session, changes, command, subscription, invoice, released, gateways)
     debtors = await list_debtors_after_failure(session, changes, command.invoice_id)
     return replace(outcome, past_due_subscription_ids=debtors)
 
@@ -107,7 +108,7 @@ async def _record_failure(
     subscription: LockedSubscription,
     invoice: InvoiceSummary | None,
     released: Hold | None,
-    gateway: GatewayTerms,
+    gateways: Mapping[str, GatewayTerms],
 ) -> BillingOutcome:
     """Pay the invoice from credit that has arrived meanwhile, or record that it stays unpaid."""
     if invoice is None or invoice.status not in (InvoiceStatus.DRAFT, InvoiceStatus.OPEN):
@@ -121,8 +122,8 @@ async def _record_failure(
     changes.add_timeline_event("payment.failed", message, ref=command.payment_id, dedup_key=fact)
     # Credit that arrived while the card was charged has signaled nothing: the debt was not recorded yet.
     debts = await invoices.list_older_debts(session, subscription.id)
-    available = reserve_older_debts(with_released(subscription, released), debts, gateway)
-    funding = split_funding_for(available, invoice.due, FundingPurpose.DUNNING, gateway)
+    available = reserve_older_debts(with_released(subscription, released), debts, gateways)
+    funding = split_funding_for(available, invoice.due, FundingPurpose.DUNNING, gateways)
     if (
         invoice.plan_change_id is None
         and subscription.status in LIVE_STATUSES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -56,7 +57,9 @@ _INVOICE_STATUSES = {
 }
 
 
-async def start_period(session: AsyncSession, command: StartPeriod, gateway: GatewayTerms) -> BillingOutcome:
+async def start_period(
+    session: AsyncSession, command: StartPeriod, gateways: Mapping[str, GatewayTerms]
+) -> BillingOutcome:
     """Start a period as ``decide_period`` says: paid, open, drafted for a card, or refused."""
     subscription = await lock_subscription(session, command.subscription_id)
     earlier = await _find_earlier_outcome(session, subscription, command)
@@ -67,7 +70,7 @@ async def start_period(session: AsyncSession, command: StartPeriod, gateway: Gat
     terms = command.terms
     period = next_period(command.anchor, command.period_start, terms.interval, terms.timezone)
     invoice_draft = build_period_invoice(renewed, period)
-    funding = split_funding_for(subscription, invoice_draft.total, FUNDING_PURPOSES[command.kind], gateway)
+    funding = split_funding_for(subscription, invoice_draft.total, FUNDING_PURPOSES[command.kind], gateways)
     decision = decide_period(command.kind, funding.decision)
     if decision.outcome is PeriodOutcome.REFUSED:
         return await _refuse_period(session, changes, subscription, command)

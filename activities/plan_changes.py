@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -36,7 +37,9 @@ from workflows.rules.plan_change import PlanChangeQuote, decide_plan_change
 from workflows.rules.proration import PlanChangeMode
 
 
-async def change_plan(session: AsyncSession, command: ApplyPlanChange, gateway: GatewayTerms) -> PlanChangeOutcome:
+async def change_plan(
+    session: AsyncSession, command: ApplyPlanChange, gateways: Mapping[str, GatewayTerms]
+) -> PlanChangeOutcome:
     subscription = await lock_subscription(session, command.subscription_id)
     plan = await locked_subscriptions.get_plan_with_price(session, command.plan_id, subscription.currency, command.now)
     if plan is None:
@@ -58,7 +61,7 @@ async def change_plan(session: AsyncSession, command: ApplyPlanChange, gateway: 
     if not quote.amount_due:
         return await _credit_change(session, changes, subscription, plan, quote, command, changed)
     draft = _change_invoice(subscription, plan, quote, command)
-    return await _invoice_change(session, changes, subscription, plan.name, quote, draft, changed, gateway)
+    return await _invoice_change(session, changes, subscription, plan.name, quote, draft, changed, gateways)
 
 
 async def _price(session: AsyncSession, command: ApplyPlanChange) -> PlanChangeQuote:
@@ -208,6 +211,7 @@ async def _credit_change(
         shortfall=zero,
         carried=zero,
         repaid=zero,
+        payment_methods=(),
         decision=Funding(parts=(FundingPart(source=AllocationSource.PROMOTIONAL, amount=draft.total),), shortfall=zero),
     )
     await post_invoice_transaction(session, changes, draft, f"Change to {plan.name}", funding)
@@ -232,9 +236,9 @@ async def _invoice_change(
     quote: PlanChangeQuote,
     draft: InvoiceDraft,
     changed: PlanChangeOutcome,
-    gateway: GatewayTerms,
+    gateways: Mapping[str, GatewayTerms],
 ) -> PlanChangeOutcome:
-    funding = split_funding_for(subscription, draft.total, FundingPurpose.PLAN_CHANGE, gateway)
+    funding = split_funding_for(subscription, draft.total, FundingPurpose.PLAN_CHANGE, gateways)
     card = card_charge_for(funding)
     if funding.shortfall:
         raise non_retryable_error(ErrorCode.INSUFFICIENT_FUNDS, "Neither credit nor a card covers the change.")

@@ -29,7 +29,8 @@ from workflows.ports.reconciliation import (
     RestartSubscriptions,
     WebhookDeliveryOutcome,
 )
-from workflows.ports.subscription import CollectionMethod, CreateSubscription
+from workflows.ports.subscription import CreateSubscription
+from workflows.rules.funding import CollectionMethod
 from workflows.rules.money import Money
 from workflows.rules.payment import PaymentStatus
 
@@ -167,7 +168,7 @@ def _to_order(order: OrderedSubscription) -> CreateSubscription:
         name=order.name,
         parameters=order.parameters,
         coupon=order.coupon,
-        collection_method=CollectionMethod(order.collection_method) if order.collection_method is not None else None,
+        collection_method=CollectionMethod(order.collection_method),
     )
 
 

@@ -19,7 +19,7 @@ from db.session import SessionFactory
 from workflows.ports.billing import BillingOutcome
 from workflows.ports.payments import payment_input_from_record
 from workflows.ports.recovery import LoadRecovery, Recovery, RecoveryActivities, ResumeCollection, UnsettledPayment
-from workflows.rules.dunning import is_hard_decline
+from workflows.rules.dunning import FRAUD_DECLINES, is_hard_decline
 from workflows.rules.instance import SCALED_DOWN_STATUSES, InstanceStatus
 from workflows.rules.payment import PaymentStatus
 from workflows.rules.subscription import PAST_DUE_STATUSES, SubscriptionStatus
@@ -37,6 +37,7 @@ class PostgresRecoveryActivities(RecoveryActivities):
             instance = await subscription_recovery.get_instance_facts(session, subscription.id)
             recovery = Recovery(
                 payments=await _unsettled_payments(session, subscription),
+                payment_method_ids=[method.payment_method_id for method in subscription.funds.payment_methods],
                 is_instance_running=instance.status not in SCALED_DOWN_STATUSES,
                 is_stopped_by_customer=instance.status is InstanceStatus.STOPPED,
                 has_plan_resources=instance.has_plan_resources,
@@ -65,17 +66,25 @@ async def _with_dunning(session: AsyncSession, subscription: LockedSubscription,
     if subscription.status not in PAST_DUE_STATUSES or subscription.past_due_since is None or invoice_id is None:
         return recovery
     attempts = await subscription_recovery.count_failed_attempts(session, subscription.id, subscription.past_due_since)
-    last = await subscription_recovery.find_last_payment(session, invoice_id)
+    declined = {
+        payment.payment_method_id: payment.decline_code
+        for payment in await subscription_recovery.list_invoice_payments(session, invoice_id)
+        if payment.status is PaymentStatus.FAILED and payment.payment_method_id is not None
+    }
+    hard_declined = [method_id for method_id, code in declined.items() if is_hard_decline(code)]
+    method_ids = recovery.payment_method_ids
+    is_fraud_suspected = not FRAUD_DECLINES.isdisjoint(code for code in declined.values() if code is not None)
     return replace(
         recovery,
         failed_attempts=attempts.count,
         last_attempt_at=attempts.last_at,
-        hard_declined=(
-            last is not None
-            and last.status is PaymentStatus.FAILED
-            and is_hard_decline(last.decline_code)
-            and last.payment_method_id == subscription.funds.payment_method_id
+        # A default that was not charged yet has come after the decline.
+        hard_declined=bool(method_ids)
+        and (
+            all(method_id in hard_declined for method_id in method_ids)
+            or (is_fraud_suspected and method_ids[0] in declined)
         ),
+        hard_declined_payment_method_ids=hard_declined,
     )
 
 

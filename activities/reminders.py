@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from activities.notification_context import money_to_json
 from db.queries import reminders
-from workflows.ports.subscription import CollectionMethod
+from workflows.rules.funding import CollectionMethod
 from workflows.rules.pricing import discount_amount
 from workflows.rules.subscription import SubscriptionStatus
 
@@ -33,7 +33,7 @@ async def load_context(session: AsyncSession, context: Mapping[str, Any]) -> dic
         return None
     price = state.pending_price if state.pending_price is not None else state.price
     amount = price - discount_amount(price, state.discount)
-    uses_card = state.payment_method_id is not None and state.collection_method != CollectionMethod.WALLET
+    uses_card = state.payment_method_id is not None and state.collection_method is not CollectionMethod.WALLET
     return {
         **context,
         "subscription_name": state.name,

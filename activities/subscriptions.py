@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -68,15 +69,15 @@ _NOTIFICATION_KINDS = {
 
 
 class PostgresSubscriptionActivities(SubscriptionActivities):
-    def __init__(self, sessions: SessionFactory, base_domain: str, gateway: GatewayTerms) -> None:
+    def __init__(self, sessions: SessionFactory, base_domain: str, gateways: Mapping[str, GatewayTerms]) -> None:
         """Initialize.
 
         Args:
             base_domain: Parent domain of the instances' host names.
-            gateway: Minimum amounts and currencies of the gateway that charges saved cards.
+            gateways: What each gateway that charges saved cards can do, by name.
         """
         self._sessions = sessions
-        self._gateway = gateway
+        self._gateways = gateways
         self._base_domain = base_domain
 
     @activity.defn(name="subscriptions.create")
@@ -233,7 +234,7 @@ class PostgresSubscriptionActivities(SubscriptionActivities):
             if trial
             else plan.price - discount_amount(plan.price, discount)
         )
-        funding = _fund_first_period(order, due, funds, self._gateway)
+        funding = _fund_first_period(order, due, funds, self._gateways)
         state = SubscriptionStatus.PROVISIONING if funding.covered else SubscriptionStatus.PENDING
         subscription = build_subscription(
             command, plan, facts.timezone, state, discount, funds, base_domain=self._base_domain
@@ -269,18 +270,18 @@ class PostgresSubscriptionActivities(SubscriptionActivities):
 
 
 def _fund_first_period(
-    order: CreateSubscription, due: Money, funds: AvailableFunds, gateway: GatewayTerms
+    order: CreateSubscription, due: Money, funds: AvailableFunds, gateways: Mapping[str, GatewayTerms]
 ) -> FundingSplit:
     """Return the funding of the first period. Credit pays for this order only; a card pays earlier debt as well.
 
     Raises:
         ApplicationError: ``INSUFFICIENT_FUNDS``.
     """
-    funding = split_funding(due, funds, method=order.collection_method, purpose=FundingPurpose.ORDER, gateway=gateway)
+    funding = split_funding(due, funds, method=order.collection_method, purpose=FundingPurpose.ORDER, gateways=gateways)
     if funding.covered:
         without_debt = replace(funds, debt=zero_money(due.currency))
         funding = split_funding(
-            due, without_debt, method=order.collection_method, purpose=FundingPurpose.ORDER, gateway=gateway
+            due, without_debt, method=order.collection_method, purpose=FundingPurpose.ORDER, gateways=gateways
         )
     if funding.shortfall:
         raise non_retryable_error(

@@ -15,7 +15,6 @@ from activities.adapters.smtp import SmtpClient
 from activities.billing import PostgresBillingActivities
 from activities.cluster import KubernetesClusterActivities
 from activities.gateways.protocol import PaymentGateway
-from activities.gateways.stripe import GATEWAY_NAME as STRIPE
 from activities.gateways.stripe import StripeGateway
 from activities.instances import PostgresInstanceActivities
 from activities.invoice_documents import PdfDocumentActivities
@@ -123,7 +122,7 @@ async def open_dependencies(settings: WorkerSettings) -> AsyncIterator[Dependenc
 def activities_by_queue(dependencies: Dependencies) -> dict[str, Sequence[Activity]]:
     """Return the activities of each task queue."""
     sessions, settings = dependencies.sessions, dependencies.settings
-    cards = terms_of_cards(dependencies.gateways)
+    gateway_terms = terms_of_gateways(dependencies.gateways)
     documents = PdfDocumentActivities(sessions)
     notifications = SmtpNotificationActivities(
         sessions,
@@ -139,8 +138,8 @@ def activities_by_queue(dependencies: Dependencies) -> dict[str, Sequence[Activi
     )
     return {
         names.PLATFORM_QUEUE: [
-            *activity_methods(PostgresSubscriptionActivities(sessions, settings.base_domain, cards)),
-            *activity_methods(PostgresBillingActivities(sessions, cards)),
+            *activity_methods(PostgresSubscriptionActivities(sessions, settings.base_domain, gateway_terms)),
+            *activity_methods(PostgresBillingActivities(sessions, gateway_terms)),
             *activity_methods(GatewayPaymentActivities(sessions, dependencies.gateways)),
             *activity_methods(GatewayPaymentMethodActivities(sessions, dependencies.gateways)),
             *activity_methods(GatewayRefundActivities(sessions, dependencies.gateways)),
@@ -153,16 +152,19 @@ def activities_by_queue(dependencies: Dependencies) -> dict[str, Sequence[Activi
     }
 
 
-def terms_of_cards(gateways: Mapping[str, PaymentGateway]) -> GatewayTerms:
-    """Return what the gateway of cards on file can do; it is Stripe for every card."""
-    can = gateways[STRIPE].capabilities
-    return GatewayTerms(
-        name=STRIPE,
-        currencies=can.currencies,
-        minimum_minor=can.minimum,
-        off_session=can.off_session,
-        authorization=can.authorization,
-    )
+def terms_of_gateways(gateways: Mapping[str, PaymentGateway]) -> dict[str, GatewayTerms]:
+    """Return what each gateway can do with saved payment methods, by name; those that save none are left out."""
+    return {
+        name: GatewayTerms(
+            name=name,
+            currencies=gateway.capabilities.currencies,
+            minimum_minor=gateway.capabilities.minimum,
+            off_session=gateway.capabilities.off_session,
+            authorization=gateway.capabilities.authorization,
+        )
+        for name, gateway in gateways.items()
+        if gateway.capabilities.saved_payment_methods
+    }
 
 
 def activity_methods(implementation: object) -> list[Activity]:

@@ -48,6 +48,7 @@ from workflows.ports.subscription import (
     SubscriptionResult,
 )
 from workflows.rpc_errors import TemporalUnavailable
+from workflows.rules.funding import CollectionMethod
 from workflows.rules.instance import InstanceStatus
 from workflows.rules.plan_change import decide_plan_change
 from workflows.rules.subscription import SubscriptionStatus
@@ -298,7 +299,7 @@ def _create_command(
         name=body.name,
         parameters=body.parameters,
         coupon=body.coupon.upper() if body.coupon else None,
-        collection_method=body.collection,
+        collection_method=body.collection or CollectionMethod.WALLET_THEN_CARD,
         request_id=once.request_id,
     )
 

@@ -9,14 +9,15 @@ from pydantic import Field
 from api.response_envelope import Amount, Instant, RequestModel, ResponseModel
 from db.queries.subscriptions import SubscriptionDetails
 from db.queries.timeline_reads import TimelineEventDetails
-from workflows.ports.subscription import CancelAt, CollectionMethod
+from workflows.ports.subscription import CancelAt
+from workflows.rules.funding import CollectionMethod
 from workflows.rules.money import Money
 from workflows.rules.plan_change import PlanChangeQuote
 from workflows.rules.proration import PlanChangeMode
 
 
 class CreateSubscriptionIn(RequestModel):
-    """``collection``: the wallet alone, a card alone, or (absent) the wallet and a card for the rest."""
+    """``collection``: the wallet alone, a card first, or (the default) the wallet and a card for the rest."""
 
     plan_id: str = Field(min_length=1, max_length=100, description="A plan's id or code")
     name: str | None = Field(default=None, min_length=1, max_length=100)

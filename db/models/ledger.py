@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, UniqueConstraint, text
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from db.base import Base, same_organization
@@ -14,7 +15,7 @@ class Hold(Base):
     """What was agreed to pay an order or an invoice while a card is charged or an instance is provisioned.
 
     The wallet and promotional credit are set aside; ``card_minor`` is what a card pays beside them, the first of
-    ``payment_method_ids`` that is not declined. ``dedup_key`` names the hold, which is captured or released once.
+    ``payment_methods`` that is not declined. ``dedup_key`` names the hold, which is captured or released once.
     """
 
     __tablename__ = "holds"
@@ -40,7 +41,7 @@ class Hold(Base):
     wallet_minor: Mapped[int]
     promotional_minor: Mapped[int]
     card_minor: Mapped[int]
-    payment_method_ids: Mapped[list[str]]
+    payment_methods: Mapped[list[dict[str, str]]] = mapped_column(JSONB)
     status: Mapped[str]
 
 

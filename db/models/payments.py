@@ -74,6 +74,10 @@ class Payment(Base):
     succeeded_at: Mapped[datetime | None]
 
 
+CHARGE_ORDER = "m.is_default DESC, m.charge_order, m.id"
+"""The order in which an organization's payment methods ``m`` are charged: the default, then the backups."""
+
+
 class PaymentMethod(Base):
     """A card on file: the gateway's name of it, and what a person recognizes it by. Never card data.
 

@@ -8,6 +8,7 @@ from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, UniqueConst
 from sqlalchemy.orm import Mapped, mapped_column
 
 from db.base import Base, same_organization
+from workflows.rules.funding import CollectionMethod
 
 
 class Subscription(Base):
@@ -37,6 +38,7 @@ class Subscription(Base):
             " 'cancelled', 'terminated', 'failed', 'expired')",
             name="status",
         ),
+        CheckConstraint("collection_method IN ('wallet', 'card', 'wallet_then_card')", name="collection_method"),
         CheckConstraint("currency ~ '^[A-Z]{3}$'", name="currency"),
         CheckConstraint("price_minor >= 0", name="price"),
         CheckConstraint("current_period_start <= current_period_end", name="period"),
@@ -51,7 +53,10 @@ class Subscription(Base):
     service_id: Mapped[str] = mapped_column(index=True)
     name: Mapped[str | None]
     status: Mapped[str] = mapped_column(index=True)
-    collection_method: Mapped[str | None]
+    collection_method: Mapped[str] = mapped_column(
+        default=CollectionMethod.WALLET_THEN_CARD.value,
+        server_default=text(f"'{CollectionMethod.WALLET_THEN_CARD.value}'"),
+    )
     is_trial: Mapped[bool] = mapped_column(default=False, server_default=text("false"))
     currency: Mapped[str]
     price_minor: Mapped[int]

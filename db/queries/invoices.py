@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
@@ -12,6 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import RowMapping
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from workflows.rules.funding import CollectionMethod, PaymentMethodReference
 from workflows.rules.invoice import InvoiceStatus
 from workflows.rules.money import Money
 
@@ -37,7 +38,7 @@ class Hold:
 
     Attributes:
         card: What a card pays beside the held credit; zero when credit alone pays.
-        payment_method_ids: The methods that may be charged for it, in this order.
+        payment_methods: The methods that may be charged for it, in this order.
     """
 
     id: int
@@ -45,7 +46,7 @@ class Hold:
     wallet: Money
     promotional: Money
     card: Money
-    payment_method_ids: tuple[str, ...]
+    payment_methods: tuple[PaymentMethodReference, ...]
 
     @property
     def credit(self) -> Money:
@@ -183,7 +184,7 @@ class OpenDebt:
     """An open invoice of a past-due or suspended subscription, and how that subscription pays."""
 
     amount_due: Money
-    collection_method: str | None
+    collection_method: CollectionMethod
 
 
 async def list_older_debts(session: AsyncSession, subscription_id: str) -> list[OpenDebt]:
@@ -206,13 +207,13 @@ async def list_older_debts(session: AsyncSession, subscription_id: str) -> list[
     return [
         OpenDebt(
             amount_due=Money(amount_minor=row["amount_due_minor"], currency=row["currency"]),
-            collection_method=row["collection_method"],
+            collection_method=CollectionMethod(row["collection_method"]),
         )
         for row in (await session.execute(statement, {"id": subscription_id})).mappings()
     ]
 
 
-_HOLD_COLUMNS = "id, dedup_key, currency, wallet_minor, promotional_minor, card_minor, payment_method_ids"
+_HOLD_COLUMNS = "id, dedup_key, currency, wallet_minor, promotional_minor, card_minor, payment_methods"
 
 
 async def lock_open_hold(session: AsyncSession, subscription_id: str) -> Hold | None:
@@ -239,13 +240,13 @@ async def insert_hold(
     wallet: Money,
     promotional: Money,
     card: Money,
-    payment_method_ids: Sequence[str],
+    payment_methods: Sequence[PaymentMethodReference],
 ) -> None:
     await session.execute(
         text(
             "INSERT INTO holds (organization_id, subscription_id, dedup_key, currency, wallet_minor, promotional_minor,"
-            " card_minor, payment_method_ids, status) VALUES (:organization_id, :subscription_id, :dedup_key,"
-            " :currency, :wallet, :promotional, :card, :payment_method_ids, 'held')"
+            " card_minor, payment_methods, status) VALUES (:organization_id, :subscription_id, :dedup_key,"
+            " :currency, :wallet, :promotional, :card, :payment_methods, 'held')"
         ),
         {
             "organization_id": organization_id,
@@ -255,7 +256,7 @@ async def insert_hold(
             "wallet": wallet.amount_minor,
             "promotional": promotional.amount_minor,
             "card": card.amount_minor,
-            "payment_method_ids": Jsonb([*payment_method_ids]),
+            "payment_methods": Jsonb([asdict(method) for method in payment_methods]),
         },
     )
 
@@ -288,7 +289,7 @@ def _to_hold(row: RowMapping) -> Hold:
         wallet=money("wallet_minor"),
         promotional=money("promotional_minor"),
         card=money("card_minor"),
-        payment_method_ids=tuple(row["payment_method_ids"]),
+        payment_methods=tuple(PaymentMethodReference(**method) for method in row["payment_methods"]),
     )
 
 

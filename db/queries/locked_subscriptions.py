@@ -15,6 +15,8 @@ from sqlalchemy import column, text
 from sqlalchemy.engine import RowMapping
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from db.models.payments import CHARGE_ORDER
+from workflows.rules.funding import CollectionMethod, PaymentMethodReference
 from workflows.rules.money import Money
 from workflows.rules.pricing import CouponDuration, CouponKind, Discount
 from workflows.rules.subscription import SubscriptionStatus
@@ -62,12 +64,12 @@ class OrderFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AvailableFunds:
-    """What the organization can spend and what it owes from before, and the card on file (None: there is none)."""
+    """What the organization can spend, what it owes from before, and its saved payment methods in charging order."""
 
     wallet: Money
     promotional: Money
     debt: Money
-    payment_method_id: str | None
+    payment_methods: tuple[PaymentMethodReference, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +81,7 @@ class LockedSubscription:
     user_id: str
     name: str | None
     status: SubscriptionStatus
-    collection_method: str | None
+    collection_method: CollectionMethod
     plan_id: str
     plan_code: str
     plan_name: str
@@ -110,12 +112,12 @@ class LockedSubscription:
         return self.price.currency
 
 
-_FUNDS = """
+_FUNDS = f"""
     COALESCE((SELECT balance_minor FROM kept WHERE account = 'wallet'), 0) AS wallet_minor,
     COALESCE((SELECT balance_minor FROM kept WHERE account = 'promotional'), 0) AS promotional_minor,
     -COALESCE((SELECT balance_minor FROM kept WHERE account = 'debt'), 0) AS debt_minor,
-    (SELECT m.id FROM payment_methods m WHERE m.organization_id = {organization} AND m.detached_at IS NULL
-        ORDER BY m.is_default DESC, m.created_at, m.id LIMIT 1) AS payment_method_id
+    (SELECT jsonb_agg(jsonb_build_object('payment_method_id', m.id, 'gateway', m.gateway) ORDER BY {CHARGE_ORDER})
+        FROM payment_methods m WHERE m.organization_id = {{organization}} AND m.detached_at IS NULL) AS payment_methods
 """
 
 _SUBSCRIPTION_COLUMNS = (
@@ -127,7 +129,7 @@ _SUBSCRIPTION_COLUMNS = (
 _JOINED_COLUMNS = (
     "plan_code", "plan_name", "interval", "service_name", "instance_id", "hostname", "url", "coupon_kind",
     "coupon_percent", "coupon_amount_minor", "coupon_currency", "coupon_duration", "wallet_minor",
-    "promotional_minor", "debt_minor", "payment_method_id",
+    "promotional_minor", "debt_minor", "payment_methods",
 )  # fmt: skip
 
 _LOCK_SUBSCRIPTION = text(
@@ -268,7 +270,7 @@ def _funds(row: RowMapping, currency: str) -> AvailableFunds:
         wallet=Money(amount_minor=row["wallet_minor"], currency=currency),
         promotional=Money(amount_minor=row["promotional_minor"], currency=currency),
         debt=Money(amount_minor=row["debt_minor"], currency=currency),
-        payment_method_id=row["payment_method_id"],
+        payment_methods=tuple(PaymentMethodReference(**method) for method in row["payment_methods"] or ()),
     )
 
 
@@ -279,7 +281,7 @@ def _to_locked_subscription(row: RowMapping) -> LockedSubscription:
         user_id=row["user_id"],
         name=row["name"],
         status=SubscriptionStatus(row["status"]),
-        collection_method=row["collection_method"],
+        collection_method=CollectionMethod(row["collection_method"]),
         plan_id=row["plan_id"],
         plan_code=row["plan_code"],
         plan_name=row["plan_name"],

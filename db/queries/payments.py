@@ -10,10 +10,11 @@ from sqlalchemy import func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import aliased
 from sqlalchemy.sql.selectable import ForUpdateArg
 
 from db.errors import violated_constraint
-from db.models.payments import GatewayCustomer, Payment, PaymentMethod, Refund, WebhookEventRow
+from db.models.payments import CHARGE_ORDER, GatewayCustomer, Payment, PaymentMethod, Refund, WebhookEventRow
 from db.models.subscriptions import Subscription, TimelineEvent
 from db.queries.payment_reads import PaymentDetails
 from workflows.rules.errors import ErrorCode, RuleViolation
@@ -87,10 +88,11 @@ async def get_payment_method(
 
 async def list_payment_methods(session: AsyncSession, organization_id: str) -> list[PaymentMethod]:
     """Return the cards on file: the default first, then the backups in their order."""
+    method = aliased(PaymentMethod, name="m")
     rows = await session.scalars(
-        select(PaymentMethod)
-        .where(PaymentMethod.organization_id == organization_id, PaymentMethod.detached_at.is_(None))
-        .order_by(PaymentMethod.is_default.desc(), PaymentMethod.charge_order, PaymentMethod.id)
+        select(method)
+        .where(method.organization_id == organization_id, method.detached_at.is_(None))
+        .order_by(text(CHARGE_ORDER))
     )
     return list(rows)
 

@@ -11,13 +11,15 @@ import orjson
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from db.models.payments import CHARGE_ORDER
 from db.queries.locked_subscriptions import build_discount
+from workflows.rules.funding import CollectionMethod
 from workflows.rules.money import Money
 from workflows.rules.pricing import Discount
 from workflows.rules.subscription import SubscriptionStatus
 
 _STATE = text(
-    """
+    f"""
 SELECT s.id, s.name, s.status, s.collection_method, s.price_minor, s.currency, s.coupon_code,
     s.coupon_remaining_periods, s.current_period_end AS period_end, s.trial_end, s.cancel_at_period_end,
     p.name AS plan_name, v.name AS service_name, i.hostname, i.url,
@@ -42,7 +44,7 @@ LEFT JOIN LATERAL (
 LEFT JOIN LATERAL (
     SELECT m.id, m.brand, m.last4 FROM payment_methods m
     WHERE m.organization_id = s.organization_id AND m.detached_at IS NULL
-    ORDER BY m.is_default DESC, m.created_at, m.id LIMIT 1
+    ORDER BY {CHARGE_ORDER} LIMIT 1
 ) m ON true
 WHERE s.id = :subscription_id
 """
@@ -70,7 +72,7 @@ class ReminderState:
     subscription_id: str
     name: str | None
     status: SubscriptionStatus
-    collection_method: str | None
+    collection_method: CollectionMethod
     service_name: str
     plan_name: str
     price: Money
@@ -99,7 +101,7 @@ async def load_state(session: AsyncSession, subscription_id: str) -> ReminderSta
         subscription_id=row["id"],
         name=row["name"],
         status=SubscriptionStatus(row["status"]),
-        collection_method=row["collection_method"],
+        collection_method=CollectionMethod(row["collection_method"]),
         service_name=row["service_name"],
         plan_name=row["plan_name"],
         price=Money(amount_minor=row["price_minor"], currency=currency),

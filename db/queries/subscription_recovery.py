@@ -30,7 +30,7 @@ class OrderedSubscription:
     name: str | None
     parameters: dict[str, Any]
     coupon: str | None
-    collection_method: str | None
+    collection_method: str
 
 
 _UNFINISHED_PAGE = text(
@@ -59,9 +59,9 @@ _FAILED_ATTEMPTS = text(
     " WHERE subscription_id = :id AND kind = 'payment.failed' AND occurred_at >= :since"
 )
 
-_LAST_PAYMENT = text(
+_INVOICE_PAYMENTS = text(
     "SELECT status, decline_code, payment_method_id FROM payments WHERE invoice_id = :invoice_id"
-    " ORDER BY created_at DESC, id DESC LIMIT 1"
+    " ORDER BY created_at, id"
 )
 
 _TERMINAL = [status.value for status in TERMINAL_STATUSES]
@@ -104,22 +104,22 @@ async def count_failed_attempts(session: AsyncSession, subscription_id: str, sin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LastPayment:
+class InvoicePayment:
     status: PaymentStatus
     decline_code: str | None
     payment_method_id: str | None
 
 
-async def find_last_payment(session: AsyncSession, invoice_id: str) -> LastPayment | None:
-    """Return the newest card payment of an invoice."""
-    row = (await session.execute(_LAST_PAYMENT, {"invoice_id": invoice_id})).mappings().one_or_none()
-    if row is None:
-        return None
-    return LastPayment(
-        status=PaymentStatus(row["status"]),
-        decline_code=row["decline_code"],
-        payment_method_id=row["payment_method_id"],
-    )
+async def list_invoice_payments(session: AsyncSession, invoice_id: str) -> list[InvoicePayment]:
+    """Return the card payments of an invoice, the oldest first."""
+    return [
+        InvoicePayment(
+            status=PaymentStatus(row["status"]),
+            decline_code=row["decline_code"],
+            payment_method_id=row["payment_method_id"],
+        )
+        for row in (await session.execute(_INVOICE_PAYMENTS, {"invoice_id": invoice_id})).mappings()
+    ]
 
 
 async def list_unsettled_payments(session: AsyncSession, subscription_id: str) -> list[PaymentRecord]:

@@ -51,7 +51,7 @@ async def carried(account_with_card: BillingFixture) -> OpenedSubscription:
 
 def set_minimum_charge(billing: BillingFixture, amount_minor: int) -> None:
     """Run the activities with this minimum of the gateway from now on, in cents."""
-    cards = GatewayTerms(name="stripe", minimum_minor={"USD": amount_minor})
+    cards = {"stripe": GatewayTerms(name="stripe", minimum_minor={"USD": amount_minor})}
     billing.billing_activities = PostgresBillingActivities(billing.sessions, cards)
     billing.subscription_activities = PostgresSubscriptionActivities(billing.sessions, "apps.test", cards)
 

@@ -23,7 +23,7 @@ from tests.support.billing_fixture import (
 from workflows.ports.billing import BillingOutcome
 from workflows.rules.funding import GatewayTerms
 
-CARDS = GatewayTerms(name="stripe", minimum_minor={"USD": 50})
+CARDS = {"stripe": GatewayTerms(name="stripe", minimum_minor={"USD": 50})}
 
 
 async def payment_summary(billing: BillingFixture, invoice_id: str | None) -> str | None:

@@ -97,7 +97,7 @@ WRITES = {
 @pytest_asyncio.fixture
 async def admin(seeded_api: ApiWithCatalogue, database: DatabaseFixture) -> RegisteredUser:
     workflow_client, sessions = MoneyWorkflowClient(seeded_api.api), session_factory(database.worker)
-    workflow_client.billing = PostgresBillingActivities(sessions, GatewayTerms(name="stripe"))
+    workflow_client.billing = PostgresBillingActivities(sessions, {"stripe": GatewayTerms(name="stripe")})
     workflow_client.refunds = GatewayRefundActivities(sessions, {})
     seeded_api.api.use_workflow_client(workflow_client)
     return await seeded_api.api.administrator()

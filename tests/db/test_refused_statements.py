@@ -36,7 +36,7 @@ ENTRY = (
 )
 HOLD = (
     "INSERT INTO holds (organization_id, subscription_id, dedup_key, currency, wallet_minor, promotional_minor,"
-    " card_minor, payment_method_ids, status)"
+    " card_minor, payment_methods, status)"
     " VALUES ('{organization}', '{subscription}', '{key}', 'USD', 1, 0, 0, '[]', '{status}')"
 )
 LINE = (

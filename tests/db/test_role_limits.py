@@ -48,7 +48,7 @@ async def test_a_statement_beyond_the_limit_is_cancelled(database: DatabaseFixtu
 async def test_an_activity_that_meets_a_locked_wallet_fails_to_be_retried(database: DatabaseFixture) -> None:
     sessions = session_factory(database.worker)
     billing, organization = (
-        PostgresBillingActivities(sessions, GatewayTerms(name="stripe")),
+        PostgresBillingActivities(sessions, {"stripe": GatewayTerms(name="stripe")}),
         await insert_organization(database.owner),
     )
 

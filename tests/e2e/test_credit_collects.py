@@ -84,22 +84,36 @@ def test_the_credit_of_a_plan_change_collects(customer: ApiUser, status: str, da
 
 
 @pytest.mark.parametrize(("status", "days"), OWED)
-def test_another_default_card_collects(customer: ApiUser, status: str, days: int) -> None:
-    good = card(customer)
+def test_another_card_collects(customer: ApiUser, status: str, days: int) -> None:
     card(customer, "pm_card_chargeCustomerFail")
     top_up(customer, 1500)
     subscription = order_until_past_due(customer, status, days)
+    good = card(customer, default=False)
+    assert_collected(customer, subscription)
     chosen = assert_success(customer.request("POST", f"{V1}/billing/payment-methods/{good['id']}/default"))
     assert (chosen["id"], chosen["default"]) == (good["id"], True)
-    assert_collected(customer, subscription)
     assert [row["default"] for row in list_all(customer, f"{V1}/billing/payment-methods")] == [True, False]
+
+
+def test_a_backup_card_pays_the_renewal_that_the_default_declines(customer: ApiUser) -> None:
+    card(customer)
+    card(customer, "pm_card_chargeCustomerFail")
+    top_up(customer, 1500)
+    subscription = order_until_ready(customer)
+    end = instant(subscription["current_period"]["end"]) + timedelta(minutes=5)
+    customer.advance(subscription["id"], until=end.isoformat())
+    assert get_subscription(customer, subscription["id"])["status"] == "active"
+    assert invoices(customer, subscription["id"])[-1]["status"] == "paid"
+    payments = list_all(customer, f"{V1}/billing/payments", subscription_id=subscription["id"])
+    assert sorted(payment["status"] for payment in payments) == ["failed", "succeeded"]
 
 
 @pytest.mark.parametrize(("status", "days"), OWED)
 def test_a_top_up_collects_although_the_collection_method_is_card(customer: ApiUser, status: str, days: int) -> None:
-    card(customer)
+    good = card(customer)
     subscription = order_until_ready(customer, collection="card")
     card(customer, "pm_card_chargeCustomerFail")
+    assert_success(customer.request("DELETE", f"{V1}/billing/payment-methods/{good['id']}"))
     customer.advance(
         subscription["id"], until=(instant(subscription["current_period"]["end"]) + timedelta(days=days)).isoformat()
     )

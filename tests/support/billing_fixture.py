@@ -126,7 +126,9 @@ async def insert_card_payment(
         )
 
 
-async def insert_payment_method(sessions: SessionFactory) -> str:
+async def insert_payment_method(
+    sessions: SessionFactory, *, default: bool = True, charge_order: int = 0, gateway: str = "stripe"
+) -> str:
     payment_method_id = f"pm_{next(_sequence)}"
     async with sessions.begin() as session:
         await session.execute(
@@ -134,9 +136,16 @@ async def insert_payment_method(sessions: SessionFactory) -> str:
                 "INSERT INTO payment_methods (id, organization_id, gateway, gateway_reference,"
                 " gateway_customer_reference, brand, last4,"
                 " exp_month, exp_year, is_default, charge_order, created_at)"
-                " VALUES (:id, :org, 'stripe', :id, 'cus', 'visa', '4242', 12, 2040, true, 0, :at)"
+                " VALUES (:id, :org, :gateway, :id, 'cus', 'visa', '4242', 12, 2040, :default, :charge_order, :at)"
             ),
-            {"id": payment_method_id, "org": ORGANIZATION, "at": ORDERED_AT},
+            {
+                "id": payment_method_id,
+                "org": ORGANIZATION,
+                "gateway": gateway,
+                "default": default,
+                "charge_order": charge_order,
+                "at": ORDERED_AT,
+            },
         )
     return payment_method_id
 
@@ -309,7 +318,7 @@ class BillingFixture:
 async def create_billing_fixture(database: DatabaseFixture, timezone: str = "UTC") -> BillingFixture:
     await seed_organization_and_catalogue(session_factory(database.owner), "USD", timezone)
     sessions = session_factory(database.worker)
-    cards = GatewayTerms(name="stripe")
+    cards = {"stripe": GatewayTerms(name="stripe")}
     return BillingFixture(
         sessions,
         PostgresBillingActivities(sessions, cards),

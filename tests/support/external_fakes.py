@@ -28,10 +28,13 @@ class ExternalFakes:
     provisioning_done: asyncio.Event = field(default_factory=asyncio.Event)
     provisioned: ProvisioningOutcome = field(default_factory=lambda: ProvisioningOutcome(ready=True))
     decline_code: str | None = None
+    decline_codes: dict[str, str] = field(default_factory=dict)
+    """By payment method; the others decline with ``decline_code``, or pay without one."""
     gateway_responses: asyncio.Event = field(default_factory=asyncio.Event)
     operations_allowed: asyncio.Event = field(default_factory=asyncio.Event)
     failing_operations: set[str] = field(default_factory=set)
     calls: list[tuple[str, str]] = field(default_factory=list)
+    charged_methods: list[str] = field(default_factory=list)
     payments: list[PaymentInput] = field(default_factory=list)
 
     def operations(self) -> list[str]:
@@ -64,7 +67,8 @@ class ExternalFakes:
     @activity.defn(name="fake.authorize")
     async def authorize(self, command: PaymentInput) -> PaymentOutcome:
         self.calls.append(("authorize", command.payment_id))
-        return self._outcome(command, PaymentStatus.FAILED if self.decline_code else PaymentStatus.AUTHORIZED)
+        declines = self._decline_code(command) is not None
+        return self._outcome(command, PaymentStatus.FAILED if declines else PaymentStatus.AUTHORIZED)
 
     @activity.defn(name="fake.cancel_authorization")
     async def cancel_authorization(self, command: PaymentInput) -> PaymentOutcome:
@@ -78,8 +82,9 @@ class ExternalFakes:
     @activity.defn(name="fake.charge")
     async def charge(self, command: PaymentInput) -> PaymentOutcome:
         self.calls.append(("charge", command.payment_id))
+        self.charged_methods.append(command.payment_method_id or "")
         await self.gateway_responses.wait()
-        if self.decline_code:
+        if self._decline_code(command) is not None:
             return self._outcome(command, PaymentStatus.FAILED)
         await self._receive(command)
         return self._outcome(command, PaymentStatus.SUCCEEDED)
@@ -87,8 +92,11 @@ class ExternalFakes:
     def _outcome(self, command: PaymentInput, status: PaymentStatus) -> PaymentOutcome:
         failed = status is PaymentStatus.FAILED
         return PaymentOutcome(
-            payment_id=command.payment_id, status=status, decline_code=self.decline_code if failed else None
+            payment_id=command.payment_id, status=status, decline_code=self._decline_code(command) if failed else None
         )
+
+    def _decline_code(self, command: PaymentInput) -> str | None:
+        return self.decline_codes.get(command.payment_method_id or "", self.decline_code)
 
     async def _receive(self, command: PaymentInput) -> None:
         self.payments.append(command)

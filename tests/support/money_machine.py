@@ -34,11 +34,11 @@ from workflows.ports.billing import (
 from workflows.ports.payments import RefundDestination, RefundInput, ReserveRefund, SendRefund
 from workflows.ports.subscription import (
     AbortOrder,
-    CollectionMethod,
     PlanChangeRollback,
     StartProvisioning,
 )
 from workflows.rules import ledger
+from workflows.rules.funding import CollectionMethod
 from workflows.rules.proration import PlanChangeMode
 from workflows.rules.renewal import PeriodKind
 from workflows.rules.subscription import LIVE_STATUSES, PAST_DUE_STATUSES, SubscriptionStatus
@@ -75,7 +75,7 @@ class MoneyMachine(MoneySteps):
             self.grant_promotional_credit(170)
         if card:
             self.add_card()
-        self.order(plan, None, result)
+        self.order(plan, CollectionMethod.WALLET_THEN_CARD, result)
         if renewal is not None:
             self.renew(0, renewal, "card")
 
@@ -120,8 +120,8 @@ class MoneyMachine(MoneySteps):
 
     # Subscriptions
 
-    @rule(plan=PLANS, collection=st.sampled_from([None, *CollectionMethod]), result=CARD_RESULTS)
-    def order(self, plan: str, collection: CollectionMethod | None, result: str) -> None:
+    @rule(plan=PLANS, collection=st.sampled_from(CollectionMethod), result=CARD_RESULTS)
+    def order(self, plan: str, collection: CollectionMethod, result: str) -> None:
         billing = self.account.billing
         command = billing.create_command(plan, collection_method=collection)
         opened = self.perform(billing.subscription_activities.create, command)

@@ -117,7 +117,7 @@ def build_account(
 ) -> MachineContext:
     runner.run(seed_organization_and_catalogue(session_factory(database.owner), "USD", "UTC"))
     sessions = session_factory(database.worker)
-    terms = GatewayTerms(name="stripe", minimum_minor={"USD": 50})
+    terms = {"stripe": GatewayTerms(name="stripe", minimum_minor={"USD": 50})}
     gateway = AnsweringGateway()
     return MachineContext(
         runner=runner,

@@ -39,7 +39,6 @@ from workflows.ports.subscription import (
     CancelAt,
     CancelSubscription,
     ChangePlan,
-    CollectionMethod,
     CreateSubscription,
     FundsArrived,
     LifecycleCommand,
@@ -47,7 +46,7 @@ from workflows.ports.subscription import (
 )
 from workflows.rpc_errors import WorkflowTaskPending
 from workflows.rules.dunning import FundsKind
-from workflows.rules.funding import GatewayTerms
+from workflows.rules.funding import CollectionMethod, GatewayTerms
 from workflows.rules.ids import derive_id
 from workflows.rules.money import Money
 from workflows.rules.proration import PlanChangeMode
@@ -153,8 +152,9 @@ class SubscriptionFixture:
         for subscription_id in subscriptions:
             await self.workflows.signal_funds_arrived(subscription_id, FundsArrived(source=key, kind=FundsKind.CREDIT))
 
-    async def add_card(self) -> None:
-        await billing_fixture.insert_payment_method(self.sessions)
+    async def add_card(self, **more: Any) -> str:
+        """Save a card, the default unless ``default=False``, and return its id."""
+        return await billing_fixture.insert_payment_method(self.sessions, **more)
 
     # Rows of the database
 
@@ -256,7 +256,7 @@ async def run_subscription_fixture(
     fakes = ExternalFakes(sessions)
     fakes.gateway_responses.set()
     fakes.operations_allowed.set()
-    cards = GatewayTerms(name="stripe")
+    cards = {name: GatewayTerms(name=name) for name in ("stripe", "other")}
     billing, subscriptions = (
         PostgresBillingActivities(sessions, cards),
         PostgresSubscriptionActivities(sessions, "apps.test", cards),

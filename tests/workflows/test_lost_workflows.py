@@ -82,7 +82,7 @@ async def test_an_active_subscription_is_renewed_once(subscriptions: Subscriptio
 
 
 async def test_a_trial_is_charged_at_its_end(subscriptions: SubscriptionFixture) -> None:
-    subscription = await subscriptions.create_active_subscription("trial", collection_method=None)
+    subscription = await subscriptions.create_active_subscription("trial")
     end = (await subscriptions.subscription(subscription))["trial_end"]
     await _lose_and_restart(subscriptions, subscription)
     assert await _status(subscriptions, subscription) == "trialing"
@@ -210,6 +210,24 @@ async def test_an_order_that_is_lost_during_provisioning_is_completed(subscripti
     await subscriptions.wait_for_status(subscription, "active")
     assert [row["status"] for row in await subscriptions.invoices(subscription)] == ["paid"]
     assert (await subscriptions.balance(), await subscriptions.balance("held")) == (100, 0)
+
+
+async def test_an_order_that_a_backup_card_secured_and_that_is_lost_takes_over_its_authorization(
+    subscriptions: SubscriptionFixture,
+) -> None:
+    default = await subscriptions.add_card()
+    backup = await subscriptions.add_card(default=False, charge_order=1)
+    subscriptions.external.decline_codes = {default: "insufficient_funds"}
+    subscription = await subscriptions.create_subscription("starter")
+    await wait_until(lambda: _count(subscriptions, "provision") == 1)
+    await _lose(subscriptions, subscription)
+    assert await _restart_lost(subscriptions) == 1
+    await wait_until(lambda: _count(subscriptions, "provision") == 2)
+    subscriptions.external.provisioning_done.set()
+    await subscriptions.wait_for_status(subscription, "active")
+    assert [payment.payment_method_id for payment in subscriptions.external.payments] == [backup]
+    authorized = [payment_id for verb, payment_id in subscriptions.external.calls if verb == "authorize"]
+    assert len(set(authorized)) == 2
 
 
 async def test_an_order_that_is_lost_during_provisioning_can_be_cancelled(subscriptions: SubscriptionFixture) -> None:

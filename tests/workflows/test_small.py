@@ -40,7 +40,9 @@ async def workflow_client(
             temporal.client,
             task_queue=names.PLATFORM_QUEUE,
             workflows=[WalletAdjustment, InvoiceRendering],
-            activities=[PostgresBillingActivities(notifications.sessions, GatewayTerms(name="stripe")).adjust_wallet],
+            activities=[
+                PostgresBillingActivities(notifications.sessions, {"stripe": GatewayTerms(name="stripe")}).adjust_wallet
+            ],
         ),
         Worker(
             temporal.client,

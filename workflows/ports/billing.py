@@ -94,7 +94,8 @@ class CollectInvoice:
 
     Attributes:
         scheduled: Whether the attempt counts in the dunning schedule; a customer's attempt does not.
-        credit_only: The card was declined for good and is not charged.
+        credit_only: No card is charged.
+        excluded_payment_method_ids: Cards that were declined for good and are not charged.
     """
 
     subscription_id: str
@@ -104,6 +105,7 @@ class CollectInvoice:
     now: datetime
     next_retry_at: datetime | None
     credit_only: bool = False
+    excluded_payment_method_ids: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

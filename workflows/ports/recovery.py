@@ -38,7 +38,10 @@ class Recovery:
         payments: Payments to settle before anything else is collected, oldest first.
         failed_attempts: How often the open invoice could not be collected; zero unless the subscription is past due.
         last_attempt_at: When it was tried last.
-        hard_declined: The card that is charged first was declined for good for the open invoice.
+        payment_method_ids: The saved payment methods, in charging order.
+        hard_declined: No card is charged again for the open invoice by itself: each was declined for good, or the last
+            one for suspected fraud.
+        hard_declined_payment_method_ids: The cards that were declined for good for the open invoice.
         is_instance_running: Whether the instance is not scaled to zero.
         is_stopped_by_customer: Whether the customer stopped the instance.
         has_plan_resources: Whether the instance has the resources of the subscription's plan.
@@ -47,7 +50,9 @@ class Recovery:
     payments: list[UnsettledPayment] = field(default_factory=list)
     failed_attempts: int = 0
     last_attempt_at: datetime | None = None
+    payment_method_ids: list[str] = field(default_factory=list)
     hard_declined: bool = False
+    hard_declined_payment_method_ids: list[str] = field(default_factory=list)
     is_instance_running: bool = True
     is_stopped_by_customer: bool = False
     has_plan_resources: bool = True

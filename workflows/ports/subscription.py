@@ -9,18 +9,12 @@ from enum import StrEnum
 from typing import Any
 
 from workflows.rules import dunning
+from workflows.rules.funding import CollectionMethod, PaymentMethodReference
 from workflows.rules.money import Money
 from workflows.rules.periods import Interval
 from workflows.rules.proration import PlanChangeMode
 from workflows.rules.schedule import ScheduleInput
 from workflows.rules.subscription import SubscriptionStatus
-
-
-class CollectionMethod(StrEnum):
-    """How an order is paid: from the wallet alone or by card; None means the wallet and a card for the rest."""
-
-    WALLET = "wallet"
-    CARD = "card"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +33,7 @@ class CreateSubscription:
     name: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
     coupon: str | None = None
-    collection_method: CollectionMethod | None = None
+    collection_method: CollectionMethod = CollectionMethod.WALLET_THEN_CARD
     request_id: str = ""
 
 
@@ -126,7 +120,8 @@ class SubscriptionState:
         pending_terms: What was agreed for ``committed.pending_plan_id``.
         grace_extension_seconds: Platform downtime, which does not count as grace period.
         retries_made: Scheduled retries of the open invoice so far.
-        hard_declined: The card was declined for good and is not charged again by itself.
+        hard_declined: No card is charged again by itself: each was declined for good, or one for suspected fraud.
+        hard_declined_payment_method_ids: The cards that were declined for good while the open invoice was collected.
         payment_count: How many payments were started; part of each payment's id.
         operation_count: How many operations the platform started; part of each operation's id.
         recovery_id: Part of the ids of payments and operations after a terminated workflow was started again, so that
@@ -144,6 +139,7 @@ class SubscriptionState:
     grace_extension_seconds: float = 0.0
     retries_made: int = 0
     hard_declined: bool = False
+    hard_declined_payment_method_ids: list[str] = field(default_factory=list)
     payment_count: int = 0
     operation_count: int = 0
     recovery_id: str = ""
@@ -285,10 +281,10 @@ class OpenSubscription:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CardCharge:
-    """The amount that a card has to pay, and the card."""
+    """The amount that a card has to pay, and the cards in charging order: each is charged if those before decline."""
 
     amount: Money
-    payment_method_id: str
+    payment_methods: tuple[PaymentMethodReference, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 
+from workflows.rules.payment import PaymentStatus
+
 HARD_DECLINES = frozenset(
     {
         "lost_card",
@@ -23,6 +25,13 @@ HARD_DECLINES = frozenset(
     }
 )
 """Decline codes that a retry of the same card cannot cure (Stripe's list of codes that must not be retried)."""
+
+
+FRAUD_DECLINES = frozenset({"fraudulent", "merchant_blacklist", "stolen_card", "pickup_card"})
+"""Decline codes by which the issuer or the gateway suspects fraud: no other card of the organization is tried."""
+
+PAYMENT_IN_FLIGHT = "conflict"
+"""Failure code of a payment that was not made, because another one of the same invoice is in flight."""
 
 
 class FundsKind(StrEnum):
@@ -101,6 +110,14 @@ def deletes_at(policy: DunningPolicy, cancelled_at: datetime) -> datetime:
 
 def is_hard_decline(decline_code: str | None) -> bool:
     return decline_code in HARD_DECLINES
+
+
+def may_charge_backup(status: PaymentStatus, decline_code: str | None) -> bool:
+    """Return whether the next saved method is charged after a payment ended with ``status``.
+
+    Only a certain failure allows it: money of a payment whose outcome is unknown may still arrive.
+    """
+    return status is PaymentStatus.FAILED and decline_code not in FRAUD_DECLINES | {PAYMENT_IN_FLIGHT}
 
 
 def may_charge_card(arrived: Set[FundsKind], *, by_customer: bool, is_scheduled: bool, hard_declined: bool) -> bool:

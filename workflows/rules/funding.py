@@ -19,6 +19,7 @@ class CollectionMethod(StrEnum):
     """How a subscription is paid. ``collection`` in the order; absent means ``WALLET_THEN_CARD``.
 
     ``WALLET``: promotional credit and wallet only. ``CARD``: a saved payment method first, credit for what none takes.
+    ``WALLET_THEN_CARD``: credit first, a saved payment method for the rest.
     """
 
     WALLET = "wallet"
@@ -64,6 +65,14 @@ class GatewayTerms:
         """Return whether the gateway can charge a saved method for this purpose. An order needs an authorization."""
         has_currency = not self.currencies or currency in self.currencies
         return has_currency and self.off_session and (self.authorization or purpose is not FundingPurpose.ORDER)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaymentMethodReference:
+    """A saved payment method, and the name of the gateway that charges it."""
+
+    payment_method_id: str
+    gateway: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +134,13 @@ class Funding:
     def payment(self) -> FundingPart | None:
         """Return the part that a payment method is charged for."""
         return next((part for part in self.parts if part.source is AllocationSource.PAYMENT), None)
+
+    @property
+    def payment_method_ids(self) -> tuple[str, ...]:
+        """Return the methods that can take the payment part, in charging order."""
+        if self.payment is None or self.payment.payment_method_id is None:
+            return ()
+        return self.payment.payment_method_id, *self.backup_payment_method_ids
 
     @property
     def total(self) -> Money:

@@ -117,7 +117,7 @@ async def collect(
     action: ScheduledAction | None = None,
     fail_if_unpaid: bool = False,
 ) -> None:
-    """Try to collect the open invoice. A hard-declined card is charged again only by the customer's own attempt.
+    """Try to collect the open invoice. Hard-declined cards are charged again only by the customer's own attempt.
 
     Args:
         context: The subscription.
@@ -155,6 +155,7 @@ async def collect(
                     now=workflow.now(),
                     next_retry_at=context.next_retry_at(),
                     credit_only=not may_charge,
+                    excluded_payment_method_ids=[] if fail_if_unpaid else state.hard_declined_payment_method_ids,
                 ),
                 **policies.DATABASE,
             )

@@ -1,6 +1,12 @@
-"""Payments by card: start the ``Payment`` workflow, wait for its outcome, record it on the invoice."""
+"""Payments by card: start the ``Payment`` workflow, wait for its outcome, record it on the invoice.
+
+A declined card is followed by the next one on file, the default before the backups.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from temporalio import workflow
 from temporalio.exceptions import ChildWorkflowError
@@ -14,6 +20,8 @@ from workflows.ports.subscription import CardCharge, PlanTerms
 from workflows.rules import dunning, ids
 from workflows.rules.dunning import FundsKind
 from workflows.rules.errors import ErrorCode
+from workflows.rules.funding import PaymentMethodReference
+from workflows.rules.money import Money
 from workflows.rules.payment import PAID_STATUSES, PaymentStatus
 from workflows.rules.subscription import LIVE_STATUSES
 from workflows.subscription.context import SubscriptionContext
@@ -21,17 +29,32 @@ from workflows.subscription.context import SubscriptionContext
 PaymentHandle = workflow.ChildWorkflowHandle[object, PaymentOutcome]
 
 
-def build_payment(context: SubscriptionContext, card: CardCharge, invoice_id: str | None) -> PaymentInput:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChargeResult:
+    """How the charge of an amount ended.
+
+    Attributes:
+        payment: The payment that succeeded, or the last one that did not.
+        hard_declined: No card is charged again by itself: each was declined for good, or one for suspected fraud.
+    """
+
+    payment: PaymentOutcome
+    hard_declined: bool
+
+
+def build_payment(
+    context: SubscriptionContext, amount: Money, method: PaymentMethodReference, invoice_id: str | None
+) -> PaymentInput:
     """Return the next payment's command; without ``invoice_id`` it authorizes the order's first period."""
     state, command = context.require_state(), context.command
     state.payment_count += 1
     return PaymentInput(
         payment_id=ids.derive_id("pay", command.subscription_id, f"{state.recovery_id}{state.payment_count}"),
         organization_id=command.organization_id,
-        amount=card.amount,
-        gateway="stripe",
+        amount=amount,
+        gateway=method.gateway,
         purpose=Purpose.INVOICE if invoice_id else Purpose.ORDER,
-        payment_method_id=card.payment_method_id,
+        payment_method_id=method.payment_method_id,
         subscription_id=command.subscription_id,
         invoice_id=invoice_id,
         business_time=workflow.now(),
@@ -71,10 +94,37 @@ async def await_payment(context: SubscriptionContext, payment: PaymentHandle, pa
         context.payment_started_at = None
 
 
-async def charge(context: SubscriptionContext, card: CardCharge, invoice_id: str) -> PaymentOutcome:
-    """Charge a card and wait for the outcome. The caller holds ``collection_lock``, not ``state_lock``."""
-    payment = build_payment(context, card, invoice_id)
-    return await await_payment(context, await start_payment(payment), payment.payment_id)
+async def charge(context: SubscriptionContext, card: CardCharge, invoice_id: str) -> ChargeResult:
+    """Charge the cards in order until one pays, and wait for the outcome.
+
+    The caller holds ``collection_lock``, not ``state_lock``.
+    """
+    method_ids = [method.payment_method_id for method in card.payment_methods]
+    results = list[ChargeResult]()
+    for method in card.payment_methods:
+        payment_input = build_payment(context, card.amount, method, invoice_id)
+        payment = await await_payment(context, await start_payment(payment_input), payment_input.payment_id)
+        results.append(judge_payment(context, payment, method.payment_method_id, method_ids))
+        if not dunning.may_charge_backup(payment.status, payment.decline_code):
+            break
+    return results[-1]
+
+
+def judge_payment(
+    context: SubscriptionContext, payment: PaymentOutcome, payment_method_id: str | None, method_ids: Sequence[str]
+) -> ChargeResult:
+    """Record whether a card was declined for good, and return how its charge ended.
+
+    Args:
+        method_ids: The cards that may pay the same amount.
+    """
+    context.record_decline(payment_method_id or "", is_hard_decline=dunning.is_hard_decline(payment.decline_code))
+    excluded = context.require_state().hard_declined_payment_method_ids
+    is_fraud_suspected = payment.decline_code in dunning.FRAUD_DECLINES
+    return ChargeResult(
+        payment=payment,
+        hard_declined=is_fraud_suspected or all(method_id in excluded for method_id in method_ids),
+    )
 
 
 async def charge_invoice(
@@ -93,17 +143,19 @@ async def charge_invoice(
     """
     if outcome.invoice_id is None:
         return outcome, None
-    payment = await charge(context, card, outcome.invoice_id)
+    charged = await charge(context, card, outcome.invoice_id)
     async with context.state_lock:
-        return await record_payment(context, outcome.invoice_id, payment, terms), decline_code_or_status(payment)
+        recorded = await record_payment(context, outcome.invoice_id, charged, terms)
+    return recorded, decline_code_or_status(charged.payment)
 
 
 async def record_payment(
-    context: SubscriptionContext, invoice_id: str, payment: PaymentOutcome, terms: PlanTerms | None = None
+    context: SubscriptionContext, invoice_id: str, charged: ChargeResult, terms: PlanTerms | None = None
 ) -> BillingOutcome:
     """Record how the payment of an invoice ended. The caller holds ``state_lock``."""
+    payment = charged.payment
     if payment.status not in PAID_STATUSES:
-        return await record_failure(context, invoice_id, payment, terms)
+        return await record_failure(context, invoice_id, charged, terms)
     return await apply_payment(context, invoice_id, payment.payment_id, terms)
 
 
@@ -128,10 +180,11 @@ async def apply_payment(
 
 
 async def record_failure(
-    context: SubscriptionContext, invoice_id: str, payment: PaymentOutcome, terms: PlanTerms | None = None
+    context: SubscriptionContext, invoice_id: str, charged: ChargeResult, terms: PlanTerms | None = None
 ) -> BillingOutcome:
-    """Record that the payment of an invoice failed. The caller holds ``state_lock``."""
-    if dunning.is_hard_decline(payment.decline_code):
+    """Record that no card paid an invoice. The caller holds ``state_lock``."""
+    payment = charged.payment
+    if charged.hard_declined:
         context.require_state().hard_declined = True
     else:
         context.clear_hard_decline()

@@ -121,6 +121,12 @@ class SubscriptionContext:
             elapsed = dunning.count_elapsed_retries(state.terms.dunning_policy, state.grace_started_at, workflow.now())
             state.retries_made = max(state.retries_made, elapsed)
 
+    def record_decline(self, payment_method_id: str, *, is_hard_decline: bool) -> None:
+        """Keep a card from being charged again by itself after a hard decline; any other outcome admits it again."""
+        state = self.require_state()
+        others = [other for other in state.hard_declined_payment_method_ids if other != payment_method_id]
+        state.hard_declined_payment_method_ids = [*others, payment_method_id] if is_hard_decline else others
+
     # The state
 
     def commit_created(self, created: CreateSubscriptionOutcome) -> None:
@@ -149,6 +155,7 @@ class SubscriptionContext:
         state.pending_terms = _find_terms(candidates, pending_plan_id) if pending_plan_id is not None else None
         if committed.status not in PAST_DUE_STATUSES:
             state.retries_made, state.hard_declined, state.grace_extension_seconds = 0, False, 0.0
+            state.hard_declined_payment_method_ids = []
         if committed.period_start != previous.period_start:
             # The terms of a new period are final: a plan change before it is no longer rolled back.
             state.plan_change_rollback = None
@@ -217,7 +224,7 @@ class SubscriptionContext:
         await signal_past_due_subscriptions([other for other in subscription_ids if other != own], own, kind)
 
     def take_pending_funds(self) -> frozenset[FundsKind]:
-        """Return what has arrived since the last attempt; a payment method ends a hard decline.
+        """Return what has arrived since the last attempt; a payment method lets every card be charged again.
 
         Only the collection calls it, under its lock: the charge of the previous card may be declined after the signal.
         """
@@ -225,6 +232,7 @@ class SubscriptionContext:
         self.pending_funds.clear()
         if FundsKind.PAYMENT_METHOD in taken:
             self.clear_hard_decline()
+            self.require_state().hard_declined_payment_method_ids = []
         return taken
 
     @property

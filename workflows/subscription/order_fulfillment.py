@@ -11,6 +11,7 @@ from temporalio.workflow import ParentClosePolicy
 from workflows import local_first, names, policies
 from workflows.ports.billing import BillingActivities, BillingOutcome, StartFirstPeriod, SubscriptionActivities
 from workflows.ports.instances import OperationInput, OperationKind, ProvisioningInput, ProvisioningOutcome
+from workflows.ports.payments import PaymentInput, PaymentOutcome
 from workflows.ports.subscription import (
     AbortOrder,
     CardCharge,
@@ -18,7 +19,7 @@ from workflows.ports.subscription import (
     OpenSubscription,
     StartProvisioning,
 )
-from workflows.rules import ids
+from workflows.rules import dunning, ids
 from workflows.rules.payment import IN_FLIGHT_STATUSES, PaymentStatus
 from workflows.rules.subscription import PRE_READY_STATUSES, SubscriptionStatus
 from workflows.saga import Saga
@@ -43,6 +44,8 @@ class OrderFulfillment:
         self._context = context
         self._payment: PaymentHandle | None = None
         self._payment_id = ""
+        self._payment_method_id: str | None = None
+        self._method_ids: list[str] = []
         self._provisioning: workflow.ChildWorkflowHandle[object, ProvisioningOutcome] | None = None
         self._provisioning_rolled_back = False
         self._abort = OrderAborted(SubscriptionStatus.CANCELLED, "the workflow was cancelled")
@@ -87,9 +90,26 @@ class OrderFulfillment:
         return opened
 
     async def _authorize_card(self, card: CardCharge) -> None:
-        """Authorize the amount that credit does not cover."""
-        payment = card_payments.build_payment(self._context, card, None)
-        self._payment_id = payment.payment_id
+        """Authorize the amount that credit does not cover, at the first card that does not decline."""
+        self._method_ids = [method.payment_method_id for method in card.payment_methods]
+        for method in card.payment_methods:
+            outcome = await self._authorize(card_payments.build_payment(self._context, card.amount, method, None))
+            if outcome is None or not dunning.may_charge_backup(outcome.status, outcome.decline_code):
+                break
+        if self._payment_status() is not PaymentStatus.AUTHORIZED:
+            raise OrderAborted(SubscriptionStatus.EXPIRED, "the card was declined")
+        committed = await workflow.execute_activity_method(
+            SubscriptionActivities.start_provisioning,
+            StartProvisioning(
+                subscription_id=self._context.command.subscription_id, payment_id=self._payment_id, now=workflow.now()
+            ),
+            **policies.DATABASE,
+        )
+        self._context.commit(committed)
+
+    async def _authorize(self, payment: PaymentInput) -> PaymentOutcome | None:
+        """Start the payment and return its outcome once it is authorized or has ended; None if it was terminated."""
+        self._payment_id, self._payment_method_id = payment.payment_id, payment.payment_method_id
         handle = self._payment = await card_payments.start_payment(payment)
         await workflow.wait_condition(
             lambda: (
@@ -99,16 +119,12 @@ class OrderFulfillment:
             )
         )
         self._raise_if_cancel_requested()
-        if self._payment_status() is not PaymentStatus.AUTHORIZED:
-            raise OrderAborted(SubscriptionStatus.EXPIRED, "the card was declined")
-        committed = await workflow.execute_activity_method(
-            SubscriptionActivities.start_provisioning,
-            StartProvisioning(
-                subscription_id=self._context.command.subscription_id, payment_id=payment.payment_id, now=workflow.now()
-            ),
-            **policies.DATABASE,
-        )
-        self._context.commit(committed)
+        if self._payment_status() is PaymentStatus.AUTHORIZED:
+            return self._context.payments[payment.payment_id]
+        try:
+            return await handle
+        except ChildWorkflowError:
+            return None
 
     async def _provision(self) -> None:
         self._raise_if_cancel_requested()
@@ -170,7 +186,8 @@ class OrderFulfillment:
                 await self._signal_payment("capture")
                 payment = await card_payments.await_payment(context, self._payment, self._payment_id)
                 async with context.state_lock:
-                    await card_payments.record_payment(context, outcome.invoice_id, payment)
+                    charged = card_payments.judge_payment(context, payment, self._payment_method_id, self._method_ids)
+                    await card_payments.record_payment(context, outcome.invoice_id, charged)
 
     # Compensations
 

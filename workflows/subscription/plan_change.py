@@ -53,10 +53,11 @@ async def change_plan(context: SubscriptionContext, command: ChangePlan) -> None
                 return
         if outcome.card is None or outcome.invoice_id is None:
             raise non_retryable_error(ErrorCode.INSUFFICIENT_FUNDS, "Neither credit nor a card covers the change.")
-        payment = await card_payments.charge(context, outcome.card, outcome.invoice_id)
+        charged = await card_payments.charge(context, outcome.card, outcome.invoice_id)
+        payment = charged.payment
         async with context.state_lock:
             if payment.status not in PAID_STATUSES:
-                await card_payments.record_failure(context, outcome.invoice_id, payment)
+                await card_payments.record_failure(context, outcome.invoice_id, charged)
                 raise card_payments.unpaid_error(context, card_payments.decline_code_or_status(payment))
             completed = await workflow.execute_activity_method(
                 BillingActivities.complete_plan_change,

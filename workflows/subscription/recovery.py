@@ -35,6 +35,7 @@ async def adopt(context: SubscriptionContext) -> bool:
     state.is_stopped_by_customer = recovery.is_stopped_by_customer
     state.instance_plan_id = state.terms.plan_id if recovery.has_plan_resources else ""
     state.hard_declined = recovery.hard_declined
+    state.hard_declined_payment_method_ids = recovery.hard_declined_payment_method_ids
     if state.committed.past_due_since is not None:
         state.retries_made = dunning.count_recorded_retries(
             state.terms.dunning_policy,
@@ -77,4 +78,6 @@ async def _settle_payment(context: SubscriptionContext, unsettled: UnsettledPaym
         if outcome.status in PAID_STATUSES:
             await card_payments.apply_payment(context, unsettled.invoice_id, payment.payment_id, terms)
         elif unsettled.invoice_id is not None:
-            await card_payments.record_failure(context, unsettled.invoice_id, outcome, terms)
+            method_ids = context.recovery.payment_method_ids if context.recovery is not None else []
+            charged = card_payments.judge_payment(context, outcome, payment.payment_method_id, method_ids)
+            await card_payments.record_failure(context, unsettled.invoice_id, charged, terms)

@@ -204,7 +204,7 @@ def upgrade() -> None:
         sa.Column("service_id", sa.Text(), nullable=False),
         sa.Column("name", sa.Text(), nullable=True),
         sa.Column("status", sa.Text(), nullable=False),
-        sa.Column("collection_method", sa.Text(), nullable=True),
+        sa.Column("collection_method", sa.Text(), server_default=sa.text("'wallet_then_card'"), nullable=False),
         sa.Column("is_trial", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.Column("currency", sa.Text(), nullable=False),
         sa.Column("price_minor", sa.BigInteger(), nullable=False),
@@ -228,6 +228,10 @@ def upgrade() -> None:
             "status IN ('pending', 'provisioning', 'trialing', 'active', 'past_due', 'suspended', 'paused',"
             " 'cancelled', 'terminated', 'failed', 'expired')",
             name=op.f("ck_subscriptions_status"),
+        ),
+        sa.CheckConstraint(
+            "collection_method IN ('wallet', 'card', 'wallet_then_card')",
+            name=op.f("ck_subscriptions_collection_method"),
         ),
         sa.CheckConstraint("currency ~ '^[A-Z]{3}$'", name=op.f("ck_subscriptions_currency")),
         sa.CheckConstraint("price_minor >= 0", name=op.f("ck_subscriptions_price")),
@@ -424,7 +428,7 @@ def upgrade() -> None:
         sa.Column("wallet_minor", sa.BigInteger(), nullable=False),
         sa.Column("promotional_minor", sa.BigInteger(), nullable=False),
         sa.Column("card_minor", sa.BigInteger(), nullable=False),
-        sa.Column("payment_method_ids", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
+        sa.Column("payment_methods", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
         sa.Column("status", sa.Text(), nullable=False),
         sa.CheckConstraint(
             "wallet_minor >= 0 AND promotional_minor >= 0 AND card_minor >= 0", name=op.f("ck_holds_valid_amounts")
