@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession
 from temporalio import activity
 
 from activities.credit_arrivals import list_debtors
@@ -15,6 +16,7 @@ from db.queries import payments
 from db.session import SessionFactory
 from workflows.errors import non_retryable_error
 from workflows.ports.payments import (
+    AddPaymentMethod,
     AttachOutcome,
     AttachPaymentMethod,
     DetachPaymentMethod,
@@ -38,6 +40,9 @@ class GatewayPaymentMethodActivities(PaymentMethodActivities):
             if existing is not None:
                 past_due_ids = await list_debtors(session, order.organization_id)
                 return AttachOutcome(added=_to_outcome(existing), past_due_subscription_ids=past_due_ids)
+            on_file = await payments.find_payment_method(session, order.gateway, order.token)
+            if on_file is not None and on_file.organization_id == order.organization_id and not on_file.detached_at:
+                return await _keep_on_file(session, on_file, order)
         gateway = self._gateways.get(order.gateway)
         if gateway is None or not gateway.capabilities.saved_payment_methods:
             raise non_retryable_error(ErrorCode.VALIDATION_ERROR, "This gateway keeps no payment methods.")
@@ -54,13 +59,13 @@ class GatewayPaymentMethodActivities(PaymentMethodActivities):
             ) from rejected
         async with self._sessions.begin() as session:
             await payments.lock_payment_methods(session, order.organization_id)
+            on_file = await payments.find_payment_method(session, order.gateway, card.reference)
+            if on_file is not None:
+                return await _keep_on_file(session, on_file, order)
             others = await payments.list_payment_methods(session, order.organization_id)
             default = order.default or not others
             if default:
-                for other in others:
-                    other.is_default = False
-                # The old default must be gone before the new one stands: the database allows one.
-                await session.flush()
+                await _clear_default(session, others)
             await session.execute(
                 insert(PaymentMethod)
                 .values(
@@ -92,10 +97,7 @@ class GatewayPaymentMethodActivities(PaymentMethodActivities):
             method = await payments.get_payment_method(session, order.payment_method_id, order.organization_id)
             if method is None:
                 raise non_retryable_error(ErrorCode.NOT_FOUND, "There is no such payment method.")
-            for other in await payments.list_payment_methods(session, order.organization_id):
-                other.is_default = False
-            # The old default must be gone before the new one stands: the database allows one.
-            await session.flush()
+            await _clear_default(session, await payments.list_payment_methods(session, order.organization_id))
             method.is_default = True
             await session.flush()
             return await list_debtors(session, order.organization_id)
@@ -128,6 +130,36 @@ class GatewayPaymentMethodActivities(PaymentMethodActivities):
             gateway, reference = self._gateways[method.gateway], method.gateway_reference
         await gateway.detach_payment_method(reference)
         return past_due_ids
+
+
+async def _keep_on_file(session: AsyncSession, method: PaymentMethod, order: AddPaymentMethod) -> AttachOutcome:
+    """Return a card that the organization has saved before, as the default if the order says so.
+
+    Raises:
+        ApplicationError: ``VALIDATION_ERROR`` for a card of another organization.
+    """
+    if method.organization_id != order.organization_id:
+        raise non_retryable_error(ErrorCode.VALIDATION_ERROR, "The gateway does not know this card.")
+    await payments.lock_payment_methods(session, order.organization_id)
+    if method.detached_at is not None:
+        method.detached_at, method.is_default = None, False
+        await session.flush()
+    others = [
+        other for other in await payments.list_payment_methods(session, order.organization_id) if other.id != method.id
+    ]
+    if (order.default or not others) and not method.is_default:
+        await _clear_default(session, others)
+        method.is_default = True
+        await session.flush()
+    past_due_ids = await list_debtors(session, order.organization_id)
+    return AttachOutcome(added=_to_outcome(method), past_due_subscription_ids=past_due_ids)
+
+
+async def _clear_default(session: AsyncSession, methods: Sequence[PaymentMethod]) -> None:
+    for method in methods:
+        method.is_default = False
+    # The old default must be gone before the new one stands: the database allows one.
+    await session.flush()
 
 
 def _to_outcome(method: PaymentMethod) -> PaymentMethodAdded:

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from temporalio import activity
 
 from activities.credit_arrivals import list_debtors
-from activities.gateways.protocol import GatewayRefund, GatewayRejected, PaymentGateway, RefundStatus
+from activities.gateways.protocol import GatewayRefund, GatewayRejected, PaymentGateway
 from activities.refund_ledger import (
     load_invoices,
     pay_out_from_wallet,
@@ -36,7 +36,7 @@ from workflows.rules.allocations import plan_refund
 from workflows.rules.errors import ErrorCode, RuleViolation
 from workflows.rules.money import Money
 from workflows.rules.notifications import NotificationKind
-from workflows.rules.payment import PaymentStatus
+from workflows.rules.payment import PaymentStatus, RefundStatus
 
 REFUNDABLE_STATUSES = (PaymentStatus.SUCCEEDED, PaymentStatus.PARTIALLY_REFUNDED, PaymentStatus.REFUNDED)
 

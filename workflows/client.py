@@ -192,11 +192,21 @@ class WorkflowClient:
         )
         return result
 
-    async def refund_payment(self, command: RefundInput) -> RefundOutcome:
-        result: RefundOutcome = await self._execute_workflow(
-            names.REFUND, command, names.refund_workflow_id(command.refund_id), RefundOutcome, command.organization_id
+    async def refund_payment(self, command: RefundInput) -> UpdateResult[RefundOutcome]:
+        """Start (or find) the refund and wait for the gateway's first answer, which may be that it is pending."""
+        workflow_id = names.refund_workflow_id(command.refund_id)
+        start: WithStartWorkflowOperation[Any, Any] = WithStartWorkflowOperation(
+            names.REFUND,
+            command,
+            id=workflow_id,
+            task_queue=names.PLATFORM_QUEUE,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
+            search_attributes=names.search_attributes(command.organization_id, "refund"),
+            memo={"request_id": command.request_id},
         )
-        return result
+        update_id = f"answered/{command.refund_id}"
+        return await self._update_with_start(workflow_id, "await_outcome", update_id, RefundOutcome, start)
 
     async def render_invoice(self, invoice_id: str, organization_id: str) -> RenderedDocument:
         """Render an invoice's PDF (again, if it was lost) and wait until it is stored, 3 s at most."""

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Protocol
 
 from workflows.rules.money import Money
-from workflows.rules.payment import GatewayPayment
+from workflows.rules.payment import GatewayPayment, RefundStatus
 
 
 class GatewayUnavailable(Exception):
@@ -91,12 +90,6 @@ class SavedCard:
     exp_month: int | None
     exp_year: int | None
     fingerprint: str | None
-
-
-class RefundStatus(StrEnum):
-    PENDING = "pending"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

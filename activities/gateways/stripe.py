@@ -20,13 +20,12 @@ from activities.gateways.protocol import (
     GatewayRefund,
     GatewayRejected,
     GatewayUnavailable,
-    RefundStatus,
     SavedCard,
 )
 from workflows.rules.currencies import MINIMUM_CHARGE
 from workflows.rules.gateway_amounts import from_gateway_amount, to_gateway_amount
 from workflows.rules.money import Money
-from workflows.rules.payment import GatewayPayment, PaymentStatus
+from workflows.rules.payment import GatewayPayment, PaymentStatus, RefundStatus
 
 GATEWAY_NAME = "stripe"
 

@@ -10,6 +10,8 @@ from api.response_envelope import Amount, Instant, RequestModel, ResponseModel
 from api.schemas.currencies import CurrencyField
 from api.schemas.identity import Name
 from api.schemas.subscriptions import SubscriptionOut
+from db.models.payments import Refund
+from workflows import names
 from workflows.ports.payments import RefundDestination
 from workflows.rules.currencies import MAX_AMOUNT_MINOR
 from workflows.rules.periods import Interval
@@ -46,13 +48,29 @@ class RefundIn(RequestModel):
 
 
 class RefundOut(ResponseModel):
+    """``status`` is ``pending`` until the gateway has decided, then ``succeeded`` or ``failed`` (``failure_code``)."""
+
     id: str
     payment_id: str
     status: str
     amount: Amount
     to: str
     reason: str
+    failure_code: str | None
     workflow_id: str
+
+
+def refund_out(row: Refund) -> RefundOut:
+    return RefundOut(
+        id=row.id,
+        payment_id=row.payment_id,
+        status=row.status,
+        amount=Amount(amount_minor=row.amount_minor, currency=row.currency),
+        to=row.destination,
+        reason=row.reason,
+        failure_code=row.failure_code,
+        workflow_id=names.refund_workflow_id(row.id),
+    )
 
 
 class PriceIn(RequestModel):

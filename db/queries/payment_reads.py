@@ -10,7 +10,7 @@ from datetime import datetime
 from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import Integer, Select, bindparam, select
+from sqlalchemy import Integer, Select, and_, bindparam, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.models.payments import Payment, Refund
@@ -106,3 +106,16 @@ async def list_payments(
 async def get_refund(session: AsyncSession, identifier: str) -> Refund | None:
     refund: Refund | None = await session.scalar(select(Refund).where(Refund.id == identifier))
     return refund
+
+
+async def get_payment_with_refund(
+    session: AsyncSession, payment_id: str, refund_id: str
+) -> tuple[Payment, Refund | None] | None:
+    """Return any organization's payment, with one of its refunds if that was requested before."""
+    query = (
+        select(Payment, Refund)
+        .outerjoin(Refund, and_(Refund.payment_id == Payment.id, Refund.id == refund_id))
+        .where(Payment.id == payment_id)
+    )
+    row = (await session.execute(query)).one_or_none()
+    return None if row is None else (row[0], row[1])

@@ -86,6 +86,16 @@ async def get_payment_method(
     return row
 
 
+async def find_payment_method(session: AsyncSession, gateway: str, gateway_reference: str) -> PaymentMethod | None:
+    """Return the card that a gateway knows under this reference, of any organization, also one that was removed."""
+    row: PaymentMethod | None = await session.scalar(
+        select(PaymentMethod).where(
+            PaymentMethod.gateway == gateway, PaymentMethod.gateway_reference == gateway_reference
+        )
+    )
+    return row
+
+
 async def list_payment_methods(session: AsyncSession, organization_id: str) -> list[PaymentMethod]:
     """Return the cards on file: the default first, then the backups in their order."""
     method = aliased(PaymentMethod, name="m")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -60,6 +61,31 @@ async def test_a_new_card_is_kept_and_names_the_debts_that_it_may_pay(payments: 
     assert third.added.default
     defaults = await payments.rows("SELECT id FROM payment_methods WHERE is_default")
     assert defaults == [{"id": third.added.payment_method_id}]
+
+
+async def test_a_card_that_is_on_file_already_is_returned(payments: PaymentFixture) -> None:
+    attach = payments.method_activities.attach
+    cards = [_card(payments.organization) for _ in range(2)]
+    first, second = [(await run_activity(attach, AttachPaymentMethod(command=card, now=NOW))).added for card in cards]
+    assert (first.default, second.default) == (True, False)
+    saved = "SELECT id, gateway_reference FROM payment_methods ORDER BY charge_order"
+    reference = (await payments.rows(saved))[1]["gateway_reference"]
+    for default, is_default in ((False, False), (True, True), (False, True)):
+        retry = _card(payments.organization, reference, default=default)
+        repeated = await run_activity(attach, AttachPaymentMethod(command=retry, now=FIVE_MINUTES_LATER))
+        assert repeated.added == replace(second, default=is_default)
+    assert [row["id"] for row in await payments.rows(saved)] == [first.payment_method_id, second.payment_method_id]
+    assert await payments.rows("SELECT id FROM payment_methods WHERE is_default") == [{"id": second.payment_method_id}]
+
+
+async def test_a_card_that_another_organization_has_saved_is_refused(payments: PaymentFixture) -> None:
+    attach = payments.method_activities.attach
+    await run_activity(attach, AttachPaymentMethod(command=_card(payments.organization), now=NOW))
+    ((reference,),) = [row.values() for row in await payments.rows("SELECT gateway_reference FROM payment_methods")]
+    other = await insert_organization(payments.database.owner)
+    with pytest.raises(ApplicationError) as refused:
+        await run_activity(attach, AttachPaymentMethod(command=_card(other, reference), now=NOW))
+    assert (refused.value.type, refused.value.non_retryable) == (ErrorCode.VALIDATION_ERROR, True)
 
 
 async def test_a_card_on_file_pays_without_its_holder(payments: PaymentFixture) -> None:

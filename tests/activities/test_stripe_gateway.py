@@ -9,12 +9,12 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from activities.gateways.protocol import CardDeclined, ChargeRequest, GatewayRejected, GatewayUnavailable, RefundStatus
+from activities.gateways.protocol import CardDeclined, ChargeRequest, GatewayRejected, GatewayUnavailable
 from activities.gateways.stripe import StripeGateway
 from tests.support.sandboxes import StripeEndpoint
 from tests.support.temporal import TemporalFixture
 from workflows.rules.money import Money
-from workflows.rules.payment import PaymentStatus
+from workflows.rules.payment import PaymentStatus, RefundStatus
 
 unique = TemporalFixture.unique_id
 

@@ -13,10 +13,10 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
-from activities.gateways.protocol import CardDeclined, ChargeRequest, RefundStatus
+from activities.gateways.protocol import CardDeclined, ChargeRequest
 from activities.gateways.stripe import StripeGateway
 from workflows.rules.money import Money
-from workflows.rules.payment import PaymentStatus
+from workflows.rules.payment import PaymentStatus, RefundStatus
 
 Json = dict[str, Any]
 AMOUNT = Money(amount_minor=1500, currency="USD")

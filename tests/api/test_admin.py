@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import httpx
+import pytest
 import pytest_asyncio
 
 from tests.support.api import RegisteredUser, parse_error
@@ -12,8 +13,10 @@ from tests.support.fake_workflow_client import (
     ApiWithCatalogue,
     insert_ledger_transaction,
     insert_payment,
+    insert_refund,
 )
 from workflows.rules.errors import ErrorCode, RuleViolation
+from workflows.rules.payment import RefundStatus
 
 PLAN = {
     "service": "n8n", "code": "n8n-team", "name": "Team", "interval": "month", "cpu_millicores": 4000,
@@ -124,6 +127,30 @@ async def test_a_refund_names_its_payment(seeded_api: ApiWithCatalogue, admin: R
     seeded_api.workflows.raises = RuleViolation(ErrorCode.REFUND_EXCEEDS_PAYMENT, "More than is left.")
     response = await admin.http.post("/admin/billing/refunds", json=full_refund, headers=admin.idempotency_header())
     assert (response.status_code, parse_error(response)["code"]) == (422, "REFUND_EXCEEDS_PAYMENT")
+
+
+@pytest.mark.parametrize("times_out", [False, True])
+async def test_a_refund_that_the_gateway_has_not_decided_is_accepted_and_can_be_read(
+    seeded_api: ApiWithCatalogue, admin: RegisteredUser, times_out: bool
+) -> None:
+    payment = insert_payment(seeded_api.api, seeded_api.customer)
+    body = {"payment_id": payment, "amount_minor": 500, "to": "source", "reason": "late"}
+    seeded_api.workflows.refund_status, seeded_api.workflows.times_out = RefundStatus.PENDING, times_out
+    key = admin.idempotency_header()
+    accepted = await admin.http.post("/admin/billing/refunds", json=body, headers=key)
+    assert accepted.status_code == 202, accepted.text
+    pending = accepted.json()["data"]
+    assert (pending["status"], pending["amount"]) == ("pending", {"amount_minor": 500, "currency": "USD"})
+    path = f"/admin/billing/refunds/{pending['id']}"
+    assert (await admin.http.get(path)).status_code == 404
+    insert_refund(seeded_api.api, seeded_api.customer, payment, pending["id"], status="pending")
+    assert (await admin.http.get(path)).json()["data"] == pending
+    assert (await admin.http.post("/admin/billing/refunds", json=body, headers=key)).status_code == 202
+    seeded_api.api.execute("UPDATE refunds SET status = 'succeeded' WHERE id = %s", pending["id"])
+    decided = await admin.http.post("/admin/billing/refunds", json=body, headers=key)
+    assert (decided.status_code, decided.json()["data"]) == (201, pending | {"status": "succeeded"})
+    assert (await admin.http.get(path)).json()["data"] == decided.json()["data"]
+    assert (await seeded_api.customer.http.get(path)).status_code == 403
 
 
 async def test_administrators_list_the_rows_of_every_organization(

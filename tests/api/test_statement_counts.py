@@ -29,6 +29,7 @@ from tests.support.fake_workflow_client import (
     insert_ledger_transaction,
     insert_payment,
     insert_payment_method,
+    insert_refund,
     instance_id_for,
     serve_api_with_catalogue,
 )
@@ -95,6 +96,7 @@ COSTS: dict[str, WireCost] = {
     "POST /api/v1/payments/webhook": WireCost(8, 1, 7),
     "POST /api/v1/admin/billing/adjustments": WireCost(9, 2, 6),
     "POST /api/v1/admin/billing/refunds": WireCost(7, 2, 4),
+    "GET /api/v1/admin/billing/refunds/{refund_id}": WireCost(4, 1, 3),
     "GET /api/v1/admin/billing/transactions": WireCost(4, 1, 1),
     "GET /api/v1/admin/payments": WireCost(4, 1, 1),
     "GET /api/v1/admin/users": WireCost(4, 1, 3),
@@ -183,6 +185,7 @@ async def records(database: DatabaseFixture) -> AsyncIterator[Records]:
                 purpose=credentials.purpose(instance),
             ),
         )
+        payment = insert_payment(api, customer)
         yield Records(
             proxy=proxy,
             catalogue=catalogue,
@@ -193,7 +196,8 @@ async def records(database: DatabaseFixture) -> AsyncIterator[Records]:
                 "operation_id": operation,
                 "kind": "restart",
                 "invoice_id": invoice,
-                "payment_id": insert_payment(api, customer),
+                "payment_id": payment,
+                "refund_id": insert_refund(api, customer, payment, derive_id("ref", payment)),
                 "payment_method_id": insert_payment_method(api, customer),
                 "slug": "n8n",
                 "plan_id": PRO,

@@ -26,7 +26,7 @@ from workflows.ports.payments import PaymentInput, PaymentMethodAdded, PaymentOu
 from workflows.ports.subscription import CreateSubscription, RecordedOrder, SubscriptionResult
 from workflows.rules.ids import derive_id, to_dns_label
 from workflows.rules.money import Money
-from workflows.rules.payment import PaymentStatus
+from workflows.rules.payment import PaymentStatus, RefundStatus
 from workflows.rules.subscription import SubscriptionStatus
 
 STARTER, PRO, YEARLY = "n8n-starter", "n8n-pro", "n8n-pro-yearly"
@@ -45,6 +45,7 @@ class FakeWorkflowClient:
     inserts_subscription: bool = True
     running: bool = True
     payment: PaymentOutcome | None = None
+    refund_status: RefundStatus = RefundStatus.SUCCEEDED
     in_flight: int = 0
     max_in_flight: int = 0
 
@@ -94,10 +95,13 @@ class FakeWorkflowClient:
             self.api, order.organization_id, "adjustment", order.amount.amount_minor, order.amount.currency
         )
 
-    async def refund_payment(self, order: Any) -> RefundOutcome:
+    async def refund_payment(self, order: Any) -> UpdateResult[RefundOutcome]:
         self._record_call("refund_payment", order)
         amount = order.amount or Money(amount_minor=1500, currency="USD")
-        return RefundOutcome(refund_id=order.refund_id, status="succeeded", amount=amount)
+        outcome = RefundOutcome(refund_id=order.refund_id, status=self.refund_status, amount=amount)
+        return UpdateResult(
+            workflow_id=names.refund_workflow_id(order.refund_id), result=None if self.times_out else outcome
+        )
 
     async def deliver_gateway_event(self, event: Any, resume: PaymentInput) -> None:
         self._record_call("deliver_gateway_event", (event, resume))
@@ -294,6 +298,19 @@ def insert_payment_method(api: ApiFixture, account: RegisteredUser, *, default: 
         *(identifier, account.organization_id, f"pm_{number}", default, number, NOW),
     )
     return identifier
+
+
+def insert_refund(
+    api: ApiFixture, account: RegisteredUser, payment_id: str, refund_id: str, *, status: str = "succeeded"
+) -> str:
+    """Insert a refund of 5.00 to the source; return its id."""
+    api.execute(
+        "INSERT INTO refunds (id, organization_id, payment_id, amount_minor, from_wallet_minor, currency, destination,"
+        " status, reason, actor, idempotency_key, created_at, updated_at)"
+        " VALUES (%s, %s, %s, 500, 0, 'USD', 'source', %s, 'late', 'usr_1', %s, %s, %s)",
+        *(refund_id, account.organization_id, payment_id, status, refund_id, NOW, NOW),
+    )
+    return refund_id
 
 
 def insert_payment(api: ApiFixture, account: RegisteredUser, *, status: str = "succeeded", amount: int = 1500) -> str:

@@ -12,7 +12,6 @@ from hypothesis.stateful import (
     rule,
 )
 
-from activities.gateways.protocol import RefundStatus
 from tests.support.billing_commands import usd
 from tests.support.billing_fixture import (
     ORDERED_AT,
@@ -39,6 +38,7 @@ from workflows.ports.subscription import (
 )
 from workflows.rules import ledger
 from workflows.rules.funding import CollectionMethod
+from workflows.rules.payment import RefundStatus
 from workflows.rules.proration import PlanChangeMode
 from workflows.rules.renewal import PeriodKind
 from workflows.rules.subscription import LIVE_STATUSES, PAST_DUE_STATUSES, SubscriptionStatus

@@ -21,7 +21,7 @@ from sqlalchemy import text
 from temporalio.exceptions import ApplicationError
 
 from activities.billing import PostgresBillingActivities
-from activities.gateways.protocol import GatewayCapabilities, GatewayRefund, PaymentGateway, RefundStatus
+from activities.gateways.protocol import GatewayCapabilities, GatewayRefund, PaymentGateway
 from activities.refunds import GatewayRefundActivities
 from activities.subscriptions import PostgresSubscriptionActivities
 from db.queries import ledger as ledger_queries
@@ -53,6 +53,7 @@ from workflows.rules.errors import ErrorCode
 from workflows.rules.funding import GatewayTerms
 from workflows.rules.ids import derive_id
 from workflows.rules.money import Money
+from workflows.rules.payment import RefundStatus
 from workflows.rules.renewal import PeriodKind
 from workflows.rules.subscription import SubscriptionStatus
 

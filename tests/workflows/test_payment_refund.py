@@ -11,8 +11,12 @@ from typing import Any
 import pytest
 from temporalio import activity
 from temporalio.client import (
+    WithStartWorkflowOperation,
+    WorkflowExecutionStatus,
     WorkflowFailureError,
+    WorkflowUpdateFailedError,
 )
+from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import Worker
 
@@ -128,6 +132,35 @@ async def test_a_refund_is_polled_after_a_lost_response_until_it_is_final(tempor
         await temporal.fast_forward(handle, timedelta(minutes=6))
         assert (await handle.result()).status == "succeeded"
         assert fakes.sends == 3
+
+
+async def test_a_refund_that_the_gateway_calls_pending_is_answered_at_once(temporal: TemporalFixture) -> None:
+    async with run_fakes(temporal, responses=["pending"]) as (fakes, queue):
+        handle = await temporal.client.start_workflow(
+            Refund.run, REFUND, id=TemporalFixture.unique_id("refund"), task_queue=queue
+        )
+        assert (await handle.execute_update(Refund.await_outcome)).status == "pending"
+        assert (await handle.describe()).status is WorkflowExecutionStatus.RUNNING
+        assert fakes.sends == 1
+        await handle.terminate()
+
+
+async def test_a_rejected_refund_refuses_its_caller(temporal: TemporalFixture) -> None:
+    too_much = lambda: non_retryable_error(ErrorCode.REFUND_EXCEEDS_PAYMENT, "Too much.")  # noqa: E731 - one expression
+    async with run_fakes(temporal, make_error=too_much) as (_, queue):
+        start: WithStartWorkflowOperation[Any, Any] = WithStartWorkflowOperation(
+            Refund.run,
+            REFUND,
+            id=TemporalFixture.unique_id("refund"),
+            task_queue=queue,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+        )
+        with pytest.raises(WorkflowUpdateFailedError) as refused:
+            await temporal.client.execute_update_with_start_workflow(
+                Refund.await_outcome, start_workflow_operation=start
+            )
+        assert isinstance(refused.value.cause, ApplicationError)
+        assert refused.value.cause.type == ErrorCode.REFUND_EXCEEDS_PAYMENT
 
 
 @pytest.mark.scenario("B34")

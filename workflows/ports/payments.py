@@ -314,6 +314,8 @@ class PaymentMethodActivities(Protocol):
     async def attach(self, command: AttachPaymentMethod) -> AttachOutcome:
         """Save a card at its gateway and on file; an account's first one becomes the default.
 
+        A card that is on file already is returned as it is saved, as the default if the order says so.
+
         Raises (non-retryable): ``PAYMENT_DECLINED``, ``VALIDATION_ERROR`` for a token that the gateway does not know.
         """
         ...

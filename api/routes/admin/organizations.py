@@ -14,8 +14,8 @@ from api.dependencies.transactions import AdminReads, AdminSession
 from api.errors import AUTHENTICATED_RESPONSES, PAYMENT_RESPONSES, not_found_error
 from api.idempotency import RequiredIdempotency
 from api.pagination import FullPage, created_cursor
-from api.response_envelope import Amount, Envelope, JsonResponse, Page, list_response, now, success
-from api.router_factory import api_router
+from api.response_envelope import Envelope, JsonResponse, Page, list_response, now, success
+from api.router_factory import PathId, api_router
 from api.schemas.admin import (
     AdjustmentIn,
     AdminOrganizationOut,
@@ -24,18 +24,18 @@ from api.schemas.admin import (
     AuditEntryOut,
     RefundIn,
     RefundOut,
+    refund_out,
 )
 from api.schemas.billing import PaymentOut, TransactionOut, payment_out, transaction_out
-from api.schemas.subscriptions import subscription_out
+from api.schemas.subscriptions import subscription_out, to_amount
+from db.models.payments import Payment, Refund
 from db.queries import admin_reads, billing_reads, identity, payment_reads, subscriptions
-from db.queries.payment_reads import PaymentDetails
 from db.queries.subscriptions import SubscriptionDetails
 from db.reads import SessionReader
-from workflows import names
 from workflows.ports.billing import AdjustWallet
 from workflows.ports.payments import RefundInput
 from workflows.rules.money import Money
-from workflows.rules.payment import PaymentStatus
+from workflows.rules.payment import PaymentStatus, RefundStatus
 from workflows.rules.subscription import SubscriptionStatus
 
 router = api_router(
@@ -81,23 +81,31 @@ async def adjust(body: AdjustmentIn, once: RequiredIdempotency, workflows: Workf
     return await once.run_and_read(prepare, send, present, as_administrator=True)
 
 
-@router.post("/billing/refunds", response_model=Envelope[RefundOut], status_code=201, responses=PAYMENT_RESPONSES)
+@router.post(
+    "/billing/refunds",
+    response_model=Envelope[RefundOut],
+    status_code=201,
+    responses=PAYMENT_RESPONSES
+    | {202: {"model": Envelope[RefundOut], "description": "Accepted; the gateway has not decided yet."}},
+)
 async def refund(body: RefundIn, once: RequiredIdempotency, workflows: Workflows, host: Address) -> Response:
-    """Refund a payment in whole or in part, through its gateway or to the wallet."""
-    caller = once.caller
+    """Refund a payment in whole or in part, through its gateway or to the wallet. 202 while the gateway decides."""
+    caller, refund_id = once.caller, once.derive_id("ref")
 
-    async def prepare(session: AsyncSession) -> PaymentDetails:
-        payment = await payment_reads.get_payment(SessionReader(session), body.payment_id, None)
-        if payment is None:
+    async def prepare(session: AsyncSession) -> tuple[Payment, Refund | None]:
+        rows = await payment_reads.get_payment_with_refund(session, body.payment_id, refund_id)
+        if rows is None:
             raise not_found_error("payment")
-        return payment
+        return rows
 
-    async def work(payment: PaymentDetails) -> JsonResponse:
+    async def work(rows: tuple[Payment, Refund | None]) -> JsonResponse:
+        payment, earlier = rows
+        if earlier is not None and earlier.status != RefundStatus.PENDING:
+            return _refund_response(refund_out(earlier))
         amount = None
         if body.amount_minor is not None:
             amount = Money(amount_minor=body.amount_minor, currency=payment.currency)
-        refund_id = once.derive_id("ref")
-        outcome = await workflows.refund_payment(
+        accepted = await workflows.refund_payment(
             RefundInput(
                 refund_id=refund_id,
                 payment_id=payment.id,
@@ -110,18 +118,33 @@ async def refund(body: RefundIn, once: RequiredIdempotency, workflows: Workflows
                 address=host,
             )
         )
-        refund = RefundOut(
-            id=refund_id,
-            payment_id=payment.id,
-            status=outcome.status,
-            amount=Amount(amount_minor=outcome.amount.amount_minor, currency=outcome.amount.currency),
-            to=body.to,
-            reason=body.reason,
-            workflow_id=names.refund_workflow_id(refund_id),
+        if accepted.result is not None:
+            amount = accepted.result.amount
+        elif amount is None:
+            remaining = payment.captured_minor - payment.refunded_minor
+            amount = Money(amount_minor=remaining, currency=payment.currency)
+        return _refund_response(
+            RefundOut(
+                id=refund_id,
+                payment_id=payment.id,
+                status=accepted.result.status if accepted.result is not None else RefundStatus.PENDING,
+                amount=to_amount(amount),
+                to=body.to,
+                reason=body.reason,
+                failure_code=None,
+                workflow_id=accepted.workflow_id,
+            )
         )
-        return success(refund, status=201, message="Refunded.")
 
     return await once.run_prepared(prepare, work, as_administrator=True)
+
+
+@router.get("/billing/refunds/{refund_id}", response_model=Envelope[RefundOut])
+async def get_refund(session: AdminSession, refund_id: PathId) -> JsonResponse:
+    row = await payment_reads.get_refund(session, refund_id)
+    if row is None:
+        raise not_found_error("refund")
+    return success(refund_out(row))
 
 
 @router.get("/billing/transactions", response_model=Page[TransactionOut])
@@ -195,6 +218,13 @@ async def list_audit_entries(
     )
     items, meta = page.split_page(rows, "id")
     return list_response([AuditEntryOut.model_validate(row) for row in items], meta, page.fields)
+
+
+def _refund_response(refund: RefundOut) -> JsonResponse:
+    """Return 202 for a refund that the gateway has not decided: a retry under the same key asks again."""
+    if refund.status == RefundStatus.PENDING:
+        return success(refund, status=202, message="Accepted; poll the refund for its status.", is_final=False)
+    return success(refund, status=201, message="Refunded." if refund.failure_code is None else "The refund failed.")
 
 
 def _subscription(row: SubscriptionDetails) -> AdminSubscriptionOut:
