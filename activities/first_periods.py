@@ -19,7 +19,7 @@ from db.queries.locked_subscriptions import LockedSubscription
 from workflows.ports.billing import BillingOutcome, StartFirstPeriod
 from workflows.rules import ledger
 from workflows.rules.allocations import AllocationSource, SourcePart
-from workflows.rules.invoice import InvoiceStatus
+from workflows.rules.invoice import BillingReason, InvoiceStatus
 from workflows.rules.money import zero_money
 from workflows.rules.notifications import NotificationKind
 from workflows.rules.periods import Interval, add_calendar_days, billing_period
@@ -70,7 +70,7 @@ async def _invoice_first_period(
     minimum of the gateway and is carried.
     """
     period = billing_period(command.period_start, 0, Interval(subscription.interval), subscription.timezone)
-    draft = build_period_invoice(subscription, period)
+    draft = build_period_invoice(subscription, period, BillingReason.ORDER)
     held, zero = await capture_hold(session, subscription), zero_money(subscription.currency)
     card = agreed_card_charge(held)
     paid = min(held_credit(held, subscription.currency), draft.total)

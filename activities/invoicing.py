@@ -17,7 +17,7 @@ from db.queries.change_set import ChangeSet
 from db.queries.invoices import InvoiceSummary
 from db.queries.locked_subscriptions import LockedSubscription
 from workflows.rules import ids, ledger
-from workflows.rules.invoice import InvoiceStatus
+from workflows.rules.invoice import BillingReason, InvoiceStatus
 from workflows.rules.money import Money, sum_money, zero_money
 from workflows.rules.periods import BillingPeriod
 from workflows.rules.pricing import InvoiceLine
@@ -25,14 +25,10 @@ from workflows.rules.pricing import InvoiceLine
 
 @dataclass(frozen=True, kw_only=True)
 class InvoiceDraft:
-    """An invoice to be written.
-
-    Attributes:
-        kind: The billing reason, ``period`` or ``change``.
-    """
+    """An invoice to be written."""
 
     id: str
-    kind: str
+    billing_reason: BillingReason
     period: BillingPeriod
     lines: Sequence[InvoiceLine]
     price_id: str
@@ -68,7 +64,7 @@ def add_invoice(
             "id": draft.id,
             "organization_id": subscription.organization_id,
             "subscription_id": subscription.id,
-            "billing_reason": draft.kind,
+            "billing_reason": draft.billing_reason.value,
             "status": status.value,
             "currency": draft.total.currency,
             "period_start": draft.period.start.isoformat(),
@@ -88,7 +84,7 @@ def add_invoice(
     )
     return InvoiceSummary(
         id=draft.id,
-        billing_reason=draft.kind,
+        billing_reason=draft.billing_reason,
         status=status,
         total=draft.total,
         tax=draft.tax,

@@ -34,7 +34,7 @@ from workflows.ports.billing import ApplyCardPayment, BillingOutcome, RecordPaym
 from workflows.rules import ledger
 from workflows.rules.allocations import AllocationSource, SourcePart
 from workflows.rules.funding import FundingPurpose, GatewayTerms
-from workflows.rules.invoice import InvoiceStatus
+from workflows.rules.invoice import BillingReason, InvoiceStatus
 from workflows.rules.money import Money, zero_money
 from workflows.rules.notifications import NotificationKind
 from workflows.rules.subscription import LIVE_STATUSES, PAST_DUE_STATUSES, SubscriptionStatus
@@ -132,7 +132,9 @@ async def _record_failure(
     ):
         renewed = await with_period_terms(session, subscription, command.terms, command.now)
         return await pay_from_credit(session, changes, subscription, invoice, funding, renewed=renewed)
-    is_trial_end = subscription.status is SubscriptionStatus.TRIALING and invoice.billing_reason == "period"
+    is_trial_end = (
+        invoice.billing_reason is BillingReason.TRIAL_END and subscription.status is SubscriptionStatus.TRIALING
+    )
     context = notification_context(
         subscription,
         amount=invoice.due,

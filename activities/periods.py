@@ -35,12 +35,13 @@ from db.queries.locked_subscriptions import LockedSubscription
 from workflows.ports.billing import BillingOutcome, StartPeriod
 from workflows.rules import dunning
 from workflows.rules.funding import GatewayTerms
-from workflows.rules.invoice import InvoiceStatus
+from workflows.rules.invoice import BillingReason, InvoiceStatus
 from workflows.rules.money import zero_money
 from workflows.rules.notifications import NotificationKind
 from workflows.rules.periods import BillingPeriod, next_period
 from workflows.rules.pricing import plan_line
 from workflows.rules.renewal import (
+    BILLING_REASONS,
     FUNDING_PURPOSES,
     PeriodKind,
     PeriodOutcome,
@@ -69,7 +70,7 @@ async def start_period(
     renewed = await with_period_terms(session, subscription, command.terms, command.now)
     terms = command.terms
     period = next_period(command.anchor, command.period_start, terms.interval, terms.timezone)
-    invoice_draft = build_period_invoice(renewed, period)
+    invoice_draft = build_period_invoice(renewed, period, BILLING_REASONS[command.kind])
     funding = split_funding_for(subscription, invoice_draft.total, FUNDING_PURPOSES[command.kind], gateways)
     decision = decide_period(command.kind, funding.decision)
     if decision.outcome is PeriodOutcome.REFUSED:
@@ -157,10 +158,12 @@ async def _refuse_period(
     return await unpaid_outcome(session, subscription, changes)
 
 
-def build_period_invoice(subscription: LockedSubscription, period: BillingPeriod) -> InvoiceDraft:
+def build_period_invoice(
+    subscription: LockedSubscription, period: BillingPeriod, reason: BillingReason
+) -> InvoiceDraft:
     return InvoiceDraft(
         id=period_invoice_id(subscription, period.start),
-        kind="period",
+        billing_reason=reason,
         period=period,
         lines=(plan_line(line_description(subscription), subscription.price, period, subscription.discount),),
         price_id=subscription.price_id,

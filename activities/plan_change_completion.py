@@ -30,7 +30,7 @@ from db.queries.locked_subscriptions import LockedSubscription
 from workflows.ports.billing import BillingOutcome, CompletePlanChange, RollbackPlanChange
 from workflows.ports.subscription import StatusOutcome
 from workflows.rules import ledger
-from workflows.rules.invoice import InvoiceStatus
+from workflows.rules.invoice import BillingReason, InvoiceStatus
 from workflows.rules.money import zero_money
 from workflows.rules.notifications import NotificationKind
 from workflows.rules.periods import BillingPeriod
@@ -122,7 +122,8 @@ async def rollback_plan_change(session: AsyncSession, command: RollbackPlanChang
             key=f"plan_change/{command.plan_change_id}/rollback",
             description="The plan change was rolled back",
         )
-        if invoice.billing_reason == "period" and await invoices.has_discount(session, invoice.id):
+        is_interval_change = invoice.billing_reason is BillingReason.INTERVAL_CHANGE
+        if is_interval_change and await invoices.has_discount(session, invoice.id):
             coupon_columns = coupons.restore_period(subscription)
         await invoices.mark_void(session, invoice.id, command.now)
         changes.add_timeline_event("invoice.voided", "The invoice of the plan change was voided.", ref=invoice.id)

@@ -29,7 +29,7 @@ from workflows.rules import ids, ledger
 from workflows.rules.allocations import AllocationSource, split_credit
 from workflows.rules.errors import ErrorCode
 from workflows.rules.funding import Funding, FundingPart, FundingPurpose, GatewayTerms
-from workflows.rules.invoice import InvoiceStatus
+from workflows.rules.invoice import BillingReason, InvoiceStatus
 from workflows.rules.money import Money, zero_money
 from workflows.rules.notifications import NotificationKind
 from workflows.rules.periods import BillingPeriod
@@ -93,7 +93,7 @@ async def _replayed_outcome(
             ErrorCode.PAYMENT_DECLINED, "The card did not pay for this change.", {"decline_code": "declined"}
         )
     else:
-        is_new_anchor = invoice.billing_reason == "period"
+        is_new_anchor = invoice.billing_reason is BillingReason.INTERVAL_CHANGE
     changed = PlanChangeOutcome(
         state=await committed_state(session, subscription, None),
         outcome=PlanChangeResult.APPLIED,
@@ -147,7 +147,7 @@ def _change_invoice(
     period = quote.period if quote.is_new_anchor else BillingPeriod(start=command.now, end=quote.period.end)
     return InvoiceDraft(
         id=ids.derive_id("inv", subscription.id, command.plan_change_id),
-        kind="period" if quote.is_new_anchor else "change",
+        billing_reason=BillingReason.INTERVAL_CHANGE if quote.is_new_anchor else BillingReason.PLAN_CHANGE,
         period=period,
         lines=quote.lines,
         price_id=plan.price_id,
@@ -198,7 +198,7 @@ async def _credit_change(
     zero = zero_money(subscription.currency)
     draft = InvoiceDraft(
         id=ids.derive_id("inv", subscription.id, command.plan_change_id),
-        kind="period",
+        billing_reason=BillingReason.INTERVAL_CHANGE,
         period=period,
         lines=quote.lines[1:],
         price_id=plan.price_id,

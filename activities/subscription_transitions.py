@@ -22,7 +22,7 @@ from workflows.errors import non_retryable_error
 from workflows.ports.billing import BillingOutcome
 from workflows.rules import dunning
 from workflows.rules.errors import ErrorCode
-from workflows.rules.invoice import InvoiceStatus
+from workflows.rules.invoice import BillingReason, InvoiceStatus
 from workflows.rules.money import Money
 from workflows.rules.notifications import NotificationKind
 from workflows.rules.renewal import PeriodOutcome
@@ -130,8 +130,8 @@ async def mark_invoice_paid(
     if before is not SubscriptionStatus.ACTIVE and period_end is not None:
         changes.schedule_reminders(period_end)
     add_invoice_paid_events(changes, invoice.id, invoice.total, carried)
-    # A first invoice that a card pays after readiness is no renewal: "service ready" has reported it.
-    first = before is SubscriptionStatus.ACTIVE and not draft and invoice.period_start == subscription.billing_anchor
+    # An order's invoice that a card pays after readiness is no renewal: "service ready" has reported it.
+    is_reported = invoice.billing_reason is BillingReason.ORDER and before is SubscriptionStatus.ACTIVE
     kind = _RECOVERY_EVENTS.get(before, "renewed")
     context = notification_context(
         subscription,
@@ -140,7 +140,7 @@ async def mark_invoice_paid(
         period_start=invoice.period_start,
         period_end=invoice.period_end,
     )
-    if not first:
+    if not is_reported:
         changes.add_timeline_event(
             f"subscription.{kind}", _TIMELINE_MESSAGES[kind], ref=invoice.id, dedup_key=f"{kind}/{invoice.id}"
         )

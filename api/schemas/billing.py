@@ -14,7 +14,7 @@ from db.queries.billing_reads import TransactionDetails
 from db.queries.invoice_reads import InvoiceDetails, InvoiceLineDetails, InvoiceWithPayments
 from db.queries.payment_reads import PaymentDetails
 from workflows.rules.currencies import MAX_AMOUNT_MINOR
-from workflows.rules.invoice import covered_amounts
+from workflows.rules.invoice import BillingReason, covered_amounts
 
 
 class TopUpIn(RequestModel):
@@ -93,12 +93,16 @@ class InvoiceLineOut(ResponseModel):
 
 
 class InvoiceOut(ResponseModel):
-    """``number`` is drawn when the invoice is finalized; a draft has none."""
+    """``number`` is drawn when the invoice is finalized; a draft has none.
+
+    ``billing_reason`` is why it was written, ``kind`` whether it bills a whole ``period`` or a ``change`` within one.
+    """
 
     id: str
     number: str | None
     status: str
     kind: str
+    billing_reason: BillingReason
     subscription_id: str
     issued_at: Instant | None
     paid_at: Instant | None
@@ -168,11 +172,13 @@ def invoice_out(row: InvoiceDetails) -> InvoiceOut:
     def amount(minor: int) -> Amount:
         return Amount(amount_minor=minor, currency=row.currency)
 
+    reason = BillingReason(row.billing_reason)
     return InvoiceOut(
         id=row.id,
         number=row.number,
         status=row.status,
-        kind=row.billing_reason,
+        kind="period" if reason.starts_period else "change",
+        billing_reason=reason,
         subscription_id=row.subscription_id,
         issued_at=row.finalized_at,
         paid_at=row.paid_at,

@@ -15,8 +15,8 @@ from db.base import Base, same_organization
 class Invoice(Base):
     """One invoice. ``number`` is drawn when it is finalized; a draft has none.
 
-    ``billing_reason`` is ``period`` or ``change``; only one ``period`` invoice exists per subscription and period
-    that is not void. ``explanation`` says line by line why the amounts are what they are.
+    ``billing_reason`` is why it was written. Of the reasons that start a period, a subscription has one invoice per
+    period that is not void. ``explanation`` says line by line why the amounts are what they are.
     """
 
     __tablename__ = "invoices"
@@ -26,12 +26,15 @@ class Invoice(Base):
             "subscription_id",
             "period_start",
             unique=True,
-            postgresql_where=text("billing_reason = 'period' AND status <> 'void'"),
+            postgresql_where=text("billing_reason <> 'plan_change' AND status <> 'void'"),
         ),
         Index("ix_invoices_organization_id_created_at_id", "organization_id", "created_at", "id"),
         CheckConstraint("(status = 'draft') <= (number IS NULL)", name="draft_has_no_number"),
         CheckConstraint("status IN ('draft', 'open', 'paid', 'void', 'uncollectible')", name="status"),
-        CheckConstraint("billing_reason IN ('period', 'change')", name="billing_reason"),
+        CheckConstraint(
+            "billing_reason IN ('order', 'renewal', 'trial_end', 'resumption', 'interval_change', 'plan_change')",
+            name="billing_reason",
+        ),
         CheckConstraint("currency ~ '^[A-Z]{3}$'", name="currency"),
         CheckConstraint("period_start <= period_end", name="period"),
         CheckConstraint(

@@ -13,7 +13,7 @@ from sqlalchemy.engine import RowMapping
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from workflows.rules.funding import CollectionMethod, PaymentMethodReference
-from workflows.rules.invoice import InvoiceStatus
+from workflows.rules.invoice import BillingReason, InvoiceStatus
 from workflows.rules.money import Money
 
 ISSUER = "BERTH"
@@ -22,7 +22,7 @@ ISSUER = "BERTH"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InvoiceSummary:
     id: str
-    billing_reason: str
+    billing_reason: BillingReason
     status: InvoiceStatus
     total: Money
     tax: Money
@@ -97,7 +97,7 @@ async def find_period_invoice(
     """Return the one invoice of a period that is not void, if it was written already."""
     statement = text(
         f"SELECT {_COLUMNS} FROM invoices WHERE subscription_id = :id AND period_start = :start"
-        " AND billing_reason = 'period' AND status <> 'void'"
+        " AND billing_reason <> 'plan_change' AND status <> 'void'"
     )
     row = (await session.execute(statement, {"id": subscription_id, "start": period_start})).mappings().one_or_none()
     return None if row is None else _to_summary(row)
@@ -299,7 +299,7 @@ def _to_summary(row: RowMapping) -> InvoiceSummary:
 
     return InvoiceSummary(
         id=row["id"],
-        billing_reason=row["billing_reason"],
+        billing_reason=BillingReason(row["billing_reason"]),
         status=InvoiceStatus(row["status"]),
         total=money("total_minor"),
         tax=money("tax_minor"),

@@ -192,7 +192,7 @@ async def test_a_year_that_becomes_a_month_is_invoiced_and_a_later_downgrade_cre
     first, month = await billing.invoices(ordered.id)
     assert (month["id"], month["billing_reason"], month["status"], month["total_minor"]) == (
         changed.invoice_id,
-        "period",
+        "interval_change",
         "paid",
         2_000,
     )

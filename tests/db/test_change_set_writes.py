@@ -99,7 +99,7 @@ def _fill_every_table(changes: ChangeSet) -> None:
             "id": "inv",
             "organization_id": organization,
             "subscription_id": subscription,
-            "billing_reason": "change",
+            "billing_reason": "plan_change",
             "status": "paid",
             "currency": "USD",
             "period_start": at,

@@ -18,8 +18,8 @@ CHECK, UNIQUE, RESTRICT, NOT_PERMITTED, FOREIGN = "23514", "23505", "23001", "42
 INVOICE = (
     "INSERT INTO invoices (id, organization_id, subscription_id, billing_reason, number, status, currency,"
     " period_start, period_end, subtotal_minor, tax_minor, total_minor, amount_due_minor, finalized_at, paid_at,"
-    " created_at) VALUES ('{id}', '{organization}', '{subscription}', 'change', {number}, '{status}', '{currency}',"
-    " '2027-01-31', '{end}', {subtotal}, {tax}, 100, {due}, {finalized}, {paid}, '2027-01-31')"
+    " created_at) VALUES ('{id}', '{organization}', '{subscription}', 'plan_change', {number}, '{status}',"
+    " '{currency}', '2027-01-31', '{end}', {subtotal}, {tax}, 100, {due}, {finalized}, {paid}, '2027-01-31')"
 )
 DEFAULTS = {
     "id": "inv_new", "number": "'BERTH-2027-000009'", "status": "open", "currency": "USD", "end": "2027-02-28",

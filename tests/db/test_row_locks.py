@@ -27,7 +27,7 @@ _INSERT_REFUND = (
 _INSERT_INVOICE = (
     "INSERT INTO invoices (id, organization_id, subscription_id, billing_reason, number, status, currency,"
     " period_start, period_end, subtotal_minor, tax_minor, total_minor, amount_due_minor, finalized_at, created_at)"
-    " VALUES ('inv_1', :organization, :subscription, 'period', 'BERTH-1', 'open', 'USD', :now, :now, 100, 0, 100, 100,"
+    " VALUES ('inv_1', :organization, :subscription, 'renewal', 'BERTH-1', 'open', 'USD', :now, :now, 100, 0, 100, 100,"
     " :now, :now)"
 )
 

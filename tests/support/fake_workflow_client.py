@@ -231,7 +231,7 @@ def instance_id_for(subscription_id: str) -> str:
 _INSERT_INVOICE = (
     "INSERT INTO invoices (id, organization_id, subscription_id, billing_reason, number, status, currency,"
     " period_start, period_end, subtotal_minor, tax_minor, total_minor, amount_due_minor, finalized_at, paid_at,"
-    " created_at, explanation) VALUES (%s, %s, %s, 'period', %s, %s, 'USD', %s, %s, %s, 0, %s, %s, %s, %s, %s,"
+    " created_at, explanation) VALUES (%s, %s, %s, 'renewal', %s, %s, 'USD', %s, %s, %s, 0, %s, %s, %s, %s, %s,"
     """ '{"a": 1}')"""
 )
 _INSERT_INVOICE_LINE = (

@@ -114,7 +114,7 @@ async def insert_open_invoice(
             text(
                 "INSERT INTO invoices (id, organization_id, subscription_id, billing_reason, number, status, currency,"
                 " period_start, period_end, subtotal_minor, tax_minor, total_minor, amount_due_minor, finalized_at,"
-                " created_at) VALUES (:id, :organization, :subscription, 'period', :number, 'open', :currency, :now,"
+                " created_at) VALUES (:id, :organization, :subscription, 'renewal', :number, 'open', :currency, :now,"
                 " :later, :amount, 0, :amount, :amount, :now, :now)"
             ),
             values,

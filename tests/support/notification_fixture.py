@@ -155,7 +155,7 @@ class NotificationFixture:
 INSERT_INVOICE = (
     "INSERT INTO invoices (id, organization_id, subscription_id, billing_reason, number, status, currency,"
     " period_start, period_end, subtotal_minor, tax_minor, total_minor, amount_due_minor, finalized_at, paid_at,"
-    " created_at, explanation) VALUES (%s, %s, %s, 'period', %s, %s, %s, %s, %s, %s, 0, %s, %s, %s, %s, %s, '{}')"
+    " created_at, explanation) VALUES (%s, %s, %s, 'renewal', %s, %s, %s, %s, %s, %s, 0, %s, %s, %s, %s, %s, '{}')"
 )
 INSERT_INVOICE_LINE = (
     "INSERT INTO invoice_lines (invoice_id, position, organization_id, description, quantity, unit_price_minor,"

@@ -30,7 +30,7 @@ async def test_an_upgrade_charges_the_rest_of_the_period_now_and_resizes(subscri
     invoice = (await subscriptions.invoices(subscription))[1]
     expected = round(2000 * (days - 1) / days) - round(500 * (days - 1) / days)
     assert abs(invoice["total_minor"] - expected) <= 1
-    assert (invoice["status"], invoice["billing_reason"]) == ("paid", "change")
+    assert (invoice["status"], invoice["billing_reason"]) == ("paid", "plan_change")
     assert (await subscriptions.subscription(subscription))["plan_id"] == subscriptions.plan("pro")
     assert subscriptions.external.operations() == ["resize"]
     await subscriptions.advance(subscription, 31 * DAY)
@@ -106,7 +106,8 @@ async def test_a_later_change_replaces_a_pending_one(subscriptions: Subscription
     assert (row["plan_id"], row["pending_plan_id"]) == (subscriptions.plan("pro-yearly"), None)
     assert (row["current_period_end"] - row["current_period_start"]).days in (365, 366)
     await subscriptions.advance(subscription, 40 * DAY)
-    assert [invoice["billing_reason"] for invoice in await subscriptions.invoices(subscription)] == ["period", "period"]
+    reasons = [invoice["billing_reason"] for invoice in await subscriptions.invoices(subscription)]
+    assert reasons == ["order", "interval_change"]
 
 
 async def test_a_failed_resize_brings_the_old_plan_and_the_money_back(subscriptions: SubscriptionFixture) -> None:

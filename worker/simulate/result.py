@@ -70,8 +70,8 @@ async def load_result(
         months=months,
         subscription=subscription,
         invoices=await rows(
-            "SELECT number, billing_reason AS kind, period_start, period_end, total_minor, currency,"
-            " status FROM invoices"
+            "SELECT number, CASE billing_reason WHEN 'plan_change' THEN 'change' ELSE 'period' END AS kind,"
+            " period_start, period_end, total_minor, currency, status FROM invoices"
             " WHERE subscription_id = :id ORDER BY period_start, created_at, number"
         ),
         notifications=await rows(

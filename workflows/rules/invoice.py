@@ -19,6 +19,25 @@ class InvoiceStatus(StrEnum):
     UNCOLLECTIBLE = "uncollectible"
 
 
+class BillingReason(StrEnum):
+    """Why an invoice was written; stored with it.
+
+    ``PLAN_CHANGE`` is prorated within a period. Every other reason starts a period: ``ORDER`` the first one,
+    ``INTERVAL_CHANGE`` the one of a plan with another interval.
+    """
+
+    ORDER = "order"
+    RENEWAL = "renewal"
+    TRIAL_END = "trial_end"
+    RESUMPTION = "resumption"
+    INTERVAL_CHANGE = "interval_change"
+    PLAN_CHANGE = "plan_change"
+
+    @property
+    def starts_period(self) -> bool:
+        return self is not BillingReason.PLAN_CHANGE
+
+
 TRANSITIONS: dict[InvoiceStatus, frozenset[InvoiceStatus]] = {
     InvoiceStatus.DRAFT: frozenset({InvoiceStatus.OPEN, InvoiceStatus.PAID, InvoiceStatus.VOID}),
     InvoiceStatus.OPEN: frozenset({InvoiceStatus.PAID, InvoiceStatus.VOID, InvoiceStatus.UNCOLLECTIBLE}),

@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import assert_never
 
 from workflows.rules.funding import Funding, FundingPart, FundingPurpose
+from workflows.rules.invoice import BillingReason
 
 
 class PeriodKind(StrEnum):
@@ -25,6 +26,13 @@ FUNDING_PURPOSES = {
     PeriodKind.RENEWAL: FundingPurpose.RENEWAL,
     PeriodKind.TRIAL_END: FundingPurpose.TRIAL_END,
     PeriodKind.RESUMPTION: FundingPurpose.RESUMPTION,
+}
+
+
+BILLING_REASONS = {
+    PeriodKind.RENEWAL: BillingReason.RENEWAL,
+    PeriodKind.TRIAL_END: BillingReason.TRIAL_END,
+    PeriodKind.RESUMPTION: BillingReason.RESUMPTION,
 }
 
 

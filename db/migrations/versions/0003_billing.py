@@ -349,7 +349,10 @@ def upgrade() -> None:
         sa.CheckConstraint(
             "status IN ('draft', 'open', 'paid', 'void', 'uncollectible')", name=op.f("ck_invoices_status")
         ),
-        sa.CheckConstraint("billing_reason IN ('period', 'change')", name=op.f("ck_invoices_billing_reason")),
+        sa.CheckConstraint(
+            "billing_reason IN ('order', 'renewal', 'trial_end', 'resumption', 'interval_change', 'plan_change')",
+            name=op.f("ck_invoices_billing_reason"),
+        ),
         sa.CheckConstraint("currency ~ '^[A-Z]{3}$'", name=op.f("ck_invoices_currency")),
         sa.CheckConstraint("period_start <= period_end", name=op.f("ck_invoices_period")),
         sa.CheckConstraint(
@@ -388,7 +391,7 @@ def upgrade() -> None:
         "invoices",
         ["subscription_id", "period_start"],
         unique=True,
-        postgresql_where=sa.text("billing_reason = 'period' AND status <> 'void'"),
+        postgresql_where=sa.text("billing_reason <> 'plan_change' AND status <> 'void'"),
     )
     op.create_table(
         "invoice_lines",
