@@ -50,6 +50,8 @@ async def change_plan(
         return before
     quote = await _price(session, command)
     changes = new_change_set(subscription, command.now, command.actor)
+    if quote.withdraws_scheduled:
+        return await _cancel_scheduled_change(session, changes, subscription, terms, command)
     if quote.mode is PlanChangeMode.PERIOD_END:
         return await _schedule_change(session, changes, subscription, plan, terms)
     changed = PlanChangeOutcome(
@@ -82,6 +84,9 @@ async def _replayed_outcome(
     Raises:
         ApplicationError: ``PAYMENT_DECLINED`` if the earlier run raised it.
     """
+    is_current = subscription.plan_id == command.plan_id
+    if is_current and await timeline_event_exists(session, subscription.id, _withdrawal_dedup_key(command)):
+        return await _withdrawn(session, subscription, terms, None)
     invoice = await invoices.find_plan_change_invoice(session, command.plan_change_id)
     if invoice is None:
         if not await timeline_event_exists(session, subscription.id, plan_change_dedup_key(command.plan_change_id)):
@@ -138,6 +143,51 @@ async def _schedule_change(
         terms=terms,
         is_new_anchor=False,
     )
+
+
+async def _cancel_scheduled_change(
+    session: AsyncSession,
+    changes: ChangeSet,
+    subscription: LockedSubscription,
+    terms: PlanTerms,
+    command: ApplyPlanChange,
+) -> PlanChangeOutcome:
+    """Withdraw the scheduled change: the subscription keeps its plan at the price that was agreed for it."""
+    changes.record_change("pending_plan", subscription.pending_plan_id, None, "withdrawn")
+    changes.add_timeline_event(
+        "subscription.plan_change_withdrawn",
+        f"The plan stays {subscription.plan_name}.",
+        dedup_key=_withdrawal_dedup_key(command),
+    )
+    changes.enqueue_notification(
+        NotificationKind.PLAN_CHANGED,
+        plan_changed_context(
+            subscription,
+            subscription.plan_name,
+            reason="withdrawn",
+            price=subscription.price,
+            next_charge_at=subscription.period_end,
+        ),
+        dedup_key=_withdrawal_dedup_key(command),
+    )
+    changes.update_subscription(pending_plan_id=None)
+    await changes.write(session)
+    return await _withdrawn(session, subscription, terms, changes)
+
+
+async def _withdrawn(
+    session: AsyncSession, subscription: LockedSubscription, terms: PlanTerms, changes: ChangeSet | None
+) -> PlanChangeOutcome:
+    return PlanChangeOutcome(
+        state=await committed_state(session, subscription, changes),
+        outcome=PlanChangeResult.WITHDRAWN,
+        terms=terms,
+        is_new_anchor=False,
+    )
+
+
+def _withdrawal_dedup_key(command: ApplyPlanChange) -> str:
+    return f"withdrawn/{command.plan_change_id}"
 
 
 def _change_invoice(

@@ -193,7 +193,7 @@ async def preview_plan_change(
 async def change_plan(
     subscription_id: PathId, body: ChangePlanIn, once: OptionalIdempotency, workflows: Workflows
 ) -> Response:
-    """Change the plan now or at the end of the period."""
+    """Change the plan now or at the end of the period. Choosing the current plan withdraws a scheduled change."""
 
     async def prepare(session: AsyncSession) -> ChangePlan:
         await _require_own_subscription(session, subscription_id, once.caller)

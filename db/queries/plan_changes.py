@@ -40,6 +40,7 @@ async def load_plan_change_facts(
     return PlanChangeFacts(
         status=SubscriptionStatus(subscription.status),
         plan_id=subscription.plan_id,
+        pending_plan_id=subscription.pending_plan_id,
         service_id=subscription.service_id,
         timezone=subscription.timezone,
         period=period,

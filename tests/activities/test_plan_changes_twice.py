@@ -41,6 +41,19 @@ async def test_a_scheduled_change(billing: BillingFixture) -> None:
     assert changed.outcome is PlanChangeResult.SCHEDULED
 
 
+async def test_a_withdrawal_of_a_scheduled_change(billing: BillingFixture) -> None:
+    await top_up(billing, 5000)
+    ordered = await billing.create_active_subscription("pro")
+    await billing.billing_activities.change_plan(plan_change_command(ordered, "starter"))
+    withdrawal = replace(plan_change_command(ordered, "pro"), plan_change_id="order_2")
+    changed = await billing.assert_idempotent(billing.billing_activities.change_plan, withdrawal)
+    assert (changed.outcome, changed.state.pending_plan_id) == (PlanChangeResult.WITHDRAWN, None)
+    mails = await billing.query(
+        "SELECT template_context->>'reason' AS reason FROM notifications WHERE kind = 'plan_changed' ORDER BY id"
+    )
+    assert sorted(row["reason"] or "" for row in mails) == ["", "withdrawn"]
+
+
 async def test_a_change_that_the_wallet_pays_and_that_is_rolled_back(billing: BillingFixture) -> None:
     await top_up(billing, 5000)
     ordered = await billing.create_active_subscription()

@@ -60,6 +60,13 @@ def test_a_refused_change_names_its_reason(changes: dict[str, Any], code: ErrorC
     assert raised.value.code is code
 
 
+def test_the_current_plan_withdraws_a_scheduled_change() -> None:
+    chosen = replace(FACTS, target_plan_id="plan_small", pending_plan_id="plan_large", target_is_orderable=False)
+    quote = decide_plan_change(chosen, at=START, mode=None)
+    assert (quote.withdraws_scheduled, quote.lines, quote.amount_due.amount_minor) == (True, (), 0)
+    assert quote.next_invoice == Money(amount_minor=500, currency="USD")
+
+
 @pytest.mark.parametrize(
     "status",
     ["pending", "provisioning", "past_due", "suspended", "paused", "cancelled", "terminated", "failed", "expired"],

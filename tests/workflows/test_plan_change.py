@@ -110,6 +110,27 @@ async def test_a_later_change_replaces_a_pending_one(subscriptions: Subscription
     assert reasons == ["order", "interval_change"]
 
 
+async def test_choosing_the_current_plan_withdraws_a_scheduled_change(subscriptions: SubscriptionFixture) -> None:
+    await subscriptions.top_up(10_000)
+    subscription = await subscriptions.create_active_subscription("pro")
+    row = await subscriptions.subscription(subscription)
+    await subscriptions.insert_price("pro", 3_000, row["current_period_start"] + DAY)
+    await _used(subscriptions, subscription, 2)
+    with pytest.raises(RuleViolation) as refused:
+        await subscriptions.change_plan(subscription, "pro", order="none_scheduled")
+    assert refused.value.code == "CONFLICT"
+    await subscriptions.change_plan(subscription, "starter", order="down")
+    assert (await subscriptions.subscription(subscription))["pending_plan_id"] == subscriptions.plan("starter")
+    await subscriptions.change_plan(subscription, "pro", order="stay")
+    assert (await subscriptions.subscription(subscription))["pending_plan_id"] is None
+    assert "subscription.plan_change_withdrawn" in await subscriptions.timeline(subscription)
+    await subscriptions.advance(subscription, 31 * DAY)
+    row = await subscriptions.subscription(subscription)
+    assert (row["plan_id"], row["price_minor"]) == (subscriptions.plan("pro"), 2_000)
+    assert [invoice["total_minor"] for invoice in await subscriptions.invoices(subscription)] == [2_000, 2_000]
+    assert subscriptions.external.operations() == []
+
+
 async def test_a_failed_resize_brings_the_old_plan_and_the_money_back(subscriptions: SubscriptionFixture) -> None:
     await subscriptions.top_up(10_000)
     subscription = await subscriptions.create_active_subscription("starter")

@@ -145,6 +145,7 @@ class RecordPaymentFailure:
 class PlanChangeResult(StrEnum):
     APPLIED = "applied"
     SCHEDULED = "scheduled"
+    WITHDRAWN = "withdrawn"
     CARD_CHARGE_REQUIRED = "card_due"
 
 
@@ -302,7 +303,7 @@ class BillingActivities(Protocol):
 
     @activity.defn(name="billing.change_plan")
     async def change_plan(self, command: ApplyPlanChange) -> PlanChangeOutcome:
-        """Apply, schedule or price a plan change.
+        """Apply, schedule or price a plan change, or withdraw the scheduled one.
 
         Refuses: ``PLAN_UNAVAILABLE``, ``CONFLICT`` (same plan, other service), ``INSUFFICIENT_FUNDS``.
         """

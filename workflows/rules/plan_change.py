@@ -46,6 +46,7 @@ class PlanChangeQuote:
         is_new_anchor: The interval changed, so ``period`` begins at the change and later ones are counted from there.
         period: The period that stands after the change.
         next_invoice: What the invoice after ``period`` costs.
+        withdraws_scheduled: The current plan was chosen: the scheduled change is withdrawn and nothing else happens.
     """
 
     mode: PlanChangeMode
@@ -55,6 +56,7 @@ class PlanChangeQuote:
     is_new_anchor: bool
     period: BillingPeriod
     next_invoice: Money
+    withdraws_scheduled: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +64,7 @@ class PlanChangeFacts:
     """What the decision about a plan change depends on.
 
     Attributes:
+        pending_plan_id: The plan of the scheduled change, if there is one.
         period: The current period, during a trial the trial; None without one.
         current_plan: The plan with the price that the subscription has.
         target_is_orderable: The plan is not retired and its service is published.
@@ -73,6 +76,7 @@ class PlanChangeFacts:
 
     status: SubscriptionStatus
     plan_id: str
+    pending_plan_id: str | None = None
     service_id: str
     timezone: str
     period: BillingPeriod | None
@@ -108,8 +112,9 @@ def decide_plan_change(facts: PlanChangeFacts, *, at: datetime, mode: PlanChange
         mode: As requested; None is the default of the two plans.
 
     Raises:
-        RuleViolation: ``ILLEGAL_MOVE`` for the status, ``CONFLICT`` for the current plan or a plan of another service,
-            ``PLAN_UNAVAILABLE`` for a plan that is not orderable or has no price in the subscription's currency.
+        RuleViolation: ``ILLEGAL_MOVE`` for the status, ``CONFLICT`` for a plan of another service, or for the current
+            plan while no change is scheduled, ``PLAN_UNAVAILABLE`` for a plan that is not orderable or has no price in
+            the subscription's currency.
     """
     if facts.status not in PLAN_CHANGE_STATUSES or facts.period is None:
         raise RuleViolation(
@@ -119,7 +124,9 @@ def decide_plan_change(facts: PlanChangeFacts, *, at: datetime, mode: PlanChange
         )
     target = {"plan_id": facts.target_plan_id}
     if facts.target_plan_id == facts.plan_id:
-        raise RuleViolation(ErrorCode.CONFLICT, "The subscription already has this plan.", target)
+        if facts.pending_plan_id is None:
+            raise RuleViolation(ErrorCode.CONFLICT, "The subscription already has this plan.", target)
+        return _quote_withdrawal(facts.current_plan.price, facts.period, facts.next_discount)
     if facts.target_service_id != facts.service_id:
         raise RuleViolation(ErrorCode.CONFLICT, "The plan belongs to another service.", target)
     if not facts.target_is_orderable:
@@ -138,6 +145,20 @@ def decide_plan_change(facts: PlanChangeFacts, *, at: datetime, mode: PlanChange
         discount=facts.discount,
         next_discount=facts.next_discount,
         trialing=facts.status is SubscriptionStatus.TRIALING,
+    )
+
+
+def _quote_withdrawal(price: Money, period: BillingPeriod, next_discount: Discount | None) -> PlanChangeQuote:
+    zero = zero_money(price.currency)
+    return PlanChangeQuote(
+        mode=PlanChangeMode.PERIOD_END,
+        lines=(),
+        amount_due=zero,
+        credit=zero,
+        is_new_anchor=False,
+        period=period,
+        next_invoice=price - discount_amount(price, next_discount),
+        withdraws_scheduled=True,
     )
 
 

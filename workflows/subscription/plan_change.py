@@ -32,7 +32,7 @@ def require_changeable(context: SubscriptionContext) -> None:
 
 
 async def change_plan(context: SubscriptionContext, command: ChangePlan) -> None:
-    """Apply, schedule or charge for a plan change.
+    """Apply, schedule or charge for a plan change; choosing the current plan withdraws the scheduled one.
 
     Raises:
         ApplicationError: the change is refused, or its payment failed; the plan is unchanged.
@@ -47,6 +47,10 @@ async def change_plan(context: SubscriptionContext, command: ChangePlan) -> None
             if outcome.outcome is PlanChangeResult.APPLIED:
                 _commit_plan_change(context, outcome.state, outcome.terms, command.update_id)
                 await context.signal_past_due(outcome.past_due_subscription_ids)
+                return
+            if outcome.outcome is PlanChangeResult.WITHDRAWN:
+                # Without the terms of the catalogue: the subscription keeps those that were agreed.
+                context.commit(outcome.state)
                 return
             context.commit(outcome.state, outcome.terms)
             if outcome.outcome is PlanChangeResult.SCHEDULED:
