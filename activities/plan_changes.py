@@ -230,7 +230,7 @@ async def _credit_change(
     A new period is invoiced in full and paid from that credit, so that a document states what it cost and a later
     change credits what was paid for it.
     """
-    period, credit = (quote.period, -quote.lines[0].amount) if quote.is_new_anchor else (None, quote.credit)
+    period = quote.period if quote.is_new_anchor else None
     await apply_plan_change(
         session,
         changes,
@@ -241,7 +241,7 @@ async def _credit_change(
         period,
         credit=quote.credit or None,
     )
-    await _grant_credit(session, changes, subscription, credit, command.plan_change_id)
+    await _grant_credit(session, changes, subscription, quote.granted, command.plan_change_id)
     if period is None:
         await changes.write(session)
         return await _applied(session, subscription, changes, changed)
@@ -250,7 +250,7 @@ async def _credit_change(
         id=ids.derive_id("inv", subscription.id, command.plan_change_id),
         billing_reason=BillingReason.INTERVAL_CHANGE,
         period=period,
-        lines=quote.lines[1:],
+        lines=quote.period_lines,
         price_id=plan.price_id,
         plan_change_id=command.plan_change_id,
     )

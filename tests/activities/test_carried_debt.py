@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest_asyncio
 
@@ -18,12 +19,14 @@ from tests.support.billing_commands import (
 )
 from tests.support.billing_fixture import (
     ORDERED_AT,
+    USER,
     BillingFixture,
     OpenedSubscription,
+    insert_card_payment,
     insert_coupon,
     insert_payment_method,
 )
-from workflows.ports.billing import RecordPaymentFailure
+from workflows.ports.billing import CompletePlanChange, RecordPaymentFailure
 from workflows.ports.subscription import StartProvisioning
 from workflows.rules.funding import GatewayTerms
 from workflows.rules.subscription import SubscriptionStatus
@@ -141,6 +144,31 @@ async def test_an_order_that_the_wallet_covers_needs_no_card(
     await top_up(billing, PRICE)
     opened = await billing.subscription_activities.create(billing.create_command())
     assert (opened.card, opened.state.status) == (None, SubscriptionStatus.PROVISIONING)
+
+
+async def test_a_change_of_the_interval_charges_carried_debt_once(
+    billing: BillingFixture, carried: OpenedSubscription
+) -> None:
+    command = replace(plan_change_command(carried, "pro-yearly"), now=ORDERED_AT + timedelta(seconds=1))
+    changed = await billing.assert_idempotent(billing.billing_activities.change_plan, command)
+    assert changed.card is not None
+    # 200.00 for the year, of which the unused month has contributed 0.20 that is still owed.
+    assert changed.card.amount.amount_minor == 20_000
+    await insert_card_payment(billing.sessions, "pay_1", carried.id, changed.card.amount)
+    completed = await billing.billing_activities.complete_plan_change(
+        CompletePlanChange(
+            subscription_id=carried.id,
+            invoice_id=changed.invoice_id or "",
+            payment_id="pay_1",
+            plan_change_id="order_1",
+            actor=USER,
+            terms=changed.terms,
+            restarts=True,
+            now=command.now,
+        )
+    )
+    assert (completed.paid, await billing.balance("debt")) == (True, 0)
+    assert [invoice["total_minor"] for invoice in await billing.invoices(carried.id)] == [20, 19_980]
 
 
 async def test_a_plan_change_that_the_wallet_covers_needs_no_card(

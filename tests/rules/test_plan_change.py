@@ -220,3 +220,46 @@ def test_lines_add_up_and_credit_is_bounded(old: int, new: int, second: int, pai
     net = sum_money((line.amount for line in result.lines), "USD").amount_minor
     assert result.amount_due.amount_minor == max(net, 0)
     assert result.credit.amount_minor == min(max(-net, 0), paid)
+
+
+def switch_interval(
+    old: int, new: int, *, days: float, paid: int, carried: int, discount: Discount | None = None
+) -> PlanChangeQuote:
+    """Return the quote of a change between a year and a month; ``discount`` reduces both."""
+    return quote_plan_change(
+        old=side(old, Interval.YEAR),
+        new=side(new),
+        period=BillingPeriod(start=START, end=START + timedelta(days=365)),
+        at=START + timedelta(days=days),
+        net_paid_in_period=usd(paid),
+        carried_in_period=usd(carried),
+        mode=PlanChangeMode.IMMEDIATE,
+        discount=discount,
+        next_discount=discount,
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "paid", "carried", "due", "credit", "granted"),
+    [
+        # Unused time that was paid becomes credit, of which the new period is paid.
+        (10_000, 500, 10_000, 0, 0, 9_500, 10_000),
+        (10_000, 500, 9_980, 20, 0, 9_480, 9_980),
+        # Carried debt counts toward the new period and never becomes credit.
+        (40, 20, 0, 40, 0, 0, 0),
+        (40, 30, 20, 20, 0, 0, 20),
+        (40, 50, 20, 20, 10, 0, 20),
+        # Refunded time is charged again.
+        (10_000, 500, 0, 0, 500, 0, 0),
+        (10_000, 500, -100, 0, 500, 0, 0),
+    ],
+)
+def test_a_change_of_the_interval_neither_charges_carried_debt_twice_nor_credits_it(
+    old: int, new: int, paid: int, carried: int, due: int, credit: int, granted: int
+) -> None:
+    quote = switch_interval(old, new, days=0, paid=paid, carried=carried)
+    assert (quote.amount_due, quote.credit, quote.granted) == (usd(due), usd(credit), usd(granted))
+    assert sum_money((line.amount for line in quote.lines), "USD") == usd(due - credit)
+    if not due:
+        # The credit that is granted pays the invoice of the new period.
+        assert sum_money((line.amount for line in quote.period_lines), "USD") + quote.credit == quote.granted

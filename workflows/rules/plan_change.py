@@ -43,6 +43,9 @@ class PlanChangeQuote:
             invoiced now.
         amount_due: What is charged now, zero or positive.
         credit: What becomes account credit, zero or positive, never more than was paid in the period.
+        granted: What an applied change without an amount due turns into promotional credit: ``credit``, or for a new
+            period all unused time that was paid, which then pays the invoice of that period.
+        period_lines: What the invoice of a new period prints that ``granted`` pays; empty where the period continues.
         is_new_anchor: The interval changed, so ``period`` begins at the change and later ones are counted from there.
         period: The period that stands after the change.
         next_invoice: What the invoice after ``period`` costs.
@@ -53,9 +56,11 @@ class PlanChangeQuote:
     lines: tuple[InvoiceLine, ...]
     amount_due: Money
     credit: Money
+    granted: Money
     is_new_anchor: bool
     period: BillingPeriod
     next_invoice: Money
+    period_lines: tuple[InvoiceLine, ...] = ()
     withdraws_scheduled: bool = False
 
 
@@ -155,6 +160,7 @@ def _quote_withdrawal(price: Money, period: BillingPeriod, next_discount: Discou
         lines=(),
         amount_due=zero,
         credit=zero,
+        granted=zero,
         is_new_anchor=False,
         period=period,
         next_invoice=price - discount_amount(price, next_discount),
@@ -216,6 +222,7 @@ def quote_plan_change(
             lines=(),
             amount_due=zero,
             credit=zero,
+            granted=zero,
             is_new_anchor=False,
             period=period,
             next_invoice=next_invoice,
@@ -227,6 +234,7 @@ def quote_plan_change(
             period=period,
             at=at,
             net_paid_in_period=net_paid_in_period,
+            carried_in_period=carried_in_period or zero,
             timezone=timezone,
             discount=discount,
             next_discount=next_discount,
@@ -256,6 +264,7 @@ def quote_plan_change(
         lines=(_unused_time_line(old.name, change.unused_credit, remaining), remaining_line),
         amount_due=change.amount_due,
         credit=change.credit,
+        granted=change.credit,
         is_new_anchor=False,
         period=period,
         next_invoice=next_invoice,
@@ -269,24 +278,39 @@ def _quote_interval_change(
     period: BillingPeriod,
     at: datetime,
     net_paid_in_period: Money,
+    carried_in_period: Money,
     timezone: str,
     discount: Discount | None,
     next_discount: Discount | None,
 ) -> PlanChangeQuote:
-    """Another interval begins at ``at``: a whole new period, less what is unused of the old one."""
+    """Another interval begins at ``at``: a whole new period, less what is unused of the old one.
+
+    Time that was refunded or never paid is not credited. Carried debt for unused time counts toward the new period,
+    because the organization still owes it, but it never becomes credit.
+    """
     zero = zero_money(old.price.currency)
     old_net = old.price - discount_amount(old.price, discount)
-    unused = prorate(old=old_net, new=zero, period=period, at=at, net_paid_in_period=net_paid_in_period).unused_credit
-    # Time that was refunded or never paid is not credited: the new period is charged in full.
-    unused = max(unused, min(-net_paid_in_period, zero))
-    fresh = billing_period(at, 0, new.interval, timezone)
+    fresh, remaining = billing_period(at, 0, new.interval, timezone), _remaining_period(period, at)
     full_line = plan_line(new.name, new.price, fresh, next_discount)
-    net = unused + full_line.amount
+    received = prorate(
+        old=old_net,
+        new=zero,
+        period=period,
+        at=at,
+        net_paid_in_period=net_paid_in_period,
+        carried_in_period=carried_in_period,
+    )
+    paid = max(net_paid_in_period, zero)
+    unused = min(-received.unused_credit, max(paid, full_line.amount))
+    granted = min(unused, paid)
+    net, owed = full_line.amount - unused, max(min(unused, full_line.amount) - granted, zero)
     return PlanChangeQuote(
         mode=PlanChangeMode.IMMEDIATE,
-        lines=(_unused_time_line(old.name, unused, _remaining_period(period, at)), full_line),
+        lines=(_unused_time_line(old.name, -unused, remaining), full_line),
         amount_due=max(net, zero),
         credit=max(-net, zero),
+        granted=granted,
+        period_lines=(_unused_time_line(old.name, -owed, remaining), full_line) if owed else (full_line,),
         is_new_anchor=True,
         period=fresh,
         next_invoice=new.price - discount_amount(new.price, _after_next_period(next_discount)),
