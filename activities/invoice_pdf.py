@@ -168,6 +168,8 @@ def _totals(invoice: InvoiceDocumentData, width: float) -> Table:
     rows.append(("Total", invoice.total, STRONG, STRONG_RIGHT))
     if invoice.status == "open":
         rows.append(("Amount due", invoice.due, STRONG, STRONG_RIGHT))
+    if invoice.debt_paid:
+        rows.append(("Paid from earlier invoices", invoice.debt_paid, BODY, BODY_RIGHT))
     return _table(
         [
             ["", Paragraph(label, label_style), _paragraph(_format_money(amount), amount_style)]

@@ -20,6 +20,7 @@ OTHER_KEYS = frozenset(
         "expires_at", "balance", "credit", "gateway", "brand", "last4", "payment_id", "to", "old_plan_name",
         "price", "balance_too_low", "trial_end", "title", "details", "severity", "workflow_id",
         "suspends_at", "cancels_at", "effective_at", "instance_id", "status", "paid_by", "next_charge_at",
+        "carried_debt", "debt_paid",
     }
 )  # fmt: skip
 

@@ -25,6 +25,7 @@ from activities import reminders
 from activities.adapters.smtp import SmtpClient, SmtpConnection, SmtpConnectionLost, SmtpRejected, SmtpUnavailable
 from activities.invoice_documents import PdfDocumentActivities
 from activities.mail_rendering import MailRenderer, Recipient, RenderedMail, RenderingError
+from activities.notification_context import money_to_json
 from db.encryption import FieldEncryption, UnknownEncryptionKey
 from db.queries import outbox_delivery
 from db.queries.outbox_delivery import ClaimedNotification, DeliveryOutcome
@@ -161,7 +162,7 @@ class SmtpNotificationActivities(NotificationActivities):
     async def _invoice_attachment(
         self, notification: ClaimedNotification, context: dict[str, object]
     ) -> tuple[str, bytes] | None:
-        """Return number and PDF of the mail's invoice; add ``invoice_number`` and ``paid_by`` to ``context``."""
+        """Return number and PDF of the mail's invoice; add its number and what paid it to ``context``."""
         invoice_id = context.get("invoice_id")
         if not isinstance(invoice_id, str):
             return None
@@ -172,6 +173,8 @@ class SmtpNotificationActivities(NotificationActivities):
         context.setdefault("invoice_number", facts.number)
         if facts.payment_summary is not None:
             context.setdefault("paid_by", facts.payment_summary)
+        if facts.debt_paid:
+            context.setdefault("debt_paid", money_to_json(facts.debt_paid))
         return facts.number, stored.content
 
     def _build_message(self, notification: ClaimedNotification, mail: RenderedMail) -> EmailMessage:

@@ -42,6 +42,7 @@ async def load_context(session: AsyncSession, context: Mapping[str, Any]) -> dic
         "old_plan_name": state.plan_name if state.pending_plan_name else None,
         "price": money_to_json(price),
         "amount": money_to_json(amount),
+        "carried_debt": money_to_json(state.carried_debt) if state.carried_debt else None,
         "balance": money_to_json(state.credit),
         "balance_too_low": state.credit.amount_minor < amount.amount_minor and not uses_card,
         "brand": state.brand if uses_card else None,

@@ -33,7 +33,7 @@ from api.schemas.subscriptions import (
     to_amount,
 )
 from api.tokens import Caller
-from db.queries import catalogue, idempotency, subscriptions
+from db.queries import catalogue, idempotency, ledger, subscriptions
 from db.queries.catalogue import PlanToOrder
 from db.queries.plan_changes import load_plan_change_facts
 from db.queries.timeline_reads import list_timeline_events
@@ -186,7 +186,9 @@ async def preview_plan_change(
         if subscription is None or plan is None:
             raise not_found_error("plan")
         facts = await load_plan_change_facts(session, subscription, plan, at=at)
-        return success(quote_out(decide_plan_change(facts, at=at, mode=body.mode)))
+        quote = decide_plan_change(facts, at=at, mode=body.mode)
+        carried_debt = await ledger.get_carried_debt(session, caller.organization_id, subscription.currency)
+        return success(quote_out(quote, carried_debt))
 
 
 @router.post("/{subscription_id}/change-plan", response_model=Envelope[SubscriptionOut], responses=CHARGING_RESPONSES)

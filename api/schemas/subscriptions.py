@@ -89,11 +89,16 @@ class NextInvoiceOut(Amount):
 
 
 class PlanChangePreviewOut(ResponseModel):
-    """What a plan change would invoice now. ``mode`` is the one asked for, or the default."""
+    """What a plan change would invoice now. ``mode`` is the one asked for, or the default.
+
+    ``carried_debt`` is what earlier invoices left because it was too small to charge. A card that pays ``due_now`` pays
+    it as well; a wallet does if it covers both.
+    """
 
     mode: PlanChangeMode
     lines: list[PreviewLineOut]
     due_now: Amount
+    carried_debt: Amount
     credit: Amount
     next_invoice: NextInvoiceOut
 
@@ -133,7 +138,7 @@ def subscription_out(row: SubscriptionDetails) -> SubscriptionOut:
     )
 
 
-def quote_out(quote: PlanChangeQuote) -> PlanChangePreviewOut:
+def quote_out(quote: PlanChangeQuote, carried_debt: Money) -> PlanChangePreviewOut:
     following = quote.next_invoice
     return PlanChangePreviewOut(
         mode=quote.mode,
@@ -146,6 +151,7 @@ def quote_out(quote: PlanChangeQuote) -> PlanChangePreviewOut:
             for line in quote.lines
         ],
         due_now=to_amount(quote.amount_due),
+        carried_debt=to_amount(carried_debt),
         credit=to_amount(quote.credit),
         next_invoice=NextInvoiceOut(
             amount_minor=following.amount_minor, currency=following.currency, at=quote.period.end

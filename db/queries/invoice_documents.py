@@ -9,7 +9,7 @@ from datetime import datetime
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db.queries.invoice_sources import list_invoice_sources
+from db.queries.invoice_sources import get_debt_paid_with, list_invoice_sources
 from workflows.rules.ids import derive_id
 from workflows.rules.invoice import InvoiceStatus, payment_summary
 from workflows.rules.money import Money
@@ -46,7 +46,11 @@ class InvoiceLineData:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InvoiceDocumentData:
-    """A finalized invoice as its page shows it."""
+    """A finalized invoice as its page shows it.
+
+    Attributes:
+        debt_paid: Carried debt of earlier invoices that its payment has paid as well.
+    """
 
     id: str
     number: str
@@ -59,6 +63,7 @@ class InvoiceDocumentData:
     tax: Money
     total: Money
     due: Money
+    debt_paid: Money
     organization_id: str
     organization_name: str
     country: str | None
@@ -200,6 +205,7 @@ async def load_invoice_document_data(
         tax=money(row["tax_minor"]),
         total=money(row["total_minor"]),
         due=money(row["amount_due_minor"]),
+        debt_paid=await get_debt_paid_with(session, invoice_id, row["currency"]),
         organization_id=row["organization_id"],
         organization_name=row["organization_name"],
         country=row["country"],

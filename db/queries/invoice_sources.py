@@ -8,6 +8,7 @@ from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.models.invoices import InvoiceAllocation
+from db.models.ledger import LedgerTransactionRow
 from db.models.payments import Payment, PaymentMethod
 from workflows.rules.allocations import AllocationSource
 from workflows.rules.invoice import InvoiceSource
@@ -63,6 +64,24 @@ def parse_invoice_sources(stored: str | None) -> tuple[InvoiceSource, ...]:
 async def list_invoice_sources(session: AsyncSession, invoice_id: str) -> tuple[InvoiceSource, ...]:
     """Return what paid an invoice, oldest first, with an amount of zero where it was all returned."""
     return parse_invoice_sources(await session.scalar(select(invoice_sources(invoice_id))))
+
+
+async def get_debt_paid_with(session: AsyncSession, invoice_id: str, currency: str) -> Money:
+    """Return the carried debt of other invoices that was paid in the transactions that paid an invoice."""
+    paid_in = select(InvoiceAllocation.ledger_transaction_id).where(InvoiceAllocation.invoice_id == invoice_id)
+    amount_minor = await session.scalar(
+        select(-func.sum(InvoiceAllocation.amount_minor))
+        .join(LedgerTransactionRow, LedgerTransactionRow.id == InvoiceAllocation.ledger_transaction_id)
+        .where(
+            InvoiceAllocation.ledger_transaction_id.in_(paid_in),
+            InvoiceAllocation.source == AllocationSource.DEBT.value,
+            InvoiceAllocation.reverses_id.is_not(None),
+            InvoiceAllocation.invoice_id != invoice_id,
+            # A transaction that pays several debts is of one invoice.
+            LedgerTransactionRow.reference_id == invoice_id,
+        )
+    )
+    return Money(amount_minor=int(amount_minor or 0), currency=currency)
 
 
 def payment_ids_of_invoice(invoice_id: str) -> Select[tuple[str]]:

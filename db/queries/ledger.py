@@ -140,13 +140,13 @@ async def get_balances(
     )
 
 
-async def get_receivable(session: AsyncSession, organization_id: str, currency: str) -> Money:
-    """Return what the organization owes by finalized, unpaid invoices: positive while it owes."""
+async def get_carried_debt(session: AsyncSession, organization_id: str, currency: str) -> Money:
+    """Return what the organization owes of amounts that were too small to charge: positive while it owes."""
     balance_minor = await session.scalar(
         select(LedgerAccountRow.balance_minor).where(
             LedgerAccountRow.organization_id == organization_id,
             LedgerAccountRow.currency == currency,
-            LedgerAccountRow.account == LedgerAccount.RECEIVABLE,
+            LedgerAccountRow.account == LedgerAccount.DEBT,
         )
     )
     return Money(amount_minor=-(balance_minor or 0), currency=currency)

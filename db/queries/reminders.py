@@ -28,7 +28,9 @@ SELECT s.id, s.name, s.status, s.collection_method, s.price_minor, s.currency, s
     c.currency AS coupon_currency, m.brand, m.last4, m.id AS payment_method_id,
     (SELECT COALESCE(sum(a.balance_minor), 0) FROM ledger_accounts a
         WHERE a.organization_id = s.organization_id AND a.currency = s.currency
-        AND a.account IN ('wallet', 'promotional')) AS credit_minor
+        AND a.account IN ('wallet', 'promotional')) AS credit_minor,
+    (SELECT COALESCE(-sum(a.balance_minor), 0) FROM ledger_accounts a
+        WHERE a.organization_id = s.organization_id AND a.currency = s.currency AND a.account = 'debt') AS debt_minor
 FROM subscriptions s
 JOIN plans p ON p.id = s.plan_id
 JOIN services v ON v.id = s.service_id
@@ -80,6 +82,7 @@ class ReminderState:
     pending_price: Money | None
     discount: Discount | None
     credit: Money
+    carried_debt: Money
     payment_method_id: str | None
     brand: str | None
     last4: str | None
@@ -111,6 +114,7 @@ async def load_state(session: AsyncSession, subscription_id: str) -> ReminderSta
         if has_coupon
         else None,
         credit=Money(amount_minor=int(row["credit_minor"]), currency=currency),
+        carried_debt=Money(amount_minor=int(row["debt_minor"]), currency=currency),
         payment_method_id=row["payment_method_id"],
         brand=row["brand"],
         last4=row["last4"],

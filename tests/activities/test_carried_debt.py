@@ -8,10 +8,13 @@ from datetime import timedelta
 import pytest_asyncio
 
 from activities.billing import PostgresBillingActivities
+from activities.reminders import load_context
 from activities.subscriptions import PostgresSubscriptionActivities
+from db.queries.invoice_documents import load_invoice_document_data
 from tests.support.billing_commands import (
     DAY,
     TEN_DAYS_AFTER_ORDER,
+    card_payment_command,
     collect_command,
     payment_failure_command,
     plan_change_command,
@@ -114,6 +117,33 @@ async def test_a_card_that_pays_a_renewal_anyway_pays_the_debt_as_well(
     outcome = await billing.billing_activities.start_period(billing.start_period_command(carried))
     assert outcome.card_charge is not None
     assert outcome.card_charge.amount.amount_minor == PRICE + 20
+
+
+async def test_the_receipt_of_an_invoice_names_the_debt_that_was_paid_with_it(
+    billing: BillingFixture, carried: OpenedSubscription
+) -> None:
+    other = await billing.create_active_subscription(coupon="SMALL")
+    assert await billing.balance("debt") == -40
+    outcome = await billing.billing_activities.start_period(billing.start_period_command(carried))
+    await billing.billing_activities.apply_card_payment(await card_payment_command(billing, carried, outcome))
+    assert await billing.balance("debt") == 0
+    paid_with = set()
+    async with billing.sessions() as session:
+        for invoice in [*await billing.invoices(carried.id), *await billing.invoices(other.id)]:
+            document = await load_invoice_document_data(session, invoice["id"])
+            assert document is not None
+            paid_with.add((document.total.amount_minor, document.debt_paid.amount_minor))
+    assert paid_with == {(20, 0), (PRICE, 40)}
+
+
+async def test_a_reminder_names_the_debt_that_the_renewal_collects(
+    billing: BillingFixture, carried: OpenedSubscription
+) -> None:
+    scheduled = {"subscription_id": carried.id, "days": 7, "due_at": carried.period.end.isoformat()}
+    async with billing.sessions() as session:
+        context = await load_context(session, scheduled)
+    assert context is not None
+    assert context["carried_debt"] == {"amount_minor": 20, "currency": "USD"}
 
 
 async def test_credit_that_arrives_during_a_declined_charge_pays_the_renewal(

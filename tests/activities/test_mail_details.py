@@ -30,7 +30,9 @@ def test_every_mail_names_the_support_address(kind: NotificationKind) -> None:
     assert "Questions?" not in rendered_text(kind, support_email=None)
 
 
-@pytest.mark.parametrize("context", [{"effective_at": "2027-02-28T10:00:00Z"}, {"reason": "undone"}, {}])
+@pytest.mark.parametrize(
+    "context", [{"effective_at": "2027-02-28T10:00:00Z"}, {"reason": "undone"}, {"reason": "withdrawn"}, {}]
+)
 def test_a_plan_change_names_the_price_and_the_next_charge(context: dict[str, Any]) -> None:
     text = rendered_text(
         NotificationKind.PLAN_CHANGED,
@@ -53,8 +55,18 @@ def test_a_plan_change_names_the_price_and_the_next_charge(context: dict[str, An
         NotificationKind.PLAN_CHANGED,
     ],
 )
-def test_a_receipt_names_the_payment_method(kind: NotificationKind) -> None:
+def test_a_receipt_names_the_payment_method_and_the_carried_debt_that_was_paid(kind: NotificationKind) -> None:
     assert "Paid with: Visa ending in 4242" in rendered_text(kind, amount=USD_45, paid_by="Visa ending in 4242")
+    debt = {"amount_minor": 20, "currency": "USD"}
+    assert "Left from earlier invoices: US$0.20" in rendered_text(kind, amount=USD_45, debt_paid=debt)
+    assert "earlier invoices" not in rendered_text(kind, amount=USD_45)
+
+
+def test_a_reminder_names_the_carried_debt() -> None:
+    debt = {"amount_minor": 20, "currency": "USD"}
+    text = rendered_text(NotificationKind.SUBSCRIPTION_EXPIRING, amount=USD_45, carried_debt=debt, days=7)
+    assert "US$0.20 that earlier invoices left is collected with it." in text
+    assert "Left from earlier invoices: US$0.20" in text
 
 
 def test_a_refund_names_its_reason() -> None:

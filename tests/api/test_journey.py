@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest_asyncio
 
+from db.queries import ledger
 from tests.support.api import ApiFixture, RegisteredUser, parse_error, serve_api, settings
 from tests.support.databases import DatabaseFixture
 from tests.support.fake_workflow_client import insert_ledger_transaction
 from tests.support.subscription_fixture import SubscriptionFixture, run_subscription_fixture
 from tests.support.temporal import TemporalFixture
 from tests.support.wait import wait_until
+from workflows.rules.ledger import paid_invoice_transaction
+from workflows.rules.money import Money
 
 ADVANCE = "/sandbox/clock/advance"
 
@@ -96,9 +99,11 @@ async def test_what_is_previewed_is_what_is_charged(workflow_api: ApiWithWorkflo
     await workflow_api.advance(mine, days=10)
     body = {"plan_id": "pro"}
     address = f"/subscriptions/{mine}/change-plan"
+    await carry_debt(workflow_api, 20)
     preview = (await workflow_api.customer.http.post(f"{address}/preview", json=body)).json()["data"]
     assert preview["mode"] == "immediate"
     assert preview["next_invoice"]["amount_minor"] == 2000
+    assert preview["carried_debt"] == {"amount_minor": 20, "currency": "USD"}
     changed = await workflow_api.customer.http.post(
         address, json=body, headers=workflow_api.customer.idempotency_header()
     )
@@ -116,6 +121,25 @@ async def test_what_is_previewed_is_what_is_charged(workflow_api: ApiWithWorkflo
     assert 0 < preview["credit"]["amount_minor"] <= 2000
     response = await workflow_api.customer.http.post(f"{address}/preview", json=body)
     assert (response.status_code, parse_error(response)["code"]) == (409, "CONFLICT")
+
+
+async def carry_debt(workflow_api: ApiWithWorkflows, amount_minor: int) -> None:
+    """Post a charge that is too small for the gateway and becomes debt, in cents."""
+    zero = Money(amount_minor=0, currency="USD")
+    posting = paid_invoice_transaction(
+        promotional=zero, wallet=zero, held=zero, tax=zero, carried=Money(amount_minor=amount_minor, currency="USD")
+    )
+    async with workflow_api.subscriptions.sessions.begin() as session:
+        await ledger.post_transaction(
+            session,
+            posting,
+            transaction_id="tx_carried",
+            organization_id=workflow_api.customer.organization_id,
+            at=datetime.now(UTC),
+            ref=None,
+            description="carried",
+            idempotency_key="carried",
+        )
 
 
 async def test_a_clock_advances_one_subscription_and_waits_for_its_work(workflow_api: ApiWithWorkflows) -> None:
