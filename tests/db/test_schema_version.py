@@ -27,9 +27,9 @@ from worker.migrate import migrate
 
 ROOT = Path(__file__).resolve().parents[2]
 
-EDITED = "UPDATE schema_migrations SET checksum = 'x' WHERE revision = '0003_billing'"
+EDITED = "UPDATE schema_migrations SET checksum = 'x' WHERE revision = '0005_invoices'"
 UNRECORDED = "DROP TABLE schema_migrations"
-UNKNOWN = "INSERT INTO schema_migrations (revision, checksum) VALUES ('0002_other', 'x')"
+UNKNOWN = "INSERT INTO schema_migrations (revision, checksum) VALUES ('0003_other', 'x')"
 NEWER = "INSERT INTO schema_migrations (revision, checksum) VALUES ('9999_later', 'x')"
 BEHIND = f"DELETE FROM schema_migrations WHERE revision = '{newest_revision()}'"
 
@@ -66,9 +66,9 @@ def test_each_migration_records_its_checksum(database: DatabaseFixture) -> None:
 @pytest.mark.parametrize(
     ("statement", "difference"),
     [
-        (EDITED, "the migration 0003_billing is another one"),
+        (EDITED, "the migration 0005_invoices is another one"),
         (UNRECORDED, "it does not record its migrations"),
-        (UNKNOWN, "the migration 0002_other is unknown"),
+        (UNKNOWN, "the migration 0003_other is unknown"),
     ],
 )
 def test_another_schema_is_refused_in_one_line(database: DatabaseFixture, statement: str, difference: str) -> None:

@@ -19,7 +19,7 @@ def test_a_process_says_in_one_line_why_it_does_not_start(
     database: DatabaseFixture, tmp_path: Path, program: str, name: str
 ) -> None:
     with psycopg.connect(database.superuser_dsn()) as connection:
-        connection.execute("UPDATE schema_migrations SET checksum = 'x' WHERE revision = '0003_billing'")
+        connection.execute("UPDATE schema_migrations SET checksum = 'x' WHERE revision = '0005_invoices'")
     kubeconfig = tmp_path / "kubeconfig"
     kubeconfig.write_text(KUBECONFIG)
     (port,) = free_ports(1)
@@ -43,4 +43,4 @@ def test_a_process_says_in_one_line_why_it_does_not_start(
     assert completed.returncode == 1, completed.stdout
     (line,) = completed.stderr.splitlines()
     assert line.startswith(f"The {name} does not start. The database's schema was made by another version")
-    assert "0003_billing" in line
+    assert "0005_invoices" in line

@@ -8,8 +8,8 @@ from sqlalchemy.dialects import postgresql
 
 from db.rls import API_ROLE, IS_ADMINISTRATOR, OWNER_ROLE, WORKER_ROLE, enable_row_level_security, grant_public_read
 
-revision = "0002_catalogue"
-down_revision = "0001_identity"
+revision = "0003_catalogue"
+down_revision = "0002_audit"
 branch_labels = None
 depends_on = None
 

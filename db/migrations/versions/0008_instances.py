@@ -8,8 +8,8 @@ from sqlalchemy.dialects import postgresql
 
 from db.rls import WORKER_ROLE, enable_row_level_security
 
-revision = "0005_instances"
-down_revision = "0004_payments"
+revision = "0008_instances"
+down_revision = "0007_payments"
 branch_labels = None
 depends_on = None
 

@@ -7,8 +7,8 @@ from alembic import op
 
 from db.rls import API_ROLE, IS_ADMINISTRATOR, WORKER_ROLE, enable_row_level_security
 
-revision = "0004_payments"
-down_revision = "0003_billing"
+revision = "0007_payments"
+down_revision = "0006_ledger"
 branch_labels = None
 depends_on = None
 

@@ -8,8 +8,8 @@ from sqlalchemy.dialects import postgresql
 
 from db.rls import enable_row_level_security
 
-revision = "0006_notifications"
-down_revision = "0005_instances"
+revision = "0009_notifications"
+down_revision = "0008_instances"
 branch_labels = None
 depends_on = None
 
