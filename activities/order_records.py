@@ -102,6 +102,9 @@ async def insert_subscription_and_instance(
         "storage_gib": plan.storage_gib,
         "replicas": plan.replicas,
         "parameters": command.order.parameters,
+        # Hazard: the defaults of this model are not executed beside those of a CTE; without a value these are JSON null.
+        "entitlements": {},
+        "conditions": [],
         "created_at": command.now,
     }
     inserted = insert(Subscription).values(subscription_row).cte("inserted")

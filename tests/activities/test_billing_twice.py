@@ -44,6 +44,15 @@ async def test_an_order_paid_by_the_wallet(billing: BillingFixture) -> None:
     assert (await billing.balance(), await billing.balance("held")) == (100, 0)
 
 
+async def test_the_instance_of_an_order_has_no_conditions_yet(billing: BillingFixture) -> None:
+    await top_up(billing, 500)
+    await billing.subscription_activities.create(billing.create_command())
+    columns = "parameters, entitlements, conditions"
+    assert await billing.query(f"SELECT {columns} FROM instances") == [
+        {"parameters": {}, "entitlements": {}, "conditions": []}
+    ]
+
+
 async def test_an_order_paid_by_wallet_and_card(billing: BillingFixture) -> None:
     await top_up(billing, 100)
     await insert_payment_method(billing.sessions)
