@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -88,7 +90,7 @@ async def insert_subscription_and_instance(
         "created_at": command.now,
         "updated_at": command.now,
     }
-    instance_row = {
+    instance_row: dict[str, Any] = {
         "id": command.order.instance_id,
         "organization_id": subscription.organization_id,
         "subscription_id": subscription.id,
@@ -102,7 +104,7 @@ async def insert_subscription_and_instance(
         "storage_gib": plan.storage_gib,
         "replicas": plan.replicas,
         "parameters": command.order.parameters,
-        # Hazard: the defaults of this model are not executed beside those of a CTE; without a value these are JSON null.
+        # Hazard: beside a CTE the defaults of this model are not executed; without a value these are JSON null.
         "entitlements": {},
         "conditions": [],
         "created_at": command.now,
