@@ -5,19 +5,16 @@ It changes no balance.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from temporalio import activity
 from temporalio.client import Client
 
-from activities.operator_alerts import daily_dedup_key, list_names
+from activities import lost_workflows
 from db.models.payments import Payment, WebhookEventRow
-from db.queries import ledger, outbox, subscription_recovery, webhooks
+from db.queries import ledger, outbox, webhooks
 from db.queries.payments import to_payment_record
-from db.queries.subscription_recovery import OrderedSubscription
 from db.session import SessionFactory, allow_long_statements
-from workflows import lost_workflows, names
 from workflows.client import WorkflowClient
 from workflows.ports.payments import GatewayEvent, PaymentInput, payment_input_from_record
 from workflows.ports.reconciliation import (
@@ -25,12 +22,10 @@ from workflows.ports.reconciliation import (
     DeliverPendingWebhooks,
     LedgerAudit,
     ReconciliationActivities,
+    RestartLostWorkflows,
     RestartOutcome,
-    RestartSubscriptions,
     WebhookDeliveryOutcome,
 )
-from workflows.ports.subscription import CreateSubscription
-from workflows.rules.funding import CollectionMethod
 from workflows.rules.money import Money
 from workflows.rules.payment import PaymentStatus
 
@@ -77,7 +72,7 @@ class PostgresReconciliationActivities(ReconciliationActivities):
 
     @activity.defn(name="reconciliation.deliver_pending_webhooks")
     async def deliver_pending_webhooks(self, command: DeliverPendingWebhooks) -> WebhookDeliveryOutcome:
-        workflows = WorkflowClient(self._client or activity.client())
+        workflows = self._workflows()
         pending = await self._pending_webhooks(command)
         for event, payment_input in pending:
             await workflows.deliver_gateway_event(event, payment_input)
@@ -85,53 +80,16 @@ class PostgresReconciliationActivities(ReconciliationActivities):
                 await webhooks.mark_delivered(session, event.gateway, event.event_id, at=datetime.now(UTC))
         return WebhookDeliveryOutcome(events=len(pending), has_more=len(pending) == command.limit)
 
+    @activity.defn(name="reconciliation.restart_payments")
+    async def restart_payments(self, command: RestartLostWorkflows) -> RestartOutcome:
+        return await lost_workflows.restart_payments(self._sessions, self._workflows(), command)
+
     @activity.defn(name="reconciliation.restart_subscriptions")
-    async def restart_subscriptions(self, command: RestartSubscriptions) -> RestartOutcome:
-        workflows = WorkflowClient(self._client or activity.client())
-        async with self._sessions() as session:
-            page = await subscription_recovery.list_unfinished(session, after=command.after, limit=command.limit)
-        lost = await self._find_lost(workflows, page)
-        if lost:
-            await self._alert_lost(lost, command)
-        restarted = [
-            order.subscription_id
-            for order in lost[: command.max_restarts]
-            if await lost_workflows.restart_subscription(workflows, _to_order(order))
-        ]
-        activity.metric_meter().create_counter(
-            "berth_subscriptions_restarted", "Workflows of subscriptions that were lost and started again"
-        ).add(len(restarted))
-        is_last_page = len(page) < command.limit
-        return RestartOutcome(restarted=len(restarted), last_id=None if is_last_page else page[-1].subscription_id)
+    async def restart_subscriptions(self, command: RestartLostWorkflows) -> RestartOutcome:
+        return await lost_workflows.restart_subscriptions(self._sessions, self._workflows(), command)
 
-    async def _find_lost(
-        self, workflows: WorkflowClient, page: Sequence[OrderedSubscription]
-    ) -> list[OrderedSubscription]:
-        by_workflow_id = {names.subscription_workflow_id(order.subscription_id): order for order in page}
-        lost = [by_workflow_id[lost] for lost in await lost_workflows.find_lost(workflows, list(by_workflow_id))]
-        # A subscription that ended since the page was read needs no workflow.
-        async with self._sessions() as session:
-            unfinished = await subscription_recovery.unfinished_among(
-                session, [order.subscription_id for order in lost]
-            )
-        return [order for order in lost if order.subscription_id in unfinished]
-
-    async def _alert_lost(self, lost: Sequence[OrderedSubscription], command: RestartSubscriptions) -> None:
-        """Alert before the restart: an alert that a crash prevented would not be made up for."""
-        ids = [order.subscription_id for order in lost]
-        activity.logger.error("subscriptions without a workflow: %s", ", ".join(ids))
-        restarted = min(len(ids), command.max_restarts)
-        alert = outbox.build_operator_alert(
-            daily_dedup_key("subscriptions/lost", ids, command.now),
-            command.now,
-            "Workflows of subscriptions were lost",
-            f"{len(ids)} subscriptions had no running workflow: {list_names(ids)}. {restarted} of them are started"
-            " again and go on from what the database holds; the next run restarts the others. Find out why they ended:"
-            " it may have been a termination by hand, a failure of the workflow, or a restored Temporal database.",
-            severity="critical",
-        )
-        async with self._sessions.begin() as session:
-            await outbox.enqueue(session, alert)
+    def _workflows(self) -> WorkflowClient:
+        return WorkflowClient(self._client or activity.client())
 
     async def _pending_webhooks(self, command: DeliverPendingWebhooks) -> list[tuple[GatewayEvent, PaymentInput]]:
         async with self._sessions() as session:
@@ -156,20 +114,6 @@ class PostgresReconciliationActivities(ReconciliationActivities):
                 severity="critical",
             )
             await outbox.enqueue(session, alert)
-
-
-def _to_order(order: OrderedSubscription) -> CreateSubscription:
-    return CreateSubscription(
-        subscription_id=order.subscription_id,
-        instance_id=order.instance_id,
-        organization_id=order.organization_id,
-        user_id=order.user_id,
-        plan_id=order.plan_id,
-        name=order.name,
-        parameters=order.parameters,
-        coupon=order.coupon,
-        collection_method=CollectionMethod(order.collection_method),
-    )
 
 
 def _to_gateway_event(event: WebhookEventRow) -> GatewayEvent:

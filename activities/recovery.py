@@ -12,7 +12,7 @@ from activities.holds import ORDER_HOLD, agreed_card_charge, release_hold
 from activities.outcomes import billing_outcome
 from activities.rule_errors import converts_rule_violations
 from activities.subscription_transitions import lock_subscription, new_change_set
-from db.queries import invoices, subscription_recovery
+from db.queries import invoices, workflow_recovery
 from db.queries.invoices import InvoiceSummary
 from db.queries.locked_subscriptions import LockedSubscription
 from db.session import SessionFactory
@@ -34,7 +34,7 @@ class PostgresRecoveryActivities(RecoveryActivities):
     async def load(self, command: LoadRecovery) -> Recovery:
         async with self._sessions.begin() as session:
             subscription = await lock_subscription(session, command.subscription_id)
-            instance = await subscription_recovery.get_instance_facts(session, subscription.id)
+            instance = await workflow_recovery.get_instance_facts(session, subscription.id)
             recovery = Recovery(
                 payments=await _unsettled_payments(session, subscription),
                 payment_method_ids=[method.payment_method_id for method in subscription.funds.payment_methods],
@@ -56,7 +56,7 @@ async def _unsettled_payments(session: AsyncSession, subscription: LockedSubscri
     open_invoice_id = await invoices.find_open_invoice_id(session, subscription.id)
     return [
         UnsettledPayment(payment=payment_input_from_record(payment), invoice_id=payment.invoice_id or open_invoice_id)
-        for payment in await subscription_recovery.list_unsettled_payments(session, subscription.id)
+        for payment in await workflow_recovery.list_unsettled_payments(session, subscription.id)
     ]
 
 
@@ -65,10 +65,10 @@ async def _with_dunning(session: AsyncSession, subscription: LockedSubscription,
     invoice_id = await invoices.find_open_invoice_id(session, subscription.id)
     if subscription.status not in PAST_DUE_STATUSES or subscription.past_due_since is None or invoice_id is None:
         return recovery
-    attempts = await subscription_recovery.count_failed_attempts(session, subscription.id, subscription.past_due_since)
+    attempts = await workflow_recovery.count_failed_attempts(session, subscription.id, subscription.past_due_since)
     declined = {
         payment.payment_method_id: payment.decline_code
-        for payment in await subscription_recovery.list_invoice_payments(session, invoice_id)
+        for payment in await workflow_recovery.list_invoice_payments(session, invoice_id)
         if payment.status is PaymentStatus.FAILED and payment.payment_method_id is not None
     }
     hard_declined = [method_id for method_id, code in declined.items() if is_hard_decline(code)]

@@ -7,7 +7,7 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import structlog
 from temporalio.client import Client
@@ -43,6 +43,9 @@ STICKY_TIMEOUT = timedelta(seconds=2)
 default of 10 s delays the first update after a worker was killed by as much."""
 
 MAX_BACKOFF_SECONDS = 5.0
+
+ENSURE_INTERVAL = timedelta(minutes=10)
+"""How long the platform is without its dispatcher and its schedules at most, while a worker runs."""
 
 
 @asynccontextmanager
@@ -98,6 +101,13 @@ async def ensure_dispatchers_and_schedules(client: Client) -> None:
     await schedules.upsert_schedules(client)
 
 
+async def keep_dispatchers_and_schedules(client: Client, interval: timedelta = ENSURE_INTERVAL) -> NoReturn:
+    """Put them in place again and again: a dispatcher may be terminated, and a restored server may know neither."""
+    while True:
+        await asyncio.sleep(interval.total_seconds())
+        await retry_until_connected("announce", lambda: ensure_dispatchers_and_schedules(client))
+
+
 async def retry_until_connected(operation: str, attempt: Callable[[], Awaitable[T]]) -> T:
     """Try until the server answers."""
     pause = 0.1
@@ -118,7 +128,7 @@ async def connect_and_serve(dependencies: Dependencies, metrics: WorkerMetrics, 
     async with run_workers(dependencies, client, [ActivityMetricsInterceptor(metrics)]):
         await retry_until_connected("announce", lambda: ensure_dispatchers_and_schedules(client))
         log.info("worker.ready", queues=[names.PLATFORM_QUEUE, names.INFRASTRUCTURE_QUEUE, names.NOTIFICATIONS_QUEUE])
-        await asyncio.Event().wait()
+        await keep_dispatchers_and_schedules(client)
 
 
 async def run(settings: WorkerSettings, metrics: WorkerMetrics) -> None:

@@ -66,9 +66,9 @@ SCHEDULES = (
         offset=timedelta(hours=3),
     ),
     ScheduleDefinition(
-        id="reconciliation/subscriptions",
+        id="reconciliation/workflows",
         workflow=names.RECONCILIATION,
-        input=ReconciliationInput(audit_ledger=False, restart_subscriptions=True),
+        input=ReconciliationInput(audit_ledger=False, restart_lost_workflows=True),
         every=timedelta(hours=1),
         offset=timedelta(minutes=17),
     ),

@@ -1,14 +1,15 @@
-"""Finds workflows that do not run although they should, and starts those of subscriptions again."""
+"""Finds workflows that do not run although they should, and starts them again."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from temporalio.common import WorkflowIDReusePolicy
+from temporalio.common import TypedSearchAttributes, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 
 from workflows import names
 from workflows.client import UPDATE_TIMEOUT, WorkflowClient
+from workflows.ports.payments import PaymentInput
 from workflows.ports.subscription import CreateSubscription, SubscriptionInput
 from workflows.rpc_errors import translate_rpc_errors
 
@@ -44,16 +45,46 @@ async def restart_subscription(workflows: WorkflowClient, order: CreateSubscript
     Raises:
         TemporalUnavailable: the server did not respond.
     """
-    start = workflows.client.start_workflow(
+    return await _start(
+        workflows,
         names.SUBSCRIPTION,
         SubscriptionInput(command=order),
-        id=names.subscription_workflow_id(order.subscription_id),
+        names.subscription_workflow_id(order.subscription_id),
+        names.search_attributes(
+            order.organization_id, "subscription", subscription=order.subscription_id, instance=order.instance_id
+        ),
+    )
+
+
+async def restart_payment(workflows: WorkflowClient, payment: PaymentInput) -> bool:
+    """Start the workflow of a recorded payment again; no subscription awaits it any more.
+
+    Returns:
+        Whether it was started; False while it runs.
+
+    Raises:
+        TemporalUnavailable: the server did not respond.
+    """
+    return await _start(
+        workflows,
+        names.PAYMENT,
+        payment,
+        names.payment_workflow_id(payment.payment_id),
+        names.search_attributes(payment.organization_id, "payment", subscription=payment.subscription_id),
+    )
+
+
+async def _start(
+    workflows: WorkflowClient, name: str, argument: object, workflow_id: str, attributes: TypedSearchAttributes
+) -> bool:
+    start = workflows.client.start_workflow(
+        name,
+        argument,
+        id=workflow_id,
         task_queue=names.PLATFORM_QUEUE,
         # Also after a run that completed: the database may have been restored from a time before that.
         id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
-        search_attributes=names.search_attributes(
-            order.organization_id, "subscription", subscription=order.subscription_id, instance=order.instance_id
-        ),
+        search_attributes=attributes,
         rpc_timeout=UPDATE_TIMEOUT,
     )
     try:

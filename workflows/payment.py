@@ -66,7 +66,7 @@ class Payment:
     @workflow.run
     async def run(self, pay: PaymentInput) -> PaymentOutcome:
         if not self._events:
-            await self._charge()
+            await (self._poll_gateway() if pay.is_recorded else self._charge())
         while True:
             while self._error is None and (self._events or not self._is_final()):
                 await self._run_next_step()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from typing import Any
 
 from temporalio import workflow
 
@@ -16,7 +18,8 @@ with workflow.unsafe.imports_passed_through():
         ReconciliationActivities,
         ReconciliationInput,
         ReconciliationOutcome,
-        RestartSubscriptions,
+        RestartLostWorkflows,
+        RestartOutcome,
     )
 
 WEBHOOK_DELIVERY_GRACE = timedelta(minutes=2)
@@ -50,14 +53,19 @@ class Reconciliation:
             audit = await workflow.execute_activity_method(
                 ReconciliationActivities.audit_ledger, AuditLedger(now=workflow.now()), **policies.RECONCILIATION
             )
-        restarted = await self._restart_subscriptions(order.max_restarts) if order.restart_subscriptions else 0
-        if not audit.is_balanced or restarted:
+        payments = subscriptions = 0
+        if order.restart_lost_workflows:
+            # Payments first: a subscription that is started below takes over its own.
+            payments = await self._restart(ReconciliationActivities.restart_payments, order.max_restarts)
+            subscriptions = await self._restart(ReconciliationActivities.restart_subscriptions, order.max_restarts)
+        if not audit.is_balanced or payments or subscriptions:
             workflow.upsert_search_attributes([names.NEEDS_ATTENTION_KEY.value_set(True)])
         return ReconciliationOutcome(
             balance_mismatches=audit.balance_mismatches,
             unbalanced_transactions=audit.unbalanced,
             webhooks_delivered=delivered,
-            subscriptions_restarted=restarted,
+            payments_restarted=payments,
+            subscriptions_restarted=subscriptions,
         )
 
     async def _deliver_pending_webhooks(self) -> int:
@@ -73,13 +81,15 @@ class Reconciliation:
                 break
         return delivered
 
-    async def _restart_subscriptions(self, max_restarts: int) -> int:
-        """Check every subscription, one page after the other, until ``max_restarts`` workflows were started."""
+    async def _restart(
+        self, restart: Callable[[Any, RestartLostWorkflows], Awaitable[RestartOutcome]], max_restarts: int
+    ) -> int:
+        """Check one page after the other, until ``max_restarts`` workflows were started."""
         restarted, after = 0, ""
         while restarted < max_restarts:
             page = await workflow.execute_activity_method(
-                ReconciliationActivities.restart_subscriptions,
-                RestartSubscriptions(after=after, max_restarts=max_restarts - restarted, now=workflow.now()),
+                restart,
+                RestartLostWorkflows(after=after, max_restarts=max_restarts - restarted, now=workflow.now()),
                 **policies.RECONCILIATION,
             )
             restarted += page.restarted

@@ -281,10 +281,11 @@ def sent_signals() -> Iterator[tuple[Path, str]]:
         for call in ast.walk(ast.parse(path.read_text(), str(path))):
             if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute) or not call.args:
                 continue
-            if call.func.attr in ("signal", "_signal_payment"):
+            if call.func.attr in ("signal", "signal_payment"):
                 yield from (
                     (path, node.value)
-                    for node in ast.walk(call.args[0])
+                    for argument in call.args
+                    for node in ast.walk(argument)
                     if isinstance(node, ast.Constant) and isinstance(node.value, str)
                 )
 

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
+from temporalio.client import WorkflowHandle
 
 from activities.gateways.stripe import StripeGateway
 from activities.payment_methods import GatewayPaymentMethodActivities
@@ -26,10 +27,11 @@ from tests.support.temporal import TemporalFixture
 from tests.support.wait import wait_until
 from workflows import names
 from workflows.lost_workflows import find_lost
-from workflows.ports.payments import AddPaymentMethod, AttachPaymentMethod
-from workflows.ports.reconciliation import RestartSubscriptions
+from workflows.ports.payments import AddPaymentMethod, AttachPaymentMethod, PaymentInput, Purpose
+from workflows.ports.reconciliation import RestartLostWorkflows
+from workflows.rules.money import Money
 
-STALL_SECONDS = 2
+STALL_SECONDS = 3
 """How long the gateway holds a response that it has executed: the workflow is lost meanwhile."""
 
 
@@ -50,9 +52,9 @@ class LostPayments:
         )
         await run_activity(self.methods.attach, AttachPaymentMethod(command=command, now=datetime.now(UTC)))
 
-    def stall_gateway(self, path: str = "/v1/payment_intents") -> None:
+    def stall_gateway(self, path: str = "/v1/payment_intents", *, seconds: float = STALL_SECONDS) -> None:
         """Let the gateway execute the next request without responding for a while."""
-        fault = {"fault": "stall", "count": 1, "seconds": STALL_SECONDS, "path": path}
+        fault = {"fault": "stall", "count": 1, "seconds": seconds, "path": path}
         httpx.post(f"{self.stripe.url}/sandbox/faults", json=fault).raise_for_status()
 
     async def payments(self, subscription: str) -> list[Mapping[str, Any]]:
@@ -74,13 +76,25 @@ class LostPayments:
 
         await wait_until(captured, description="the gateway has captured the charge")
 
+    async def wait_for_charge_of(self, payment_id: str) -> dict[str, Any]:
+        """Wait until the gateway has charged a payment, and return its one charge."""
+
+        def charge() -> dict[str, Any] | None:
+            charges = httpx.get(f"{self.stripe.url}/sandbox/charges").json()
+            own = [charge for charge in charges if (charge["idempotency_key"] or "").startswith(payment_id)]
+            assert len(own) <= 1
+            return own[0] if own else None
+
+        found = await wait_until(charge, description="the gateway has charged")
+        assert found is not None
+        return found
+
     async def lose(self, subscription: str, *, payments: bool = False) -> None:
         """Terminate the subscription's workflow, with ``payments`` also those of its payments."""
         await self.subscriptions.handle(subscription).terminate()
         for row in await self.payments(subscription) if payments else ():
-            handle = self.subscriptions.temporal.client.get_workflow_handle(names.payment_workflow_id(row["id"]))
-            if (await handle.describe()).close_time is None:
-                await handle.terminate()
+            if (await self.handle(row["id"]).describe()).close_time is None:
+                await self.handle(row["id"]).terminate()
         workflow_id = names.subscription_workflow_id(subscription)
 
         async def listed() -> bool:
@@ -89,11 +103,34 @@ class LostPayments:
         await wait_until(listed, description="the server's list shows the termination")
 
     async def restart(self) -> None:
-        client = self.subscriptions.temporal.client
-        reconciliation = PostgresReconciliationActivities(self.subscriptions.sessions, client)
-        command = RestartSubscriptions(after="", max_restarts=10, now=datetime.now(UTC))
-        outcome = await run_activity(reconciliation.restart_subscriptions, command)
+        outcome = await run_activity(self._reconciliation.restart_subscriptions, self._restart_command())
         assert outcome.restarted == 1
+
+    async def restart_payments(self, *, age: str = "20 minutes") -> int:
+        """Let the payments be older than `age`, and return how many workflows were started again."""
+        await self.subscriptions.execute(f"UPDATE payments SET gateway_requested_at = now() - interval '{age}'")
+        outcome = await run_activity(self._reconciliation.restart_payments, self._restart_command())
+        return int(outcome.restarted)
+
+    def handle(self, payment_id: str) -> WorkflowHandle[Any, Any]:
+        return self.subscriptions.temporal.client.get_workflow_handle(names.payment_workflow_id(payment_id))
+
+    async def terminate_payment(self, payment_id: str) -> None:
+        workflow_id = names.payment_workflow_id(payment_id)
+        await self.handle(payment_id).terminate()
+
+        async def listed() -> bool:
+            return await find_lost(self.subscriptions.workflows, [workflow_id]) == [workflow_id]
+
+        await wait_until(listed, description="the server's list shows the termination")
+
+    @property
+    def _reconciliation(self) -> PostgresReconciliationActivities:
+        return PostgresReconciliationActivities(self.subscriptions.sessions, self.subscriptions.temporal.client)
+
+    @staticmethod
+    def _restart_command() -> RestartLostWorkflows:
+        return RestartLostWorkflows(after="", max_restarts=10, now=datetime.now(UTC))
 
     async def wait_until_paid(self, subscription: str) -> None:
         async def paid() -> bool:
@@ -253,3 +290,88 @@ async def test_a_card_that_paid_for_a_lost_plan_change_is_credited_to_the_wallet
         assert sorted(row["status"] for row in await lost.subscriptions.invoices(subscription)) == ["paid", "void"]
         assert await lost.subscriptions.balance("held") == 0
         await lost.subscriptions.assert_ledger_balanced()
+
+
+async def test_a_top_up_whose_workflow_was_lost_is_credited_once(
+    temporal: TemporalFixture, database: DatabaseFixture, stripe: StripeEndpoint
+) -> None:
+    async with lost_payments(temporal, database, stripe) as lost:
+        top_up = PaymentInput(
+            payment_id=temporal.unique_id("pay"),
+            organization_id=ORGANIZATION,
+            amount=Money(amount_minor=1500, currency="USD"),
+            gateway="stripe",
+            purpose=Purpose.TOP_UP,
+            gateway_token="pm_card_visa",
+        )
+        lost.stall_gateway(seconds=20)
+        ordering = asyncio.ensure_future(lost.subscriptions.workflows.start_top_up(top_up))
+        charge = await lost.wait_for_charge_of(top_up.payment_id)
+        await lost.terminate_payment(top_up.payment_id)
+        await asyncio.gather(ordering, return_exceptions=True)
+        assert await lost.restart_payments(age="10 minutes") == 0
+        assert await lost.restart_payments() == 1
+
+        async def credited() -> bool:
+            return bool(await lost.subscriptions.balance() == charge["amount"] == 1500)
+
+        await wait_until(credited, description="the top-up is wallet credit")
+        assert await lost.wait_for_charge_of(top_up.payment_id) == charge
+        assert await lost.restart_payments() == 0
+        await lost.subscriptions.assert_ledger_balanced()
+
+
+async def test_a_renewal_whose_payment_is_terminated_is_collected_once(
+    temporal: TemporalFixture, database: DatabaseFixture, stripe: StripeEndpoint
+) -> None:
+    async with lost_payments(temporal, database, stripe) as lost:
+        subscription = await _start_renewal(lost)
+        (payment,) = await lost.payments(subscription)
+        await lost.handle(payment["id"]).terminate()
+        await lost.wait_until_paid(subscription)
+        await lost.assert_collected_once(subscription, 400)
+
+
+async def test_an_authorization_whose_workflow_is_terminated_is_captured(
+    temporal: TemporalFixture, database: DatabaseFixture, stripe: StripeEndpoint
+) -> None:
+    async with lost_payments(temporal, database, stripe) as lost:
+        await lost.add_card()
+        subscription = await lost.subscriptions.create_subscription("starter")
+        await wait_until(lambda: "provision" in [verb for verb, _ in lost.subscriptions.external.calls])
+        (payment,) = await lost.payments(subscription)
+        await lost.handle(payment["id"]).terminate()
+        lost.subscriptions.external.provisioning_done.set()
+        await lost.wait_until_paid(subscription)
+        await lost.assert_collected_once(subscription, 500)
+
+
+async def test_an_authorization_that_no_order_awaits_any_more_is_voided(
+    temporal: TemporalFixture, database: DatabaseFixture, stripe: StripeEndpoint
+) -> None:
+    async with lost_payments(temporal, database, stripe) as lost:
+        await lost.add_card()
+        subscription = await lost.subscriptions.create_subscription("starter")
+        await wait_until(lambda: "provision" in [verb for verb, _ in lost.subscriptions.external.calls])
+        (payment,) = await lost.payments(subscription)
+        await lost.terminate_payment(payment["id"])
+        await lost.subscriptions.cancel(subscription)
+        assert [row["status"] for row in await lost.payments(subscription)] == ["authorized"]
+        assert await lost.restart_payments() == 1
+
+        async def voided() -> bool:
+            return [row["status"] for row in await lost.payments(subscription)] == ["cancelled"]
+
+        await wait_until(voided, description="the authorization is void")
+
+
+async def test_a_payment_of_a_lost_subscription_is_left_to_its_next_run(
+    temporal: TemporalFixture, database: DatabaseFixture, stripe: StripeEndpoint
+) -> None:
+    async with lost_payments(temporal, database, stripe) as lost:
+        subscription = await _start_renewal(lost)
+        await lost.lose(subscription, payments=True)
+        assert await lost.restart_payments() == 0
+        await lost.restart()
+        await lost.wait_until_paid(subscription)
+        await lost.assert_collected_once(subscription, 400)

@@ -17,8 +17,8 @@ from workflows.lost_workflows import find_lost
 from workflows.ports.reconciliation import (
     ReconciliationInput,
     ReconciliationOutcome,
+    RestartLostWorkflows,
     RestartOutcome,
-    RestartSubscriptions,
 )
 from workflows.reconciliation import Reconciliation
 
@@ -30,7 +30,7 @@ async def _restart_lost(subscriptions: SubscriptionFixture, *, max_restarts: int
     reconciliation = PostgresReconciliationActivities(subscriptions.sessions, subscriptions.temporal.client)
     restarted, after = 0, ""
     while True:
-        command = RestartSubscriptions(after=after, max_restarts=max_restarts, now=datetime.now(UTC), limit=limit)
+        command = RestartLostWorkflows(after=after, max_restarts=max_restarts, now=datetime.now(UTC), limit=limit)
         page: RestartOutcome = await run_activity(reconciliation.restart_subscriptions, command)
         restarted += page.restarted
         if page.last_id is None:
@@ -278,11 +278,15 @@ async def test_the_scheduled_reconciliation_restarts_a_lost_workflow(
         temporal.client,
         task_queue=queue,
         workflows=[Reconciliation],
-        activities=[reconciliation.deliver_pending_webhooks, reconciliation.restart_subscriptions],
+        activities=[
+            reconciliation.deliver_pending_webhooks,
+            reconciliation.restart_payments,
+            reconciliation.restart_subscriptions,
+        ],
     ):
         outcome = await temporal.client.execute_workflow(
             names.RECONCILIATION,
-            ReconciliationInput(audit_ledger=False, restart_subscriptions=True),
+            ReconciliationInput(audit_ledger=False, restart_lost_workflows=True),
             id=queue,
             task_queue=queue,
             result_type=ReconciliationOutcome,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pytest
 import pytest_asyncio
-from temporalio.client import ScheduleState, ScheduleUpdate, ScheduleUpdateInput
+from temporalio.client import ScheduleState, ScheduleUpdate, ScheduleUpdateInput, WorkflowExecutionStatus
+from temporalio.service import RPCError
 from temporalio.worker import Worker
 
 from activities.gateways.protocol import GatewayUnavailable
@@ -24,6 +26,7 @@ from tests.support.sandboxes import ClusterEndpoint, StripeEndpoint
 from tests.support.temporal import TemporalFixture
 from tests.support.wait import wait_until
 from worker import schedules
+from worker.main import keep_dispatchers_and_schedules
 from workflows import names
 from workflows.payment import Payment
 from workflows.ports.instances import CleanUpOrphans, InstanceId, OrphanCleanupOutcome
@@ -31,6 +34,7 @@ from workflows.ports.payments import ChargePayment, PaymentInput
 from workflows.ports.reconciliation import ReconciliationInput, ReconciliationOutcome
 from workflows.reconciliation import OrphanCleanup, Reconciliation
 from workflows.rules import webhook_events
+from workflows.rules.notifications import CHANNEL_EMAIL
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 
@@ -229,4 +233,33 @@ async def test_schedules_are_created_once_and_keep_the_operators_state(temporal:
         assert [interval.every for interval in stored.spec.intervals] == [timedelta(hours=2)]
     finally:
         for definition in definitions:
+            await temporal.client.get_schedule_handle(definition.id).delete()
+
+
+async def test_a_worker_puts_a_terminated_dispatcher_and_deleted_schedules_in_place_again(
+    temporal: TemporalFixture,
+) -> None:
+    dispatcher = temporal.client.get_workflow_handle(names.notification_dispatch_workflow_id(CHANNEL_EMAIL))
+    daily = temporal.client.get_schedule_handle(schedules.SCHEDULES[-1].id)
+
+    async def in_place() -> bool:
+        await daily.describe()
+        return (await dispatcher.describe()).status is WorkflowExecutionStatus.RUNNING
+
+    async def put_in_place() -> bool:
+        with suppress(RPCError):
+            return await in_place()
+        return False
+
+    keeping = asyncio.create_task(keep_dispatchers_and_schedules(temporal.client, timedelta(milliseconds=20)))
+    try:
+        await wait_until(put_in_place, description="both are in place")
+        await dispatcher.terminate()
+        await daily.delete()
+        await wait_until(put_in_place, description="both are in place again")
+    finally:
+        keeping.cancel()
+        await asyncio.wait({keeping})
+        await dispatcher.terminate()
+        for definition in schedules.SCHEDULES:
             await temporal.client.get_schedule_handle(definition.id).delete()

@@ -36,6 +36,7 @@ class PaymentInput:
         gateway_token: A gateway's own token for a method that is not on file (``pm_card_visa``); never card data.
         subscription_id, invoice_id: What is paid for, unless it is a top-up.
         business_time: The instant of the subscription's own clock that the payment belongs to; None means now.
+        is_recorded: A payment of a lost workflow, or of a webhook: the gateway is asked for it before it is charged.
         manual_capture: Authorize only; the signals ``capture`` and ``cancel_authorization`` decide.
     """
 
@@ -50,6 +51,7 @@ class PaymentInput:
     invoice_id: str | None = None
     business_time: datetime | None = None
     manual_capture: bool = False
+    is_recorded: bool = False
     actor: str = ""
     request_id: str = ""
 
@@ -149,6 +151,7 @@ def payment_input_from_record(facts: PaymentRecord) -> PaymentInput:
         invoice_id=facts.invoice_id,
         business_time=facts.created_at,
         manual_capture=facts.purpose == Purpose.ORDER,
+        is_recorded=True,
         actor="gateway",
     )
 

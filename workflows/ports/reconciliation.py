@@ -15,13 +15,13 @@ class ReconciliationInput:
 
     Attributes:
         audit_ledger: Add up the books, which reads every entry.
-        restart_subscriptions: Start the workflows again that subscriptions have lost.
-        max_restarts: How many of them at most; the next one goes on. To restart more at once, start the workflow by
+        restart_lost_workflows: Start the workflows again that payments in flight and subscriptions have lost.
+        max_restarts: How many of each at most; the next one goes on. To restart more at once, start the workflow by
             hand with a larger number.
     """
 
     audit_ledger: bool = True
-    restart_subscriptions: bool = False
+    restart_lost_workflows: bool = False
     max_restarts: int = 1000
 
 
@@ -30,6 +30,7 @@ class ReconciliationOutcome:
     balance_mismatches: int = 0
     unbalanced_transactions: int = 0
     webhooks_delivered: int = 0
+    payments_restarted: int = 0
     subscriptions_restarted: int = 0
 
 
@@ -67,13 +68,13 @@ class WebhookDeliveryOutcome:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RestartSubscriptions:
-    """One page of subscriptions, by id.
+class RestartLostWorkflows:
+    """One page of payments or subscriptions, by id.
 
     Attributes:
         after: The last id of the page before; empty for the first page.
         max_restarts: How many workflows the page starts at most.
-        limit: How many subscriptions the page has.
+        limit: How many of them the page has.
     """
 
     after: str
@@ -101,8 +102,16 @@ class ReconciliationActivities(Protocol):
         """Hand webhooks on that were recorded but never reached their payment, the oldest first."""
         ...
 
+    @activity.defn(name="reconciliation.restart_payments")
+    async def restart_payments(self, command: RestartLostWorkflows) -> RestartOutcome:
+        """Start the workflow again of each payment that has been in flight for a while and whose workflow does not run.
+
+        A payment of a subscription whose own workflow was lost is left to that one. The administrators get a mail.
+        """
+        ...
+
     @activity.defn(name="reconciliation.restart_subscriptions")
-    async def restart_subscriptions(self, command: RestartSubscriptions) -> RestartOutcome:
+    async def restart_subscriptions(self, command: RestartLostWorkflows) -> RestartOutcome:
         """Start the workflow again of each subscription that has not ended and whose workflow does not run.
 
         The administrators get a mail first. A running workflow is left alone.

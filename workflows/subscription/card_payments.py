@@ -5,11 +5,12 @@ A declined card is followed by the next one on file, the default before the back
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from temporalio import workflow
-from temporalio.exceptions import ChildWorkflowError
+from temporalio.exceptions import ChildWorkflowError, FailureError, TerminatedError
 from temporalio.workflow import ParentClosePolicy
 
 from workflows import names, policies
@@ -80,18 +81,31 @@ async def start_payment(payment: PaymentInput) -> PaymentHandle:
     return handle
 
 
-async def await_payment(context: SubscriptionContext, payment: PaymentHandle, payment_id: str) -> PaymentOutcome:
+async def await_payment(context: SubscriptionContext, handle: PaymentHandle, payment: PaymentInput) -> PaymentOutcome:
     """Wait until the outcome of a payment is certain, which can take days. The caller holds ``collection_lock``.
 
-    A manually terminated payment counts as unpaid; money that arrives later is credited to the wallet.
+    A payment whose workflow is terminated is started again: its last request may have taken the money.
     """
     context.payment_started_at = workflow.now()
     try:
-        return await payment
-    except ChildWorkflowError:
-        return PaymentOutcome(payment_id=payment_id, status=PaymentStatus.CANCELLED)
+        while True:
+            try:
+                return await handle
+            except ChildWorkflowError as error:
+                if not isinstance(error.cause, TerminatedError):
+                    return PaymentOutcome(payment_id=payment.payment_id, status=PaymentStatus.CANCELLED)
+            handle = await start_payment(payment)
+            if payment.manual_capture:
+                await signal_payment(handle, "capture")
     finally:
         context.payment_started_at = None
+
+
+async def signal_payment(handle: PaymentHandle, decision: str) -> None:
+    """Signal ``capture`` or ``cancel_authorization``, unless the payment has ended."""
+    if not handle.done():
+        with contextlib.suppress(FailureError):
+            await handle.signal(decision)
 
 
 async def charge(context: SubscriptionContext, card: CardCharge, invoice_id: str) -> ChargeResult:
@@ -103,7 +117,7 @@ async def charge(context: SubscriptionContext, card: CardCharge, invoice_id: str
     results = list[ChargeResult]()
     for method in card.payment_methods:
         payment_input = build_payment(context, card.amount, method, invoice_id)
-        payment = await await_payment(context, await start_payment(payment_input), payment_input.payment_id)
+        payment = await await_payment(context, await start_payment(payment_input), payment_input)
         results.append(judge_payment(context, payment, method.payment_method_id, method_ids))
         if not dunning.may_charge_backup(payment.status, payment.decline_code):
             break

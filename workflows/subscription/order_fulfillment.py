@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-
 from temporalio import workflow
-from temporalio.exceptions import ChildWorkflowError, FailureError
+from temporalio.exceptions import ChildWorkflowError
 from temporalio.workflow import ParentClosePolicy
 
 from workflows import local_first, names, policies
@@ -43,8 +41,7 @@ class OrderFulfillment:
     def __init__(self, context: SubscriptionContext) -> None:
         self._context = context
         self._payment: PaymentHandle | None = None
-        self._payment_id = ""
-        self._payment_method_id: str | None = None
+        self._payment_input: PaymentInput | None = None
         self._method_ids: list[str] = []
         self._provisioning: workflow.ChildWorkflowHandle[object, ProvisioningOutcome] | None = None
         self._provisioning_rolled_back = False
@@ -101,7 +98,9 @@ class OrderFulfillment:
         committed = await workflow.execute_activity_method(
             SubscriptionActivities.start_provisioning,
             StartProvisioning(
-                subscription_id=self._context.command.subscription_id, payment_id=self._payment_id, now=workflow.now()
+                subscription_id=self._context.command.subscription_id,
+                payment_id=self._payment_input.payment_id if self._payment_input is not None else None,
+                now=workflow.now(),
             ),
             **policies.DATABASE,
         )
@@ -109,7 +108,7 @@ class OrderFulfillment:
 
     async def _authorize(self, payment: PaymentInput) -> PaymentOutcome | None:
         """Start the payment and return its outcome once it is authorized or has ended; None if it was terminated."""
-        self._payment_id, self._payment_method_id = payment.payment_id, payment.payment_method_id
+        self._payment_input = payment
         handle = self._payment = await card_payments.start_payment(payment)
         await workflow.wait_condition(
             lambda: (
@@ -182,11 +181,14 @@ class OrderFulfillment:
                     **policies.DATABASE,
                 )
                 context.commit(outcome.state)
-            if self._payment is not None and outcome.invoice_id is not None:
-                await self._signal_payment("capture")
-                payment = await card_payments.await_payment(context, self._payment, self._payment_id)
+            authorized = self._payment_input
+            if self._payment is not None and authorized is not None and outcome.invoice_id is not None:
+                await card_payments.signal_payment(self._payment, "capture")
+                payment = await card_payments.await_payment(context, self._payment, authorized)
                 async with context.state_lock:
-                    charged = card_payments.judge_payment(context, payment, self._payment_method_id, self._method_ids)
+                    charged = card_payments.judge_payment(
+                        context, payment, authorized.payment_method_id, self._method_ids
+                    )
                     await card_payments.record_payment(context, outcome.invoice_id, charged)
 
     # Compensations
@@ -209,14 +211,8 @@ class OrderFulfillment:
 
     async def _cancel_authorization(self) -> None:
         if self._payment is not None:
-            await self._signal_payment("cancel_authorization")
+            await card_payments.signal_payment(self._payment, "cancel_authorization")
             await workflow.wait_condition(self._payment.done)
-
-    async def _signal_payment(self, decision: str) -> None:
-        """Signal the authorized payment, unless it has ended because its authorization expired."""
-        if self._payment is not None and not self._payment.done():
-            with contextlib.suppress(FailureError):
-                await self._payment.signal(decision)
 
     async def _delete_instance(self) -> None:
         """Delete an instance that became ready just before the cancellation; provisioning rolls back by itself."""
@@ -244,7 +240,8 @@ class OrderFulfillment:
         )
 
     def _payment_status(self) -> PaymentStatus | None:
-        outcome = self._context.payments.get(self._payment_id)
+        payment = self._payment_input
+        outcome = self._context.payments.get(payment.payment_id) if payment is not None else None
         return outcome.status if outcome else None
 
     def _is_cancel_requested(self) -> bool:

@@ -6,10 +6,7 @@ before anything else is collected, so that no payment is forgotten and none is m
 
 from __future__ import annotations
 
-import contextlib
-
 from temporalio import workflow
-from temporalio.exceptions import FailureError
 
 from workflows import policies
 from workflows.ports.recovery import LoadRecovery, RecoveryActivities, ResumeCollection, UnsettledPayment
@@ -70,9 +67,9 @@ async def _settle_payment(context: SubscriptionContext, unsettled: UnsettledPaym
     payment, state = unsettled.payment, context.require_state()
     handle = await card_payments.start_payment(payment)
     if payment.manual_capture:
-        with contextlib.suppress(FailureError):
-            await handle.signal("capture" if unsettled.invoice_id is not None else "cancel_authorization")
-    outcome = await card_payments.await_payment(context, handle, payment.payment_id)
+        decision = "capture" if unsettled.invoice_id is not None else "cancel_authorization"
+        await card_payments.signal_payment(handle, decision)
+    outcome = await card_payments.await_payment(context, handle, payment)
     terms = state.pending_terms or state.terms
     async with context.state_lock:
         if outcome.status in PAID_STATUSES:

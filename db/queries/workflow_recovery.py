@@ -1,13 +1,13 @@
-"""Subscriptions whose workflow has to run, and what a lost run of it left."""
+"""Subscriptions and payments whose workflow has to run, and what a lost run of a subscription left."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import and_, or_, select, text
+from sqlalchemy import and_, func, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.models.invoices import InvoiceAllocation
@@ -138,3 +138,30 @@ async def list_unsettled_payments(session: AsyncSession, subscription_id: str) -
         .order_by(Payment.created_at, Payment.id)
     )
     return [to_payment_record(payment) for payment in rows]
+
+
+async def list_in_flight_payments(
+    session: AsyncSession, *, after: str, limit: int, minimum_age: timedelta
+) -> list[PaymentRecord]:
+    """Return payments without an outcome, by id, from the first id above ``after``.
+
+    Args:
+        minimum_age: How long ago, by the database's clock, the gateway was asked for them at least.
+    """
+    rows = await session.scalars(
+        select(Payment)
+        .where(
+            Payment.id > after,
+            Payment.status.in_(IN_FLIGHT_STATUSES),
+            Payment.gateway_requested_at < func.now() - minimum_age,
+        )
+        .order_by(Payment.id)
+        .limit(limit)
+    )
+    return [to_payment_record(payment) for payment in rows]
+
+
+async def in_flight_among(session: AsyncSession, ids: Collection[str]) -> set[str]:
+    """Return those of the payments ``ids`` that have no outcome."""
+    query = select(Payment.id).where(Payment.id.in_(ids), Payment.status.in_(IN_FLIGHT_STATUSES))
+    return set((await session.scalars(query)).all())
