@@ -70,7 +70,9 @@ async def _find_lost_subscriptions(
     sessions: SessionFactory, workflows: WorkflowClient, subscription_ids: Sequence[str]
 ) -> list[str]:
     by_workflow_id = {names.subscription_workflow_id(identifier): identifier for identifier in subscription_ids}
-    lost = [by_workflow_id[found] for found in await lost_workflows.find_lost(workflows, list(by_workflow_id))]
+    lost = [
+        by_workflow_id[workflow_id] for workflow_id in await lost_workflows.find_lost(workflows, list(by_workflow_id))
+    ]
     # A subscription that ended since the page was read needs no workflow.
     async with sessions() as session:
         unfinished = await workflow_recovery.unfinished_among(session, lost)
@@ -82,7 +84,9 @@ async def _find_lost_payments(
 ) -> list[PaymentRecord]:
     """Return the payments to start again; one of a subscription that is lost itself is left to its next run."""
     by_workflow_id = {names.payment_workflow_id(payment.payment_id): payment for payment in page}
-    lost = [by_workflow_id[found] for found in await lost_workflows.find_lost(workflows, list(by_workflow_id))]
+    lost = [
+        by_workflow_id[workflow_id] for workflow_id in await lost_workflows.find_lost(workflows, list(by_workflow_id))
+    ]
     subscription_ids = {payment.subscription_id for payment in lost if payment.subscription_id is not None}
     lost_subscriptions = set(await _find_lost_subscriptions(sessions, workflows, sorted(subscription_ids)))
     async with sessions() as session:

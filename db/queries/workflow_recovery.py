@@ -33,17 +33,20 @@ class OrderedSubscription:
     collection_method: str
 
 
+_NOT_ENDED = "s.status <> ALL(:terminal) AND (s.status <> 'cancelled' OR s.billing_anchor IS NOT NULL)"
+"""As ``workflows.rules.subscription.has_ended`` says."""
+
 _UNFINISHED_PAGE = text(
-    """
+    f"""
 SELECT s.id AS subscription_id, i.id AS instance_id, s.organization_id, s.user_id, s.plan_id, s.name, i.parameters,
     s.coupon_code AS coupon, s.collection_method
 FROM subscriptions s JOIN instances i ON i.subscription_id = s.id
-WHERE s.id > :after AND s.status <> ALL(:terminal)
+WHERE s.id > :after AND {_NOT_ENDED}
 ORDER BY s.id LIMIT :limit
 """
 )
 
-_UNFINISHED_AMONG = text("SELECT id FROM subscriptions WHERE id = ANY(:ids) AND status <> ALL(:terminal)")
+_UNFINISHED_AMONG = text(f"SELECT s.id FROM subscriptions s WHERE s.id = ANY(:ids) AND {_NOT_ENDED}")
 
 _INSTANCE = text(
     """
@@ -68,13 +71,13 @@ _TERMINAL = [status.value for status in TERMINAL_STATUSES]
 
 
 async def list_unfinished(session: AsyncSession, *, after: str, limit: int) -> Sequence[OrderedSubscription]:
-    """Return subscriptions that have not reached a terminal status, by id, from the first id above ``after``."""
+    """Return subscriptions that have not ended, by id, from the first id above ``after``."""
     parameters = {"after": after, "limit": limit, "terminal": _TERMINAL}
     return [OrderedSubscription(**row) for row in (await session.execute(_UNFINISHED_PAGE, parameters)).mappings()]
 
 
 async def unfinished_among(session: AsyncSession, ids: Collection[str]) -> set[str]:
-    """Return those of ``ids`` that have not reached a terminal status."""
+    """Return those of ``ids`` that have not ended."""
     parameters = {"ids": list(ids), "terminal": _TERMINAL}
     return set((await session.scalars(_UNFINISHED_AMONG, parameters)).all())
 

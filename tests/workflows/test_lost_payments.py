@@ -85,9 +85,9 @@ class LostPayments:
             assert len(own) <= 1
             return own[0] if own else None
 
-        found = await wait_until(charge, description="the gateway has charged")
-        assert found is not None
-        return found
+        own_charge = await wait_until(charge, description="the gateway has charged")
+        assert own_charge is not None
+        return own_charge
 
     async def lose(self, subscription: str, *, payments: bool = False) -> None:
         """Terminate the subscription's workflow, with ``payments`` also those of its payments."""
@@ -346,7 +346,7 @@ async def test_an_authorization_whose_workflow_is_terminated_is_captured(
         await lost.assert_collected_once(subscription, 500)
 
 
-async def test_an_authorization_that_no_order_awaits_any_more_is_voided(
+async def test_an_authorization_of_an_order_that_has_ended_is_voided(
     temporal: TemporalFixture, database: DatabaseFixture, stripe: StripeEndpoint
 ) -> None:
     async with lost_payments(temporal, database, stripe) as lost:

@@ -241,6 +241,8 @@ async def test_an_order_that_is_lost_during_provisioning_can_be_cancelled(subscr
     assert await _status(subscriptions, subscription) == "cancelled"
     assert (await subscriptions.balance(), await subscriptions.balance("held")) == (600, 0)
     assert subscriptions.external.operations() == ["delete"]
+    await subscriptions.handle(subscription).result()
+    assert await _restart_lost(subscriptions) == 0
 
 
 async def test_running_workflows_are_left_alone_and_lost_ones_restarted_up_to_the_limit(

@@ -68,6 +68,14 @@ PAST_DUE_STATUSES = frozenset({SubscriptionStatus.PAST_DUE, SubscriptionStatus.S
 TERMINAL_STATUSES = frozenset(state for state, targets in TRANSITIONS.items() if not targets)
 
 
+def has_ended(status: SubscriptionStatus, *, was_activated: bool) -> bool:
+    """Return whether nothing is left to do for a subscription.
+
+    A cancelled one still has data to delete, unless it was an order that was cancelled before its instance was ready.
+    """
+    return status in TERMINAL_STATUSES or (status is SubscriptionStatus.CANCELLED and not was_activated)
+
+
 def transition(current: SubscriptionStatus, target: SubscriptionStatus) -> SubscriptionStatus:
     """Return ``target`` if the transition is allowed.
 

@@ -13,7 +13,7 @@ from workflows.ports.recovery import LoadRecovery, RecoveryActivities, ResumeCol
 from workflows.rules import dunning
 from workflows.rules.dunning import FundsKind
 from workflows.rules.payment import PAID_STATUSES
-from workflows.rules.subscription import TERMINAL_STATUSES
+from workflows.rules.subscription import has_ended
 from workflows.subscription import card_payments
 from workflows.subscription.context import SubscriptionContext
 
@@ -21,7 +21,7 @@ from workflows.subscription.context import SubscriptionContext
 async def adopt(context: SubscriptionContext) -> bool:
     """Continue a subscription whose run was lost after its order; return whether it has not ended."""
     state = context.require_state()
-    if state.committed.status in TERMINAL_STATUSES:
+    if has_ended(state.committed.status, was_activated=state.committed.billing_anchor is not None):
         return False
     recovery = await workflow.execute_activity_method(
         RecoveryActivities.load, LoadRecovery(subscription_id=context.command.subscription_id), **policies.DATABASE
