@@ -39,7 +39,7 @@ from workflows.ports.subscription import (
     CreateSubscription,
     LifecycleCommand,
 )
-from workflows.rpc_errors import WorkflowNotRunning
+from workflows.rpc_errors import WorkflowNotRunning, WorkflowTaskPending
 from workflows.rules.errors import RuleViolation
 from workflows.rules.money import Money
 from workflows.rules.periods import MONTHS_PER_INTERVAL, Interval, period_boundary
@@ -57,9 +57,6 @@ SKIP_MARGIN = timedelta(seconds=1)
 
 MAX_SKIP = timedelta(days=300, hours=7, minutes=13)
 """Longest single skip: far below the history limit, and not a multiple of a billing period."""
-
-CONTINUE_AS_NEW_RISK_EVENTS = 2_500
-"""History events. Beyond this a skip could span a continue-as-new, and timers due after it would be missed."""
 
 
 class UnknownPlan(Exception):
@@ -155,20 +152,15 @@ class SimulatedSubscription:
     async def advance(self, target: datetime) -> None:
         """Advance the clock to ``target`` and process everything that is due until then, ``target`` included.
 
-        The virtual clock stands still while an activity or a child of the subscription runs, so one skip processes each
-        due action at its own instant. At the end of a skip nothing may be in progress: the server would continue to the
-        next timer. Skips therefore end just before the target, and actions due at the target run in real time.
+        At the end of a skip nothing may be in progress: the server would continue to the next timer. Skips therefore
+        end just before the next action, which then runs in real time.
         """
         while True:
             view, now = await self._wait_until_idle()
             if view.state in TERMINAL_STATUSES or now >= target:
                 return
-            bound = target
-            if (
-                view.next_action_at is not None
-                and (await self._handle.describe()).history_length > CONTINUE_AS_NEW_RISK_EVENTS
-            ):
-                bound = min(target, view.next_action_at)
+            # Each renewal may continue as new: a skip beyond the next action would miss the timers of the new run.
+            bound = target if view.next_action_at is None else min(target, view.next_action_at)
             if bound - now > SKIP_MARGIN:
                 stop = min(bound - SKIP_MARGIN, now + MAX_SKIP)
             elif view.next_action_at is not None and view.next_action_at <= bound:
@@ -224,7 +216,12 @@ class SimulatedSubscription:
         """Wait until all due actions are done; return the clock status and the simulated time."""
         async with asyncio.timeout(TIMEOUT_SECONDS):
             while True:
-                view = await self._workflows.get_clock_status(SUBSCRIPTION_ID)
+                try:
+                    view = await self._workflows.get_clock_status(SUBSCRIPTION_ID)
+                except WorkflowTaskPending:
+                    # The workflow has just continued as new.
+                    await asyncio.sleep(POLL_INTERVAL_SECONDS)
+                    continue
                 virtual = await self._skipper.get_current_time(self._handle)
                 self._calendar.offset = virtual - datetime.now(UTC)
                 now = self._calendar.to_simulated(virtual)
