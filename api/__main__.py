@@ -15,6 +15,7 @@ import uvicorn
 from api import logs
 from api.app import create_app
 from api.environment import ConfigurationError, report_faults
+from api.redaction import mask_text
 from api.schema_check import is_schema_usable
 from api.settings import load_settings
 from workflows.time_zones import use_packaged_time_zones
@@ -74,7 +75,8 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         code = 0
     except Exception:  # noqa: BLE001 - the process ends here
-        # `exit_process` below ends before the interpreter would print the traceback.
-        traceback.print_exc()
+        # `exit_process` below ends before the interpreter would print the traceback. An error may quote an address with
+        # its password.
+        sys.stderr.write(mask_text(traceback.format_exc()))
     finally:
         exit_process(code)

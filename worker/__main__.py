@@ -28,12 +28,12 @@ def main() -> None:
         report_faults("worker", error)
         exit_process(1)
     logs.configure_logging(level=settings.log_level, log_format=settings.log_format)
-    if not is_schema_usable("worker", settings.worker_database_url, timeout_seconds=SCHEMA_CHECK_SECONDS):
-        exit_process(1)
-    metrics = WorkerMetrics()
-    if settings.metrics_port:
-        metrics.serve(settings.metrics_host, settings.metrics_port)
     try:
+        if not is_schema_usable("worker", settings.worker_database_url, timeout_seconds=SCHEMA_CHECK_SECONDS):
+            exit_process(1)
+        metrics = WorkerMetrics()
+        if settings.metrics_port:
+            metrics.serve(settings.metrics_host, settings.metrics_port)
         asyncio.run(run(settings, metrics))
     except Exception:
         log.exception("worker.failed")

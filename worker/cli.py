@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
+from api.redaction import mask_text
 from worker.exit import exit_process
 from workflows.time_zones import use_packaged_time_zones
 
@@ -50,6 +52,10 @@ def main() -> None:
         exit_process(left.code if isinstance(left.code, int) else 0 if left.code is None else 1)
     except KeyboardInterrupt:
         exit_process(130)
+    except Exception:  # noqa: BLE001 - the process ends here
+        # An error may quote an address with its password.
+        sys.stderr.write(mask_text(traceback.format_exc()))
+        exit_process(1)
     exit_process(code)
 
 

@@ -1,4 +1,4 @@
-"""The API and the worker do not start on a schema that other migrations made."""
+"""The API and the worker do not start on a schema that other migrations made, nor without saying why."""
 
 from __future__ import annotations
 
@@ -44,3 +44,33 @@ def test_a_process_says_in_one_line_why_it_does_not_start(
     (line,) = completed.stderr.splitlines()
     assert line.startswith(f"The {name} does not start. The database's schema was made by another version")
     assert "0005_invoices" in line
+
+
+@pytest.mark.scenario("S12")
+@pytest.mark.parametrize(
+    ("command", "setting"),
+    [
+        (("api",), "BERTH_API_DATABASE_URL"),
+        (("worker",), "BERTH_WORKER_DATABASE_URL"),
+        (("worker.cli", "migrate"), "BERTH_OWNER_DATABASE_URL"),
+    ],
+)
+def test_an_error_at_the_start_does_not_show_a_password(tmp_path: Path, command: tuple[str, ...], setting: str) -> None:
+    """PostgreSQL's client quotes an address that it cannot read."""
+    kubeconfig = tmp_path / "kubeconfig"
+    kubeconfig.write_text(KUBECONFIG)
+    url = "postgresql+psycopg://berth:hunter2@[db.internal/berth"
+    settings = COMPLETE.get(command[0], {}) | {setting: url, "BERTH_KUBECONFIG": str(kubeconfig)}
+    completed = subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=ROOT,
+        env=clean_environment(**settings),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    output = completed.stdout + completed.stderr
+    assert completed.returncode == 1
+    assert "Error" in output
+    assert "hunter2" not in output
