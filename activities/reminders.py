@@ -12,9 +12,7 @@ from activities.notification_context import money_to_json
 from db.queries import reminders
 from workflows.rules.funding import CollectionMethod
 from workflows.rules.pricing import discount_amount
-from workflows.rules.subscription import SubscriptionStatus
-
-REMINDED_STATUSES = (SubscriptionStatus.ACTIVE, SubscriptionStatus.TRIALING)
+from workflows.rules.subscription import RENEWING_STATUSES, SubscriptionStatus
 
 
 async def load_context(session: AsyncSession, context: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -29,7 +27,7 @@ async def load_context(session: AsyncSession, context: Mapping[str, Any]) -> dic
     """
     state = await reminders.load_state(session, context["subscription_id"])
     due_at = datetime.fromisoformat(context["due_at"])
-    if state is None or state.period_end != due_at or state.status not in REMINDED_STATUSES:
+    if state is None or state.period_end != due_at or state.status not in RENEWING_STATUSES:
         return None
     price = state.pending_price if state.pending_price is not None else state.price
     amount = price - discount_amount(price, state.discount)

@@ -77,7 +77,8 @@ async def test_any_sequence_of_transactions_keeps_the_ledger_balanced(database: 
 
         @rule(amount=AMOUNTS)
         def refund(self, amount: int) -> None:
-            self._post(rules.top_up_refund_transaction("stripe", money(amount)))
+            paid_out = (rules.LedgerAccount.WALLET, money(-amount)), (rules.clearing_account("stripe"), money(amount))
+            self._post(rules.build_transaction(rules.TransactionKind.REFUND, *paid_out))
 
         @rule(amount=st.integers(min_value=-500, max_value=500).filter(bool))
         def adjust(self, amount: int) -> None:

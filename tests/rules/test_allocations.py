@@ -13,15 +13,11 @@ from workflows.rules.allocations import (
     Allocation,
     AllocationSource,
     InvoiceBalance,
-    ReturnDestination,
-    outstanding,
+    carried_debt,
     plan_change_credit_limit,
     plan_full_reversal,
     plan_reversal,
-    received,
-    received_by_source,
     refundable_amount,
-    return_destination,
     split_credit,
     unreversed_amount,
 )
@@ -52,13 +48,6 @@ def invoice(total: int, *allocations: Allocation, refunded: int = 0, credited: i
 
 
 MIXED = (allocation(1, PROMOTIONAL, 300), allocation(2, WALLET, 700), allocation(3, PAYMENT, 500))
-
-
-def test_outstanding_and_sources_of_a_mixed_payment() -> None:
-    paid = invoice(1500, *MIXED)
-    assert (received(paid), outstanding(paid)) == (usd(1500), usd(0))
-    assert received_by_source(MIXED, "USD") == {PROMOTIONAL: usd(300), WALLET: usd(700), PAYMENT: usd(500)}
-    assert outstanding(invoice(1500, MIXED[0])) == usd(1200)
 
 
 @pytest.mark.parametrize(
@@ -97,24 +86,6 @@ def test_more_than_was_allocated_or_another_currency_is_refused() -> None:
         plan_reversal(MIXED, usd(0))
     with pytest.raises(RuleViolation):
         plan_reversal(MIXED, Money(amount_minor=10, currency="EUR"))
-
-
-@pytest.mark.parametrize(
-    ("source", "to_wallet", "destination"),
-    [
-        (PROMOTIONAL, True, ReturnDestination.PROMOTIONAL),
-        (PROMOTIONAL, False, ReturnDestination.PROMOTIONAL),
-        (WALLET, False, ReturnDestination.WALLET),
-        (PAYMENT, False, ReturnDestination.GATEWAY),
-        (PAYMENT, True, ReturnDestination.WALLET),
-        (DEBT, True, ReturnDestination.DEBT),
-        (CREDIT_NOTE, True, ReturnDestination.CREDIT_NOTE),
-    ],
-)
-def test_each_part_returns_to_its_source(
-    source: AllocationSource, to_wallet: bool, destination: ReturnDestination
-) -> None:
-    assert return_destination(source, payments_to_wallet=to_wallet) is destination
 
 
 def test_refundable_is_bounded_by_the_payment_by_refunds_and_by_credits() -> None:
@@ -212,8 +183,8 @@ class InvoiceAllocationMachine(RuleBasedStateMachine):
             now[self._origin(allocated)] += allocated.amount.amount_minor
         assert all(self.allocated[origin] == now[origin] + self.returned[origin] for origin in self.allocated)
         assert sum(now.values()) == self._remaining() >= 0
-        by_source = received_by_source(self.allocations, "USD")
-        assert sum(amount.amount_minor for amount in by_source.values()) == self._remaining()
+        carried = carried_debt(invoice(9999, *self.allocations))
+        assert carried.amount_minor == sum(amount for origin, amount in now.items() if origin.startswith(f"{DEBT}/"))
 
     @invariant()
     def no_allocation_is_reversed_beyond_its_amount(self) -> None:

@@ -42,16 +42,6 @@ PAID_SOURCES = frozenset(AllocationSource) - {AllocationSource.DEBT}
 """Sources that are value the customer gave."""
 
 
-class ReturnDestination(StrEnum):
-    """Where the amount of a reversal goes."""
-
-    PROMOTIONAL = "promotional"
-    WALLET = "wallet"
-    GATEWAY = "gateway"
-    CREDIT_NOTE = "credit_note"
-    DEBT = "debt"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Allocation:
     """One row of ``invoice_allocations``.
@@ -149,25 +139,6 @@ class InvoiceBalance:
     allocations: tuple[Allocation, ...] = ()
 
 
-def received(invoice: InvoiceBalance) -> Money:
-    """Return the sum of the allocations, carried debt included."""
-    return _sum(invoice.allocations, invoice.total.currency)
-
-
-def outstanding(invoice: InvoiceBalance) -> Money:
-    """Return the amount that is still due: ``total - refunded - received``."""
-    return invoice.total - invoice.refunded - received(invoice)
-
-
-def received_by_source(allocations: Sequence[Allocation], currency: str) -> Mapping[AllocationSource, Money]:
-    """Return the sum per source, reversals subtracted. Sources that contribute nothing are absent."""
-    sums = {
-        source: _sum([allocation for allocation in allocations if allocation.source is source], currency)
-        for source in AllocationSource
-    }
-    return {source: amount for source, amount in sums.items() if amount}
-
-
 def unreversed_amount(allocation: Allocation, allocations: Sequence[Allocation]) -> Money:
     """Return what remains of ``allocation`` after the reversals in ``allocations`` that name it."""
     reversals = [other for other in allocations if other.reverses == allocation.id]
@@ -252,16 +223,10 @@ def plan_full_reversal(allocations: Sequence[Allocation]) -> tuple[Reversal, ...
     )
 
 
-def return_destination(source: AllocationSource, *, payments_to_wallet: bool) -> ReturnDestination:
-    """Return where a reversed amount goes: back to its source.
-
-    Args:
-        payments_to_wallet: Credit reversed card payments to the wallet instead of the card. Promotional credit and
-            carried debt never become wallet money.
-    """
-    if source is AllocationSource.PAYMENT:
-        return ReturnDestination.WALLET if payments_to_wallet else ReturnDestination.GATEWAY
-    return ReturnDestination(source.value)
+def carried_debt(invoice: InvoiceBalance) -> Money:
+    """Return what of an invoice is carried debt that was not paid later."""
+    carried = [allocation for allocation in invoice.allocations if allocation.source is AllocationSource.DEBT]
+    return _sum(carried, invoice.total.currency)
 
 
 def refundable_amount(invoice: InvoiceBalance, payment_id: str) -> Money:

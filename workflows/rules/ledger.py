@@ -224,13 +224,6 @@ def charge_refund_transaction(gateway: str, amount: Money) -> LedgerTransaction:
     )
 
 
-def top_up_refund_transaction(gateway: str, amount: Money) -> LedgerTransaction:
-    """Money of the wallet goes back through the gateway."""
-    return build_transaction(
-        TransactionKind.REFUND, (LedgerAccount.WALLET, -amount), (clearing_account(gateway), amount)
-    )
-
-
 def adjustment_transaction(amount: Money) -> LedgerTransaction:
     """An administrator adds to the wallet, or takes from it when negative."""
     return build_transaction(

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from fractions import Fraction
 
-from workflows.rules.allocations import (
-    AllocationSource,
-    InvoiceBalance,
-    plan_change_credit_limit,
-    received_by_source,
-)
+from workflows.rules.allocations import InvoiceBalance, carried_debt, plan_change_credit_limit
 from workflows.rules.errors import ErrorCode, RuleViolation
 from workflows.rules.money import Money, sum_money, zero_money
 from workflows.rules.periods import MONTHS_PER_INTERVAL, BillingPeriod, Interval, billing_period
 from workflows.rules.pricing import Discount, InvoiceLine, discount_amount, plan_line
 from workflows.rules.proration import PlanChangeMode, default_mode, prorate
-from workflows.rules.subscription import SubscriptionStatus
-
-PLAN_CHANGE_STATUSES = frozenset({SubscriptionStatus.ACTIVE, SubscriptionStatus.TRIALING})
-"""Statuses with a current period that nothing is owed for."""
+from workflows.rules.subscription import RENEWING_STATUSES, SubscriptionStatus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +112,7 @@ def decide_plan_change(facts: PlanChangeFacts, *, at: datetime, mode: PlanChange
             plan while no change is scheduled, ``PLAN_UNAVAILABLE`` for a plan that is not orderable or has no price in
             the subscription's currency.
     """
-    if facts.status not in PLAN_CHANGE_STATUSES or facts.period is None:
+    if facts.status not in RENEWING_STATUSES or facts.period is None:
         raise RuleViolation(
             ErrorCode.ILLEGAL_MOVE,
             f"A subscription that is {facts.status} cannot change its plan.",
@@ -144,7 +135,7 @@ def decide_plan_change(facts: PlanChangeFacts, *, at: datetime, mode: PlanChange
         period=facts.period,
         at=at,
         net_paid_in_period=plan_change_credit_limit(facts.invoices, facts.current_plan.price.currency),
-        carried_in_period=_carried_debt(facts.invoices, facts.current_plan.price.currency),
+        carried_in_period=sum_money(map(carried_debt, facts.invoices), facts.current_plan.price.currency),
         timezone=facts.timezone,
         mode=mode,
         discount=facts.discount,
@@ -166,12 +157,6 @@ def _quote_withdrawal(price: Money, period: BillingPeriod, next_discount: Discou
         next_invoice=price - discount_amount(price, next_discount),
         withdraws_scheduled=True,
     )
-
-
-def _carried_debt(invoices: Sequence[InvoiceBalance], currency: str) -> Money:
-    zero = zero_money(currency)
-    debts = (received_by_source(invoice.allocations, currency).get(AllocationSource.DEBT, zero) for invoice in invoices)
-    return sum_money(debts, currency)
 
 
 def default_mode_for(old: PlanPrice, new: PlanPrice) -> PlanChangeMode:

@@ -7,7 +7,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from workflows.rules import dunning
-from workflows.rules.subscription import SubscriptionStatus
+from workflows.rules.subscription import RENEWING_STATUSES, SubscriptionStatus
 
 
 class ActionKind(StrEnum):
@@ -48,7 +48,7 @@ class ScheduleInput:
 def next_action(schedule: ScheduleInput) -> ScheduledAction | None:
     """Return the next action, or None when only a command or a signal can change the subscription."""
     match schedule.status:
-        case SubscriptionStatus.TRIALING | SubscriptionStatus.ACTIVE:
+        case status if status in RENEWING_STATUSES:
             return _next_period_action(schedule)
         case SubscriptionStatus.PAST_DUE:
             return _next_dunning_action(schedule)

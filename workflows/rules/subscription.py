@@ -63,6 +63,15 @@ LIVE_STATUSES = frozenset(
 )
 """Statuses in which the customer has the service or waits for it."""
 
+RENEWING_STATUSES = frozenset({SubscriptionStatus.ACTIVE, SubscriptionStatus.TRIALING})
+"""Statuses with a current period for which nothing is owed and which is renewed at its end.
+
+In these alone a subscription can be paused, change its plan or be cancelled at the end of the period.
+"""
+
+RUNNING_STATUSES = RENEWING_STATUSES | {SubscriptionStatus.PAST_DUE}
+"""Statuses in which the instance runs and the customer can operate it."""
+
 PRE_READY_STATUSES = frozenset({SubscriptionStatus.PENDING, SubscriptionStatus.PROVISIONING})
 PAST_DUE_STATUSES = frozenset({SubscriptionStatus.PAST_DUE, SubscriptionStatus.SUSPENDED})
 TERMINAL_STATUSES = frozenset(state for state, targets in TRANSITIONS.items() if not targets)

@@ -18,12 +18,9 @@ from workflows.rules.errors import ErrorCode
 from workflows.rules.notifications import reminder_times
 from workflows.rules.renewal import PeriodKind, PeriodOutcome
 from workflows.rules.schedule import ScheduledAction
-from workflows.rules.subscription import PAST_DUE_STATUSES, SubscriptionStatus
+from workflows.rules.subscription import PAST_DUE_STATUSES, RENEWING_STATUSES, SubscriptionStatus
 from workflows.subscription import card_payments
 from workflows.subscription.context import PLATFORM_ACTOR, SubscriptionContext
-
-RENEWING_STATUSES = (SubscriptionStatus.ACTIVE, SubscriptionStatus.TRIALING)
-"""The statuses in which a period is renewed at its end."""
 
 
 async def wait_for_renewal(context: SubscriptionContext) -> None:

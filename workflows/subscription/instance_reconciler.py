@@ -27,10 +27,9 @@ from workflows.ports.instances import (
 )
 from workflows.ports.subscription import Resources, StartOperation
 from workflows.rules import ids
-from workflows.rules.subscription import SubscriptionStatus
+from workflows.rules.subscription import RUNNING_STATUSES, SubscriptionStatus
 from workflows.subscription.context import PLATFORM_ACTOR, SubscriptionContext
 
-RUNNING_STATUSES = frozenset({SubscriptionStatus.TRIALING, SubscriptionStatus.ACTIVE, SubscriptionStatus.PAST_DUE})
 SCALED_DOWN_STATUSES = frozenset(
     {SubscriptionStatus.SUSPENDED, SubscriptionStatus.PAUSED, SubscriptionStatus.CANCELLED}
 )

@@ -10,7 +10,13 @@ from workflows.ports.billing import SubscriptionActivities
 from workflows.ports.subscription import CancelAt, ChangeStatus, SetCancelAtPeriodEnd
 from workflows.rules import dunning
 from workflows.rules.errors import RuleViolation
-from workflows.rules.subscription import LIVE_STATUSES, PRE_READY_STATUSES, SubscriptionStatus, transition
+from workflows.rules.subscription import (
+    LIVE_STATUSES,
+    PRE_READY_STATUSES,
+    RENEWING_STATUSES,
+    SubscriptionStatus,
+    transition,
+)
 from workflows.subscription.context import SubscriptionContext
 
 
@@ -19,7 +25,7 @@ async def cancel(context: SubscriptionContext, at: CancelAt, actor: str, reason:
 
     An order whose instance is not ready yet is not cancelled here: its compensation ends it.
     """
-    if at is CancelAt.PERIOD_END and context.status in (SubscriptionStatus.ACTIVE, SubscriptionStatus.TRIALING):
+    if at is CancelAt.PERIOD_END and context.status in RENEWING_STATUSES:
         await set_cancel_at_period_end(context, True, actor, reason)
         return
     if context.status not in LIVE_STATUSES or context.status in PRE_READY_STATUSES:

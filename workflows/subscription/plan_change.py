@@ -18,16 +18,14 @@ from workflows.ports.billing import (
 from workflows.ports.subscription import ChangePlan, CommittedState, PlanChangeRollback, PlanTerms
 from workflows.rules.errors import ErrorCode
 from workflows.rules.payment import PAID_STATUSES
-from workflows.rules.subscription import SubscriptionStatus
+from workflows.rules.subscription import RENEWING_STATUSES
 from workflows.subscription import card_payments
 from workflows.subscription.context import SubscriptionContext
 
 
 def require_changeable(context: SubscriptionContext) -> None:
     """Raise ``ILLEGAL_MOVE`` or ``CONFLICT`` in a state in which the plan cannot change."""
-    context.require_status(
-        context.status in (SubscriptionStatus.ACTIVE, SubscriptionStatus.TRIALING), "change its plan"
-    )
+    context.require_status(context.status in RENEWING_STATUSES, "change its plan")
     context.require_no_slow_payment()
 
 

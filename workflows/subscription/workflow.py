@@ -39,6 +39,8 @@ with workflow.unsafe.imports_passed_through():
         LIVE_STATUSES,
         PAST_DUE_STATUSES,
         PRE_READY_STATUSES,
+        RENEWING_STATUSES,
+        RUNNING_STATUSES,
         TERMINAL_STATUSES,
         SubscriptionStatus,
     )
@@ -164,9 +166,7 @@ class Subscription:
     def validate_pause(self, command: LifecycleCommand) -> None:
         if self.context.is_handled(command.update_id):
             return
-        self.context.require_status(
-            self.context.status in (SubscriptionStatus.ACTIVE, SubscriptionStatus.TRIALING), "be paused"
-        )
+        self.context.require_status(self.context.status in RENEWING_STATUSES, "be paused")
         self.context.require_no_slow_payment()
 
     @workflow.update
@@ -223,11 +223,7 @@ class Subscription:
     def validate_start_operation(self, command: StartOperation) -> None:
         if self.context.is_handled(command.update_id):
             return
-        self.context.require_status(
-            self.context.status
-            in (SubscriptionStatus.ACTIVE, SubscriptionStatus.TRIALING, SubscriptionStatus.PAST_DUE),
-            "be operated",
-        )
+        self.context.require_status(self.context.status in RUNNING_STATUSES, "be operated")
 
     @workflow.update
     async def release_reminders(self) -> None:
