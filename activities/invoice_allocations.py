@@ -51,7 +51,7 @@ async def allocate(
     transaction_id: str,
     repaid: Money | None = None,
 ) -> None:
-    """Allocate ``parts`` to an invoice, and their remainder to carried debt of the organization.
+    """Allocate ``parts`` to an invoice, and what is left of them to carried debt of the organization.
 
     Args:
         parts: In payment order. What exceeds ``amount + repaid`` is not allocated: it went to the wallet.
@@ -59,12 +59,12 @@ async def allocate(
         repaid: Carried debt that is paid as well.
         transaction_id: The ledger transaction that moves the money.
     """
-    first, remainder = split_parts(parts, amount)
+    first, for_debt = split_parts(parts, amount)
     changes.allocate(invoice_id, first, transaction_id=transaction_id)
     if not repaid:
         return
     debts = await list_carried_debt(session, changes.organization_id, amount.currency)
-    for repayment in plan_debt_repayment(remainder, debts, repaid):
+    for repayment in plan_debt_repayment(for_debt, debts, repaid):
         changes.reverse(repayment.invoice_id, [repayment.reversal], transaction_id=transaction_id)
         changes.allocate(repayment.invoice_id, repayment.parts, transaction_id=transaction_id)
 

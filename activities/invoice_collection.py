@@ -18,7 +18,7 @@ from activities.invoice_allocations import allocate, credit_parts
 from activities.invoicing import line_description
 from activities.notification_context import notification_context
 from activities.outcomes import billing_outcome, replay_result
-from activities.subscription_transitions import lock_subscription, mark_invoice_paid, new_change_set
+from activities.subscription_transitions import lock_subscription, new_change_set, record_period_paid
 from db.queries import invoices
 from db.queries.change_set import ChangeSet
 from db.queries.invoices import InvoiceSummary
@@ -108,4 +108,4 @@ async def pay_from_credit(
         transaction_id=transaction_id,
         repaid=funding.repaid,
     )
-    return await mark_invoice_paid(session, changes, subscription, invoice, renewed=renewed, carried=funding.carried)
+    return await record_period_paid(session, changes, subscription, invoice, renewed=renewed, carried=funding.carried)

@@ -83,7 +83,7 @@ async def billing_outcome(
     """Return the outcome of an invoice by its status, or of a step that invoiced nothing because nothing is due."""
     return BillingOutcome(
         state=await committed_state(session, subscription, changes, invoice),
-        outcome=_PERIOD_OUTCOMES[invoice.status] if invoice is not None else PeriodOutcome.PAID,
+        result=_PERIOD_OUTCOMES[invoice.status] if invoice is not None else PeriodOutcome.PAID,
         invoice_id=invoice.id if invoice is not None else None,
         card_charge=card,
     )
@@ -93,7 +93,7 @@ async def unpaid_outcome(
     session: AsyncSession, subscription: LockedSubscription, changes: ChangeSet | None
 ) -> BillingOutcome:
     """Return the outcome of a step that leaves no invoice: nothing could pay."""
-    return BillingOutcome(state=await committed_state(session, subscription, changes), outcome=PeriodOutcome.REFUSED)
+    return BillingOutcome(state=await committed_state(session, subscription, changes), result=PeriodOutcome.REFUSED)
 
 
 async def status_outcome(session: AsyncSession, subscription: LockedSubscription, changes: ChangeSet) -> StatusOutcome:

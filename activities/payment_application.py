@@ -19,10 +19,10 @@ from activities.outcomes import billing_outcome, unpaid_outcome
 from activities.plan_change_records import with_period_terms
 from activities.subscription_transitions import (
     lock_subscription,
-    mark_invoice_paid,
     mark_past_due,
     new_change_set,
     pause_unpaid_trial,
+    record_period_paid,
 )
 from db.models.payments import Payment
 from db.queries import invoices, payments
@@ -85,7 +85,7 @@ async def apply_card_payment(session: AsyncSession, command: ApplyCardPayment) -
         transaction_id=transaction_id,
         repaid=parts.repaid,
     )
-    outcome = await mark_invoice_paid(session, changes, subscription, invoice, renewed=renewed)
+    outcome = await record_period_paid(session, changes, subscription, invoice, renewed=renewed)
     return replace(outcome, past_due_subscription_ids=await list_debtors_if_credited(session, changes))
 
 

@@ -82,7 +82,7 @@ async def start_period(
     if decision.starts_period:
         columns = add_scheduled_change(changes, subscription, renewed)
         columns |= await coupons.redeem_coupon(session, renewed)
-        subscription = _start_period(changes, renewed, command, period, columns, is_unpaid=decision.is_unpaid_now)
+        subscription = _enter_period(changes, renewed, command, period, columns, is_unpaid=decision.is_unpaid_now)
         await post_invoice_transaction(
             session,
             changes,
@@ -127,7 +127,7 @@ async def _find_earlier_outcome(
     return None
 
 
-def _start_period(
+def _enter_period(
     changes: ChangeSet,
     subscription: LockedSubscription,
     command: StartPeriod,

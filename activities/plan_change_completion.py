@@ -97,7 +97,7 @@ async def complete_plan_change(session: AsyncSession, command: CompletePlanChang
     await changes.write(session)
     return BillingOutcome(
         state=await committed_state(session, subscription, changes),
-        outcome=PeriodOutcome.PAID,
+        result=PeriodOutcome.PAID,
         invoice_id=invoice.id,
         past_due_subscription_ids=await list_debtors_if_credited(session, changes),
     )

@@ -56,7 +56,7 @@ async def change_plan(
         return await _schedule_change(session, changes, subscription, plan, terms)
     changed = PlanChangeOutcome(
         state=await committed_state(session, subscription, None),
-        outcome=PlanChangeResult.APPLIED,
+        result=PlanChangeResult.APPLIED,
         terms=terms,
         is_new_anchor=quote.is_new_anchor,
     )
@@ -101,7 +101,7 @@ async def _replayed_outcome(
         is_new_anchor = invoice.billing_reason is BillingReason.INTERVAL_CHANGE
     changed = PlanChangeOutcome(
         state=await committed_state(session, subscription, None),
-        outcome=PlanChangeResult.APPLIED,
+        result=PlanChangeResult.APPLIED,
         terms=terms,
         is_new_anchor=is_new_anchor,
         invoice_id=invoice.id if invoice is not None else None,
@@ -110,7 +110,7 @@ async def _replayed_outcome(
         debtors = await list_debtors(session, subscription.organization_id)
         return replace(changed, past_due_subscription_ids=debtors)
     card = agreed_card_charge(await invoices.lock_open_hold(session, subscription.id))
-    return replace(changed, outcome=PlanChangeResult.CARD_CHARGE_REQUIRED, card=card)
+    return replace(changed, result=PlanChangeResult.CARD_CHARGE_REQUIRED, card=card)
 
 
 async def _schedule_change(
@@ -139,7 +139,7 @@ async def _schedule_change(
         await changes.write(session)
     return PlanChangeOutcome(
         state=await committed_state(session, subscription, changes),
-        outcome=PlanChangeResult.SCHEDULED,
+        result=PlanChangeResult.SCHEDULED,
         terms=terms,
         is_new_anchor=False,
     )
@@ -180,7 +180,7 @@ async def _withdrawn(
 ) -> PlanChangeOutcome:
     return PlanChangeOutcome(
         state=await committed_state(session, subscription, changes),
-        outcome=PlanChangeResult.WITHDRAWN,
+        result=PlanChangeResult.WITHDRAWN,
         terms=terms,
         is_new_anchor=False,
     )
@@ -299,7 +299,7 @@ async def _invoice_change(
             changes, subscription, draft, status=InvoiceStatus.DRAFT, due=draft.total, explanation=explanation
         )
         await changes.write(session)
-        return replace(changed, outcome=PlanChangeResult.CARD_CHARGE_REQUIRED, invoice_id=invoice.id, card=card)
+        return replace(changed, result=PlanChangeResult.CARD_CHARGE_REQUIRED, invoice_id=invoice.id, card=card)
     await post_invoice_transaction(session, changes, draft, f"Change to {name}", funding)
     add_invoice_paid_events(changes, draft.id, draft.total, funding.carried)
     period = quote.period if quote.is_new_anchor else None

@@ -95,7 +95,7 @@ def mark_past_due(
     )
 
 
-async def mark_invoice_paid(
+async def record_period_paid(
     session: AsyncSession,
     changes: ChangeSet,
     subscription: LockedSubscription,
@@ -104,35 +104,56 @@ async def mark_invoice_paid(
     renewed: LockedSubscription | None = None,
     carried: Money | None = None,
 ) -> BillingOutcome:
-    """Mark the invoice of a period paid and the subscription active.
+    """Record that the invoice of a period is paid, and write ``changes``: the subscription is active from now on.
 
     Args:
         invoice: The invoice, open or a draft.
         renewed: For a draft: the subscription with the terms of the period that the draft starts.
         carried: The part of the total that became debt of the organization.
     """
-    before, draft = subscription.status, invoice.status is InvoiceStatus.DRAFT
+    before, is_draft = subscription.status, invoice.status is InvoiceStatus.DRAFT
     columns: dict[str, Any] = {"past_due_since": None}
-    if draft and renewed is not None:
-        columns |= add_scheduled_change(changes, subscription, renewed)
-        subscription = renewed
-    if draft:
-        columns |= {
-            "billing_anchor": invoice.period_start,
-            "current_period_start": invoice.period_start,
-            "current_period_end": invoice.period_end,
-            **await coupons.redeem_coupon(session, subscription),
-        }
+    period_end = subscription.period_end
+    if is_draft:
+        columns |= await _drafted_period(session, changes, subscription, invoice, renewed or subscription)
+        subscription, period_end = renewed or subscription, invoice.period_end
     subscription = transition_subscription(
         changes, subscription, SubscriptionStatus.ACTIVE, "the invoice was paid", **columns
     )
-    period_end = invoice.period_end if draft else subscription.period_end
     if before is not SubscriptionStatus.ACTIVE and period_end is not None:
         changes.schedule_reminders(period_end)
     add_invoice_paid_events(changes, invoice.id, invoice.total, carried)
     # An order's invoice that a card pays after readiness is no renewal: "service ready" has reported it.
-    is_reported = invoice.billing_reason is BillingReason.ORDER and before is SubscriptionStatus.ACTIVE
-    kind = _RECOVERY_EVENTS.get(before, "renewed")
+    if before is not SubscriptionStatus.ACTIVE or invoice.billing_reason is not BillingReason.ORDER:
+        _add_receipt(changes, subscription, invoice, _RECOVERY_EVENTS.get(before, "renewed"))
+    number = await invoices.assign_invoice_number(session, changes.occurred_at) if is_draft else None
+    await invoices.mark_paid(session, invoice.id, changes.occurred_at, number)
+    await changes.write(session)
+    return BillingOutcome(
+        state=await committed_state(session, subscription, changes), result=PeriodOutcome.PAID, invoice_id=invoice.id
+    )
+
+
+async def _drafted_period(
+    session: AsyncSession,
+    changes: ChangeSet,
+    subscription: LockedSubscription,
+    draft: InvoiceSummary,
+    renewed: LockedSubscription,
+) -> dict[str, Any]:
+    """Add the scheduled plan change that takes effect, and return the columns of the period that a draft starts."""
+    return {
+        **add_scheduled_change(changes, subscription, renewed),
+        "billing_anchor": draft.period_start,
+        "current_period_start": draft.period_start,
+        "current_period_end": draft.period_end,
+        **await coupons.redeem_coupon(session, renewed),
+    }
+
+
+def _add_receipt(changes: ChangeSet, subscription: LockedSubscription, invoice: InvoiceSummary, kind: str) -> None:
+    """Add the timeline event and the mail of a period that is paid: ``renewed``, ``resumed`` or ``recovered``."""
+    key = f"{kind}/{invoice.id}"
     context = notification_context(
         subscription,
         amount=invoice.total,
@@ -140,19 +161,8 @@ async def mark_invoice_paid(
         period_start=invoice.period_start,
         period_end=invoice.period_end,
     )
-    if not is_reported:
-        changes.add_timeline_event(
-            f"subscription.{kind}", _TIMELINE_MESSAGES[kind], ref=invoice.id, dedup_key=f"{kind}/{invoice.id}"
-        )
-        changes.enqueue_notification(
-            NotificationKind(f"subscription_{kind}"), context, dedup_key=f"{kind}/{invoice.id}"
-        )
-    number = await invoices.assign_invoice_number(session, changes.occurred_at) if draft else None
-    await invoices.mark_paid(session, invoice.id, changes.occurred_at, number)
-    await changes.write(session)
-    return BillingOutcome(
-        state=await committed_state(session, subscription, changes), outcome=PeriodOutcome.PAID, invoice_id=invoice.id
-    )
+    changes.add_timeline_event(f"subscription.{kind}", _TIMELINE_MESSAGES[kind], ref=invoice.id, dedup_key=key)
+    changes.enqueue_notification(NotificationKind(f"subscription_{kind}"), context, dedup_key=key)
 
 
 _RECOVERY_EVENTS = {

@@ -38,7 +38,7 @@ async def test_a_scheduled_change(billing: BillingFixture) -> None:
     changed = await billing.assert_idempotent(
         billing.billing_activities.change_plan, plan_change_command(ordered, "starter")
     )
-    assert changed.outcome is PlanChangeResult.SCHEDULED
+    assert changed.result is PlanChangeResult.SCHEDULED
 
 
 async def test_a_withdrawal_of_a_scheduled_change(billing: BillingFixture) -> None:
@@ -47,7 +47,7 @@ async def test_a_withdrawal_of_a_scheduled_change(billing: BillingFixture) -> No
     await billing.billing_activities.change_plan(plan_change_command(ordered, "starter"))
     withdrawal = replace(plan_change_command(ordered, "pro"), plan_change_id="order_2")
     changed = await billing.assert_idempotent(billing.billing_activities.change_plan, withdrawal)
-    assert (changed.outcome, changed.state.pending_plan_id) == (PlanChangeResult.WITHDRAWN, None)
+    assert (changed.result, changed.state.pending_plan_id) == (PlanChangeResult.WITHDRAWN, None)
     mails = await billing.query(
         "SELECT template_context->>'reason' AS reason FROM notifications WHERE kind = 'plan_changed' ORDER BY id"
     )
@@ -60,7 +60,7 @@ async def test_a_change_that_the_wallet_pays_and_that_is_rolled_back(billing: Bi
     changed = await billing.assert_idempotent(
         billing.billing_activities.change_plan, plan_change_command(ordered, "pro")
     )
-    assert (changed.outcome, changed.is_new_anchor) == (PlanChangeResult.APPLIED, False)
+    assert (changed.result, changed.is_new_anchor) == (PlanChangeResult.APPLIED, False)
     assert await billing.balance() < 4500
     await billing.assert_idempotent(billing.billing_activities.rollback_plan_change, rollback_command(ordered))
     assert await billing.balance() == 4500
@@ -72,7 +72,7 @@ async def test_a_change_that_gives_credit_and_that_is_rolled_back(billing: Billi
     changed = await billing.assert_idempotent(
         billing.billing_activities.change_plan, plan_change_command(ordered, "starter", PlanChangeMode.IMMEDIATE)
     )
-    assert (changed.outcome, changed.invoice_id) == (PlanChangeResult.APPLIED, None)
+    assert (changed.result, changed.invoice_id) == (PlanChangeResult.APPLIED, None)
     assert await billing.balance("promotional") > 900
     await billing.assert_idempotent(billing.billing_activities.rollback_plan_change, rollback_command(ordered))
     assert await billing.balance("promotional") == 0
@@ -87,7 +87,7 @@ async def test_a_change_in_a_trial_costs_nothing(billing: BillingFixture) -> Non
     changed = await billing.assert_idempotent(
         billing.billing_activities.change_plan, plan_change_command(ordered, "pro", PlanChangeMode.IMMEDIATE)
     )
-    assert (changed.outcome, changed.is_new_anchor) == (PlanChangeResult.APPLIED, False)
+    assert (changed.result, changed.is_new_anchor) == (PlanChangeResult.APPLIED, False)
 
 
 async def test_a_change_to_a_shorter_interval_at_once(billing: BillingFixture) -> None:
@@ -96,7 +96,7 @@ async def test_a_change_to_a_shorter_interval_at_once(billing: BillingFixture) -
     changed = await billing.assert_idempotent(
         billing.billing_activities.change_plan, plan_change_command(ordered, "starter", PlanChangeMode.IMMEDIATE)
     )
-    assert (changed.outcome, changed.is_new_anchor, changed.state.period_start) == (
+    assert (changed.result, changed.is_new_anchor, changed.state.period_start) == (
         PlanChangeResult.APPLIED,
         True,
         TEN_DAYS_AFTER_ORDER,

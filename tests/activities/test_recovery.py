@@ -62,7 +62,7 @@ async def test_a_renewal_that_waited_for_its_card_is_charged_the_same_amount(bil
     outcome = await billing.assert_idempotent(
         _recovery(billing).resume_collection, ResumeCollection(subscription_id=ordered.id, now=ordered.period.end)
     )
-    assert (outcome.outcome, outcome.invoice_id) == (PeriodOutcome.OPEN, opened.invoice_id)
+    assert (outcome.result, outcome.invoice_id) == (PeriodOutcome.OPEN, opened.invoice_id)
     assert outcome.card_charge == opened.card_charge
     assert await billing.balance("held") == 100
 
@@ -74,7 +74,7 @@ async def test_a_resumption_that_was_not_paid_returns_its_hold(billing: BillingF
     await billing.subscription_activities.change_status(change_status_command(ordered, SubscriptionStatus.PAUSED))
     resumption = billing.start_period_command(ordered, kind=PeriodKind.RESUMPTION, start=TEN_DAYS_AFTER_ORDER)
     drafted = await billing.billing_activities.start_period(resumption)
-    assert drafted.outcome is PeriodOutcome.DRAFT
+    assert drafted.result is PeriodOutcome.DRAFT
     outcome = await billing.assert_idempotent(
         _recovery(billing).resume_collection, ResumeCollection(subscription_id=ordered.id, now=TEN_DAYS_AFTER_ORDER)
     )
@@ -89,7 +89,7 @@ async def test_the_end_of_a_trial_keeps_its_draft_and_hold_for_the_schedule(bill
     ordered = await billing.create_active_subscription("trial")
     command = billing.start_period_command(ordered, kind=PeriodKind.TRIAL_END)
     drafted = await billing.billing_activities.start_period(command)
-    assert drafted.outcome is PeriodOutcome.DRAFT
+    assert drafted.result is PeriodOutcome.DRAFT
     outcome = await billing.assert_idempotent(
         _recovery(billing).resume_collection, ResumeCollection(subscription_id=ordered.id, now=ordered.period.end)
     )

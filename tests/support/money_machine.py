@@ -259,9 +259,9 @@ class MoneyMachine(MoneySteps):
                 now=at,
             ),
         )
-        if changed is None or changed.outcome is PlanChangeResult.SCHEDULED:
+        if changed is None or changed.result is PlanChangeResult.SCHEDULED:
             return
-        if changed.outcome is PlanChangeResult.CARD_CHARGE_REQUIRED:
+        if changed.result is PlanChangeResult.CARD_CHARGE_REQUIRED:
             assert changed.invoice_id is not None
             assert changed.card is not None
             payment_id = self.unique("pay")

@@ -70,7 +70,7 @@ class BillingOutcome:
 
     Attributes:
         state: The subscription's row after it.
-        outcome: ``REFUSED`` when there is no invoice, or a void one.
+        result: ``REFUSED`` when there is no invoice, or a void one.
         card_charge: What a card has to pay now; until it has, the part that credit covers is held. None without
             ``PAID``: nothing could be collected, and that is recorded.
         past_due_subscription_ids: The account's subscriptions that credit which came with it may pay, the oldest debt
@@ -78,14 +78,14 @@ class BillingOutcome:
     """
 
     state: CommittedState
-    outcome: PeriodOutcome
+    result: PeriodOutcome
     invoice_id: str | None = None
     card_charge: CardCharge | None = None
     past_due_subscription_ids: list[str] = field(default_factory=list)
 
     @property
     def paid(self) -> bool:
-        return self.outcome is PeriodOutcome.PAID
+        return self.result is PeriodOutcome.PAID
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,7 +171,7 @@ class PlanChangeOutcome:
     """
 
     state: CommittedState
-    outcome: PlanChangeResult
+    result: PlanChangeResult
     terms: PlanTerms
     is_new_anchor: bool
     invoice_id: str | None = None

@@ -77,8 +77,8 @@ class PlanChangeRollback:
 class CommittedState:
     """The subscription's row as a transaction left it.
 
-    Every activity that writes the row returns it, also when a retry finds the work done. ``SubscriptionContext.commit``
-    alone stores it, so that the workflow and the database cannot differ.
+    Every activity that writes the row returns it, also when a retry finds the work done. It is stored by
+    ``SubscriptionContext.store_committed`` alone, so that the workflow and the database cannot differ.
 
     Attributes:
         billing_anchor: The instant that all period boundaries are counted from; None before the first period.
@@ -115,7 +115,7 @@ class SubscriptionState:
     """Everything that the next run of the workflow needs; carried through continue-as-new.
 
     Attributes:
-        committed: The row. Stored by ``SubscriptionContext.commit`` alone.
+        committed: The row. Stored by ``SubscriptionContext.store_committed`` alone.
         terms: What was agreed for ``committed.plan_id``.
         pending_terms: What was agreed for ``committed.pending_plan_id``.
         grace_extension_seconds: Platform downtime, which does not count as grace period.

@@ -171,10 +171,10 @@ def decide_funding(
     zero = _zero_of(amount_due, available.promotional, available.wallet)
     promotional = min(amount_due, available.promotional)
     wallet = min(amount_due - promotional, available.wallet)
-    remainder = amount_due - promotional - wallet
+    uncovered = amount_due - promotional - wallet
     usable = _usable(available, amount_due.currency, purpose, method)
     card_first = method is CollectionMethod.CARD and purpose not in DUNNING_PURPOSES
-    charged = amount_due if card_first else remainder
+    charged = amount_due if card_first else uncovered
     if charged:
         for position, saved in enumerate(usable):
             payment = max(charged, saved.gateway.minimum(amount_due.currency))
@@ -183,12 +183,12 @@ def decide_funding(
                 # The wallet gives way first: promotional credit may expire, wallet money does not.
                 from_promotional = min(credit, promotional)
                 return _sufficient(from_promotional, credit - from_promotional, payment, zero, usable[position:])
-    if not remainder:
+    if not uncovered:
         return _sufficient(promotional, wallet, zero, zero, ())
     if usable:
         # Smaller than the minimum of every usable method, or one of them would have taken it.
-        return _sufficient(promotional, wallet, zero, remainder, ())
-    return Funding(parts=(), shortfall=remainder)
+        return _sufficient(promotional, wallet, zero, uncovered, ())
+    return Funding(parts=(), shortfall=uncovered)
 
 
 def decide_funding_with_debt(

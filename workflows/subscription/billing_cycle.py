@@ -55,8 +55,8 @@ async def renew(context: SubscriptionContext, action: ScheduledAction) -> None:
             anchor = state.committed.billing_anchor
             if anchor is None or terms.interval is not state.terms.interval:
                 anchor = action.at
-            outcome = await _start_period(context, PeriodKind.RENEWAL, terms, action.at, anchor, PLATFORM_ACTOR)
-        match outcome.outcome:
+            outcome = await _request_period(context, PeriodKind.RENEWAL, terms, action.at, anchor, PLATFORM_ACTOR)
+        match outcome.result:
             case PeriodOutcome.OPEN | PeriodOutcome.DRAFT if outcome.card_charge is not None:
                 await card_payments.charge_invoice(context, outcome, outcome.card_charge, terms)
             case _:
@@ -71,8 +71,8 @@ async def end_trial(context: SubscriptionContext, action: ScheduledAction) -> No
                 return
             state = context.require_state()
             terms = state.pending_terms or state.terms
-            outcome = await _start_period(context, PeriodKind.TRIAL_END, terms, action.at, action.at, PLATFORM_ACTOR)
-        match outcome.outcome:
+            outcome = await _request_period(context, PeriodKind.TRIAL_END, terms, action.at, action.at, PLATFORM_ACTOR)
+        match outcome.result:
             case PeriodOutcome.DRAFT | PeriodOutcome.OPEN if outcome.card_charge is not None:
                 await card_payments.charge_invoice(context, outcome, outcome.card_charge, terms)
             case _:
@@ -94,8 +94,8 @@ async def resume_from_pause(context: SubscriptionContext, actor: str) -> None:
                     ErrorCode.ILLEGAL_MOVE, f"A subscription that is {context.status} cannot be resumed."
                 )
             terms, now = state.pending_terms or state.terms, workflow.now()
-            outcome = await _start_period(context, PeriodKind.RESUMPTION, terms, now, now, actor)
-        match outcome.outcome:
+            outcome = await _request_period(context, PeriodKind.RESUMPTION, terms, now, now, actor)
+        match outcome.result:
             case PeriodOutcome.PAID:
                 return
             case PeriodOutcome.DRAFT | PeriodOutcome.OPEN if outcome.card_charge is not None:
@@ -156,7 +156,7 @@ async def collect(
                 ),
                 **policies.DATABASE,
             )
-            context.commit(outcome.state)
+            context.store_committed(outcome.state)
         decline_code = None
         if outcome.card_charge is not None:
             outcome, decline_code = await card_payments.charge_invoice(context, outcome, outcome.card_charge)
@@ -169,7 +169,7 @@ def _is_renewal_due(context: SubscriptionContext) -> bool:
     return context.status in RENEWING_STATUSES and end is not None and workflow.now() >= end
 
 
-async def _start_period(
+async def _request_period(
     context: SubscriptionContext, kind: PeriodKind, terms: PlanTerms, start: datetime, anchor: datetime, actor: str
 ) -> BillingOutcome:
     outcome = await workflow.execute_activity_method(
@@ -185,5 +185,5 @@ async def _start_period(
         ),
         **policies.DATABASE,
     )
-    context.commit(outcome.state, terms)
+    context.store_committed(outcome.state, terms)
     return outcome

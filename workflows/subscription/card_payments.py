@@ -188,7 +188,7 @@ async def apply_payment(
         ),
         **policies.DATABASE,
     )
-    context.commit(outcome.state, terms)
+    context.store_committed(outcome.state, terms)
     await context.signal_past_due(outcome.past_due_subscription_ids)
     return outcome
 
@@ -215,7 +215,7 @@ async def record_failure(
         ),
         **policies.DATABASE,
     )
-    context.commit(outcome.state, terms)
+    context.store_committed(outcome.state, terms)
     await context.signal_past_due(outcome.past_due_subscription_ids, FundsKind.RELEASED_CREDIT)
     return outcome
 

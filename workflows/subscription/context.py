@@ -129,7 +129,7 @@ class SubscriptionContext:
 
     # The state
 
-    def commit_created(self, created: CreateSubscriptionOutcome) -> None:
+    def store_created(self, created: CreateSubscriptionOutcome) -> None:
         """Store the state of a recorded order."""
         self.state = SubscriptionState(
             committed=created.state,
@@ -140,16 +140,17 @@ class SubscriptionContext:
         self.order = created.order
         workflow.upsert_search_attributes([names.STATUS_KEY.value_set(created.state.status)])
 
-    def commit(self, committed: CommittedState, agreed: PlanTerms | None = None) -> None:
+    def store_committed(self, committed: CommittedState, new_terms: PlanTerms | None = None) -> None:
         """Store the row that an activity has written. The only place that does.
 
         Args:
             committed: The row.
-            agreed: Terms that became the subscription's with this row, if any.
+            new_terms: Terms of the plan, or of the scheduled plan, that the row has from now on. None: those that the
+                subscription has.
         """
         state = self.require_state()
         previous, state.committed = state.committed, committed
-        candidates = [terms for terms in (agreed, state.terms, state.pending_terms) if terms is not None]
+        candidates = [terms for terms in (new_terms, state.terms, state.pending_terms) if terms is not None]
         state.terms = _find_terms(candidates, committed.plan_id)
         pending_plan_id = committed.pending_plan_id
         state.pending_terms = _find_terms(candidates, pending_plan_id) if pending_plan_id is not None else None

@@ -55,7 +55,7 @@ async def set_cancel_at_period_end(
         ),
         **policies.DATABASE,
     )
-    context.commit(committed)
+    context.store_committed(committed)
 
 
 async def change_status(context: SubscriptionContext, status: SubscriptionStatus, reason: str, actor: str) -> None:
@@ -85,5 +85,5 @@ async def change_status(context: SubscriptionContext, status: SubscriptionStatus
         ),
         **policies.DATABASE,
     )
-    context.commit(outcome.state)
+    context.store_committed(outcome.state)
     await context.signal_past_due(outcome.past_due_subscription_ids)

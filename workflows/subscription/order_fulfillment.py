@@ -83,7 +83,7 @@ class OrderFulfillment:
             SubscriptionActivities.create,
             OpenSubscription(order=command, workflow_id=info.workflow_id, run_id=info.run_id, now=workflow.now()),
         )
-        self._context.commit_created(opened)
+        self._context.store_created(opened)
         return opened
 
     async def _authorize_card(self, card: CardCharge) -> None:
@@ -104,7 +104,7 @@ class OrderFulfillment:
             ),
             **policies.DATABASE,
         )
-        self._context.commit(committed)
+        self._context.store_committed(committed)
 
     async def _authorize(self, payment: PaymentInput) -> PaymentOutcome | None:
         """Start the payment and return its outcome once it is authorized or has ended; None if it was terminated."""
@@ -180,7 +180,7 @@ class OrderFulfillment:
                     ),
                     **policies.DATABASE,
                 )
-                context.commit(outcome.state)
+                context.store_committed(outcome.state)
             authorized = self._payment_input
             if self._payment is not None and authorized is not None and outcome.invoice_id is not None:
                 await card_payments.signal_payment(self._payment, "capture")
@@ -206,7 +206,7 @@ class OrderFulfillment:
             ),
             **policies.DATABASE,
         )
-        self._context.commit(outcome.state)
+        self._context.store_committed(outcome.state)
         await self._context.signal_past_due(outcome.past_due_subscription_ids)
 
     async def _cancel_authorization(self) -> None:

@@ -42,16 +42,16 @@ async def change_plan(context: SubscriptionContext, command: ChangePlan) -> None
             if state.plan_change_rollback is not None:
                 raise in_progress_error("The previous plan change is in progress. Retry when the instance is resized.")
             outcome = await _apply_or_price(context, command)
-            if outcome.outcome is PlanChangeResult.APPLIED:
+            if outcome.result is PlanChangeResult.APPLIED:
                 _commit_plan_change(context, outcome.state, outcome.terms, command.update_id)
                 await context.signal_past_due(outcome.past_due_subscription_ids)
                 return
-            if outcome.outcome is PlanChangeResult.WITHDRAWN:
+            if outcome.result is PlanChangeResult.WITHDRAWN:
                 # Without the terms of the catalogue: the subscription keeps those that were agreed.
-                context.commit(outcome.state)
+                context.store_committed(outcome.state)
                 return
-            context.commit(outcome.state, outcome.terms)
-            if outcome.outcome is PlanChangeResult.SCHEDULED:
+            context.store_committed(outcome.state, outcome.terms)
+            if outcome.result is PlanChangeResult.SCHEDULED:
                 return
         if outcome.card is None or outcome.invoice_id is None:
             raise non_retryable_error(ErrorCode.INSUFFICIENT_FUNDS, "Neither credit nor a card covers the change.")
@@ -78,7 +78,7 @@ async def change_plan(context: SubscriptionContext, command: ChangePlan) -> None
             if completed.paid:
                 _commit_plan_change(context, completed.state, outcome.terms, command.update_id)
             else:
-                context.commit(completed.state)
+                context.store_committed(completed.state)
             await context.signal_past_due(completed.past_due_subscription_ids)
             if not completed.paid:
                 raise card_payments.unpaid_error(context, None)
@@ -103,7 +103,7 @@ async def rollback_plan_change(context: SubscriptionContext, reason: str) -> Non
             **policies.DATABASE,
         )
         # In every status: a subscription that was paused meanwhile resumes with these terms.
-        context.commit(outcome.state, rollback.terms)
+        context.store_committed(outcome.state, rollback.terms)
         state.plan_change_rollback = None
         await context.signal_past_due(outcome.past_due_subscription_ids)
 
@@ -132,7 +132,7 @@ def _commit_plan_change(
     """Store the row after an applied change, and what the change replaced until the instance is resized."""
     state = context.require_state()
     before, replaced_terms = state.committed, state.terms
-    context.commit(committed, terms)
+    context.store_committed(committed, terms)
     # Nothing to roll back where no resize follows now: the instance has these resources already (an earlier change was
     # not carried out), or it is stopped and is resized when the customer starts it, possibly periods later.
     is_resized = state.instance_plan_id != terms.plan_id and not state.is_stopped_by_customer

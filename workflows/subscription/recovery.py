@@ -55,7 +55,7 @@ async def settle(context: SubscriptionContext) -> None:
                 ResumeCollection(subscription_id=context.command.subscription_id, now=workflow.now()),
                 **policies.DATABASE,
             )
-            context.commit(outcome.state)
+            context.store_committed(outcome.state)
             await context.signal_past_due(outcome.past_due_subscription_ids, FundsKind.RELEASED_CREDIT)
         if outcome.card_charge is not None:
             await card_payments.charge_invoice(context, outcome, outcome.card_charge)
