@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import httpx
 import psycopg
 from fastapi import FastAPI
 from fastapi.responses import Response
+from psycopg.rows import dict_row
 from pydantic_core import to_json
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.util import greenlet_spawn
 
-from db.session import SET_CONTEXT, SessionFactory, begin_with_rls_context
+from db.session import SET_CONTEXT, RlsContext
+from tests.bench.driver import Statement, recorded_statements
 from tests.bench.ground import API_ROLE, Ground
 from tests.bench.results import Figure, Rule, percentile
 from tests.support.api import ApiFixture, RegisteredUser, serve_api, settings
@@ -23,8 +25,6 @@ OWN_SUBSCRIPTIONS = 50
 """Subscriptions of the organization that reads; a page of the list shows all of them."""
 
 WARM_UP_REQUESTS = 20
-
-Statement = tuple[str, Any]
 
 
 async def measure(ground: Ground, *, rows: int, requests: int) -> list[Figure]:
@@ -70,10 +70,13 @@ def _routes(customer: RegisteredUser) -> Sequence[tuple[str, str]]:
 
 async def _compare(api: ApiFixture, customer: RegisteredUser, name: str, path: str, requests: int) -> list[Figure]:
     await _read(customer.http, path)
-    with _recorded() as statements:
+    with recorded_statements() as sent:
         await _read(customer.http, path)
+    statements = [
+        (statement, parameters) for statement, parameters in sent if statement not in ("BEGIN", "COMMIT", SET_CONTEXT)
+    ]
     bare = httpx.AsyncClient(
-        transport=httpx.ASGITransport(_bare_application(api.context.sessions, customer, list(statements))),
+        transport=httpx.ASGITransport(_bare_application(api.context.sessions.kw["bind"], customer, statements)),
         base_url="http://bare",
     )
     measured: list[float] = []
@@ -110,42 +113,25 @@ async def _read(client: httpx.AsyncClient, path: str) -> None:
     assert response.status_code == 200, response.text
 
 
-@contextmanager
-def _recorded() -> Iterator[list[Statement]]:
-    """Record the statements that the driver gets, without those that begin and end a transaction."""
-    statements: list[Statement] = []
-    execute = psycopg.AsyncCursor.execute
-
-    async def recording(self: Any, query: Any, params: Any = None, **options: Any) -> Any:
-        text = query.decode() if isinstance(query, bytes) else str(query)
-        if text not in ("BEGIN", "COMMIT", SET_CONTEXT):
-            statements.append((text, params))
-        return await execute(self, query, params, **options)
-
-    psycopg.AsyncCursor.execute = recording  # type: ignore[method-assign]
-    try:
-        yield statements
-    finally:
-        psycopg.AsyncCursor.execute = execute  # type: ignore[method-assign]
-
-
-def _bare_application(sessions: SessionFactory, customer: RegisteredUser, statements: Sequence[Statement]) -> FastAPI:
-    """A handler that runs `statements` in one transaction, begun as the API's are, and answers their rows as JSON."""
+def _bare_application(engine: AsyncEngine, customer: RegisteredUser, statements: Sequence[Statement]) -> FastAPI:
+    """A handler that runs `statements` in one transaction and round trip, as the API does, and answers rows as JSON."""
     application = FastAPI()
+    context = RlsContext(organization_id=customer.organization_id, user_id=customer.user_id, role="USER")
 
     @application.get("/")
     async def read() -> Response:
-        rows: list[dict[str, Any]] = []
-        async with sessions() as session:
-            await begin_with_rls_context(
-                session, organization_id=customer.organization_id, user_id=customer.user_id, role="USER"
-            )
-            connection = await session.connection()
-            for statement, parameters in statements:
-                result = await connection.exec_driver_sql(statement, parameters or None)
-                if result.returns_rows:
-                    rows += [dict(row) for row in result.mappings()]
-            await session.commit()
+        connection = await engine.raw_connection()
+        raw = connection.driver_connection
+        assert isinstance(raw, psycopg.AsyncConnection)
+        cursors = [raw.cursor(row_factory=dict_row) for _ in statements]
+        async with raw.pipeline():
+            await raw.execute("BEGIN")
+            await raw.execute(SET_CONTEXT, context.parameters())
+            for cursor, (statement, parameters) in zip(cursors, statements, strict=True):
+                await cursor.execute(statement.encode(), parameters)
+            await raw.execute("COMMIT")
+        rows = [row for cursor in cursors for row in await cursor.fetchall()]
+        await greenlet_spawn(connection.close)
         return Response(to_json(rows), media_type="application/json")
 
     return application
