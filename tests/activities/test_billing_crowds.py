@@ -114,7 +114,7 @@ async def test_concurrent_voids_give_back_once(billing: BillingFixture) -> None:
     await credit_wallet(billing.sessions, usd(100))
     await insert_payment_method(billing.sessions)
     command = billing.create_command()
-    opened = await billing.subscription_activities.create(command)
+    opened = await billing.subscription_activities.record_order(command)
     assert opened.card is not None
     subscription = command.order.subscription_id
     await billing.execute("UPDATE subscriptions SET status = 'provisioning'")
@@ -181,7 +181,7 @@ async def test_one_accounts_renewals_top_ups_and_orders_at_once_never_deadlock(b
     ordered = [await billing.create_active_subscription(coupon="MANY") for _ in range(10)]
     waiting = [billing.create_command(coupon="MANY") for _ in range(5)]
     for command in waiting:
-        await billing.subscription_activities.create(command)
+        await billing.subscription_activities.record_order(command)
 
     async def renew(subscription: OpenedSubscription, n: int) -> None:
         outcome = await billing.billing_activities.start_period(billing.start_period_command(subscription))
@@ -230,7 +230,7 @@ async def test_one_accounts_renewals_top_ups_and_orders_at_once_never_deadlock(b
         *(renew(subscription, n) for n, subscription in enumerate(ordered)),
         *(late_money(subscription, n) for n, subscription in enumerate(ordered)),
         *(close(n) for n in range(5)),
-        *(billing.subscription_activities.create(billing.create_command(coupon="MANY")) for _ in range(5)),
+        *(billing.subscription_activities.record_order(billing.create_command(coupon="MANY")) for _ in range(5)),
     )
     statuses = Counter(
         row["status"]

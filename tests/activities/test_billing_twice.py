@@ -35,7 +35,7 @@ from workflows.rules.subscription import SubscriptionStatus
 async def test_an_order_paid_by_the_wallet(billing: BillingFixture) -> None:
     await top_up(billing, 600)
     command = billing.create_command()
-    opened = await billing.assert_idempotent(billing.subscription_activities.create, command)
+    opened = await billing.assert_idempotent(billing.subscription_activities.record_order, command)
     assert await billing.balance("held") == 500
     outcome = await billing.assert_idempotent(
         billing.billing_activities.start_first_period, billing.start_first_period_command(command, opened)
@@ -46,7 +46,7 @@ async def test_an_order_paid_by_the_wallet(billing: BillingFixture) -> None:
 
 async def test_the_instance_of_an_order_has_no_conditions_yet(billing: BillingFixture) -> None:
     await top_up(billing, 500)
-    await billing.subscription_activities.create(billing.create_command())
+    await billing.subscription_activities.record_order(billing.create_command())
     columns = "parameters, entitlements, conditions"
     assert await billing.query(f"SELECT {columns} FROM instances") == [
         {"parameters": {}, "entitlements": {}, "conditions": []}
@@ -57,7 +57,7 @@ async def test_an_order_paid_by_wallet_and_card(billing: BillingFixture) -> None
     await top_up(billing, 100)
     await insert_payment_method(billing.sessions)
     command = billing.create_command()
-    opened = await billing.assert_idempotent(billing.subscription_activities.create, command)
+    opened = await billing.assert_idempotent(billing.subscription_activities.record_order, command)
     assert opened.card is not None
     assert opened.card.amount == usd(400)
     secured = StartProvisioning(subscription_id=command.order.subscription_id, payment_id="pay_1", now=ORDERED_AT)
@@ -71,7 +71,7 @@ async def test_an_order_paid_by_wallet_and_card(billing: BillingFixture) -> None
 
 async def test_an_order_with_a_trial(billing: BillingFixture) -> None:
     command = billing.create_command("trial")
-    opened = await billing.assert_idempotent(billing.subscription_activities.create, command)
+    opened = await billing.assert_idempotent(billing.subscription_activities.record_order, command)
     outcome = await billing.assert_idempotent(
         billing.billing_activities.start_first_period, billing.start_first_period_command(command, opened)
     )
@@ -84,7 +84,7 @@ async def test_an_order_that_ends_gives_coupon_credit_and_host_name_back(billing
     for ending in (SubscriptionStatus.EXPIRED, SubscriptionStatus.FAILED, SubscriptionStatus.CANCELLED):
         await top_up(billing, 100)
         command = billing.create_command(coupon="WELCOME")
-        await billing.assert_idempotent(billing.subscription_activities.create, command)
+        await billing.assert_idempotent(billing.subscription_activities.record_order, command)
         close = AbortOrder(
             subscription_id=command.order.subscription_id, state=ending, reason="no", actor=USER, now=ORDERED_AT
         )

@@ -66,10 +66,10 @@ async def test_debt_that_is_carried_after_an_order_is_not_added_to_what_its_card
     account_with_card: BillingFixture,
 ) -> None:
     billing, command = account_with_card, account_with_card.create_command()
-    opened = await billing.subscription_activities.create(command)
+    opened = await billing.subscription_activities.record_order(command)
     await billing.create_active_subscription(coupon="SMALL")
     assert await billing.balance("debt") == -20
-    assert await billing.subscription_activities.create(command) == opened
+    assert await billing.subscription_activities.record_order(command) == opened
     secured = StartProvisioning(subscription_id=command.order.subscription_id, payment_id="pay_1", now=ORDERED_AT)
     await billing.subscription_activities.start_provisioning(secured)
     outcome = await billing.assert_idempotent(
@@ -83,7 +83,7 @@ async def test_an_amount_that_an_order_carries_stays_carried_when_the_gateways_m
     account_with_card: BillingFixture,
 ) -> None:
     billing, command = account_with_card, account_with_card.create_command(coupon="SMALL")
-    opened = await billing.subscription_activities.create(command)
+    opened = await billing.subscription_activities.record_order(command)
     set_minimum_charge(billing, 10)
     outcome = await billing.assert_idempotent(
         billing.billing_activities.start_first_period, billing.start_first_period_command(command, opened)
@@ -172,7 +172,7 @@ async def test_an_order_that_the_wallet_covers_needs_no_card(
     billing: BillingFixture, carried: OpenedSubscription
 ) -> None:
     await top_up(billing, PRICE)
-    opened = await billing.subscription_activities.create(billing.create_command())
+    opened = await billing.subscription_activities.record_order(billing.create_command())
     assert (opened.card, opened.state.status) == (None, SubscriptionStatus.PROVISIONING)
 
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 import pytest_asyncio
 
+from activities.credit_arrivals import list_debtors
 from activities.gateways.stripe import StripeGateway
 from activities.payment_methods import GatewayPaymentMethodActivities
 from activities.payments import GatewayPaymentActivities
@@ -240,7 +241,7 @@ async def aborted_order(billing: BillingFixture, gateway: StripeGateway) -> Arri
     await top_up(billing, 100)
     await insert_payment_method(billing.sessions)
     command = billing.create_command()
-    await billing.subscription_activities.create(command)
+    await billing.subscription_activities.record_order(command)
     await remove_cards(billing)
     abort = AbortOrder(
         subscription_id=command.order.subscription_id,
@@ -302,6 +303,13 @@ async def test_every_source_signals_each_debtor_oldest_debt_first_and_again_when
     await billing.execute(f"UPDATE subscriptions SET status = 'suspended' WHERE id = '{debtors[1]}'")
     assert await arrive() == debtors
     assert await arrive() == debtors
+
+
+@pytest.mark.scenario("S1")
+async def test_credit_of_an_organization_signals_no_debtor_of_another(billing: BillingFixture) -> None:
+    await create_past_due_subscriptions(billing, "starter")
+    async with billing.sessions() as session:
+        assert await list_debtors(session, "org_other") == []
 
 
 @pytest.mark.scenario("B30")

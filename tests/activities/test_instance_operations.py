@@ -9,7 +9,7 @@ import pytest_asyncio
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
-from activities.instances import start_operation
+from activities.instances import record_operation_start
 from db.session import session_factory
 from tests.support.databases import DatabaseFixture
 from tests.support.instance_fixture import InstanceFixture, create_instance_fixture
@@ -35,7 +35,7 @@ async def test_an_operation_that_a_crash_left_running_is_cancelled_by_the_next(i
     sessions = session_factory(instances.database.worker)
     for operation in (interrupted, following):
         async with sessions.begin() as session:
-            await start_operation(session, operation)
+            await record_operation_start(session, operation)
     statuses = [
         (await instances.operation(operation.operation_id))["status"] for operation in (queued, interrupted, following)
     ]
@@ -45,7 +45,7 @@ async def test_an_operation_that_a_crash_left_running_is_cancelled_by_the_next(i
     # What remains of the first workflow changes nothing any more.
     async with sessions.begin() as session:
         with pytest.raises(RuleViolation, match="later operation"):
-            await start_operation(session, interrupted)
+            await record_operation_start(session, interrupted)
     finish = FinishOperation(
         operation=interrupted,
         status=OperationStatus.SUCCEEDED,

@@ -9,12 +9,12 @@ from sqlalchemy.exc import IntegrityError
 from temporalio.exceptions import ApplicationError
 
 from activities.refunds import GatewayRefundActivities
-from db.queries import ledger as ledger_queries
 from tests.support.billing_commands import (
     DAY,
     TEN_DAYS_AFTER_ORDER,
     card_payment_command,
     change_status_command,
+    grant_promotional_credit,
     plan_change_command,
     rollback_command,
     top_up,
@@ -35,25 +35,9 @@ from tests.support.payment_fixture import run_activity
 from workflows.ports.billing import ApplyPlanChange, CompletePlanChange
 from workflows.ports.payments import RefundDestination, RefundInput, ReserveRefund, SendRefund
 from workflows.ports.subscription import StartProvisioning
-from workflows.rules import ledger
 from workflows.rules.errors import ErrorCode
-from workflows.rules.ids import derive_id
 from workflows.rules.proration import PlanChangeMode
 from workflows.rules.subscription import SubscriptionStatus
-
-
-async def grant_promotional_credit(billing: BillingFixture, amount_minor: int) -> None:
-    async with billing.sessions.begin() as session:
-        await ledger_queries.post_transaction(
-            session,
-            ledger.promotional_credit_transaction(usd(amount_minor)),
-            transaction_id=derive_id("tx", "promotional"),
-            organization_id=ORGANIZATION,
-            at=ORDERED_AT,
-            ref=None,
-            description="promotional credit",
-            idempotency_key="promotional",
-        )
 
 
 async def allocations(billing: BillingFixture, invoice_id: str | None) -> dict[str, int]:
@@ -73,7 +57,7 @@ async def order_with_card(billing: BillingFixture) -> tuple[OpenedSubscription, 
     await top_up(billing, 50)
     await insert_payment_method(billing.sessions)
     command = billing.create_command()
-    opened = await billing.subscription_activities.create(command)
+    opened = await billing.subscription_activities.record_order(command)
     assert opened.card is not None
     secured = StartProvisioning(subscription_id=command.order.subscription_id, payment_id="pay_1", now=ORDERED_AT)
     await billing.subscription_activities.start_provisioning(secured)
@@ -241,7 +225,7 @@ async def order_by_card(billing: BillingFixture, plan: str = "pro") -> tuple[Ope
     """Return a subscription whose first invoice a card paid in full, and the id of the payment."""
     await insert_payment_method(billing.sessions)
     command = billing.create_command(plan)
-    opened = await billing.subscription_activities.create(command)
+    opened = await billing.subscription_activities.record_order(command)
     secured = StartProvisioning(subscription_id=command.order.subscription_id, payment_id="pay_1", now=ORDERED_AT)
     await billing.subscription_activities.start_provisioning(secured)
     outcome = await billing.billing_activities.start_first_period(billing.start_first_period_command(command, opened))

@@ -8,7 +8,14 @@ from itertools import permutations
 
 import pytest
 
-from tests.support.billing_commands import DAY, collect, create_past_due_subscriptions, payment_failure_command, top_up
+from tests.support.billing_commands import (
+    DAY,
+    collect,
+    create_past_due_subscriptions,
+    grant_promotional_credit,
+    payment_failure_command,
+    top_up,
+)
 from tests.support.billing_fixture import BillingFixture, insert_payment_method
 from workflows.ports.billing import RecordPaymentFailure
 
@@ -25,6 +32,13 @@ async def test_credit_pays_the_oldest_debts_in_whichever_order_the_subscriptions
     statuses = [(await billing.invoices(ordered.id))[-1]["status"] for ordered in debtors]
     assert statuses == ["paid", "paid", "open"]
     assert await billing.balance() == 200
+
+
+async def test_promotional_credit_is_left_to_the_older_debt(billing: BillingFixture) -> None:
+    older, younger = await create_past_due_subscriptions(billing, "starter", "starter")
+    await grant_promotional_credit(billing, 500)
+    assert not (await collect(billing, younger)).paid
+    assert (await collect(billing, older)).paid
 
 
 async def test_debts_that_are_collected_at_once_are_paid_one_after_the_other(billing: BillingFixture) -> None:

@@ -187,7 +187,7 @@ async def test_an_application_that_does_not_answer_is_not_ready_and_leaves_no_pr
     await instances.inject_fault("crash_loop", instance_id)
     with pytest.raises(ApplicationError) as raised:
         await instances.run_activity(
-            instances.cluster_activities.await_ready, AwaitReady(instance_id=instance_id, was_just_started=True)
+            instances.cluster_activities.await_ready, AwaitReady(instance_id=instance_id, is_starting=True)
         )
     assert (raised.value.type, raised.value.non_retryable) == ("ProbeFailed", True)
     assert "The application does not answer" in raised.value.message
@@ -195,7 +195,7 @@ async def test_an_application_that_does_not_answer_is_not_ready_and_leaves_no_pr
     assert await instances.gateway.list("Job", instances.namespace(instance_id)) == []
     await instances.clear_faults()
     await instances.run_activity_with_retries(
-        instances.cluster_activities.await_ready, AwaitReady(instance_id=instance_id, was_just_started=True)
+        instances.cluster_activities.await_ready, AwaitReady(instance_id=instance_id, is_starting=True)
     )
 
 

@@ -44,7 +44,7 @@ async def test_a_trial_ends_at_the_local_time_at_which_it_began(database: Databa
     """Los Angeles skips an hour on March 14, 2027."""
     billing = await create_billing_fixture(database, "America/Los_Angeles")
     command = billing.create_command("trial")
-    opened = await billing.subscription_activities.create(command)
+    opened = await billing.subscription_activities.record_order(command)
     begins = datetime(2027, 3, 2, 7, 30, tzinfo=UTC)
     outcome = await billing.billing_activities.start_first_period(
         StartFirstPeriod(

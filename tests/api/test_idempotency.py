@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+import httpx
 import pytest
 from fastapi import APIRouter
 from sqlalchemy import text
@@ -12,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.responses import Response
 
 from api.errors import ApiError, unavailable_error
-from api.idempotency import OptionalIdempotency, RequiredIdempotency
+from api.idempotency import WAIT_SECONDS, OptionalIdempotency, RequiredIdempotency
 from api.response_envelope import JsonResponse, RequestModel, success
 from db.queries import identity
 from tests.support.api import ApiFixture, parse_error
@@ -130,7 +131,9 @@ async def test_a_key_is_required_or_optional_by_route_and_is_validated(api: ApiF
     ("error", "status", "is_stored"),
     [
         (RuleViolation(ErrorCode.INSUFFICIENT_FUNDS, "Too little."), 402, True),
+        (ApiError(403, "FORBIDDEN", "Not you."), 403, True),
         (ApiError(404, "NOT_FOUND", "There is no such plan."), 404, True),
+        (ApiError(410, "EXPIRED", "Too late."), 410, True),
         (RuleViolation(ErrorCode.ILLEGAL_MOVE, "Not now."), 409, True),
         (ApiError(422, "VALIDATION_ERROR", "No."), 422, True),
         (unavailable_error("It"), 503, False),
@@ -226,7 +229,9 @@ async def test_a_claim_outlives_the_longest_request(api: ApiFixture, routes: Ord
     routes.work = read_lease
     assert (await ada.http.post("/orders/a", json={}, headers=KEY)).status_code == 201
     (lease,) = leases
-    assert lease > api.context.settings.request_timeout_seconds
+    timeout = api.context.settings.request_timeout_seconds
+    # After a crash the key answers 409 until the lease ends.
+    assert timeout < lease < 2 * timeout
 
 
 async def test_a_claim_whose_process_died_is_taken_over(api: ApiFixture, routes: OrderRoutes) -> None:
@@ -237,6 +242,40 @@ async def test_a_claim_whose_process_died_is_taken_over(api: ApiFixture, routes:
         " SET response_status = NULL, response_body = NULL, is_final = false, claimed_until = now() - interval '1 s'"
     )
     assert (await ada.http.post("/orders/a", json={}, headers=KEY)).json()["data"]["number"] == 2
+
+
+async def test_a_claim_that_was_taken_over_stores_nothing(api: ApiFixture, routes: OrderRoutes) -> None:
+    ada = await api.register_verified_user()
+    responses: list[httpx.Response] = []
+
+    async def outlive_the_claim() -> None:
+        routes.work = routes._do_nothing
+        api.execute("UPDATE idempotency_records SET claimed_until = now() - interval '1 s'")
+        responses.append(await ada.http.post("/orders/a", json={}, headers=KEY))
+
+    routes.work = outlive_the_claim
+    first = await ada.http.post("/orders/a", json={}, headers=KEY)
+    (second,) = responses
+    assert (first.json()["data"]["number"], second.json()["data"]["number"]) == (1, 2)
+    repeated = await ada.http.post("/orders/a", json={}, headers=KEY)
+    assert (repeated.content, routes.done) == (second.content, 2)
+
+
+async def test_a_request_that_waits_too_long_for_another_is_refused(api: ApiFixture, routes: OrderRoutes) -> None:
+    ada = await api.register_verified_user()
+    responses: list[httpx.Response] = []
+
+    async def work_until_the_other_is_answered() -> None:
+        responses.append(
+            await asyncio.wait_for(ada.http.post("/orders/a", json={}, headers=KEY), scale_timeout(WAIT_SECONDS))
+        )
+
+    routes.work = work_until_the_other_is_answered
+    first = await ada.http.post("/orders/a", json={}, headers=KEY)
+    (waiting,) = responses
+    assert (first.status_code, waiting.status_code, parse_error(waiting)["code"]) == (201, 409, "CONFLICT")
+    repeated = await ada.http.post("/orders/a", json={}, headers=KEY)
+    assert (repeated.content, routes.done) == (first.content, 1)
 
 
 async def test_a_key_is_retained_as_long_as_what_it_created(api: ApiFixture, routes: OrderRoutes) -> None:
@@ -307,6 +346,9 @@ async def test_prepared_reads_are_scoped_to_the_caller_and_a_rejection_frees_the
     # One organization is visible, although nothing in the query names it.
     done = await ada.http.post("/prepared", json={}, headers=KEY)
     assert done.json()["data"] == {"name": "Ada"}
+    # An administrator's own requests see one organization as well.
+    administrator = await api.administrator()
+    assert (await administrator.http.post("/prepared", json={}, headers=KEY)).status_code == 201
 
 
 async def test_a_cancelled_request_frees_its_key(

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from tests.support.billing_fixture import ORDERED_AT, USER, BillingFixture, OpenedSubscription, current_period
+from db.queries import ledger as ledger_rows
+from tests.support.billing_fixture import (
+    ORDERED_AT,
+    ORGANIZATION,
+    USER,
+    BillingFixture,
+    OpenedSubscription,
+    current_period,
+)
 from tests.support.billing_fixture import credit_wallet as topped_up
 from tests.support.billing_fixture import insert_card_payment as paid_by_card
 from workflows.ports.billing import (
@@ -16,6 +24,8 @@ from workflows.ports.billing import (
     RollbackPlanChange,
 )
 from workflows.ports.subscription import ChangeStatus, PlanChangeRollback, StartProvisioning
+from workflows.rules import ledger
+from workflows.rules.ids import derive_id
 from workflows.rules.money import Money
 from workflows.rules.proration import PlanChangeMode
 from workflows.rules.subscription import SubscriptionStatus
@@ -30,6 +40,20 @@ def usd(amount_minor: int) -> Money:
 
 async def top_up(billing: BillingFixture, amount_minor: int) -> None:
     await topped_up(billing.sessions, usd(amount_minor))
+
+
+async def grant_promotional_credit(billing: BillingFixture, amount_minor: int) -> None:
+    async with billing.sessions.begin() as session:
+        await ledger_rows.post_transaction(
+            session,
+            ledger.promotional_credit_transaction(usd(amount_minor)),
+            transaction_id=derive_id("tx", "promotional"),
+            organization_id=ORGANIZATION,
+            at=ORDERED_AT,
+            ref=None,
+            description="promotional credit",
+            idempotency_key="promotional",
+        )
 
 
 def collect_command(ordered: OpenedSubscription, outcome: BillingOutcome) -> CollectInvoice:
@@ -124,7 +148,7 @@ async def start_first_period_with_card(
     billing: BillingFixture, plan: str = "starter"
 ) -> tuple[OpenedSubscription, BillingOutcome]:
     command = billing.create_command(plan)
-    opened = await billing.subscription_activities.create(command)
+    opened = await billing.subscription_activities.record_order(command)
     secured = StartProvisioning(subscription_id=command.order.subscription_id, payment_id="pay_1", now=ORDERED_AT)
     await billing.subscription_activities.start_provisioning(secured)
     outcome = await billing.billing_activities.start_first_period(billing.start_first_period_command(command, opened))
