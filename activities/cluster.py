@@ -21,7 +21,7 @@ from activities.adapters.kubernetes.errors import ClusterError
 from activities.adapters.kubernetes.informer import Informer
 from activities.adapters.kubernetes.ownership import Owner
 from activities.adapters.kubernetes.readiness import ReadinessWaiter
-from activities.instances import CAPACITY_MESSAGE, lock_instance, start_operation
+from activities.instances import CAPACITY_MESSAGE, lock_instance, record_operation_start
 from activities.orphans import OrphanCleaner
 from activities.service_templates.definitions import ServiceTemplate
 from activities.service_templates.manifests import InstanceSpec, InvalidTemplate
@@ -135,7 +135,7 @@ class KubernetesClusterActivities(ClusterActivities):
                 instance = await queries.get_instance(session, command.instance_id)
             if instance is None:
                 raise RuleViolation(ErrorCode.NOT_FOUND, f"There is no instance {command.instance_id}.")
-            if instance.status in SCALED_DOWN_STATUSES and not command.was_just_started:
+            if instance.status in SCALED_DOWN_STATUSES and not command.is_starting:
                 return ReadinessOutcome()
             spec = _instance_spec(instance, await self._load_installation_id())
             await require_namespace(self._client, spec)
@@ -170,20 +170,20 @@ class KubernetesClusterActivities(ClusterActivities):
     @activity.defn(name="cluster.restart")
     async def restart(self, command: OperationInput) -> None:
         async with heartbeating():
-            rendered = await self._start_operation(command)
+            rendered = await self._render_for_operation(command)
             await operations.restart(self._client, rendered, command.operation_id)
 
     @activity.defn(name="cluster.scale_down")
     async def scale_down(self, command: OperationInput) -> None:
         async with heartbeating():
-            rendered = await self._start_operation(command)
+            rendered = await self._render_for_operation(command)
             await self._save_replicas(command.instance_id, await operations.current_replicas(self._client, rendered))
             await operations.scale_down(self._client, rendered)
 
     @activity.defn(name="cluster.scale_up")
     async def scale_up(self, command: OperationInput) -> None:
         async with heartbeating():
-            rendered = await self._start_operation(command)
+            rendered = await self._render_for_operation(command)
             async with self._sessions() as session:
                 instance = await queries.get_instance(session, command.instance_id)
             saved_replicas = (instance.saved_replicas if instance else None) or {}
@@ -192,7 +192,7 @@ class KubernetesClusterActivities(ClusterActivities):
     @activity.defn(name="cluster.resize")
     async def resize(self, command: OperationInput) -> None:
         async with heartbeating():
-            rendered = await self._start_operation(command)
+            rendered = await self._render_for_operation(command)
             if command.resources is not None:
                 async with self._sessions() as session:
                     terms = await queries.get_instance_terms(session, command.subscription_id)
@@ -203,7 +203,7 @@ class KubernetesClusterActivities(ClusterActivities):
     @activity.defn(name="cluster.run_backup")
     async def run_backup(self, command: OperationInput) -> None:
         async with heartbeating():
-            rendered = await self._start_operation(command)
+            rendered = await self._render_for_operation(command)
             await operations.run_backup_job(self._client, rendered, command.operation_id)
 
     @activity.defn(name="cluster.clean_up_orphans")
@@ -267,10 +267,10 @@ class KubernetesClusterActivities(ClusterActivities):
                 sealed=encryptor.encrypt_mapping(plain, purpose=credentials.purpose(spec.instance_id)),
             )
 
-    async def _start_operation(self, operation: OperationInput) -> RenderedInstance:
+    async def _render_for_operation(self, operation: OperationInput) -> RenderedInstance:
         installation_id = await self._load_installation_id()
         async with self._sessions.begin() as session:
-            spec = _instance_spec(await start_operation(session, operation), installation_id)
+            spec = _instance_spec(await record_operation_start(session, operation), installation_id)
         await require_namespace(self._client, spec)
         return self._templates.render(spec)
 

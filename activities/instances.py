@@ -57,7 +57,7 @@ async def lock_instance(session: AsyncSession, instance_id: str) -> Instance:
     return instance
 
 
-async def start_operation(session: AsyncSession, operation: OperationInput) -> Instance:
+async def record_operation_start(session: AsyncSession, operation: OperationInput) -> Instance:
     """Mark the operation as running if the instance's status allows it, and return the locked instance.
 
     An earlier operation that has not ended is cancelled: the subscription's workflow starts one at a time, so a crash
@@ -135,7 +135,7 @@ class PostgresInstanceActivities(InstanceActivities):
     @activity.defn(name="instances.start_deletion")
     async def start_deletion(self, command: OperationInput) -> None:
         async with self._sessions.begin() as session:
-            instance = await start_operation(session, command)
+            instance = await record_operation_start(session, command)
             if instance.status not in REMOVED_STATUSES and instance.status != InstanceStatus.CLEANUP_PENDING:
                 instance.status = transition_idempotently(InstanceStatus(instance.status), InstanceStatus.DELETING)
 

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from db.models.instances import Instance
 from db.models.subscriptions import Subscription
 from db.queries.locked_subscriptions import AvailableFunds, LockedSubscription, PlanWithPrice
-from workflows.ports.subscription import OpenSubscription
+from workflows.ports.subscription import RecordOrder
 from workflows.rules.ids import choose_host_label, to_dns_label
 from workflows.rules.instance import InstanceStatus
 from workflows.rules.pricing import Discount
@@ -18,7 +18,7 @@ from workflows.rules.subscription import SubscriptionStatus
 
 
 def build_subscription(
-    command: OpenSubscription,
+    command: RecordOrder,
     plan: PlanWithPrice,
     timezone: str,
     status: SubscriptionStatus,
@@ -66,7 +66,7 @@ def build_subscription(
 
 
 async def insert_subscription_and_instance(
-    session: AsyncSession, command: OpenSubscription, plan: PlanWithPrice, subscription: LockedSubscription
+    session: AsyncSession, command: RecordOrder, plan: PlanWithPrice, subscription: LockedSubscription
 ) -> None:
     """Insert both rows of an order with one statement."""
     discount = subscription.discount

@@ -36,7 +36,7 @@ from workflows.ports.subscription import (
     CommittedState,
     CreateSubscription,
     CreateSubscriptionOutcome,
-    OpenSubscription,
+    RecordOrder,
     ReleaseReminders,
     SetCancelAtPeriodEnd,
     StartProvisioning,
@@ -80,12 +80,12 @@ class PostgresSubscriptionActivities(SubscriptionActivities):
         self._gateways = gateways
         self._base_domain = base_domain
 
-    @activity.defn(name="subscriptions.create")
+    @activity.defn(name="subscriptions.record_order")
     @converts_rule_violations
-    async def create(self, command: OpenSubscription) -> CreateSubscriptionOutcome:
+    async def record_order(self, command: RecordOrder) -> CreateSubscriptionOutcome:
         try:
             async with self._sessions.begin() as session:
-                return await self._create(session, command)
+                return await self._record_order(session, command)
         except IntegrityError as error:
             code_and_message = _CONSTRAINT_ERRORS.get(violated_constraint(error))
             if code_and_message is None:
@@ -206,7 +206,7 @@ class PostgresSubscriptionActivities(SubscriptionActivities):
                 await reminder_rows.release(session, reminder_id, await reminders.load_context(session, context))
             await reminder_rows.reschedule(session, command.subscription_id, command.now)
 
-    async def _create(self, session: AsyncSession, command: OpenSubscription) -> CreateSubscriptionOutcome:
+    async def _record_order(self, session: AsyncSession, command: RecordOrder) -> CreateSubscriptionOutcome:
         order = command.order
         facts = await locked_subscriptions.load_order_facts(
             session,

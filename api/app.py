@@ -58,7 +58,7 @@ def create_app(settings: ApiSettings | None = None) -> FastAPI:
     errors.install_error_handlers(app)
     # The last one added is the outermost.
     app.add_middleware(StrictJsonMiddleware, limit=settings.max_body_bytes)
-    app.add_middleware(GZipMiddleware, minimum_size=1024, compresslevel=5)
+    app.add_middleware(GZipMiddleware, minimum_size=1024, compresslevel=1)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

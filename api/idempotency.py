@@ -106,10 +106,10 @@ class IdempotentRequest:
         ``prepare`` raises, the key stays as it was. On a retry ``prepare`` must not refuse by the present state.
         """
 
-        async def finish(prepared: P, held: StoredResponse | None) -> JsonResponse:
+        async def finish(prepared: P, claimed_key: StoredResponse | None) -> JsonResponse:
             response = await work(prepared)
-            if held is not None:
-                await asyncio.shield(self._store(_with_response(held, response)))
+            if claimed_key is not None:
+                await asyncio.shield(self._store(_with_response(claimed_key, response)))
             return response
 
         return await self._run(prepare, finish, as_administrator)
@@ -129,17 +129,17 @@ class IdempotentRequest:
         build the response from the result of the work; it returns None where that says too little.
         """
 
-        async def finish(prepared: P, held: StoredResponse | None) -> JsonResponse:
+        async def finish(prepared: P, claimed_key: StoredResponse | None) -> JsonResponse:
             result = await work(prepared)
             complete = present_result(prepared, result)
             if complete is not None:
-                if held is not None:
-                    await asyncio.shield(self._store(_with_response(held, complete)))
+                if claimed_key is not None:
+                    await asyncio.shield(self._store(_with_response(claimed_key, complete)))
                 return complete
             async with transaction(self.ctx, self.caller, as_administrator=as_administrator) as session:
                 response = await present(session, prepared, result)
-                if held is not None:
-                    await idempotency.store_and_commit(session, _with_response(held, response))
+                if claimed_key is not None:
+                    await idempotency.store_and_commit(session, _with_response(claimed_key, response))
             return response
 
         return await self._run(prepare, finish, as_administrator)
@@ -160,7 +160,7 @@ class IdempotentRequest:
         claim, result = await self._claim(self.key, claim_id, prepare, as_administrator)
         if result is None:
             return _replay(claim)
-        held = StoredResponse(
+        claimed_key = StoredResponse(
             organization_id=self.caller.organization_id,
             route=self.route,
             key=self.key,
@@ -169,19 +169,19 @@ class IdempotentRequest:
             body=None,
         )
         try:
-            return await finish(result[0], held)
+            return await finish(result[0], claimed_key)
         except Exception as error:
             refused = to_api_error(error)
             if refused is None or not refused.is_final or refused.status not in CACHEABLE_ERROR_STATUSES:
                 ends_attempt = isinstance(error, RuleViolation) and error.is_retryable
-                await asyncio.shield(self._store(replace(held, ends_attempt=ends_attempt)))
+                await asyncio.shield(self._store(replace(claimed_key, ends_attempt=ends_attempt)))
                 raise
             response = error_response(refused, self.request_id)
-            rejection = replace(_with_response(held, response), waits_for_disk=True)
+            rejection = replace(_with_response(claimed_key, response), waits_for_disk=True)
             await asyncio.shield(self._store(rejection))
             return response
         except asyncio.CancelledError:
-            await asyncio.shield(self._store(held))
+            await asyncio.shield(self._store(claimed_key))
             raise
 
     async def _claim(
@@ -236,11 +236,11 @@ def _replay(claim: KeyClaim) -> Response:
     )
 
 
-def _with_response(held: StoredResponse, response: JsonResponse) -> StoredResponse:
+def _with_response(claimed_key: StoredResponse, response: JsonResponse) -> StoredResponse:
     if response.status_code >= 500:
-        return held
+        return claimed_key
     return replace(
-        held,
+        claimed_key,
         status=response.status_code,
         body=bytes(response.body).decode(),
         is_final=response.is_final,

@@ -95,24 +95,27 @@ class WorkflowClient:
     def client(self) -> Client:
         return self._client
 
-    async def create_subscription(self, order: CreateSubscription) -> UpdateResult[SubscriptionResult]:
+    async def create_subscription(self, command: CreateSubscription) -> UpdateResult[SubscriptionResult]:
         """Start (or find) the subscription's workflow and wait until the order is recorded or refused."""
-        workflow_id = names.subscription_workflow_id(order.subscription_id)
+        workflow_id = names.subscription_workflow_id(command.subscription_id)
         start: WithStartWorkflowOperation[Any, Any] = WithStartWorkflowOperation(
             names.SUBSCRIPTION,
-            SubscriptionInput(command=order),
+            SubscriptionInput(command=command),
             id=workflow_id,
             task_queue=names.PLATFORM_QUEUE,
             id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
             id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
             search_attributes=names.search_attributes(
-                order.organization_id, "subscription", subscription=order.subscription_id, instance=order.instance_id
+                command.organization_id,
+                "subscription",
+                subscription=command.subscription_id,
+                instance=command.instance_id,
             ),
-            memo={"request_id": order.request_id},
+            memo={"request_id": command.request_id},
             result_type=SubscriptionResult,
         )
         return await self._update_with_start(
-            workflow_id, "await_created", f"open/{order.subscription_id}", SubscriptionResult, start
+            workflow_id, "await_created", f"open/{command.subscription_id}", SubscriptionResult, start
         )
 
     async def cancel(self, subscription_id: str, command: CancelSubscription) -> UpdateResult[SubscriptionResult]:

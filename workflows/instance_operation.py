@@ -162,7 +162,7 @@ class InstanceOperation:
         try:
             await workflow.execute_activity_method(
                 ClusterActivities.await_ready,
-                AwaitReady(instance_id=self._input.instance_id, was_just_started=self._input.kind in START_KINDS),
+                AwaitReady(instance_id=self._input.instance_id, is_starting=self._input.kind in START_KINDS),
                 task_queue=names.INFRASTRUCTURE_QUEUE,
                 **policies.CLUSTER_WAIT,
             )

@@ -66,7 +66,7 @@ class Provisioning:
             return
         ready = await workflow.execute_activity_method(
             ClusterActivities.await_ready,
-            AwaitReady(instance_id=instance_id, was_just_started=True),
+            AwaitReady(instance_id=instance_id, is_starting=True),
             task_queue=names.INFRASTRUCTURE_QUEUE,
             **policies.CLUSTER_WAIT,
         )

@@ -124,7 +124,7 @@ async def latency(ground: Ground, *, requests: int) -> list[Figure]:
         ground.url(API_ROLE), temporal_address=ground.temporal.address, revocation_refresh_seconds=600
     )
     async with (
-        ground.hand(bare=False, counted="subscriptions.create", cluster=False),
+        ground.hand(bare=False, counted="subscriptions.record_order", cluster=False),
         ground.hand(bare=True, counted="bare.done", cluster=False),
         serve_api(api_settings, ground.postgres.dsn(database="berth")) as api,
     ):

@@ -16,7 +16,7 @@ from db.queries import ledger as ledger_rows
 from db.session import SessionFactory, session_factory
 from tests.support.databases import DatabaseFixture
 from workflows.ports.billing import BillingOutcome, StartFirstPeriod, StartPeriod
-from workflows.ports.subscription import CreateSubscription, CreateSubscriptionOutcome, OpenSubscription, PlanTerms
+from workflows.ports.subscription import CreateSubscription, CreateSubscriptionOutcome, PlanTerms, RecordOrder
 from workflows.rules import ledger
 from workflows.rules.funding import GatewayTerms
 from workflows.rules.ids import derive_id
@@ -264,7 +264,7 @@ class BillingFixture:
         )
         assert rows == []
 
-    def create_command(self, plan: str = "starter", **more: Any) -> OpenSubscription:
+    def create_command(self, plan: str = "starter", **more: Any) -> RecordOrder:
         name = str(next(_sequence))
         order = CreateSubscription(
             subscription_id=derive_id("sub", name),
@@ -274,11 +274,9 @@ class BillingFixture:
             plan_id=f"pln_{plan}",
             **more,
         )
-        return OpenSubscription(order=order, workflow_id=name, run_id="run", now=ORDERED_AT)
+        return RecordOrder(order=order, workflow_id=name, run_id="run", now=ORDERED_AT)
 
-    def start_first_period_command(
-        self, command: OpenSubscription, opened: CreateSubscriptionOutcome
-    ) -> StartFirstPeriod:
+    def start_first_period_command(self, command: RecordOrder, opened: CreateSubscriptionOutcome) -> StartFirstPeriod:
         return StartFirstPeriod(
             subscription_id=command.order.subscription_id,
             period_start=ORDERED_AT,
@@ -289,7 +287,7 @@ class BillingFixture:
     async def create_active_subscription(self, plan: str = "starter", **more: Any) -> OpenedSubscription:
         """Return a subscription in its first period, paid by the wallet, or in its trial."""
         command = self.create_command(plan, **more)
-        opened = await self.subscription_activities.create(command)
+        opened = await self.subscription_activities.record_order(command)
         outcome = await self.billing_activities.start_first_period(self.start_first_period_command(command, opened))
         return OpenedSubscription(command=command.order, opened=opened, period=current_period(outcome))
 

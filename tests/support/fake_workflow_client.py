@@ -196,7 +196,7 @@ def insert_subscription_with_instance(
     name: str | None = None,
     coupon: str | None = None,
 ) -> None:
-    """Insert the columns that ``subscriptions.create`` and later activities write and the API shows."""
+    """Insert the columns that ``subscriptions.record_order`` and later activities write and the API shows."""
     live = status not in ("pending", "provisioning")
     (plan,) = api.query_as_superuser(
         "SELECT p.*, s.slug, s.version, r.id AS price_id, r.amount_minor FROM plans p JOIN services s ON"

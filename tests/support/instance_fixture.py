@@ -161,7 +161,7 @@ class InstanceFixture:
         """Apply and wait until ready, without recording it."""
         await self.run_activity_with_retries(self.cluster_activities.apply, InstanceId(instance_id=instance_id))
         await self.run_activity_with_retries(
-            self.cluster_activities.await_ready, AwaitReady(instance_id=instance_id, was_just_started=True)
+            self.cluster_activities.await_ready, AwaitReady(instance_id=instance_id, is_starting=True)
         )
 
     async def get_live_object(self, kind: str, instance_id: str, name: str) -> dict[str, Any] | None:

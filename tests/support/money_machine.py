@@ -124,7 +124,7 @@ class MoneyMachine(MoneySteps):
     def order(self, plan: str, collection: CollectionMethod, result: str) -> None:
         billing = self.account.billing
         command = billing.create_command(plan, collection_method=collection)
-        opened = self.perform(billing.subscription_activities.create, command)
+        opened = self.perform(billing.subscription_activities.record_order, command)
         if opened is None:
             return
         ordered = TrackedSubscription(command.order, opened.terms, ORDERED_AT)

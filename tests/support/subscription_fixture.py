@@ -307,7 +307,7 @@ _BILLING = (
     "adjust_wallet",
 )
 _SUBSCRIPTIONS = (
-    "create",
+    "record_order",
     "start_provisioning",
     "abort_order",
     "change_status",

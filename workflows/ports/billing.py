@@ -19,9 +19,9 @@ from workflows.ports.subscription import (
     ChangeStatus,
     CommittedState,
     CreateSubscriptionOutcome,
-    OpenSubscription,
     PlanChangeRollback,
     PlanTerms,
+    RecordOrder,
     ReleaseReminders,
     SetCancelAtPeriodEnd,
     StartProvisioning,
@@ -234,8 +234,8 @@ class Adjusted:
 class SubscriptionActivities(Protocol):
     """The subscription's own records."""
 
-    @activity.defn(name="subscriptions.create")
-    async def create(self, command: OpenSubscription) -> CreateSubscriptionOutcome:
+    @activity.defn(name="subscriptions.record_order")
+    async def record_order(self, command: RecordOrder) -> CreateSubscriptionOutcome:
         """Write subscription, instance, holds, journal and audit in one transaction.
 
         Refuses (nothing is written): ``NOT_FOUND`` or ``PLAN_UNAVAILABLE`` for the plan, ``COUPON_INVALID``,

@@ -109,7 +109,7 @@ class AwaitReady:
     """``started``: the instance was just started. Otherwise one that is stopped or suspended has nothing to await."""
 
     instance_id: str
-    was_just_started: bool = False
+    is_starting: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -272,7 +272,7 @@ class FundsArrived:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OpenSubscription:
+class RecordOrder:
     order: CreateSubscription
     workflow_id: str
     run_id: str

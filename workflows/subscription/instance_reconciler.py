@@ -54,13 +54,13 @@ class InstanceReconciler:
         self._failure_count = 0
 
     @property
-    def is_busy(self) -> bool:
+    def has_operation(self) -> bool:
         return self._operation_lock.locked() or self._pending_operation is not None
 
     @property
-    def is_idle(self) -> bool:
+    def is_settled(self) -> bool:
         """Whether no operation is running, requested or due before the back-off ends."""
-        return not self.is_busy and (self._desired_operation() is None or self._is_backing_off())
+        return not self.has_operation and (self._desired_operation() is None or self._is_backing_off())
 
     async def enqueue_operation(self, command: StartOperation) -> None:
         """Record a customer's operation; ``reconcile_forever`` executes it."""
@@ -73,7 +73,7 @@ class InstanceReconciler:
         """Keep the instance in its desired state until cancelled."""
         while True:
             last_change = self._context.change_count
-            if not self.is_idle:
+            if not self.is_settled:
                 async with self._operation_lock:
                     await self._run_next_operation()
                 continue

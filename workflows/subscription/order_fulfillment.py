@@ -14,7 +14,7 @@ from workflows.ports.subscription import (
     AbortOrder,
     CardCharge,
     CreateSubscriptionOutcome,
-    OpenSubscription,
+    RecordOrder,
     StartProvisioning,
 )
 from workflows.rules import dunning, ids
@@ -80,8 +80,8 @@ class OrderFulfillment:
         command, info = self._context.command, workflow.info()
         # A local activity: the customer waits for it, and it saves a workflow task and an activity task.
         opened: CreateSubscriptionOutcome = await local_first.execute(
-            SubscriptionActivities.create,
-            OpenSubscription(order=command, workflow_id=info.workflow_id, run_id=info.run_id, now=workflow.now()),
+            SubscriptionActivities.record_order,
+            RecordOrder(order=command, workflow_id=info.workflow_id, run_id=info.run_id, now=workflow.now()),
         )
         self._context.store_created(opened)
         return opened

@@ -63,7 +63,7 @@ class Subscription:
         self.reconciler = InstanceReconciler(self.context, plan_change.rollback_plan_change)
         self._order_error: ApplicationError | None = None
         self._stop_requested = False
-        self._is_busy = 1
+        self._is_acting = True
         self._tasks = BoundedTasks(self.context.notify_changed)
         self._has_started_period = False
 
@@ -208,10 +208,10 @@ class Subscription:
     async def start_operation(self, command: StartOperation) -> SubscriptionResult:
         """Restart, stop, start or back up the instance; returns when the operation is recorded."""
         if not self.context.is_handled(command.update_id):
-            await self.context.wait_briefly(lambda: not self.reconciler.is_busy)
+            await self.context.wait_briefly(lambda: not self.reconciler.has_operation)
             async with self.context.state_lock:
                 self.validate_start_operation(command)
-                if self.reconciler.is_busy:
+                if self.reconciler.has_operation:
                     raise in_progress_error(
                         "Another operation on this instance is in progress. Retry when it has ended."
                     )
@@ -249,12 +249,12 @@ class Subscription:
         context = self.context
         action = context.next_action() if context.state is not None else None
         is_busy = (
-            self._is_busy
+            self._is_acting
             or context.state_lock.locked()
             or context.collection_lock.locked()
             or context.should_collect_now
         )
-        is_idle = not is_busy and (context.state is None or self.reconciler.is_idle)
+        is_idle = not is_busy and (context.state is None or self.reconciler.is_settled)
         return ClockStatus(
             now=workflow.now(),
             next_action_at=action.at if action else None,
@@ -286,7 +286,7 @@ class Subscription:
                     return None
         finally:
             reconcile_task.cancel()
-        self._is_busy = 0
+        self._is_acting = False
         await workflow.wait_condition(lambda: workflow.all_handlers_finished() and not self._tasks.has_unfinished)
         return self._result()
 
@@ -310,7 +310,7 @@ class Subscription:
 
     def _has_pending_work(self) -> bool:
         is_pending = (
-            self.reconciler.is_busy
+            self.reconciler.has_operation
             or self.context.should_collect_now
             or self._stop_requested
             or self._tasks.has_unfinished
@@ -338,7 +338,7 @@ class Subscription:
     async def _run_next_action(self) -> None:
         """Execute what is due now, or else wait until an action is due or the state changes."""
         context = self.context
-        self._is_busy = 1
+        self._is_acting = True
         self._tasks.raise_failure()
         if context.recovery is not None:
             await recovery.settle(context)
@@ -359,7 +359,7 @@ class Subscription:
             self._has_started_period = self._has_started_period or action.kind is ActionKind.START_PERIOD
             return
         last_change = context.change_count
-        self._is_busy = 0
+        self._is_acting = False
         timeout = None if action is None else action.at - workflow.now()
         with contextlib.suppress(TimeoutError):
             await workflow.wait_condition(
