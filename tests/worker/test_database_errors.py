@@ -35,11 +35,13 @@ INSERT = (
 
 @pytest_asyncio.fixture
 async def engine(database: DatabaseFixture) -> AsyncIterator[AsyncEngine]:
-    engine = create_database_engine(database.worker_url, pool_size=1, pre_ping=False)
-    async with engine.begin() as connection:
-        await connection.execute(text(INSERT), {"id": SECRET, "name": SECRET})
-    yield engine
-    await engine.dispose()
+    engine = create_database_engine(database.owner_url, pool_size=1, pre_ping=False)
+    try:
+        async with engine.begin() as connection:
+            await connection.execute(text(INSERT), {"id": SECRET, "name": SECRET})
+        yield engine
+    finally:
+        await engine.dispose()
 
 
 @pytest.fixture
