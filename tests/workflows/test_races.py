@@ -284,16 +284,6 @@ async def test_a_manually_terminated_operation_is_started_again(subscriptions: S
     assert await _state(subscriptions, subscription) == "paused"
 
 
-async def test_a_manually_terminated_payment_counts_as_unpaid(subscriptions: SubscriptionFixture) -> None:
-    subscription = await _charging_renewal(subscriptions)
-    async for payment in subscriptions.temporal.client.list_workflows(
-        f"BerthSubscription = '{subscription}' AND BerthWorkflowKind = 'payment'"
-    ):
-        await subscriptions.temporal.client.get_workflow_handle(payment.id).terminate()
-    await subscriptions.wait_for_status(subscription, "past_due")
-    assert (await subscriptions.balance(), await subscriptions.balance("held")) == (100, 0)
-
-
 # An operator cancels the workflow.
 
 
