@@ -62,7 +62,7 @@ async def collect_invoice(
                 subscription,
                 amount=invoice.due,
                 invoice_id=invoice.id,
-                next_attempt=command.next_retry_at,
+                next_retry_at=command.next_retry_at,
                 status=subscription.status,
             )
             changes.enqueue_notification(NotificationKind.PAYMENT_FAILED, context)

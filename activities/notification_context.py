@@ -3,17 +3,43 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from db.queries.locked_subscriptions import LockedSubscription
 from workflows.rules.money import Money
+
+
+class ContextFields(TypedDict, total=False):
+    """What a notification about a subscription may say beside the subscription itself: the names that templates use."""
+
+    amount: Money
+    cancel_at_period_end: bool
+    cancels_at: datetime | None
+    carried_debt: Money | None
+    credit: Money | None
+    data_deletion_at: datetime | None
+    debt_paid: Money | None
+    decline_code: str | None
+    effective_at: datetime | None
+    instance_id: str | None
+    invoice_id: str
+    next_charge_at: datetime | None
+    next_retry_at: datetime | None
+    old_plan_name: str
+    period_end: datetime | None
+    period_start: datetime | None
+    price: Money
+    reason: str
+    status: str
+    suspends_at: datetime | None
+    trial_end: datetime | None
 
 
 def money_to_json(amount: Money) -> dict[str, Any]:
     return {"amount_minor": amount.amount_minor, "currency": amount.currency}
 
 
-def notification_context(subscription: LockedSubscription, **extra: Any) -> dict[str, Any]:
+def notification_context(subscription: LockedSubscription, **extra: Unpack[ContextFields]) -> dict[str, Any]:
     """Return the context of every notification about a subscription, and ``extra``; money and instants become JSON."""
     context: dict[str, Any] = {
         "subscription_id": subscription.id,

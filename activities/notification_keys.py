@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from activities.notification_context import ContextFields
 from workflows.rules.notifications import NotificationKind
 
 SUBSCRIPTION_KEYS = frozenset(
-    {
-        "subscription_id", "subscription_name", "plan_name", "service_name", "url", "hostname", "amount",
-        "period_start", "period_end", "invoice_id", "invoice_number", "days", "due_at", "next_attempt",
-        "decline_code", "delete_at", "reason", "cancel_at_period_end",
-    }
-)  # fmt: skip
+    {"subscription_id", "subscription_name", "plan_name", "service_name", "url", "hostname"}
+) | frozenset(ContextFields.__annotations__)
 """Keys of mails about a subscription; each is optional."""
 
 OTHER_KEYS = frozenset(
     {
-        "expires_at", "balance", "credit", "gateway", "brand", "last4", "payment_id", "to", "old_plan_name",
-        "price", "balance_too_low", "trial_end", "title", "details", "severity", "workflow_id",
-        "suspends_at", "cancels_at", "effective_at", "instance_id", "status", "paid_by", "next_charge_at",
-        "carried_debt", "debt_paid",
+        "invoice_number", "days", "due_at", "expires_at", "balance", "gateway", "brand", "last4", "payment_id", "to",
+        "balance_too_low", "title", "details", "severity", "workflow_id", "paid_by",
     }
 )  # fmt: skip
 

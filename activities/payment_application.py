@@ -140,7 +140,7 @@ async def _record_failure(
         amount=invoice.due,
         invoice_id=invoice.id,
         decline_code=command.decline_code,
-        next_attempt=command.next_retry_at,
+        next_retry_at=command.next_retry_at,
         status=SubscriptionStatus.PAUSED if is_trial_end else subscription.status,
     )
     if invoice.status is InvoiceStatus.DRAFT:

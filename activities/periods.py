@@ -199,7 +199,7 @@ def _add_payment_failed_events(
         invoice_id=new.id,
         period_start=new.period.start,
         period_end=new.period.end,
-        next_attempt=dunning.next_retry_at(command.terms.dunning_policy, first, 0),
+        next_retry_at=dunning.next_retry_at(command.terms.dunning_policy, first, 0),
         suspends_at=dunning.suspends_at(command.terms.dunning_policy, first),
     )
     changes.enqueue_notification(NotificationKind.PAYMENT_FAILED, context)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Unpack
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from activities import coupons
-from activities.notification_context import notification_context
+from activities.notification_context import ContextFields, notification_context
 from db.queries import locked_subscriptions
 from db.queries.change_set import ChangeSet
 from db.queries.locked_subscriptions import LockedSubscription
@@ -26,7 +26,7 @@ async def apply_plan_change(
     name: str,
     plan_change_id: str,
     period: BillingPeriod | None,
-    **extra: Any,
+    **extra: Unpack[ContextFields],
 ) -> None:
     """Add the new plan to ``changes``.
 
@@ -50,7 +50,8 @@ async def apply_plan_change(
         changes.void_reminders()
         changes.schedule_reminders(period.end)
     changes.update_subscription(**columns)
-    extra |= {"price": terms.price, "next_charge_at": subscription.period_end if period is None else period.end}
+    extra["price"] = terms.price
+    extra["next_charge_at"] = subscription.period_end if period is None else period.end
     _add_plan_changed_events(changes, subscription, terms.plan_id, name, plan_change_dedup_key(plan_change_id), **extra)
 
 
@@ -100,12 +101,18 @@ def plan_change_dedup_key(plan_change_id: str) -> str:
 
 
 def _add_plan_changed_events(
-    changes: ChangeSet, subscription: LockedSubscription, plan_id: str, name: str, dedup_key: str, **extra: Any
+    changes: ChangeSet,
+    subscription: LockedSubscription,
+    plan_id: str,
+    name: str,
+    dedup_key: str,
+    **extra: Unpack[ContextFields],
 ) -> None:
     changes.record_change("plan", subscription.plan_id, plan_id, "plan change")
     changes.add_timeline_event("subscription.plan_changed", f"The plan is now {name}.", dedup_key=dedup_key)
     changes.enqueue_notification(NotificationKind.PLAN_CHANGED, plan_changed_context(subscription, name, **extra))
 
 
-def plan_changed_context(subscription: LockedSubscription, name: str, **extra: Any) -> dict[str, Any]:
-    return notification_context(replace(subscription, plan_name=name), old_plan_name=subscription.plan_name, **extra)
+def plan_changed_context(subscription: LockedSubscription, name: str, **extra: Unpack[ContextFields]) -> dict[str, Any]:
+    extra["old_plan_name"] = subscription.plan_name
+    return notification_context(replace(subscription, plan_name=name), **extra)

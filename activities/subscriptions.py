@@ -15,7 +15,7 @@ from activities.funding import FundingSplit, card_charge_for, split_funding
 from activities.holds import ORDER_HOLD, place_hold, release_hold
 from activities.invoice_allocations import reverse_all
 from activities.invoicing import format_money
-from activities.notification_context import notification_context
+from activities.notification_context import ContextFields, notification_context
 from activities.order_records import build_subscription, insert_subscription_and_instance
 from activities.outcomes import committed_state, repeated_status_outcome, status_outcome
 from activities.plan_terms import build_plan_terms
@@ -296,23 +296,21 @@ async def _status_change_context(
     session: AsyncSession, subscription: LockedSubscription, command: ChangeStatus
 ) -> dict[str, Any]:
     """Return the notification's context; for a suspension with the amount due and its invoice."""
-    reason, open_invoice = command.reason, {}
+    fields = ContextFields(
+        reason=command.reason,
+        data_deletion_at=command.data_deletion_at or subscription.data_deletion_at,
+        cancels_at=command.cancellation_at,
+    )
     if (
         subscription.status in PAST_DUE_STATUSES
         and command.status is SubscriptionStatus.CANCELLED
         and command.actor == "platform"
     ):
-        reason = "unpaid"
+        fields["reason"] = "unpaid"
     if command.status is SubscriptionStatus.SUSPENDED:
         for invoice in await invoices.lock_open_invoices(session, subscription.id):
-            open_invoice = {"amount": invoice.due, "invoice_id": invoice.id}
-    return notification_context(
-        subscription,
-        reason=reason,
-        data_deletion_at=command.data_deletion_at or subscription.data_deletion_at,
-        cancels_at=command.cancellation_at,
-        **open_invoice,
-    )
+            fields |= {"amount": invoice.due, "invoice_id": invoice.id}
+    return notification_context(subscription, **fields)
 
 
 def _require_orderable(plan: PlanWithPrice, past_due_subscription_id: str | None) -> None:

@@ -47,8 +47,8 @@ EXAMPLES: dict[str, Any] = {
     "decline_code": "insufficient_funds",
 }
 INSTANTS = {
-    "period_start", "period_end", "due_at", "next_attempt", "delete_at", "expires_at", "trial_end", "suspends_at",
-    "cancels_at", "effective_at", "next_charge_at",
+    "period_start", "period_end", "due_at", "next_retry_at", "data_deletion_at", "expires_at", "trial_end",
+    "suspends_at", "cancels_at", "effective_at", "next_charge_at",
 }  # fmt: skip
 
 
@@ -259,7 +259,7 @@ def test_times_are_shown_in_the_organizations_time_zone(renderer: MailRenderer) 
 def test_a_failed_payment_mail_says_what_happens_to_the_service(
     renderer: MailRenderer, status: str, expected: str
 ) -> None:
-    context = {"subscription_id": "sub_1", "status": status, "next_attempt": "2027-02-28T10:00:00+00:00"}
+    context = {"subscription_id": "sub_1", "status": status, "next_retry_at": "2027-02-28T10:00:00+00:00"}
     text = renderer.render("payment_failed", context, READER).text
     assert expected in " ".join(text.split())
 

@@ -45,15 +45,13 @@ from workflows.rules.money import Money
 from workflows.rules.periods import MONTHS_PER_INTERVAL, Interval, period_boundary
 from workflows.rules.proration import PlanChangeMode
 from workflows.rules.subscription import PRE_READY_STATUSES, TERMINAL_STATUSES, SubscriptionStatus
+from workflows.subscription.test_clock import SKIP_MARGIN
 
 POLL_INTERVAL_SECONDS = 0.02
 TIMEOUT_SECONDS = 300.0
 
 END_MARGIN = timedelta(seconds=1)
 """The simulation ends this long before the period after its last month starts."""
-
-SKIP_MARGIN = timedelta(seconds=1)
-"""A skip ends this long before its target; longer than a busy machine needs to start one."""
 
 MAX_SKIP = timedelta(days=300, hours=7, minutes=13)
 """Longest single skip: far below the history limit, and not a multiple of a billing period."""
