@@ -56,7 +56,7 @@ async def test_a_long_history_is_cut_at_a_renewal_and_the_moved_clock_goes_on(
     statuses = [run.status for run in runs]
     assert statuses.count(WorkflowExecutionStatus.RUNNING) == 1
     assert statuses.count(WorkflowExecutionStatus.CONTINUED_AS_NEW) == len(statuses) - 1
-    assert max([await _count_renewals(subscriptions, run.id, run.run_id) for run in runs]) <= 2
+    assert max([await _count_renewals(subscriptions, run.id, run.run_id) for run in runs]) <= 5
     invoices = await subscriptions.invoices(subscription)
     assert [row["status"] for row in invoices] == ["paid"] * 7
     assert all(later["period_start"] == earlier["period_end"] for earlier, later in itertools.pairwise(invoices))
