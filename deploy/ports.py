@@ -4,10 +4,29 @@ from __future__ import annotations
 
 import random
 import socket
+from collections import deque
 from itertools import islice
+from pathlib import Path
 
 LOOPBACK = "127.0.0.1"
-PORT_RANGE = range(15_000, 32_000)
+EPHEMERAL_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+# The claims of this process, the oldest of which are given up: by then a server listens on the port.
+MAX_CLAIMS = 256
+_claims: deque[socket.socket] = deque(maxlen=MAX_CLAIMS)
+
+
+def port_range(ephemeral_range: Path = EPHEMERAL_RANGE) -> range:
+    """Return the ports that may be drawn: up to 17,000 of them, or 5,000 where the kernel's ephemeral ports begin early.
+
+    They lie below the range of ephemeral ports: a free port of that range can be the local end of a connection by the
+    time the server listens on it.
+    """
+    try:
+        first_ephemeral = int(ephemeral_range.read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        first_ephemeral = 32_768
+    end = min(first_ephemeral, 32_000)
+    return range(15_000, end) if end >= 25_000 else range(max(end - 5_000, 1_024), end)
 
 
 def is_free(port: int) -> bool:
@@ -22,17 +41,38 @@ def is_free(port: int) -> bool:
     return True
 
 
-def free_ports(count: int) -> list[int]:
-    """Return `count` different ports that are free now, drawn at random.
+def _claim(port: int) -> bool:
+    """Claim a port among the processes that draw ports: no other draws it until this process ends.
 
-    They lie below the range of ephemeral ports: a free port of that range can be the local end of a connection by the
-    time the server listens on it.
+    Between drawing a port and listening on it lie seconds, in which a second process would find it free as well. The
+    claim is the UDP port of the same number, which nothing here uses and which the kernel frees with the process.
+
+    Returns:
+        Whether the port was free and not claimed.
     """
-    candidates = random.SystemRandom().sample(PORT_RANGE, len(PORT_RANGE))
-    ports = list(islice(filter(is_free, candidates), count))
-    if len(ports) < count:
-        raise OSError(f"no {count} free ports between {PORT_RANGE.start} and {PORT_RANGE.stop}")
-    return ports
+    claim = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    try:
+        claim.bind((LOOPBACK, port))
+    except OSError:
+        claim.close()
+        return False
+    if not is_free(port):
+        claim.close()
+        return False
+    if len(_claims) == MAX_CLAIMS:
+        _claims.popleft().close()
+    _claims.append(claim)
+    return True
+
+
+def free_ports(count: int) -> list[int]:
+    """Return `count` different ports that are free now, drawn at random, and that no other process draws meanwhile."""
+    ports = port_range()
+    candidates = random.SystemRandom().sample(ports, len(ports))
+    drawn = list(islice(filter(_claim, candidates), count))
+    if len(drawn) < count:
+        raise OSError(f"no {count} free ports between {ports.start} and {ports.stop}")
+    return drawn
 
 
 def allocate_ports(names: list[str], previous: dict[str, int]) -> dict[str, int]:
