@@ -16,7 +16,7 @@ _claims: deque[socket.socket] = deque(maxlen=MAX_CLAIMS)
 
 
 def port_range(ephemeral_range: Path = EPHEMERAL_RANGE) -> range:
-    """Return the ports that may be drawn: up to 17,000 of them, or 5,000 where the kernel's ephemeral ports begin early.
+    """Return the ports that may be drawn: 17,000, or 5,000 where the kernel's ephemeral ports begin early.
 
     They lie below the range of ephemeral ports: a free port of that range can be the local end of a connection by the
     time the server listens on it.

@@ -37,14 +37,14 @@ def test_processes_that_draw_at_the_same_time_draw_different_ports(monkeypatch: 
     ) as other:
         assert other.stdout is not None
         assert other.stdin is not None
-        theirs = {int(port) for port in other.stdout.readline().split()}
+        drawn_there = {int(port) for port in other.stdout.readline().split()}
         # The most recent 256 draws of a process are claimed.
         monkeypatch.setattr(ports, "port_range", lambda: range(14_000, 14_450))
-        ours = ports.free_ports(100)
+        drawn_here = ports.free_ports(100)
         other.stdin.close()
-    assert len(theirs) == 300
-    assert len(set(ours)) == 100
-    assert len(theirs & set(ours)) <= 300 - ports.MAX_CLAIMS
+    assert len(drawn_there) == 300
+    assert len(set(drawn_here)) == 100
+    assert len(drawn_there & set(drawn_here)) <= 300 - ports.MAX_CLAIMS
 
 
 def test_claims_end_with_their_process(monkeypatch: pytest.MonkeyPatch) -> None:
