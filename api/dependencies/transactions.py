@@ -17,7 +17,7 @@ from api.dependencies.context import app_context
 from api.errors import ApiError, forbidden_error, unavailable_error
 from api.tokens import Caller
 from db.queries import identity
-from db.reads import PreparedQuery, RowReader, RowT, read_alone
+from db.reads import PreparedQuery, RowT, read_alone
 from db.session import RlsContext, begin_with_rls_context
 
 T = TypeVar("T")
@@ -110,10 +110,19 @@ async def get_public_session(request: Request) -> AsyncIterator[AsyncSession]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestReader:
-    """Reads prepared queries, each in its own transaction and in one round trip."""
+    """Reads prepared queries, each in its own transaction and in one round trip.
+
+    It carries what a read needs of the request: FastAPI walks the tree of dependencies once for each parameter.
+    """
 
     ctx: AppContext
+    caller: Caller
     rls: RlsContext
+
+    @property
+    def organization_id(self) -> str:
+        """The caller's organization."""
+        return self.caller.organization_id
 
     async def fetch(self, query: PreparedQuery[RowT], values: Mapping[str, Any]) -> list[RowT]:
         """Return all rows.
@@ -134,17 +143,17 @@ class RequestReader:
 
 async def get_reads(request: Request, caller: AuthenticatedCaller) -> RequestReader:
     rls = RlsContext(organization_id=caller.organization_id, user_id=caller.user_id, role="USER")
-    return RequestReader(ctx=app_context(request), rls=rls)
+    return RequestReader(ctx=app_context(request), caller=caller, rls=rls)
 
 
 async def get_admin_reads(request: Request, caller: Administrator) -> RequestReader:
     rls = RlsContext(organization_id=caller.organization_id, user_id=caller.user_id, role=caller.platform_role)
-    return RequestReader(ctx=app_context(request), rls=rls)
+    return RequestReader(ctx=app_context(request), caller=caller, rls=rls)
 
 
-Reads = Annotated[RowReader, Depends(get_reads)]
+Reads = Annotated[RequestReader, Depends(get_reads)]
 """For a route that reads once: no transaction is open before or after. It sees the caller's organization."""
-AdminReads = Annotated[RowReader, Depends(get_admin_reads)]
+AdminReads = Annotated[RequestReader, Depends(get_admin_reads)]
 """The same across all organizations, for administrators."""
 
 # The default scope would commit after the response was sent: a failing commit could not be reported.

@@ -33,9 +33,11 @@ MAX_PAYMENTS_SHOWN = 100
 
 
 @router.get("/wallet", response_model=Envelope[WalletOut])
-async def wallet(reads: Reads, caller: AuthenticatedCaller) -> JsonResponse:
+async def wallet(
+    reads: Reads,
+) -> JsonResponse:
     """What can be spent and what is held, in the account's currency and in every other that it has had."""
-    balances = await billing_reads.list_balances(reads, caller.organization_id)
+    balances = await billing_reads.list_balances(reads, reads.organization_id)
     return success(
         WalletOut(
             balances=[to_amount(balance.available) for balance in balances],
@@ -47,14 +49,13 @@ async def wallet(reads: Reads, caller: AuthenticatedCaller) -> JsonResponse:
 @router.get("/transactions", response_model=Page[TransactionOut])
 async def transactions(
     reads: Reads,
-    caller: AuthenticatedCaller,
     page: FullPage,
     kind: Literal["top_up", "charge", "refund", "credit", "adjustment"] | None = None,
 ) -> Response:
     """Newest first. All of them sum to ``balances`` plus ``held``."""
     place = page.cursor_as(int)
     rows = await billing_reads.list_transactions(
-        reads, caller.organization_id, limit=page.limit + 1, after=place[0] if place else None, kind=kind
+        reads, reads.organization_id, limit=page.limit + 1, after=place[0] if place else None, kind=kind
     )
     items, meta = page.split_page(rows, "sequence_number")
     return list_response([transaction_out(row) for row in items], meta, page.fields)
@@ -63,14 +64,13 @@ async def transactions(
 @router.get("/invoices", response_model=Page[InvoiceOut])
 async def invoices(
     reads: Reads,
-    caller: AuthenticatedCaller,
     page: FullPage,
     subscription_id: Annotated[str | None, Query(max_length=100)] = None,
     status: InvoiceStatus | None = None,
 ) -> Response:
     rows = await invoice_reads.list_invoices(
         reads,
-        caller.organization_id,
+        reads.organization_id,
         limit=page.limit + 1,
         after=created_cursor(page),
         subscription_id=subscription_id,
@@ -81,8 +81,8 @@ async def invoices(
 
 
 @router.get("/invoices/{invoice_id}", response_model=Envelope[InvoiceOut])
-async def invoice(reads: Reads, caller: AuthenticatedCaller, invoice_id: PathId) -> JsonResponse:
-    row = await invoice_reads.get_invoice(reads, invoice_id, caller.organization_id)
+async def invoice(reads: Reads, invoice_id: PathId) -> JsonResponse:
+    row = await invoice_reads.get_invoice(reads, invoice_id, reads.organization_id)
     if row is None:
         raise not_found_error("invoice")
     return success(invoice_out(row))

@@ -45,19 +45,17 @@ OPERATIONS = {"restart": CustomerOperation.RESTART, "stop": CustomerOperation.ST
 
 
 @router.get("", response_model=Page[InstanceOut])
-async def instances(
-    reads: Reads, caller: AuthenticatedCaller, page: FullPage, status: InstanceStatus | None = None
-) -> Response:
+async def instances(reads: Reads, page: FullPage, status: InstanceStatus | None = None) -> Response:
     rows = await instance_reads.list_instances(
-        reads, caller.organization_id, limit=page.limit + 1, after=created_cursor(page), status=status
+        reads, reads.organization_id, limit=page.limit + 1, after=created_cursor(page), status=status
     )
     items, meta = page.split_page(rows, "created_at", "id")
     return list_response([_to_response(row) for row in items], meta, page.fields)
 
 
 @router.get("/{instance_id}", response_model=Envelope[InstanceOut])
-async def instance(reads: Reads, caller: AuthenticatedCaller, instance_id: PathId) -> JsonResponse:
-    row = await instance_reads.get_instance(reads, instance_id, caller.organization_id)
+async def instance(reads: Reads, instance_id: PathId) -> JsonResponse:
+    row = await instance_reads.get_instance(reads, instance_id, reads.organization_id)
     if row is None:
         raise not_found_error("instance")
     return success(_to_response(row))
@@ -118,9 +116,9 @@ async def operate(
 
 
 @router.get("/{instance_id}/operations", response_model=Page[OperationOut])
-async def operations(reads: Reads, caller: AuthenticatedCaller, instance_id: PathId, page: FullPage) -> Response:
+async def operations(reads: Reads, instance_id: PathId, page: FullPage) -> Response:
     rows = await instance_reads.list_operations(
-        reads, instance_id, caller.organization_id, limit=page.limit + 1, after=created_cursor(page)
+        reads, instance_id, reads.organization_id, limit=page.limit + 1, after=created_cursor(page)
     )
     if rows is None:
         raise not_found_error("instance")
@@ -129,10 +127,8 @@ async def operations(reads: Reads, caller: AuthenticatedCaller, instance_id: Pat
 
 
 @router.get("/{instance_id}/operations/{operation_id}", response_model=Envelope[OperationOut])
-async def operation(
-    reads: Reads, caller: AuthenticatedCaller, instance_id: PathId, operation_id: PathId
-) -> JsonResponse:
-    row = await instance_reads.get_operation(reads, instance_id, operation_id, caller.organization_id)
+async def operation(reads: Reads, instance_id: PathId, operation_id: PathId) -> JsonResponse:
+    row = await instance_reads.get_operation(reads, instance_id, operation_id, reads.organization_id)
     if row is None:
         raise not_found_error("operation")
     return success(_to_operation_response(row))

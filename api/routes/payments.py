@@ -91,14 +91,13 @@ async def top_up(body: TopUpIn, once: RequiredIdempotency, workflows: Workflows)
 @router.get("/billing/payments", response_model=Page[PaymentOut])
 async def payments(
     reads: Reads,
-    caller: AuthenticatedCaller,
     page: FullPage,
     subscription_id: Annotated[str | None, Query(max_length=100)] = None,
     status: PaymentStatus | None = None,
 ) -> Response:
     rows = await payment_reads.list_payments(
         reads,
-        caller.organization_id,
+        reads.organization_id,
         limit=page.limit + 1,
         after=created_cursor(page),
         subscription_id=subscription_id,
@@ -109,8 +108,8 @@ async def payments(
 
 
 @router.get("/billing/payments/{payment_id}", response_model=Envelope[PaymentOut])
-async def payment(reads: Reads, caller: AuthenticatedCaller, payment_id: PathId) -> JsonResponse:
-    row = await payment_reads.get_payment(reads, payment_id, caller.organization_id)
+async def payment(reads: Reads, payment_id: PathId) -> JsonResponse:
+    row = await payment_reads.get_payment(reads, payment_id, reads.organization_id)
     if row is None:
         raise not_found_error("payment")
     return success(payment_out(row))

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from api.dependencies.authentication import AuthenticatedCaller
 from api.dependencies.context import Workflows
-from api.dependencies.transactions import Reads, Transactions, VerifiedCaller
+from api.dependencies.transactions import Reads, Transactions, VerifiedCaller, transaction
 from api.errors import AUTHENTICATED_RESPONSES, PAYMENT_RESPONSES, error_responses, not_found_error
 from api.idempotency import IdempotentRequest, OptionalIdempotency, RequiredIdempotency
 from api.locks import SUBSCRIPTION_LOCKS
@@ -110,28 +110,24 @@ async def create_subscription(
 
 
 @router.get("", response_model=Page[SubscriptionOut])
-async def list_subscriptions(
-    reads: Reads, caller: AuthenticatedCaller, page: FullPage, status: SubscriptionStatus | None = None
-) -> Response:
+async def list_subscriptions(reads: Reads, page: FullPage, status: SubscriptionStatus | None = None) -> Response:
     rows = await subscriptions.list_subscriptions(
-        reads, caller.organization_id, limit=page.limit + 1, after=created_cursor(page), status=status
+        reads, reads.organization_id, limit=page.limit + 1, after=created_cursor(page), status=status
     )
     items, meta = page.split_page(rows, "created_at", "id")
     return list_response([subscription_out(row) for row in items], meta, page.fields)
 
 
 @router.get("/{subscription_id}", response_model=Envelope[SubscriptionOut])
-async def get_subscription(
-    subscription_id: PathId, reads: Reads, caller: AuthenticatedCaller, transactions: Transactions, workflows: Workflows
-) -> JsonResponse:
-    row = await subscriptions.get_subscription(reads, subscription_id, caller.organization_id)
+async def get_subscription(subscription_id: PathId, reads: Reads) -> JsonResponse:
+    row = await subscriptions.get_subscription(reads, subscription_id, reads.organization_id)
     if row is not None:
         return success(subscription_out(row))
-    async with transactions.open() as session:
+    async with transaction(reads.ctx, reads.caller) as session:
         accepted = await idempotency.find_accepted_response(
-            session, caller.organization_id, CREATE_ROUTE, subscription_id
+            session, reads.organization_id, CREATE_ROUTE, subscription_id
         )
-    return success(await _pending_subscription(workflows, subscription_id, accepted))
+    return success(await _pending_subscription(reads.ctx.workflows, subscription_id, accepted))
 
 
 @router.post("/{subscription_id}/cancel", response_model=Envelope[SubscriptionOut], responses=ACCEPTED_RESPONSE)
@@ -215,11 +211,11 @@ async def change_plan(
 
 
 @router.get("/{subscription_id}/timeline", response_model=Page[TimelineOut])
-async def timeline(reads: Reads, caller: AuthenticatedCaller, subscription_id: PathId, page: TimelinePage) -> Response:
+async def timeline(reads: Reads, subscription_id: PathId, page: TimelinePage) -> Response:
     """Return the timeline events, oldest first: all of them, or a page if ``limit`` is given."""
     place = page.cursor_as(str, int)
     after = (parse_cursor_instant(place[0]), place[1]) if place else None
-    rows = await list_timeline_events(reads, subscription_id, caller.organization_id, limit=page.limit + 1, after=after)
+    rows = await list_timeline_events(reads, subscription_id, reads.organization_id, limit=page.limit + 1, after=after)
     if rows is None:
         raise not_found_error("subscription")
     items, meta = page.split_page(rows, "occurred_at", "id")
