@@ -4,20 +4,41 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
+from collections.abc import Mapping
+from email.utils import parseaddr
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import Any, Literal, TypeVar
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import SplitResult, urlsplit
 
-from pydantic import ValidationError, ValidationInfo
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 PREFIX = "BERTH_"
 DEPLOYED_ENVIRONMENTS = ("production", "staging")
 """Environments with real customers. Unsafe defaults are accepted in ``sandbox`` and ``test`` only."""
 
+PLACEHOLDER_SUFFIXES = (
+    ".example", ".example.com", ".example.net", ".example.org", ".invalid", ".local", ".localhost", ".test",
+)  # fmt: skip
+"""Domains, with those below them, that never receive mail (RFC 2606, RFC 6762)."""
+NO_HTTP_URL = "is not a web address. Set one such as https://berth.company.com"
+DOMAIN = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)+", re.IGNORECASE)
+
 Environment = Literal["production", "staging", "sandbox", "test"]
+LogFormat = Literal["json", "text"]
+LogLevel = Annotated[
+    Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
+    BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value),
+]
+Port = Annotated[int, Field(ge=0, le=65_535)]
+"""0 lets the system choose one, or turns the listener off."""
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class ConfigurationError(Exception):
@@ -88,6 +109,20 @@ def load(settings: type[SettingsT], **overrides: Any) -> SettingsT:
         raise ConfigurationError(describe_faults(settings, error)) from None
 
 
+def check_environment(settings: type[EnvironmentSettings], environ: Mapping[str, str]) -> list[str]:
+    """Return the faults that a process with the environment ``environ`` would report; empty when it would start."""
+    values = {
+        field: value
+        for field in settings.model_fields
+        if (value := environ.get(f"{PREFIX}{field.upper()}")) is not None
+    }
+    try:
+        load(settings, **{field: value for field, value in values.items() if value})
+    except ConfigurationError as error:
+        return error.faults
+    return []
+
+
 def report_faults(program: str, error: ConfigurationError) -> None:
     """Write every fault to stderr, one a line, below a line that says why ``program`` does not start."""
     environment = os.environ.get(f"{PREFIX}ENVIRONMENT") or "production"
@@ -148,8 +183,8 @@ def check_networks(value: tuple[str, ...]) -> tuple[str, ...]:
 
 def check_public_url(value: str, info: ValidationInfo) -> str:
     """Refuse addresses that customers cannot reach, or that carry their passwords and tokens in clear text."""
+    parts = parse_http_url(value)
     if is_deployed(info):
-        parts = urlsplit(value)
         if is_loopback(parts.hostname or ""):
             raise ValueError(
                 f"is {value}, which only this machine reaches: mails and payment pages link to it. "
@@ -162,8 +197,75 @@ def check_public_url(value: str, info: ValidationInfo) -> str:
     return value.rstrip("/")
 
 
+def parse_http_url(value: str) -> SplitResult:
+    """Return the parts of an ``http://`` or ``https://`` address. Raises ``ValueError`` for anything else."""
+    try:
+        parts = urlsplit(value)
+        # The port is parsed when it is read.
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        raise ValueError(NO_HTTP_URL) from None
+    if not valid or not value.isprintable() or " " in value:
+        raise ValueError(NO_HTTP_URL)
+    return parts
+
+
+def check_http_url(value: str | None) -> str | None:
+    """Require an ``http://`` or ``https://`` address and return it without a slash at its end."""
+    if value is None:
+        return None
+    parse_http_url(value)
+    return value.rstrip("/")
+
+
+def check_database_url(value: str) -> str:
+    """Require an address of PostgreSQL as SQLAlchemy spells it. The error does not quote it: it may hold a password."""
+    scheme, separator, _ = value.partition("://")
+    try:
+        if not separator or scheme not in ("postgresql", "postgresql+psycopg"):
+            raise ValueError
+        conninfo_to_dict(value.replace("+psycopg", "", 1))
+        _ = urlsplit(value).port
+    except (ValueError, psycopg.ProgrammingError):
+        raise ValueError(
+            "is not an address of PostgreSQL. Set one such as postgresql+psycopg://role@host:5432/berth"
+        ) from None
+    return value
+
+
+def check_host_and_port(value: str) -> str:
+    """Require ``host:port``."""
+    host, _, port = value.rpartition(":")
+    if not host or "/" in host or not (port.isascii() and port.isdigit() and 0 < int(port) <= 65_535):
+        raise ValueError("is not a host and a port. Set them as temporal.company.com:7233")
+    return value
+
+
+def check_mail_sender(value: str, info: ValidationInfo) -> str:
+    """Require ``name@domain`` or ``Name <name@domain>``, of a domain that receives mail where customers are real."""
+    address = parseaddr(value)[1]
+    user, _, domain = address.rpartition("@")
+    if not user or not domain or not value.isprintable() or any(letter.isspace() for letter in address):
+        raise ValueError("is not a mail address. Set one such as Berth <billing@company.com>")
+    name = domain.rstrip(".").lower()
+    if is_deployed(info) and ("." not in name or f".{name}".endswith(PLACEHOLDER_SUFFIXES)):
+        raise ValueError(f"is {value}, a placeholder: no mail reaches {domain}. Set an address that receives mail")
+    return value
+
+
+def check_mail_address(value: str | None, info: ValidationInfo) -> str | None:
+    """As `check_mail_sender`, without a name beside the address: it stands in links."""
+    if value is None:
+        return None
+    if parseaddr(value)[1] != value:
+        raise ValueError("is not a mail address. Set one such as support@company.com")
+    return check_mail_sender(value, info)
+
+
 def check_base_domain(value: str, info: ValidationInfo) -> str:
-    """Refuse a domain that resolves to the customer's own machine."""
+    """Require a domain name; refuse one that resolves to the customer's own machine."""
+    if not is_loopback(value) and not DOMAIN.fullmatch(value):
+        raise ValueError("is not a domain name. Set one such as apps.company.com")
     if is_deployed(info) and is_loopback(value):
         raise ValueError(f"is {value}, which only this machine reaches. Set the domain that instances get names below")
     return value

@@ -10,7 +10,15 @@ from pydantic_settings import NoDecode, SettingsConfigDict
 
 from api.environment import (
     EnvironmentSettings,
+    LogFormat,
+    LogLevel,
+    Port,
+    PositiveFloat,
+    PositiveInt,
     check_base_domain,
+    check_database_url,
+    check_host_and_port,
+    check_http_url,
     check_networks,
     check_public_url,
     is_deployed,
@@ -33,12 +41,12 @@ class ApiSettings(EnvironmentSettings):
     model_config = SettingsConfigDict(frozen=True)
 
     host: str = "127.0.0.1"
-    port: int = Field(default=8000, ge=0, le=65_535)
+    port: Port = 8000
     public_url: Annotated[str, AfterValidator(check_public_url)] = "http://127.0.0.1:8000"
     base_domain: Annotated[str, AfterValidator(check_base_domain)] = "apps.berth.localhost"
     api_database_url: SecretStr = Field(description="it is the address of the database, as the role berth_api")
     database_pool_size: int = Field(default=10, ge=1)
-    temporal_address: str = "127.0.0.1:7233"
+    temporal_address: Annotated[str, AfterValidator(check_host_and_port)] = "127.0.0.1:7233"
     temporal_namespace: str = "default"
     jwt_secret: SecretStr = Field(
         description=f"it signs access tokens. Set at least {MIN_JWT_SECRET_BYTES} random bytes"
@@ -49,21 +57,21 @@ class ApiSettings(EnvironmentSettings):
     stripe_webhook_secret: SecretStr | None = None
     midtrans_server_key: SecretStr | None = None
     razorpay_webhook_secret: SecretStr | None = None
-    mailbox_url: str | None = None
+    mailbox_url: Annotated[str | None, AfterValidator(check_http_url)] = None
 
-    access_token_seconds: int = 15 * 60
-    refresh_token_seconds: int = 30 * 24 * 3600
-    verification_token_seconds: int = 48 * 3600
-    reset_token_seconds: int = 3600
-    revocation_refresh_seconds: float = 1.0
+    access_token_seconds: PositiveInt = 15 * 60
+    refresh_token_seconds: PositiveInt = 30 * 24 * 3600
+    verification_token_seconds: PositiveInt = 48 * 3600
+    reset_token_seconds: PositiveInt = 3600
+    revocation_refresh_seconds: PositiveFloat = 1.0
 
     rate_limit: Literal["on", "off"] = "on"
     rate_limit_storage: str = Field(
         default="memory://", validation_alias=AliasChoices("RATE_LIMIT_STORAGE", "BERTH_RATE_LIMIT_STORAGE")
     )
-    max_body_bytes: int = 256 * 1024
-    request_timeout_seconds: float = 10.0
-    database_timeout_seconds: float = 4.0
+    max_body_bytes: PositiveInt = 256 * 1024
+    request_timeout_seconds: PositiveFloat = 10.0
+    database_timeout_seconds: PositiveFloat = 4.0
     """How long a request waits for a connection before it answers 503."""
     cors_origins: TextList = ()
     trusted_proxies: str = ""
@@ -72,13 +80,22 @@ class ApiSettings(EnvironmentSettings):
     """Networks that may reach administrators' routes; empty means any."""
     metrics_allowed_networks: Networks = ()
     """Networks that may read ``/metrics``; empty means any, which production refuses."""
-    log_format: Literal["json", "text"] = "json"
-    log_level: str = "INFO"
+    log_format: LogFormat = "json"
+    log_level: LogLevel = "INFO"
 
-    @field_validator("mailbox_url")
+    @field_validator("api_database_url")
     @classmethod
-    def _strip_trailing_slash(cls, value: str | None) -> str | None:
-        return value.rstrip("/") if value else value
+    def _require_database_url(cls, value: SecretStr) -> SecretStr:
+        check_database_url(value.get_secret_value())
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _require_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if origin != "*":
+                check_http_url(origin)
+        return value
 
     @field_validator("jwt_secret")
     @classmethod

@@ -9,26 +9,45 @@ from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_val
 
 from activities.adapters.smtp import SmtpSettings
 from activities.service_templates.values import ClusterProfile
-from api.environment import EnvironmentSettings, check_base_domain, check_public_url, is_deployed
+from api.environment import (
+    EnvironmentSettings,
+    LogFormat,
+    LogLevel,
+    Port,
+    PositiveFloat,
+    PositiveInt,
+    check_base_domain,
+    check_database_url,
+    check_host_and_port,
+    check_http_url,
+    check_mail_address,
+    check_mail_sender,
+    check_public_url,
+    is_deployed,
+)
 from api.settings import check_encryption_key
 from workflows.settings import TemporalSettings, parse_encryption_keys
 
 
 class WorkerSettings(EnvironmentSettings):
-    worker_database_url: str = Field(description="it is the address of the database, as the role berth_worker")
-    database_pool_size: int = Field(default=16, ge=1)
-    temporal_address: str = Field(description="it is the host and port of the Temporal server")
+    worker_database_url: Annotated[str, AfterValidator(check_database_url)] = Field(
+        description="it is the address of the database, as the role berth_worker"
+    )
+    database_pool_size: PositiveInt = 16
+    temporal_address: Annotated[str, AfterValidator(check_host_and_port)] = Field(
+        description="it is the host and port of the Temporal server"
+    )
     temporal_namespace: str = "default"
     encryption_key: SecretStr = SecretStr("")
-    stripe_url: str | None = None
+    stripe_url: Annotated[str | None, AfterValidator(check_http_url)] = None
     stripe_api_key: SecretStr = SecretStr("")
     smtp_host: str = "127.0.0.1"
-    smtp_port: int = 25
+    smtp_port: Annotated[int, Field(ge=1, le=65_535)] = 25
     smtp_security: Literal["none", "starttls", "tls"] = "none"
     smtp_username: str | None = None
     smtp_password: SecretStr | None = None
-    mail_from: str = "Berth <no-reply@berth.localhost>"
-    support_email: str | None = None
+    mail_from: Annotated[str, AfterValidator(check_mail_sender)] = "Berth <no-reply@berth.localhost>"
+    support_email: Annotated[str | None, AfterValidator(check_mail_address)] = None
     """Address for customers' questions, shown in every mail. None: the address of ``mail_from``."""
     kubeconfig: Path | None = None
     ingress_class: str = "nginx"
@@ -39,18 +58,18 @@ class WorkerSettings(EnvironmentSettings):
     """None takes the cluster's default class."""
     base_domain: Annotated[str, AfterValidator(check_base_domain)] = "apps.berth.localhost"
     public_url: Annotated[str, AfterValidator(check_public_url)] = "http://127.0.0.1:8000"
-    metrics_port: int = 0
+    metrics_port: Port = 0
     metrics_host: str = "127.0.0.1"
-    log_format: str = "json"
-    log_level: str = "INFO"
+    log_format: LogFormat = "json"
+    log_level: LogLevel = "INFO"
     build_id: str = "0.1.0"
-    provisioning_failure_threshold_seconds: float = Field(default=600, gt=0)
+    provisioning_failure_threshold_seconds: PositiveFloat = 600
     template_directory: Path = Path(__file__).resolve().parents[1] / "templates"
     max_cached_workflows: int = Field(default=2_500, ge=0)
     """Cached workflows, some 73 KiB each. An evicted subscription is replayed when its timer fires: the cache holds a
     burst of 2,000 renewals that are due at once (decision 13)."""
-    max_concurrent_activities: int = 60
-    max_concurrent_cluster_activities: int = 24
+    max_concurrent_activities: PositiveInt = 60
+    max_concurrent_cluster_activities: PositiveInt = 24
 
     @field_validator("encryption_key")
     @classmethod

@@ -74,6 +74,13 @@ def port_of(text: str) -> int:
     return int(text)
 
 
+def is_demo_enabled(text: str) -> bool:
+    """Read BERTH_DEMO. Raises `ConfigurationError`."""
+    if text not in ("0", "1"):
+        raise ConfigurationError(f"BERTH_DEMO is {text!r}; set 1, or 0 to skip the first order")
+    return text == "1"
+
+
 class Stack:
     """The components of one home, wired together."""
 
@@ -83,7 +90,8 @@ class Stack:
         self.port = port_of(self.environ.get("BERTH_PORT") or "8000")
         self.cluster_kind = self.environ.get("BERTH_CLUSTER") or "simulated"
         if self.cluster_kind not in CLUSTERS:
-            raise ConfigurationError(f"BERTH_CLUSTER is one of {', '.join(CLUSTERS)}")
+            raise ConfigurationError(f"BERTH_CLUSTER is {self.cluster_kind!r}; set one of {', '.join(CLUSTERS)}")
+        self.places_first_order = is_demo_enabled(self.environ.get("BERTH_DEMO") or "1")
         if self.cluster_kind == "control-plane" and find_binaries() is None:
             raise ConfigurationError("BERTH_CLUSTER=control-plane needs its binaries: `make control-plane` builds them")
         self.secrets: dict[str, Any] = home.secrets()

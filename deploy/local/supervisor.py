@@ -18,6 +18,7 @@ from deploy.local.console import Console
 from deploy.local.data_directory import Home, HomeInUse, write_atomically
 from deploy.local.first_order import place_first_order
 from deploy.local.process import ChildProcess, ProcessIdentity, terminate_process
+from deploy.local.settings_check import require_valid_settings
 from deploy.local.stack import ConfigurationError, Stack, StackProcess
 from deploy.ports import is_free
 from worker.exit import SCHEMA_MISMATCH_EXIT_CODE
@@ -189,10 +190,10 @@ class Supervisor:
         self._write_card()
         self._summary_printed = True
         if not self.home.state.get("begun"):
-            demo_enabled = self.stack.environ.get("BERTH_DEMO") != "0"
-            if not demo_enabled or await asyncio.to_thread(
+            placed = not self.stack.places_first_order or await asyncio.to_thread(
                 place_first_order, self._card(), self.screen, self._stop.is_set
-            ):
+            )
+            if placed:
                 self.home.save_state(begun=True)
         self.screen.print_card(self._card(), {"Logs": str(self.home.logs), "Card": str(self.home.card_file)})
         self.screen.note("Press Ctrl-C to stop. Data is kept.")
@@ -248,7 +249,9 @@ async def serve(home: Home, screen: Console, create_stack: Callable[[Home], Stac
         with home.locked():
             require_free_space(home.path)
             screen.event_log = home.logs / "supervisor.log"
-            supervisor = Supervisor(create_stack(home), screen)
+            stack = create_stack(home)
+            require_valid_settings(stack)
+            supervisor = Supervisor(stack, screen)
             loop = asyncio.get_running_loop()
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 loop.add_signal_handler(number, supervisor.stop, number.name)

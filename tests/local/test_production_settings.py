@@ -46,6 +46,7 @@ COMPLETE = {
         "BERTH_STRIPE_API_KEY": "sk_test_0123456789",
         "BERTH_STRIPE_URL": "http://127.0.0.1:9",
         "BERTH_SMTP_SECURITY": "starttls",
+        "BERTH_MAIL_FROM": "Berth <billing@berth.company.com>",
     },
 }
 FAULTS = {
@@ -65,6 +66,7 @@ FAULTS = {
         "BERTH_ENCRYPTION_KEY is not set",
         "BERTH_STRIPE_API_KEY is not set",
         "BERTH_SMTP_SECURITY is none",
+        "BERTH_MAIL_FROM is Berth <no-reply@berth.localhost>, a placeholder",
         "BERTH_BASE_DOMAIN is apps.berth.localhost, which only this machine reaches",
         "BERTH_PUBLIC_URL is http://127.0.0.1:8000, which only this machine reaches",
     ],
@@ -117,6 +119,8 @@ def test_nothing_set_names_every_missing_and_unsafe_setting(module: str, environ
         ("api", "BERTH_ENCRYPTION_KEY", "1:c2hvcnQ=", "BERTH_ENCRYPTION_KEY is malformed"),
         ("worker", "BERTH_ENCRYPTION_KEY", "not base64", "BERTH_ENCRYPTION_KEY is malformed"),
         ("api", "BERTH_PORT", "abc", "BERTH_PORT must be a valid integer."),
+        ("api", "BERTH_RATE_LIMIT", "maybe", "BERTH_RATE_LIMIT must be 'on' or 'off'."),
+        ("worker", "BERTH_SUPPORT_EMAIL", "help@example.com", "BERTH_SUPPORT_EMAIL is help@example.com, a placeholder"),
         ("api", "BERTH_JWT_SECRET_FILE", "/no/such/file", "BERTH_JWT_SECRET_FILE names a file that cannot be read"),
     ],
 )
@@ -124,7 +128,7 @@ def test_one_unsafe_setting_is_the_only_fault(module: str, name: str, value: str
     settings = {key: complete for key, complete in COMPLETE[module].items() if f"{key}_FILE" != name}
     (fault,) = refused_start(module, **(settings | {name: value}))
     assert fault.startswith(expected)
-    assert name.endswith(("URL", "STORAGE", "NETWORKS", "LIMIT")) or value not in fault
+    assert name.endswith(("URL", "STORAGE", "NETWORKS", "LIMIT", "EMAIL")) or value not in fault
 
 
 @pytest.mark.parametrize(

@@ -270,6 +270,18 @@ def test_a_taken_port_is_reported(start: Start, tmp_path: Path) -> None:
     assert "is taken; choose another with BERTH_PORT" in done.stdout
 
 
+def test_a_malformed_setting_stops_the_start_before_any_process(tmp_path: Path) -> None:
+    environ = os.environ | {"BERTH_HOME": str(tmp_path / "home"), "BERTH_RATE_LIMIT": "maybe"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.local.small_stack"],
+        cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    (line,) = done.stdout.splitlines()
+    assert " ".join(line.split()) == "✗ the stack did not start BERTH_RATE_LIMIT must be 'on' or 'off'."
+    assert not (tmp_path / "home" / "postgres").exists()
+
+
 def test_a_folder_of_another_schema_is_refused_in_words(start: Start) -> None:
     stack = start(command=(sys.executable, "-m", "tests.local.small_stack", "--other-schema"))
     assert stack.process.wait(60) == 1

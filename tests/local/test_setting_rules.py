@@ -1,0 +1,107 @@
+"""Every malformed setting is one fault in words: choices, numbers, durations, addresses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from api.environment import EnvironmentSettings, check_environment
+from api.settings import ApiSettings
+from deploy.local.data_directory import Home
+from deploy.local.settings_check import require_valid_settings
+from deploy.local.stack import ConfigurationError, Stack
+from tests.local.test_production_settings import COMPLETE
+from worker.settings import WorkerSettings
+
+DATABASE = "postgresql+psycopg://berth:secret@127.0.0.1:9/berth"
+
+
+def fault_of(settings: type[EnvironmentSettings], **changed: str) -> str:
+    """Return the only fault of production settings that are complete but for ``changed``."""
+    complete = COMPLETE["api" if settings is ApiSettings else "worker"]
+    (fault,) = check_environment(settings, complete | changed)
+    return fault
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("BERTH_RATE_LIMIT", "maybe", "must be 'on' or 'off'."),
+        ("BERTH_LOG_LEVEL", "loud", "must be 'DEBUG', 'INFO', 'WARNING', 'ERROR' or 'CRITICAL'."),
+        ("BERTH_LOG_FORMAT", "xml", "must be 'json' or 'text'."),
+        ("BERTH_PORT", "65536", "must be less than or equal to 65535."),
+        ("BERTH_ACCESS_TOKEN_SECONDS", "0", "must be greater than 0."),
+        ("BERTH_REQUEST_TIMEOUT_SECONDS", "-1.5", "must be greater than 0."),
+        ("BERTH_REQUEST_TIMEOUT_SECONDS", "inf", "must be a finite number."),
+        ("BERTH_MAX_BODY_BYTES", "1 MB", "must be a valid integer."),
+        ("BERTH_CORS_ORIGINS", "https://a.example, portal", "is not a web address."),
+        ("BERTH_MAILBOX_URL", "localhost:80", "is not a web address."),
+        ("BERTH_PUBLIC_URL", "https://berth.io:port", "is not a web address."),
+        ("BERTH_API_DATABASE_URL", "mysql://berth:secret@host/berth", "is not an address of PostgreSQL."),
+        ("BERTH_API_DATABASE_URL", f"{DATABASE}?wrong=secret", "is not an address of PostgreSQL."),
+        ("BERTH_API_DATABASE_URL", DATABASE.replace(":9", ":nine"), "is not an address of PostgreSQL."),
+        ("BERTH_TEMPORAL_ADDRESS", "temporal", "is not a host and a port."),
+        ("BERTH_TEMPORAL_ADDRESS", "http://temporal:7233", "is not a host and a port."),
+    ],
+)
+def test_a_malformed_setting_of_the_api_is_one_fault(name: str, value: str, expected: str) -> None:
+    fault = fault_of(ApiSettings, **{name: value})
+    assert fault.startswith(f"{name} {expected}")
+    assert "secret" not in fault
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("BERTH_STRIPE_URL", "stripe", "is not a web address."),
+        ("BERTH_SMTP_PORT", "0", "must be greater than or equal to 1."),
+        ("BERTH_METRICS_PORT", "many", "must be a valid integer."),
+        ("BERTH_MAX_CONCURRENT_ACTIVITIES", "0", "must be greater than 0."),
+        ("BERTH_PROVISIONING_FAILURE_THRESHOLD_SECONDS", "nan", "must be"),
+        ("BERTH_BASE_DOMAIN", "https://apps.berth.io", "is not a domain name."),
+        ("BERTH_MAIL_FROM", "Berth", "is not a mail address."),
+        ("BERTH_MAIL_FROM", "Berth <berth>", "is not a mail address."),
+        ("BERTH_MAIL_FROM", "berth@mailhost", "is berth@mailhost, a placeholder: no mail reaches mailhost."),
+        ("BERTH_MAIL_FROM", "Berth <berth@mail.example.com>", "is Berth <berth@mail.example.com>, a placeholder:"),
+        ("BERTH_SUPPORT_EMAIL", "help@berth.TEST.", "is help@berth.TEST., a placeholder:"),
+        ("BERTH_SUPPORT_EMAIL", "Help <help@berth.io>", "is not a mail address."),
+    ],
+)
+def test_a_malformed_setting_of_the_worker_is_one_fault(name: str, value: str, expected: str) -> None:
+    assert fault_of(WorkerSettings, **{name: value}).startswith(f"{name} {expected}")
+
+
+def test_a_sandbox_sends_from_a_reserved_domain() -> None:
+    sandbox = COMPLETE["worker"] | {"BERTH_ENVIRONMENT": "sandbox", "BERTH_MAIL_FROM": "berth@berth.example"}
+    assert check_environment(WorkerSettings, sandbox) == []
+
+
+def test_level_names_may_be_lower_case() -> None:
+    assert check_environment(ApiSettings, COMPLETE["api"] | {"BERTH_LOG_LEVEL": "debug"}) == []
+
+
+def local_stack(folder: Path, **environ: str) -> Stack:
+    home = Home(folder)
+    home.create()
+    return Stack(home, environ)
+
+
+def test_the_local_stack_refuses_what_its_processes_would_refuse(tmp_path: Path) -> None:
+    require_valid_settings(local_stack(tmp_path))
+    stack = local_stack(tmp_path, BERTH_RATE_LIMIT="maybe", BERTH_LOG_FORMAT="xml", BERTH_SMTP_SECURITY="ssl")
+    with pytest.raises(ConfigurationError) as refused:
+        require_valid_settings(stack)
+    assert str(refused.value).splitlines() == [
+        "BERTH_RATE_LIMIT must be 'on' or 'off'.",
+        "BERTH_LOG_FORMAT must be 'json' or 'text'.",
+        "BERTH_SMTP_SECURITY must be 'none', 'starttls' or 'tls'.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("BERTH_DEMO", "off"), ("BERTH_CLUSTER", "minikube"), ("BERTH_PORT", "99999")]
+)
+def test_the_local_stack_names_a_setting_of_its_own_that_is_malformed(tmp_path: Path, name: str, value: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"^{name} is '{value}'; set "):
+        local_stack(tmp_path, **{name: value})
