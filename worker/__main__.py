@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 
 import structlog
 
+from activities.adapters.kubernetes.errors import InvalidKubeconfig
 from api.environment import ConfigurationError, load, report_faults
 from api.schema_check import is_schema_usable
+from api.startup_errors import CannotStart
 from worker import logs
 from worker.exit import exit_process
 from worker.main import run
@@ -18,6 +21,17 @@ from workflows.time_zones import use_packaged_time_zones
 log = structlog.get_logger(__name__)
 
 SCHEMA_CHECK_SECONDS = 5.0
+
+
+def _serve_metrics(metrics: WorkerMetrics, settings: WorkerSettings) -> None:
+    """Serve the metrics. Raises `CannotStart` where the address is taken or not this machine's."""
+    try:
+        metrics.serve(settings.metrics_host, settings.metrics_port)
+    except OSError as error:
+        address = f"{settings.metrics_host}:{settings.metrics_port}"
+        raise CannotStart(
+            f"metrics cannot be served on {address}: {error.strerror}. Choose another BERTH_METRICS_PORT"
+        ) from error
 
 
 def main() -> None:
@@ -33,8 +47,11 @@ def main() -> None:
             exit_process(1)
         metrics = WorkerMetrics()
         if settings.metrics_port:
-            metrics.serve(settings.metrics_host, settings.metrics_port)
+            _serve_metrics(metrics, settings)
         asyncio.run(run(settings, metrics))
+    except (CannotStart, InvalidKubeconfig) as error:
+        sys.stderr.write(f"The worker does not start: {str(error).rstrip('.')}.\n")
+        exit_process(1)
     except Exception:
         log.exception("worker.failed")
         exit_process(1)

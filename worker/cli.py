@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib import import_module
 
 from api.redaction import mask_text
+from api.startup_errors import describe_startup_error
 from worker.exit import exit_process
 from workflows.time_zones import use_packaged_time_zones
 
@@ -23,15 +24,15 @@ class Subcommand:
 
 
 SUBCOMMANDS = {
-    "migrate": Subcommand(module="worker.migrate", help="bring the database to the newest schema"),
-    "simulate": Subcommand(module="worker.simulate", help="live one subscription's life, months in seconds"),
-    "seed": Subcommand(module="worker.seed", help="write the catalogue and the demonstration accounts"),
+    "migrate": Subcommand(module="worker.migrate", help="upgrade the database schema to the latest revision"),
+    "simulate": Subcommand(module="worker.simulate", help="simulate a subscription's lifecycle on a virtual clock"),
+    "seed": Subcommand(module="worker.seed", help="write the catalogue and the demonstration users; safe to repeat"),
 }
 
 
 def parse_arguments(argv: Sequence[str]) -> tuple[str, argparse.Namespace]:
     """Return the subcommand's name and its arguments; ends the process with 2 and a usage line when they are wrong."""
-    parser = argparse.ArgumentParser(prog="berth", description="Runs a managed open-source software business.")
+    parser = argparse.ArgumentParser(prog="berth", description="Administration commands of Berth.")
     choices = parser.add_subparsers(dest="subcommand", required=True, metavar="SUBCOMMAND")
     for name, subcommand in SUBCOMMANDS.items():
         chosen = choices.add_parser(name, help=subcommand.help, description=subcommand.help)
@@ -43,6 +44,7 @@ def parse_arguments(argv: Sequence[str]) -> tuple[str, argparse.Namespace]:
 
 def main() -> None:
     use_packaged_time_zones()
+    name = ""
     try:
         name, arguments = parse_arguments(sys.argv[1:])
         code: int = import_module(SUBCOMMANDS[name].module).run(arguments)
@@ -52,9 +54,10 @@ def main() -> None:
         exit_process(left.code if isinstance(left.code, int) else 0 if left.code is None else 1)
     except KeyboardInterrupt:
         exit_process(130)
-    except Exception:  # noqa: BLE001 - the process ends here
-        # An error may quote an address with its password.
-        sys.stderr.write(mask_text(traceback.format_exc()))
+    except Exception as error:  # noqa: BLE001 - the process ends here
+        line = describe_startup_error(error)
+        # A traceback only for an error of the program. It may quote an address with its password.
+        sys.stderr.write(f"berth {name}: {line}\n" if line else mask_text(traceback.format_exc()))
         exit_process(1)
     exit_process(code)
 

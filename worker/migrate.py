@@ -1,4 +1,4 @@
-"""``berth migrate``: the schema, as ``berth_owner``. Quick when there is nothing to do; safe to run twice at once."""
+"""``berth migrate``: upgrade the schema, as ``berth_owner``. Quick when it is current; safe to run twice at once."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import psycopg
 import db
 from db.schema_version import SchemaMismatch, newest_revision, read_revision
 from worker.exit import SCHEMA_MISMATCH_EXIT_CODE
+from worker.owner_database import SETTING, read_owner_database_url
 
 MIGRATION_LOCK_ID = 4_212_026
 """Advisory lock: of two that start together, the second waits and then finds nothing to do."""
@@ -24,15 +25,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(_: argparse.Namespace) -> int:
-    url = os.environ.get("BERTH_OWNER_DATABASE_URL")
-    if not url:
-        raise SystemExit("BERTH_OWNER_DATABASE_URL is not set: migrations run as the owner of the schema")
     try:
-        before, after = migrate(url)
+        before, after = migrate(read_owner_database_url())
     except SchemaMismatch as error:
         sys.stderr.write(f"{error}\n")
         return SCHEMA_MISMATCH_EXIT_CODE
-    done = f"the schema is at {after}" if before == after else f"migrated the schema from {before} to {after}"
+    done = f"schema up to date: {after}" if before == after else f"schema upgraded: {before or 'empty'} to {after}"
     sys.stdout.write(f"{done}\n")
     return 0
 
@@ -62,5 +60,5 @@ def _upgrade(url: str) -> None:
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     # db/migrations/env.py connects by itself, to the address that it finds here.
-    os.environ["BERTH_OWNER_DATABASE_URL"] = url
+    os.environ[SETTING] = url
     command.upgrade(config, "head")

@@ -12,6 +12,7 @@ from pathlib import Path
 from api.passwords import PasswordHasher
 from db.session import create_database_engine, session_factory
 from worker import seed_catalogue
+from worker.owner_database import read_owner_database_url
 from worker.seed_users import SeedUser, seed_users_from_environment, upsert_user
 
 
@@ -25,9 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    url = os.environ.get("BERTH_OWNER_DATABASE_URL")
-    if not url:
-        raise SystemExit("BERTH_OWNER_DATABASE_URL is not set: the seed writes as the owner of the schema")
+    url = read_owner_database_url()
     sys.stdout.write(
         asyncio.run(seed(url, arguments.services, seed_users_from_environment(os.environ), datetime.now(UTC))) + "\n"
     )

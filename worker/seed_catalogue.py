@@ -11,6 +11,7 @@ import yaml
 from sqlalchemy.ext.asyncio import AsyncSession
 
 import worker
+from api.startup_errors import CannotStart
 from db.queries import catalogue
 from db.queries.catalogue import CouponDefinition, PlanDefinition, ServiceDefinition
 from workflows.rules.money import Money
@@ -49,11 +50,24 @@ class SeedResult:
 
 
 def load_catalogue(folder: Path = SERVICES_DIRECTORY) -> list[CatalogueEntry]:
-    """Read every ``<folder>/<name>/service.yaml``; folders that begin with an underscore are shared parts."""
-    return [
-        _parse_service(path.parent.name, yaml.safe_load(path.read_text(encoding="utf-8")))
-        for path in sorted(folder.glob("[!_]*/service.yaml"))
-    ]
+    """Read every ``<folder>/<name>/service.yaml``; folders that begin with an underscore are shared parts.
+
+    Raises:
+        CannotStart: a file cannot be read or lacks a field, or there is none.
+    """
+    paths = sorted(folder.glob("[!_]*/service.yaml"))
+    if not paths:
+        raise CannotStart(f"{folder} has no service templates: no <service>/service.yaml can be read there.")
+    return [_read_service(path) for path in paths]
+
+
+def _read_service(path: Path) -> CatalogueEntry:
+    try:
+        return _parse_service(path.parent.name, yaml.safe_load(path.read_text(encoding="utf-8")))
+    except KeyError as error:
+        raise CannotStart(f"{path} lacks the field {error}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, AttributeError) as error:
+        raise CannotStart(f"{path} is not a service template: {' '.join(str(error).split())}.") from error
 
 
 def _parse_service(folder: str, described: dict[str, Any]) -> CatalogueEntry:

@@ -71,6 +71,13 @@ class WorkerSettings(EnvironmentSettings):
     max_concurrent_activities: PositiveInt = 60
     max_concurrent_cluster_activities: PositiveInt = 24
 
+    @field_validator("template_directory")
+    @classmethod
+    def _require_templates(cls, value: Path) -> Path:
+        if not value.is_dir():
+            raise ValueError(f"is {value}, which is not a folder. Set the folder of the mails and service templates")
+        return value
+
     @field_validator("encryption_key")
     @classmethod
     def _require_encryption_key(cls, value: SecretStr, info: ValidationInfo) -> SecretStr | None:

@@ -72,5 +72,6 @@ def test_an_error_at_the_start_does_not_show_a_password(tmp_path: Path, command:
     )
     output = completed.stdout + completed.stderr
     assert completed.returncode == 1
-    assert "Error" in output
+    assert f"{setting} is not an address of PostgreSQL" in output
+    assert "Traceback" not in output
     assert "hunter2" not in output

@@ -10,6 +10,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+from api.startup_errors import CannotStart
 from worker.simulate.events import EARLIEST_START, MAX_MONTHS, Events, InvalidEventsFile, parse_instant
 
 
@@ -45,7 +46,9 @@ def run(options: argparse.Namespace) -> int:
 
 async def _run(options: argparse.Namespace, start: datetime, events: Events, began: float) -> int:
     # Imported late: the servers start while the other modules load.
-    from worker.simulate.servers import SimulationServers
+    from deploy.local.postgres import PostgresError
+    from deploy.local.temporal import TemporalError
+    from worker.simulate.servers import ServerFailed, SimulationServers
 
     stopped = 0
     main_task = asyncio.current_task()
@@ -62,13 +65,17 @@ async def _run(options: argparse.Namespace, start: datetime, events: Events, beg
     try:
         with SimulationServers(with_cards=events.needs_card_gateway) as servers:
             from worker.simulate import report
-            from worker.simulate.simulation import UnknownPlan, simulate_subscription
+            from worker.simulate.simulation import ProvisioningFailed, UnknownPlan, simulate_subscription
 
             try:
                 simulated = await simulate_subscription(servers, options.plan, start, options.months, events)
             except UnknownPlan as wrong:
                 sys.stderr.write(f"berth simulate: {wrong}\n")
                 return 2
+            except ProvisioningFailed as error:
+                raise CannotStart(str(error)) from error
+    except (PostgresError, ServerFailed, TemporalError) as error:
+        raise CannotStart(str(error)) from error
     except asyncio.CancelledError:
         if not stopped:
             raise

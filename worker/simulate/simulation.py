@@ -145,7 +145,7 @@ class SimulatedSubscription:
                     break
                 await asyncio.sleep(POLL_INTERVAL_SECONDS)
         if view.state in (SubscriptionStatus.FAILED, SubscriptionStatus.EXPIRED):
-            raise ProvisioningFailed(f"the subscription is {view.state}")
+            raise ProvisioningFailed(f"the instance did not become ready: the subscription is {view.state}")
 
     async def advance(self, target: datetime) -> None:
         """Advance the clock to ``target`` and process everything that is due until then, ``target`` included.

@@ -17,6 +17,7 @@ from urllib.parse import urlencode
 
 import orjson
 import urllib3
+import yaml
 from kubernetes import config
 from kubernetes.client import ApiClient, Configuration
 
@@ -37,14 +38,21 @@ TOKEN_CACHE_SECONDS = 15.0
 
 
 def build_api_client(kubeconfig: Path | None, *, context: str | None = None, connections: int = 24) -> ApiClient:
-    """Return a client for ``kubeconfig``; None means the service account of the pod that this process runs in."""
+    """Return a client for ``kubeconfig``; None means the service account of the pod that this process runs in.
+
+    Raises:
+        errors.InvalidKubeconfig: the file cannot be read or names no cluster, or this process runs in no pod.
+    """
     settings = Configuration()
-    if kubeconfig is None:
-        load: Any = config.load_incluster_config
-        load(client_configuration=settings)
-    else:
-        load = config.load_kube_config
-        load(str(kubeconfig), context=context, client_configuration=settings)
+    try:
+        if kubeconfig is None:
+            load: Any = config.load_incluster_config
+            load(client_configuration=settings)
+        else:
+            load = config.load_kube_config
+            load(str(kubeconfig), context=context, client_configuration=settings)
+    except (config.ConfigException, OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise errors.InvalidKubeconfig(kubeconfig, error) from error
     settings.connection_pool_maxsize = connections
     settings.retries = False
     return ApiClient(settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -30,6 +31,18 @@ class ClusterError(Exception):
         self.message = message
         self.is_permanent = reason in NON_RETRYABLE_REASONS if permanent is None else permanent
         self.retry_after = retry_after
+
+
+class InvalidKubeconfig(Exception):
+    """No client can be made from a kubeconfig; None stands for the service account of a pod."""
+
+    def __init__(self, kubeconfig: Path | None, cause: Exception) -> None:
+        reason = " ".join(str(cause).split()).rstrip(".")
+        super().__init__(
+            f"no kubeconfig is set, and this process runs in no pod of a cluster ({reason})"
+            if kubeconfig is None
+            else f"the kubeconfig {kubeconfig} cannot be used: {reason}"
+        )
 
 
 class ClusterUnavailable(ClusterError):

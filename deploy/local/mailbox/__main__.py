@@ -35,7 +35,11 @@ async def _serve(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    asyncio.run(_serve(_arguments()))
+    try:
+        asyncio.run(_serve(_arguments()))
+    except OSError as error:
+        # Most often the port is taken.
+        raise SystemExit(f"mailbox: {error}") from error
 
 
 if __name__ == "__main__":

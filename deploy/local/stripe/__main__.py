@@ -43,7 +43,11 @@ async def _serve(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    asyncio.run(_serve(_arguments()))
+    try:
+        asyncio.run(_serve(_arguments()))
+    except OSError as error:
+        # Most often the port is taken.
+        raise SystemExit(f"stripe sandbox: {error}") from error
 
 
 if __name__ == "__main__":
