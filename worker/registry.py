@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from email.utils import parseaddr
 from typing import Any
 
 from activities.adapters.kubernetes.client import KubernetesClient
@@ -129,7 +128,7 @@ def activities_by_queue(dependencies: Dependencies) -> dict[str, Sequence[Activi
         dependencies.smtp,
         MailRenderer(
             public_url=settings.public_url,
-            support_email=settings.support_email or parseaddr(settings.mail_from)[1],
+            support_email=settings.support_address(),
             templates=settings.template_directory / "email",
         ),
         documents,

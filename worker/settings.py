@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from email.utils import parseaddr
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -28,6 +30,8 @@ from api.environment import (
 from api.settings import check_encryption_key
 from workflows.settings import TemporalSettings, parse_encryption_keys
 
+NO_REPLY = re.compile(r"(do[-_.]?not|no)[-_.]?reply\b", re.IGNORECASE)
+
 
 class WorkerSettings(EnvironmentSettings):
     worker_database_url: Annotated[str, AfterValidator(check_database_url)] = Field(
@@ -48,7 +52,8 @@ class WorkerSettings(EnvironmentSettings):
     smtp_password: SecretStr | None = None
     mail_from: Annotated[str, AfterValidator(check_mail_sender)] = "Berth <no-reply@berth.localhost>"
     support_email: Annotated[str | None, AfterValidator(check_mail_address)] = None
-    """Address for customers' questions, shown in every mail. None: the address of ``mail_from``."""
+    """Address for customers' questions, shown in every mail. None: the address of ``mail_from``, unless that is a
+    ``no-reply`` one."""
     kubeconfig: Path | None = None
     ingress_class: str = "nginx"
     ingress_namespace: str = "ingress-nginx"
@@ -103,6 +108,13 @@ class WorkerSettings(EnvironmentSettings):
         if self.environment == "sandbox" and "provisioning_failure_threshold_seconds" not in self.model_fields_set:
             self.provisioning_failure_threshold_seconds = 60
         return self
+
+    def support_address(self) -> str | None:
+        """Return the address that customers are asked to write to; None for a sender named ``no-reply``."""
+        if self.support_email:
+            return self.support_email
+        sender = parseaddr(self.mail_from)[1]
+        return None if NO_REPLY.match(sender) else sender
 
     def smtp_settings(self) -> SmtpSettings:
         return SmtpSettings(

@@ -58,3 +58,24 @@ def test_the_sandbox_reports_a_failing_instance_after_a_minute(monkeypatch: pyte
     assert load_worker_settings(monkeypatch, BERTH_ENVIRONMENT="sandbox").provisioning_failure_threshold_seconds == 5
     monkeypatch.delenv("BERTH_PROVISIONING_FAILURE_THRESHOLD_SECONDS")
     assert load_worker_settings(monkeypatch, BERTH_ENVIRONMENT="sandbox").provisioning_failure_threshold_seconds == 60
+
+
+@pytest.mark.parametrize(
+    ("sender", "support", "expected"),
+    [
+        ("Berth <hello@berth.io>", "help@berth.io", "help@berth.io"),
+        ("Berth <hello@berth.io>", "", "hello@berth.io"),
+        ("Berth <no-reply@berth.io>", "", None),
+        ("NoReply@berth.io", "", None),
+        ("do-not-reply@berth.io", "", None),
+        ("donotreply@berth.io", "", None),
+        ("no-reply@berth.io", "help@berth.io", "help@berth.io"),
+        ("replies@berth.io", "", "replies@berth.io"),
+        ("norepublic@berth.io", "", "norepublic@berth.io"),
+    ],
+)
+def test_customers_are_not_asked_to_write_to_a_no_reply_address(
+    monkeypatch: pytest.MonkeyPatch, sender: str, support: str, expected: str | None
+) -> None:
+    settings = load_worker_settings(monkeypatch, BERTH_MAIL_FROM=sender, BERTH_SUPPORT_EMAIL=support)
+    assert settings.support_address() == expected
