@@ -190,10 +190,12 @@ def test_an_archive_that_failed_is_no_backup(runner: ScriptRunner, slug: str) ->
         ("n8n", "pg_dump", 'for word in "$@"; do case "$word" in --file=*) echo torn > "${word#--file=}";; esac; done'),
         ("wordpress", "mysqldump", "echo 'CREATE TABLE wp_users'; exit 2"),
         ("wordpress", "mysqldump", "echo 'CREATE TABLE wp_users'"),
+        ("n8n", "gzip", "cat > /dev/null; exit 1"),
+        ("n8n", "tar", "exit 2"),
     ],
-    ids=["refused", "torn", "failed", "cut-off"],
+    ids=["refused", "torn", "failed", "cut-off", "not compressed", "not archived"],
 )
-def test_a_dump_that_failed_is_no_backup(runner: ScriptRunner, slug: str, name: str, script: str) -> None:
+def test_a_step_that_failed_is_no_backup(runner: ScriptRunner, slug: str, name: str, script: str) -> None:
     expired, recent = runner.old(30, 20)
     runner.command(name, script)
     assert runner.create_backup(slug).returncode != 0

@@ -37,9 +37,12 @@ prepare_backup() {
   mkdir "$work"
 }
 
-# The application goes on writing: tar ends with 1 when a file changed or vanished, with 2 when it failed.
+# The application goes on writing: tar ends with 1 when a file changed or vanished, with 2 when it failed. A pipe, because
+# `tar --gzip` that fails leaves its gzip behind, which creates the archive while the directory is being removed.
 archive_data() {
-  tar --create --gzip --file="$work/data.tar.gz" --directory=/data . || [ $? -eq 1 ]
+  local -a codes=(0 0)
+  tar --create --file=- --directory=/data . | gzip > "$work/data.tar.gz" || codes=("${PIPESTATUS[@]}")
+  if [ "${codes[0]}" -gt 1 ] || [ "${codes[1]}" -ne 0 ]; then return 1; fi
   gzip --test "$work/data.tar.gz"
 }
 
