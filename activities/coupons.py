@@ -35,7 +35,7 @@ async def reserve_coupon(session: AsyncSession, order: CreateSubscription, now: 
     )
     row = (await session.execute(statement, {"code": order.coupon.upper(), "now": now})).mappings().one_or_none()
     if row is None:
-        raise non_retryable_error(ErrorCode.COUPON_INVALID, "This coupon is not valid.")
+        raise non_retryable_error(ErrorCode.COUPON_INVALID, "The coupon is invalid, expired or fully redeemed.")
     await session.execute(
         text(
             "INSERT INTO coupon_redemptions (subscription_id, coupon_code, organization_id, status)"

@@ -6,6 +6,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from activities import coupons
 from activities.explanations import build_explanation
+from activities.formatting import format_date, timezone_or_utc
 from activities.holds import ORDER_HOLD, agreed_card_charge, capture_hold, held_credit
 from activities.invoice_allocations import allocate, hold_parts
 from activities.invoicing import add_invoice, add_invoice_paid_events, line_description, post_invoice_transaction
@@ -32,7 +33,7 @@ async def start_first_period(session: AsyncSession, command: StartFirstPeriod) -
         existing = await invoices.find_period_invoice(session, subscription.id, command.period_start)
         return await replay_result(session, subscription, existing, hold_key=ORDER_HOLD)
     changes = new_change_set(subscription, command.now, "platform")
-    message = f"{subscription.service_name} is ready at {subscription.hostname}."
+    message = f"{subscription.service_name} is ready: https://{subscription.hostname}"
     changes.add_timeline_event("instance.ready", message, ref=subscription.instance_id)
     if command.trial_days:
         return await _start_trial(session, changes, subscription, command)
@@ -54,7 +55,8 @@ async def _start_trial(
         trial_end=end,
     )
     changes.schedule_reminders(end)
-    changes.add_timeline_event("subscription.activated", "The trial has begun.")
+    day = format_date(end, timezone_or_utc(subscription.timezone))
+    changes.add_timeline_event("subscription.activated", f"Trial started; it ends on {day}.")
     context = notification_context(subscription, trial_end=end, instance_id=subscription.instance_id)
     changes.enqueue_notification(NotificationKind.SERVICE_READY, context)
     await changes.write(session)
@@ -103,7 +105,7 @@ async def _invoice_first_period(
         parts = (*hold_parts(held), SourcePart(source=AllocationSource.DEBT, amount=carried))
         await allocate(session, changes, draft.id, parts, paid + carried, transaction_id=transaction_id)
     changes.schedule_reminders(period.end)
-    changes.add_timeline_event("subscription.activated", "Billing has begun.", ref=draft.id)
+    changes.add_timeline_event("subscription.activated", "First billing period started.", ref=draft.id)
     if not due:
         add_invoice_paid_events(changes, draft.id, draft.total, carried)
     context = notification_context(

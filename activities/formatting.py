@@ -27,6 +27,11 @@ def format_money(amount_minor: int, currency: str) -> str:
     return format_currency(exact, currency, format="¤\u00a0#,##0.00" if is_letter_symbol else None, locale=LOCALE)
 
 
+def describe_decline(code: str | None) -> str:
+    """Return a gateway's decline code in words: ``insufficient_funds`` is "insufficient funds"."""
+    return "the card was declined" if code in (None, "declined", "generic_decline") else str(code).replace("_", " ")
+
+
 def timezone_or_utc(name: str | None) -> ZoneInfo:
     """Return the time zone, or UTC where the name is missing or unknown."""
     try:

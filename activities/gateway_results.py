@@ -41,12 +41,12 @@ async def apply_gateway_payment(
     gateway_payment: GatewayPayment,
     *,
     source: EventSource,
-    abandoned: bool,
+    is_abandoned: bool,
     now: datetime,
 ) -> PaymentProgress:
     """Apply the gateway's view to the locked payment. Late, repeated and contradicting results change no status.
 
-    Money of an ``abandoned`` payment, and money that arrives after the payment was closed, goes to the wallet.
+    Money of an abandoned payment, and money that arrives after the payment was closed, goes to the wallet.
     """
     reason = mismatch_reason(
         gateway_payment, amount=payments.payment_amount(payment), reference=payment.gateway_reference
@@ -63,7 +63,7 @@ async def apply_gateway_payment(
         payment.decline_code = gateway_payment.decline_code if after is PaymentStatus.FAILED else None
         payment.redirect_url = gateway_payment.redirect_url if after is PaymentStatus.PENDING else None
         if after is PaymentStatus.SUCCEEDED and payment.captured_minor == 0:
-            late = payment.purpose != Purpose.TOP_UP and (abandoned or before in UNPAID_FINAL_STATUSES)
+            late = payment.purpose != Purpose.TOP_UP and (is_abandoned or before in UNPAID_FINAL_STATUSES)
             await _record_receipt(session, payment, to_wallet=late, at=at)
         await _add_timeline_event(session, payment, at)
     elif after is PaymentStatus.PENDING and gateway_payment.redirect_url is not None:
@@ -123,7 +123,7 @@ async def _record_receipt(session: AsyncSession, payment: Payment, *, to_wallet:
         organization_id=payment.organization_id,
         at=at,
         ref=payment.id,
-        description="Top-up" if payment.purpose == Purpose.TOP_UP else "Received by card",
+        description="Top-up" if payment.purpose == Purpose.TOP_UP else "Card payment",
         idempotency_key=key,
     )
     if not in_wallet:
@@ -151,10 +151,10 @@ async def _add_timeline_event(session: AsyncSession, payment: Payment, at: datet
     """Add the events that no other step adds: the caller that awaits the payment records authorization and success."""
     amount = formatting.format_money(payment.amount_minor, payment.currency)
     if payment.status == PaymentStatus.FAILED:
-        message = f"The card was not charged {amount}: {payment.decline_code or 'declined'}."
+        message = f"Card payment of {amount} failed: {formatting.describe_decline(payment.decline_code)}."
         await payments.add_timeline_event(session, payment, kind="payment.failed", message=message, at=at)
     elif payment.status == PaymentStatus.SUCCEEDED and payment.credited_to_wallet:
-        message = f"{amount} arrived late; the money is kept in the wallet."
+        message = f"Late payment of {amount} credited to the wallet."
         await payments.add_timeline_event(session, payment, kind="payment.succeeded", message=message, at=at)
 
 
@@ -163,17 +163,17 @@ async def _alert_mismatch(
 ) -> None:
     """Alert the operators that a gateway contradicts the payment, which stays unchanged."""
     name = source.event_id or f"answer/{payment.id}"
-    activity.logger.error("%s contradicts payment %s: %s", name, payment.id, reason)
-    activity.metric_meter().create_counter(
-        "berth_gateway_event_mismatches", "Facts from gateways that contradict their payment"
-    ).add(1, {"gateway": source.gateway})
+    activity.logger.error("gateway mismatch: %s, payment %s: %s", name, payment.id, reason)
+    activity.metric_meter().create_counter("berth_gateway_event_mismatches", "Gateway payment mismatches").add(
+        1, {"gateway": source.gateway}
+    )
     if source.event_id is not None:
         await payments.mark_mismatch(session, source.gateway, source.event_id, reason)
     alert = outbox.build_operator_alert(
         f"mismatch/{source.gateway}/{name}",
         now,
-        f"{source.gateway} contradicts payment {payment.id}",
-        f"{name}: {reason}. Nothing was changed.",
+        f"Gateway mismatch on payment {payment.id}",
+        f"{name}: {reason}. The payment was not updated; check it at the gateway.",
         severity="critical",
         payment_id=payment.id,
         workflow_id=payment.workflow_id,

@@ -26,7 +26,7 @@ ORDER_HOLD = "order"
 async def place_hold(
     session: AsyncSession, changes: ChangeSet, subscription: LockedSubscription, funding: FundingSplit, dedup_key: str
 ) -> None:
-    """Set aside what credit contributes, and record what a card is charged beside it."""
+    """Hold what credit contributes, and record what a card is charged beside it."""
     await invoices.insert_hold(
         session,
         organization_id=subscription.organization_id,
@@ -41,7 +41,7 @@ async def place_hold(
         changes.add_ledger_transaction(
             ledger.hold_transaction(promotional=funding.promotional, wallet=funding.wallet),
             key=f"hold/{subscription.id}/{dedup_key}",
-            description="Set aside",
+            description="Held",
             ref=subscription.id,
         )
 
@@ -63,7 +63,7 @@ async def release_hold(session: AsyncSession, changes: ChangeSet, subscription: 
         changes.add_ledger_transaction(
             ledger.release_transaction(promotional=held.promotional, wallet=held.wallet),
             key=f"release/{subscription.id}/{held.dedup_key}",
-            description="Released",
+            description="Hold released",
             ref=subscription.id,
         )
     return held

@@ -55,7 +55,7 @@ async def collect_invoice(
         await place_hold(session, changes, subscription, funding, dedup_key)
     else:
         changes.add_timeline_event(
-            "payment.failed", "Neither the wallet nor a card covers the invoice.", ref=invoice.id
+            "payment.failed", "Payment failed: insufficient funds and no card to charge.", ref=invoice.id
         )
         if command.scheduled:
             context = notification_context(
@@ -63,6 +63,7 @@ async def collect_invoice(
                 amount=invoice.due,
                 invoice_id=invoice.id,
                 next_retry_at=command.next_retry_at,
+                suspends_at=command.suspends_at,
                 status=subscription.status,
             )
             changes.enqueue_notification(NotificationKind.PAYMENT_FAILED, context)

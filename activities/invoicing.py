@@ -158,11 +158,14 @@ def add_invoice_paid_events(changes: ChangeSet, invoice_id: str, total: Money, c
     if carried != total or not total:
         paid = format_money(total - carried) if carried else amount
         changes.add_timeline_event(
-            "payment.succeeded", f"{paid} was paid.", ref=invoice_id, dedup_key=f"payment.succeeded/{invoice_id}"
+            "payment.succeeded",
+            f"Payment of {paid} succeeded.",
+            ref=invoice_id,
+            dedup_key=f"payment.succeeded/{invoice_id}",
         )
-    message = f"The invoice over {amount} was paid."
+    message = f"Invoice paid: {amount}."
     if carried:
-        message += f" {format_money(carried)} is too small for a card charge and is added to the next payment."
+        message += f" {format_money(carried)} is below the minimum card charge and is added to the next payment."
     changes.add_timeline_event("invoice.paid", message, ref=invoice_id, dedup_key=f"paid/{invoice_id}")
 
 

@@ -16,6 +16,7 @@ class ContextFields(TypedDict, total=False):
     cancel_at_period_end: bool
     cancels_at: datetime | None
     carried_debt: Money | None
+    coupon_code: str | None
     credit: Money | None
     data_deletion_at: datetime | None
     debt_paid: Money | None
@@ -32,6 +33,7 @@ class ContextFields(TypedDict, total=False):
     reason: str
     status: str
     suspends_at: datetime | None
+    trial_days: int
     trial_end: datetime | None
 
 

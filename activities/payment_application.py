@@ -9,6 +9,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from activities.credit_arrivals import list_debtors, list_debtors_after_failure, list_debtors_if_credited
+from activities.formatting import describe_decline
 from activities.funding import reserve_older_debts, split_funding_for, split_received
 from activities.holds import capture_hold, held_credit, release_hold, with_released
 from activities.invoice_allocations import allocate, hold_parts
@@ -116,8 +117,7 @@ async def _record_failure(
         if invoice is not None and invoice.status is InvoiceStatus.PAID:
             return await billing_outcome(session, subscription, invoice, changes)
         return await unpaid_outcome(session, subscription, changes)
-    reason = command.decline_code or "declined"
-    message = f"A card did not pay {format_money(invoice.total)}: {reason}."
+    message = f"Card payment of {format_money(invoice.total)} failed: {describe_decline(command.decline_code)}."
     fact = f"payment.failed/{command.payment_id}"
     changes.add_timeline_event("payment.failed", message, ref=command.payment_id, dedup_key=fact)
     # Credit that arrived while the card was charged has signaled nothing: the debt was not recorded yet.
@@ -141,6 +141,7 @@ async def _record_failure(
         invoice_id=invoice.id,
         decline_code=command.decline_code,
         next_retry_at=command.next_retry_at,
+        suspends_at=None if is_trial_end else command.suspends_at,
         status=SubscriptionStatus.PAUSED if is_trial_end else subscription.status,
     )
     if invoice.status is InvoiceStatus.DRAFT:
@@ -151,8 +152,7 @@ async def _record_failure(
         await changes.write(session)
         return await unpaid_outcome(session, subscription, changes)
     if subscription.status is SubscriptionStatus.ACTIVE:
-        why = "the invoice was not paid"
-        subscription = mark_past_due(changes, subscription, invoice.period_start, why)
+        subscription = mark_past_due(changes, subscription, invoice.period_start, "invoice payment failed")
     if subscription.status in PAST_DUE_STATUSES:
         changes.enqueue_notification(NotificationKind.PAYMENT_FAILED, context, dedup_key=fact)
     await changes.write(session)
@@ -214,9 +214,9 @@ async def credit_unneeded_payment(
     await payments.mark_credited_to_wallet(session, payment_id)
     posting = ledger.release_transaction(promotional=zero_money(received.currency), wallet=received)
     changes.add_ledger_transaction(
-        posting, key=payment_application_key(payment_id), description="Kept in the wallet", ref=payment_id
+        posting, key=payment_application_key(payment_id), description="Credited to the wallet", ref=payment_id
     )
-    message = f"A card paid {format_money(received)}; it is kept in the wallet."
+    message = f"Card payment of {format_money(received)} credited to the wallet."
     changes.add_timeline_event(
         "payment.succeeded", message, ref=payment_id, dedup_key=f"payment.succeeded/{payment_id}"
     )

@@ -45,7 +45,9 @@ class GatewayPaymentMethodActivities(PaymentMethodActivities):
                 return await _keep_on_file(session, on_file, order)
         gateway = self._gateways.get(order.gateway)
         if gateway is None or not gateway.capabilities.saved_payment_methods:
-            raise non_retryable_error(ErrorCode.VALIDATION_ERROR, "This gateway keeps no payment methods.")
+            raise non_retryable_error(
+                ErrorCode.VALIDATION_ERROR, "This gateway does not support saved payment methods."
+            )
         customer = await get_or_create_gateway_customer(self._sessions, gateway, order.organization_id)
         try:
             card = await gateway.attach_payment_method(order.token, customer, key=f"{order.payment_method_id}:attach")
@@ -55,7 +57,7 @@ class GatewayPaymentMethodActivities(PaymentMethodActivities):
         except GatewayRejected as rejected:
             details = {"gateway_code": rejected.code}
             raise non_retryable_error(
-                ErrorCode.VALIDATION_ERROR, "The gateway does not know this card.", details
+                ErrorCode.VALIDATION_ERROR, "The gateway does not know this payment method.", details
             ) from rejected
         async with self._sessions.begin() as session:
             await payments.lock_payment_methods(session, order.organization_id)
@@ -91,12 +93,12 @@ class GatewayPaymentMethodActivities(PaymentMethodActivities):
 
     @activity.defn(name="payment_methods.set_default")
     async def set_default(self, command: SetDefault) -> list[str]:
-        order = command.order
+        order = command.command
         async with self._sessions.begin() as session:
             await payments.lock_payment_methods(session, order.organization_id)
             method = await payments.get_payment_method(session, order.payment_method_id, order.organization_id)
             if method is None:
-                raise non_retryable_error(ErrorCode.NOT_FOUND, "There is no such payment method.")
+                raise non_retryable_error(ErrorCode.NOT_FOUND, "Payment method not found.")
             await _clear_default(session, await payments.list_payment_methods(session, order.organization_id))
             method.is_default = True
             await session.flush()
@@ -109,7 +111,7 @@ class GatewayPaymentMethodActivities(PaymentMethodActivities):
             await payments.lock_payment_methods(session, order.organization_id)
             method = await session.get(PaymentMethod, order.payment_method_id)
             if method is None or method.organization_id != order.organization_id:
-                raise non_retryable_error(ErrorCode.NOT_FOUND, "There is no such payment method.")
+                raise non_retryable_error(ErrorCode.NOT_FOUND, "Payment method not found.")
             if method.detached_at is None:
                 others = [
                     other
@@ -118,7 +120,8 @@ class GatewayPaymentMethodActivities(PaymentMethodActivities):
                 ]
                 if not others and await list_debtors(session, order.organization_id):
                     raise non_retryable_error(
-                        ErrorCode.PAYMENT_METHOD_IN_USE, "The last payment method stays while an invoice is unpaid."
+                        ErrorCode.PAYMENT_METHOD_IN_USE,
+                        "The last payment method cannot be removed while an invoice is unpaid. Add another card first.",
                     )
                 method.detached_at = command.now
                 # The old default must be detached before the new one stands: the database allows one.
@@ -139,7 +142,7 @@ async def _keep_on_file(session: AsyncSession, method: PaymentMethod, order: Add
         ApplicationError: ``VALIDATION_ERROR`` for a card of another organization.
     """
     if method.organization_id != order.organization_id:
-        raise non_retryable_error(ErrorCode.VALIDATION_ERROR, "The gateway does not know this card.")
+        raise non_retryable_error(ErrorCode.VALIDATION_ERROR, "The gateway does not know this payment method.")
     await payments.lock_payment_methods(session, order.organization_id)
     if method.detached_at is not None:
         method.detached_at, method.is_default = None, False

@@ -47,20 +47,20 @@ class GatewayPaymentActivities(PaymentActivities):
             return progress
         if not is_key_retained:
             # A workflow that was started again long after the request: the gateway would charge a second time.
-            return await self.poll(PollPayment(pay=payment_input, is_abandoned=False, now=command.now))
+            return await self.poll(PollPayment(input=payment_input, is_abandoned=False, now=command.now))
         if payment_input.gateway not in self._gateways:
             return await self._close_payment(
                 payment_input.payment_id, PaymentStatus.FAILED, "gateway_unavailable", command.now
             )
-        return await self._charge(payment_input, payment, command.now, abandoned=False)
+        return await self._charge(payment_input, payment, command.now, is_abandoned=False)
 
     @activity.defn(name="payments.poll")
     async def poll(self, command: PollPayment) -> PaymentProgress:
-        payment_input, now = command.pay, command.now
+        payment_input, now = command.input, command.now
         async with self._sessions.begin() as session:
             payment = await payments.lock_payment(session, payment_input.payment_id)
             if payment is None:
-                raise non_retryable_error(ErrorCode.NOT_FOUND, "There is no such payment.")
+                raise non_retryable_error(ErrorCode.NOT_FOUND, "Payment not found.")
             progress = await gateway_results.payment_progress(session, payment)
             is_key_retained = await payments.is_idempotency_key_retained(session, payment)
             customer = await payments.get_gateway_customer(session, payment.organization_id, payment.gateway)
@@ -72,7 +72,7 @@ class GatewayPaymentActivities(PaymentActivities):
         else:
             gateway_payment = await gateway.find_charge(payment.id, customer) if customer is not None else None
         if gateway_payment is not None:
-            return await self._apply(payment, gateway_payment, abandoned=command.is_abandoned, now=now)
+            return await self._apply(payment, gateway_payment, is_abandoned=command.is_abandoned, now=now)
         # The gateway has no such charge. While it retains the idempotency key, a repeated request charges only once.
         if command.is_abandoned:
             return await self._close_payment(payment.id, PaymentStatus.CANCELLED, None, now)
@@ -80,7 +80,7 @@ class GatewayPaymentActivities(PaymentActivities):
             return await self._close_payment(payment.id, PaymentStatus.FAILED, "never_reached_gateway", now)
         if payment_input.gateway_token is None and payment_input.payment_method_id is None:
             return progress
-        return await self._charge(payment_input, payment, now, abandoned=False)
+        return await self._charge(payment_input, payment, now, is_abandoned=False)
 
     @activity.defn(name="payments.apply_gateway_event")
     async def apply_gateway_event(self, command: ApplyGatewayEvent) -> PaymentProgress:
@@ -88,7 +88,7 @@ class GatewayPaymentActivities(PaymentActivities):
         async with self._sessions.begin() as session:
             payment = await payments.lock_payment(session, command.payment_id)
             if payment is None:
-                raise non_retryable_error(ErrorCode.NOT_FOUND, "There is no such payment.")
+                raise non_retryable_error(ErrorCode.NOT_FOUND, "Payment not found.")
             gateway_payment = GatewayPayment(
                 reference=event.gateway_reference,
                 status=event.status,
@@ -98,7 +98,7 @@ class GatewayPaymentActivities(PaymentActivities):
             )
             source = EventSource(gateway=event.gateway, event_id=event.event_id)
             return await gateway_results.apply_gateway_payment(
-                session, payment, gateway_payment, source=source, abandoned=command.abandoned, now=command.now
+                session, payment, gateway_payment, source=source, is_abandoned=command.is_abandoned, now=command.now
             )
 
     @activity.defn(name="payments.capture")
@@ -113,7 +113,7 @@ class GatewayPaymentActivities(PaymentActivities):
             gateway_payment = replace(
                 gateway_payment, status=PaymentStatus.FAILED, decline_code="authorization_expired"
             )
-        return await self._apply(payment, gateway_payment, abandoned=False, now=command.now)
+        return await self._apply(payment, gateway_payment, is_abandoned=False, now=command.now)
 
     @activity.defn(name="payments.cancel")
     async def cancel(self, command: CancelPayment) -> PaymentProgress:
@@ -127,7 +127,7 @@ class GatewayPaymentActivities(PaymentActivities):
         gateway_payment = await gateway.cancel_charge(reference, key=f"{payment.idempotency_key}:cancel")
         if gateway_payment.status is PaymentStatus.CANCELLED:
             gateway_payment = replace(gateway_payment, status=command.final_status)
-        return await self._apply(payment, gateway_payment, abandoned=True, now=command.now)
+        return await self._apply(payment, gateway_payment, is_abandoned=True, now=command.now)
 
     @activity.defn(name="payments.mark_unknown")
     async def mark_unknown(self, command: ChargePayment) -> PaymentProgress:
@@ -153,7 +153,7 @@ class GatewayPaymentActivities(PaymentActivities):
                         session, payment_input.payment_method_id, payment_input.organization_id
                     )
                     if method is None or method.gateway != payment_input.gateway:
-                        raise RuleViolation(ErrorCode.NOT_FOUND, "There is no such payment method.")
+                        raise RuleViolation(ErrorCode.NOT_FOUND, "Payment method not found.")
                 payment = await payments.create_or_lock_payment(session, _payment_row(payment_input, now))
                 progress = await gateway_results.payment_progress(session, payment)
                 return payment, progress, await payments.is_idempotency_key_retained(session, payment)
@@ -161,7 +161,7 @@ class GatewayPaymentActivities(PaymentActivities):
             raise to_application_error(violation) from violation
 
     async def _charge(
-        self, payment_input: PaymentInput, payment: Payment, now: datetime, *, abandoned: bool
+        self, payment_input: PaymentInput, payment: Payment, now: datetime, *, is_abandoned: bool
     ) -> PaymentProgress:
         gateway = self._gateways[payment.gateway]
         customer = await get_or_create_gateway_customer(self._sessions, gateway, payment.organization_id)
@@ -184,7 +184,7 @@ class GatewayPaymentActivities(PaymentActivities):
         except GatewayRejected as rejected:
             activity.logger.warning("%s rejects payment %s: %s", payment.gateway, payment.id, rejected.code)
             return await self._close_payment(payment.id, PaymentStatus.FAILED, rejected.code, now)
-        return await self._apply(payment, gateway_payment, abandoned=abandoned, now=now)
+        return await self._apply(payment, gateway_payment, is_abandoned=is_abandoned, now=now)
 
     async def _resolve_payment_method(self, payment_input: PaymentInput) -> str | None:
         if payment_input.payment_method_id is None:
@@ -199,18 +199,18 @@ class GatewayPaymentActivities(PaymentActivities):
         async with self._sessions.begin() as session:
             payment = await payments.lock_payment(session, payment_id)
             if payment is None:
-                raise non_retryable_error(ErrorCode.NOT_FOUND, "There is no such payment.")
+                raise non_retryable_error(ErrorCode.NOT_FOUND, "Payment not found.")
             return payment, await gateway_results.payment_progress(session, payment)
 
     async def _apply(
-        self, payment: Payment, gateway_payment: GatewayPayment, *, abandoned: bool, now: datetime
+        self, payment: Payment, gateway_payment: GatewayPayment, *, is_abandoned: bool, now: datetime
     ) -> PaymentProgress:
         async with self._sessions.begin() as session:
             locked = await payments.lock_payment(session, payment.id)
             assert locked is not None  # payments are never deleted
             source = EventSource(gateway=payment.gateway)
             return await gateway_results.apply_gateway_payment(
-                session, locked, gateway_payment, source=source, abandoned=abandoned, now=now
+                session, locked, gateway_payment, source=source, is_abandoned=is_abandoned, now=now
             )
 
     async def _close_payment(

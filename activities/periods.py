@@ -27,6 +27,7 @@ from activities.subscription_transitions import (
     mark_past_due,
     new_change_set,
     pause_unpaid_trial,
+    period_message,
     transition_subscription,
 )
 from db.queries import invoices
@@ -141,9 +142,9 @@ def _enter_period(
     if command.anchor != subscription.billing_anchor:
         columns["billing_anchor"] = command.anchor
     if is_unpaid:
-        return mark_past_due(changes, subscription, command.period_start, "the renewal was not paid", **columns)
+        return mark_past_due(changes, subscription, command.period_start, "renewal payment failed", **columns)
     changes.schedule_reminders(period.end)
-    return transition_subscription(changes, subscription, SubscriptionStatus.ACTIVE, "a new period began", **columns)
+    return transition_subscription(changes, subscription, SubscriptionStatus.ACTIVE, "new billing period", **columns)
 
 
 async def _refuse_period(
@@ -174,31 +175,36 @@ def _add_renewal_events(
     changes: ChangeSet,
     before: SubscriptionStatus,
     subscription: LockedSubscription,
-    new: InvoiceDraft,
+    draft: InvoiceDraft,
     funding: FundingSplit,
 ) -> None:
     kind = "resumed" if before is SubscriptionStatus.PAUSED else "renewed"
     context = notification_context(
-        subscription, amount=new.total, invoice_id=new.id, period_start=new.period.start, period_end=new.period.end
+        subscription,
+        amount=draft.total,
+        invoice_id=draft.id,
+        period_start=draft.period.start,
+        period_end=draft.period.end,
     )
-    changes.add_timeline_event(
-        f"subscription.{kind}", "A new period has begun.", ref=new.id, dedup_key=f"{kind}/{new.id}"
-    )
-    add_invoice_paid_events(changes, new.id, new.total, funding.carried)
-    changes.enqueue_notification(NotificationKind(f"subscription_{kind}"), context, dedup_key=f"{kind}/{new.id}")
+    message = period_message(kind, subscription, draft.period.end)
+    changes.add_timeline_event(f"subscription.{kind}", message, ref=draft.id, dedup_key=f"{kind}/{draft.id}")
+    add_invoice_paid_events(changes, draft.id, draft.total, funding.carried)
+    changes.enqueue_notification(NotificationKind(f"subscription_{kind}"), context, dedup_key=f"{kind}/{draft.id}")
 
 
 def _add_payment_failed_events(
-    changes: ChangeSet, subscription: LockedSubscription, new: InvoiceDraft, command: StartPeriod
+    changes: ChangeSet, subscription: LockedSubscription, draft: InvoiceDraft, command: StartPeriod
 ) -> None:
-    changes.add_timeline_event("payment.failed", "Neither the wallet nor a card covers the renewal.", ref=new.id)
+    changes.add_timeline_event(
+        "payment.failed", "Payment for the renewal failed: insufficient funds and no card to charge.", ref=draft.id
+    )
     first = subscription.past_due_since or command.now
     context = notification_context(
         subscription,
-        amount=new.total,
-        invoice_id=new.id,
-        period_start=new.period.start,
-        period_end=new.period.end,
+        amount=draft.total,
+        invoice_id=draft.id,
+        period_start=draft.period.start,
+        period_end=draft.period.end,
         next_retry_at=dunning.next_retry_at(command.terms.dunning_policy, first, 0),
         suspends_at=dunning.suspends_at(command.terms.dunning_policy, first),
     )

@@ -66,7 +66,7 @@ async def complete_plan_change(session: AsyncSession, command: CompletePlanChang
     transaction_id = changes.add_ledger_transaction(
         posting,
         key=payment_application_key(command.payment_id),
-        description=f"Change to {name}",
+        description=f"Plan change to {name}",
         ref=invoice.id,
     )
     await allocate_card_payment(
@@ -120,19 +120,19 @@ async def rollback_plan_change(session: AsyncSession, command: RollbackPlanChang
             invoice.id,
             subscription.currency,
             key=f"plan_change/{command.plan_change_id}/rollback",
-            description="The plan change was rolled back",
+            description="Plan change rolled back",
         )
         is_interval_change = invoice.billing_reason is BillingReason.INTERVAL_CHANGE
         if is_interval_change and await invoices.has_discount(session, invoice.id):
             coupon_columns = coupons.restore_period(subscription)
         await invoices.mark_void(session, invoice.id, command.now)
-        changes.add_timeline_event("invoice.voided", "The invoice of the plan change was voided.", ref=invoice.id)
+        changes.add_timeline_event("invoice.voided", "Invoice of the plan change voided.", ref=invoice.id)
         if returned.total:
             changes.add_timeline_event("refund.succeeded", _returned_message(returned), ref=invoice.id)
     await _reverse_credit(session, changes, subscription, command.plan_change_id, returned)
     changes.record_change("plan", subscription.plan_id, old.plan_id, command.reason)
     changes.add_timeline_event(
-        "subscription.plan_changed", "The plan change was undone: the instance could not be resized."
+        "subscription.plan_changed", "Plan change rolled back: the instance could not be resized."
     )
     plan = await locked_subscriptions.get_plan_with_price(session, old.plan_id, subscription.currency, command.now)
     name = plan.name if plan is not None else old.plan_code
@@ -186,7 +186,7 @@ async def _reverse_credit(
     transaction_id = changes.add_ledger_transaction(
         ledger.paid_invoice_transaction(promotional=promotional, wallet=wallet, held=zero, tax=zero),
         key=f"plan_change/{plan_change_id}/credit_reversal",
-        description="The plan change was rolled back",
+        description="Plan change rolled back",
         ref=subscription.id,
     )
     for invoice_id, amount in granted:

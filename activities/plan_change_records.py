@@ -109,7 +109,7 @@ def _add_plan_changed_events(
     **extra: Unpack[ContextFields],
 ) -> None:
     changes.record_change("plan", subscription.plan_id, plan_id, "plan change")
-    changes.add_timeline_event("subscription.plan_changed", f"The plan is now {name}.", dedup_key=dedup_key)
+    changes.add_timeline_event("subscription.plan_changed", f"Plan changed to {name}.", dedup_key=dedup_key)
     changes.enqueue_notification(NotificationKind.PLAN_CHANGED, plan_changed_context(subscription, name, **extra))
 
 

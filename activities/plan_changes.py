@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from activities.credit_arrivals import list_debtors, list_debtors_if_credited
 from activities.explanations import build_explanation
+from activities.formatting import format_date, timezone_or_utc
 from activities.funding import FundingSplit, card_charge_for, split_funding_for
 from activities.holds import agreed_card_charge, place_hold
 from activities.invoicing import InvoiceDraft, add_invoice, add_invoice_paid_events, post_invoice_transaction
@@ -95,7 +96,7 @@ async def _replayed_outcome(
         is_new_anchor = subscription.period_start == command.now
     elif invoice.status is InvoiceStatus.VOID:
         raise non_retryable_error(
-            ErrorCode.PAYMENT_DECLINED, "The card did not pay for this change.", {"decline_code": "declined"}
+            ErrorCode.PAYMENT_DECLINED, "Payment declined: the plan was not changed.", {"decline_code": "declined"}
         )
     else:
         is_new_anchor = invoice.billing_reason is BillingReason.INTERVAL_CHANGE
@@ -122,9 +123,13 @@ async def _schedule_change(
 ) -> PlanChangeOutcome:
     if subscription.pending_plan_id != plan.plan_id or subscription.cancel_at_period_end:
         changes.record_change(
-            "pending_plan", subscription.pending_plan_id, plan.plan_id, "scheduled for the period's end"
+            "pending_plan", subscription.pending_plan_id, plan.plan_id, "scheduled for the end of the period"
         )
-        changes.add_timeline_event("subscription.plan_change_scheduled", f"{plan.name} begins with the next period.")
+        message = f"Plan change to {plan.name} scheduled for the end of the billing period."
+        if subscription.period_end is not None:
+            day = format_date(subscription.period_end, timezone_or_utc(subscription.timezone))
+            message = f"Plan change to {plan.name} scheduled for {day}."
+        changes.add_timeline_event("subscription.plan_change_scheduled", message)
         changes.enqueue_notification(
             NotificationKind.PLAN_CHANGED,
             plan_changed_context(
@@ -156,7 +161,7 @@ async def _cancel_scheduled_change(
     changes.record_change("pending_plan", subscription.pending_plan_id, None, "withdrawn")
     changes.add_timeline_event(
         "subscription.plan_change_withdrawn",
-        f"The plan stays {subscription.plan_name}.",
+        f"Scheduled plan change withdrawn: the plan stays {subscription.plan_name}.",
         dedup_key=_withdrawal_dedup_key(command),
     )
     changes.enqueue_notification(

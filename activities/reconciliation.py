@@ -56,13 +56,13 @@ class PostgresReconciliationActivities(ReconciliationActivities):
                 await ledger.find_balance_mismatches(session),
                 await ledger.count_unbalanced_transactions(session),
             )
-        audit = LedgerAudit(balance_mismatches=len(mismatches), unbalanced=unbalanced)
+        audit = LedgerAudit(balance_mismatches=len(mismatches), unbalanced_transactions=unbalanced)
         _gauge(
             "berth_ledger_balance_mismatches",
-            "Kept balances that are not the sum of their entries",
+            "Ledger balance mismatches",
             audit.balance_mismatches,
         )
-        _gauge("berth_ledger_unbalanced_transactions", "Transactions that do not sum to zero", audit.unbalanced)
+        _gauge("berth_ledger_unbalanced_transactions", "Unbalanced ledger transactions", audit.unbalanced_transactions)
         if not audit.is_balanced:
             where = ", ".join(
                 f"{mismatch.account} {mismatch.currency} of {mismatch.organization_id}" for mismatch in mismatches[:5]
@@ -101,16 +101,16 @@ class PostgresReconciliationActivities(ReconciliationActivities):
             ]
 
     async def _alert_administrators(self, audit: LedgerAudit, where: str, now: datetime) -> None:
-        activity.logger.error(
-            "the ledger is not sound: %d drifts, %d unbalanced", audit.balance_mismatches, audit.unbalanced
+        counts = (
+            f"{audit.balance_mismatches} balance mismatches, {audit.unbalanced_transactions} unbalanced transactions"
         )
-        details = f"{audit.balance_mismatches} balances drifted, {audit.unbalanced} transactions do not sum to zero."
+        activity.logger.error("ledger reconciliation failed: %s", counts)
         async with self._sessions.begin() as session:
             alert = outbox.build_operator_alert(
                 f"ledger/{now.date().isoformat()}",
                 now,
-                "The ledger does not add up",
-                f"{details} {f'First: {where}. ' if where else ''}Nothing was changed.",
+                "Ledger reconciliation failed",
+                f"{counts}. No data was changed; investigate {f'first: {where}' if where else 'the transactions'}.",
                 severity="critical",
             )
             await outbox.enqueue(session, alert)
@@ -124,7 +124,7 @@ def _to_gateway_event(event: WebhookEventRow) -> GatewayEvent:
         or event.amount_minor is None
         or event.currency is None
     ):
-        raise ValueError(f"{event.gateway} {event.event_id} says nothing about a payment")
+        raise ValueError(f"{event.gateway} {event.event_id} has no matching payment")
     return GatewayEvent(
         event_id=event.event_id,
         gateway=event.gateway,

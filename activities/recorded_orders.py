@@ -54,7 +54,9 @@ def to_recorded_order(subscription: LockedSubscription) -> RecordedOrder:
 async def _load_terms(session: AsyncSession, subscription: LockedSubscription, plan_id: str, at: datetime) -> PlanTerms:
     plan = await locked_subscriptions.get_plan_with_price(session, plan_id, subscription.currency, at)
     if plan is None:
-        raise non_retryable_error(ErrorCode.NOT_FOUND, "There is no such plan in the account's currency.")
+        raise non_retryable_error(
+            ErrorCode.NOT_FOUND, "Plan not found, or it has no price in the currency of the organization."
+        )
     return build_plan_terms(plan, subscription.timezone)
 
 

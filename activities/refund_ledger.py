@@ -73,7 +73,7 @@ async def take_refund(
     if parts.from_wallet:
         hold = accounts.hold_transaction(promotional=zero, wallet=parts.from_wallet)
         key = f"refund/{refund.id}/hold"
-        changes.add_ledger_transaction(hold, key=key, description="Refund, set aside", ref=refund.payment_id)
+        changes.add_ledger_transaction(hold, key=key, description="Held for the refund", ref=refund.payment_id)
     await changes.write(session)
 
 
@@ -89,7 +89,10 @@ async def return_refund(session: AsyncSession, refund: Refund, payment: Payment,
             else accounts.charge_refund_transaction(payment.gateway, -part.amount)
         )
         transaction_id = changes.add_ledger_transaction(
-            posting, key=f"{_invoice_key(refund.id)}/return/{number}", description="Refund, returned", ref=payment.id
+            posting,
+            key=f"{_invoice_key(refund.id)}/return/{number}",
+            description="Refund failed: hold released",
+            ref=payment.id,
         )
         if not part.is_invoice_void:
             source = SourcePart(source=AllocationSource.PAYMENT, amount=part.amount, payment_id=payment.id)
@@ -98,7 +101,7 @@ async def return_refund(session: AsyncSession, refund: Refund, payment: Payment,
     if refund.from_wallet_minor:
         release = accounts.release_transaction(promotional=zero, wallet=_from_wallet(refund))
         key = f"refund/{refund.id}/release"
-        changes.add_ledger_transaction(release, key=key, description="Refund, returned", ref=payment.id)
+        changes.add_ledger_transaction(release, key=key, description="Refund failed: hold released", ref=payment.id)
     await changes.write(session)
 
 

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from temporalio import activity
 
 from activities.credit_arrivals import list_debtors
+from activities.formatting import format_money
 from activities.gateways.protocol import GatewayRefund, GatewayRejected, PaymentGateway
 from activities.refund_ledger import (
     load_invoices,
@@ -56,7 +57,7 @@ class GatewayRefundActivities(RefundActivities):
                 # The lock of the payment serializes its refunds.
                 payment = await payments.lock_payment(session, request.payment_id)
                 if payment is None or payment.organization_id != request.organization_id:
-                    raise RuleViolation(ErrorCode.NOT_FOUND, "There is no such payment.")
+                    raise RuleViolation(ErrorCode.NOT_FOUND, "Payment not found.")
                 existing = await session.get(Refund, request.refund_id)
                 if existing is not None:
                     return await _outcome(session, existing, payment)
@@ -64,7 +65,10 @@ class GatewayRefundActivities(RefundActivities):
                 invoices = await load_invoices(session, payment)
                 parts = plan_refund(amount, invoices, payment.id, remaining_in_wallet(payment, invoices))
                 if request.destination is RefundDestination.WALLET and parts.from_wallet:
-                    raise RuleViolation(ErrorCode.CONFLICT, "The money of this payment is in the wallet already.")
+                    raise RuleViolation(
+                        ErrorCode.CONFLICT,
+                        "The payment was credited to the wallet already. Refund it to its source instead.",
+                    )
                 refund = _build_refund(request, amount, parts.from_wallet, now)
                 session.add(refund)
                 status_before, refunded_before = payment.status, payment.refunded_minor
@@ -98,7 +102,7 @@ class GatewayRefundActivities(RefundActivities):
         async with self._sessions.begin() as session:
             locked = await payments.lock_refund(session, command.refund_id)
             if locked is None:
-                raise non_retryable_error(ErrorCode.NOT_FOUND, "There is no such refund.")
+                raise non_retryable_error(ErrorCode.NOT_FOUND, "Refund not found.")
             refund, payment = locked.refund, locked.payment
             existing = await _outcome(session, refund, payment)
         if refund.status != RefundStatus.PENDING:
@@ -162,17 +166,20 @@ def _refund_amount(payment: Payment, request: RefundInput) -> Money:
         RuleViolation: ``CONFLICT``, ``CURRENCY_MISMATCH``, ``VALIDATION_ERROR``, ``REFUND_EXCEEDS_PAYMENT``.
     """
     if payment.status not in REFUNDABLE_STATUSES:
-        raise RuleViolation(ErrorCode.CONFLICT, f"A payment that is {payment.status} has no money to refund.")
+        raise RuleViolation(
+            ErrorCode.CONFLICT,
+            f"Only a succeeded or partially refunded payment can be refunded (status is {payment.status}).",
+        )
     remaining = Money(amount_minor=payment.captured_minor - payment.refunded_minor, currency=payment.currency)
     requested = remaining if request.amount is None else request.amount
     if requested.currency != payment.currency:
-        raise RuleViolation(ErrorCode.CURRENCY_MISMATCH, f"The payment is in {payment.currency}.")
+        raise RuleViolation(ErrorCode.CURRENCY_MISMATCH, f"Currency mismatch: the payment is in {payment.currency}.")
     if request.amount is not None and requested.amount_minor <= 0:
-        raise RuleViolation(ErrorCode.VALIDATION_ERROR, "A refund is positive.")
+        raise RuleViolation(ErrorCode.VALIDATION_ERROR, "The amount of a refund must be positive.")
     if not remaining or requested > remaining:
         raise RuleViolation(
             ErrorCode.REFUND_EXCEEDS_PAYMENT,
-            "No more can be refunded than was received and not refunded yet.",
+            f"The refund exceeds the refundable amount of {format_money(remaining.amount_minor, remaining.currency)}.",
             {"left_minor": str(remaining.amount_minor), "currency": remaining.currency},
         )
     return requested
@@ -232,11 +239,13 @@ async def _mark_succeeded(session: AsyncSession, locked: LockedRefund, now: date
     if payment.status in REFUNDABLE_STATUSES:
         payment.status = (PaymentStatus.REFUNDED if is_full_refund else PaymentStatus.PARTIALLY_REFUNDED).value
     payment.updated_at = max(now, payment.updated_at)
+    amount = format_money(refund.amount_minor, refund.currency)
+    destination = "wallet" if refund.destination == RefundDestination.WALLET else "original payment method"
     await payments.add_timeline_event(
         session,
         payment,
         kind="refund.succeeded",
-        message=f"A refund went to the {'wallet' if refund.destination == RefundDestination.WALLET else 'card'}.",
+        message=f"{amount} refunded to the {destination}.",
         at=now,
         ref=refund.id,
     )
@@ -265,8 +274,8 @@ async def _alert_manual_payout(session: AsyncSession, locked: LockedRefund, now:
     alert = outbox.build_operator_alert(
         f"refund:{refund.id}:failed",
         now,
-        f"Refund {refund.id} cannot go back to its source",
-        f"{payment.gateway} says {refund.failure_code}. Pay it out otherwise, or credit the wallet.",
+        f"Refund {refund.id} failed at {payment.gateway}",
+        f"Gateway error {refund.failure_code}. Pay the amount out manually, or refund it to the wallet.",
         severity="warning",
         payment_id=payment.id,
     )

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from temporalio import activity
 
 from activities import coupons
+from activities.formatting import format_date, timezone_or_utc
 from activities.invoicing import add_invoice_paid_events
 from activities.notification_context import notification_context
 from activities.outcomes import committed_state
@@ -37,7 +38,7 @@ async def lock_subscription(session: AsyncSession, subscription_id: str) -> Lock
     """
     subscription = await locked_subscriptions.lock_subscription(session, subscription_id)
     if subscription is None:
-        raise non_retryable_error(ErrorCode.NOT_FOUND, "There is no such subscription.")
+        raise non_retryable_error(ErrorCode.NOT_FOUND, "Subscription not found.")
     return subscription
 
 
@@ -57,12 +58,12 @@ def run_id() -> str:
 
 
 def transition_subscription(
-    changes: ChangeSet, subscription: LockedSubscription, state: SubscriptionStatus, why: str, **columns: Any
+    changes: ChangeSet, subscription: LockedSubscription, state: SubscriptionStatus, reason: str, **columns: Any
 ) -> LockedSubscription:
     """Change the status and record the change. The current status is no transition."""
     if state is not subscription.status:
         transition(subscription.status, state)
-        changes.record_change("status", subscription.status.value, state.value, why)
+        changes.record_change("status", subscription.status.value, state.value, reason)
         columns["status"] = state.value
     if columns:
         changes.update_subscription(**columns)
@@ -73,10 +74,12 @@ def transition_subscription(
 
 def pause_unpaid_trial(changes: ChangeSet, subscription: LockedSubscription) -> LockedSubscription:
     subscription = transition_subscription(
-        changes, subscription, SubscriptionStatus.PAUSED, "the trial ended without a way to pay"
+        changes, subscription, SubscriptionStatus.PAUSED, "trial ended without a payment method"
     )
     changes.void_reminders()
-    changes.add_timeline_event("subscription.paused", "The trial has ended without a way to pay; the data is kept.")
+    changes.add_timeline_event(
+        "subscription.paused", "Paused: the trial ended without a payment method. The data is retained."
+    )
     changes.enqueue_notification(
         NotificationKind.SUBSCRIPTION_PAUSED, notification_context(subscription, reason="trial_ended")
     )
@@ -84,14 +87,14 @@ def pause_unpaid_trial(changes: ChangeSet, subscription: LockedSubscription) -> 
 
 
 def mark_past_due(
-    changes: ChangeSet, subscription: LockedSubscription, due_at: datetime, why: str, **columns: Any
+    changes: ChangeSet, subscription: LockedSubscription, due_at: datetime, reason: str, **columns: Any
 ) -> LockedSubscription:
     """Mark the subscription past due since ``due_at``, plus the downtime of the platform."""
     first = dunning.past_due_since(due_at, changes.occurred_at)
     changes.void_reminders()
-    changes.add_timeline_event("subscription.past_due", f"Past due: {why}.")
+    changes.add_timeline_event("subscription.past_due", f"Past due: {reason}.")
     return transition_subscription(
-        changes, subscription, SubscriptionStatus.PAST_DUE, why, past_due_since=first, **columns
+        changes, subscription, SubscriptionStatus.PAST_DUE, reason, past_due_since=first, **columns
     )
 
 
@@ -117,9 +120,7 @@ async def record_period_paid(
     if is_draft:
         columns |= await _drafted_period(session, changes, subscription, invoice, renewed or subscription)
         subscription, period_end = renewed or subscription, invoice.period_end
-    subscription = transition_subscription(
-        changes, subscription, SubscriptionStatus.ACTIVE, "the invoice was paid", **columns
-    )
+    subscription = transition_subscription(changes, subscription, SubscriptionStatus.ACTIVE, "invoice paid", **columns)
     if before is not SubscriptionStatus.ACTIVE and period_end is not None:
         changes.schedule_reminders(period_end)
     add_invoice_paid_events(changes, invoice.id, invoice.total, carried)
@@ -161,7 +162,8 @@ def _add_receipt(changes: ChangeSet, subscription: LockedSubscription, invoice: 
         period_start=invoice.period_start,
         period_end=invoice.period_end,
     )
-    changes.add_timeline_event(f"subscription.{kind}", _TIMELINE_MESSAGES[kind], ref=invoice.id, dedup_key=key)
+    message = period_message(kind, subscription, invoice.period_end)
+    changes.add_timeline_event(f"subscription.{kind}", message, ref=invoice.id, dedup_key=key)
     changes.enqueue_notification(NotificationKind(f"subscription_{kind}"), context, dedup_key=key)
 
 
@@ -172,8 +174,24 @@ _RECOVERY_EVENTS = {
 }
 
 
-_TIMELINE_MESSAGES = {
-    "recovered": "The debt is settled.",
-    "resumed": "A new period has begun.",
-    "renewed": "A new period has begun.",
+def period_message(kind: str, subscription: LockedSubscription, period_end: datetime) -> str:
+    """Return the timeline's message of a period that is paid: ``renewed``, ``resumed`` or ``recovered``."""
+    day = format_date(period_end, timezone_or_utc(subscription.timezone))
+    begin = {"renewed": "Renewed", "resumed": "Resumed", "recovered": "Active again: the invoice is paid"}[kind]
+    return f"{begin}. The billing period ends on {day}."
+
+
+_STATUS_MESSAGES = {
+    SubscriptionStatus.CANCELLED: "Cancelled",
+    SubscriptionStatus.EXPIRED: "Order expired",
+    SubscriptionStatus.FAILED: "Order failed",
+    SubscriptionStatus.PAUSED: "Paused",
+    SubscriptionStatus.SUSPENDED: "Suspended",
+    SubscriptionStatus.TERMINATED: "Deleted",
 }
+
+
+def status_message(status: SubscriptionStatus, reason: str) -> str:
+    """Return the timeline's message of a status change; ``reason`` may be the customer's own text."""
+    text = reason.strip().rstrip(".")
+    return f"{_STATUS_MESSAGES[status]}: {text}." if text else f"{_STATUS_MESSAGES[status]}."

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from temporalio import activity
 
 from activities import coupons, reminders
+from activities.formatting import format_date, timezone_or_utc
 from activities.funding import FundingSplit, card_charge_for, split_funding
 from activities.holds import ORDER_HOLD, place_hold, release_hold
 from activities.invoice_allocations import reverse_all
@@ -21,7 +22,7 @@ from activities.outcomes import committed_state, repeated_status_outcome, status
 from activities.plan_terms import build_plan_terms
 from activities.recorded_orders import replay_creation, to_recorded_order
 from activities.rule_errors import converts_rule_violations
-from activities.subscription_transitions import lock_subscription, new_change_set
+from activities.subscription_transitions import lock_subscription, new_change_set, status_message
 from db.errors import violated_constraint
 from db.queries import instances, invoices, locked_subscriptions
 from db.queries import reminders as reminder_rows
@@ -53,9 +54,9 @@ from workflows.rules.subscription import PAST_DUE_STATUSES, PRE_READY_STATUSES, 
 _CONSTRAINT_ERRORS = {
     "uq_subscriptions_one_trial_per_service": (
         ErrorCode.TRIAL_ALREADY_USED,
-        "This account has already tried this service.",
+        "The organization has already used its trial of this service.",
     ),
-    "uq_instances_hostname": (ErrorCode.CONFLICT, "This host name is taken."),
+    "uq_instances_hostname": (ErrorCode.CONFLICT, "This host name is already in use. Choose another one."),
 }
 
 _NOTIFICATION_KINDS = {
@@ -100,9 +101,9 @@ class PostgresSubscriptionActivities(SubscriptionActivities):
             if subscription.status is not SubscriptionStatus.PENDING:
                 return await committed_state(session, subscription, None)
             changes = new_change_set(subscription, command.now, "platform")
-            changes.add_timeline_event("payment.authorized", "The card is authorized.", ref=command.payment_id)
+            changes.add_timeline_event("payment.authorized", "Card payment authorized.", ref=command.payment_id)
             changes.add_timeline_event(
-                "instance.provisioning", f"{subscription.service_name} is being set up.", ref=subscription.instance_id
+                "instance.provisioning", f"Setting up {subscription.service_name}.", ref=subscription.instance_id
             )
             _transition(changes, subscription, SubscriptionStatus.PROVISIONING, "secured")
             await changes.write(session)
@@ -120,12 +121,12 @@ class PostgresSubscriptionActivities(SubscriptionActivities):
             await coupons.release_coupon(session, subscription.id)
             # Provisioning has not started, so no operation on the instance records the deletion.
             await instances.mark_requested_deleted(session, subscription.id, command.now)
-            changes.add_timeline_event(f"subscription.{command.state}", command.reason)
+            changes.add_timeline_event(f"subscription.{command.status}", status_message(command.status, command.reason))
             changes.enqueue_notification(
-                _NOTIFICATION_KINDS[command.state], notification_context(subscription, reason=command.reason)
+                _NOTIFICATION_KINDS[command.status], notification_context(subscription, reason=command.reason)
             )
-            columns = {"cancelled_at": command.now} if command.state is SubscriptionStatus.CANCELLED else {}
-            _transition(changes, subscription, command.state, command.reason, **columns)
+            columns = {"cancelled_at": command.now} if command.status is SubscriptionStatus.CANCELLED else {}
+            _transition(changes, subscription, command.status, command.reason, **columns)
             await changes.write(session)
             return await status_outcome(session, subscription, changes)
 
@@ -162,7 +163,7 @@ class PostgresSubscriptionActivities(SubscriptionActivities):
                 await _void_invoices(session, changes, subscription)
             if command.status is SubscriptionStatus.CANCELLED:
                 await coupons.release_coupon(session, subscription.id)
-            changes.add_timeline_event(f"subscription.{command.status}", command.reason)
+            changes.add_timeline_event(f"subscription.{command.status}", status_message(command.status, command.reason))
             context = await _status_change_context(session, subscription, command)
             changes.enqueue_notification(_NOTIFICATION_KINDS[command.status], context)
             _transition(changes, subscription, command.status, command.reason, **columns)
@@ -180,7 +181,7 @@ class PostgresSubscriptionActivities(SubscriptionActivities):
                 changes.record_change("cancel_at_period_end", before, after, command.reason)
                 if command.cancel_at_period_end:
                     changes.add_timeline_event(
-                        "subscription.cancellation_scheduled", "It ends with the period that is paid for."
+                        "subscription.cancellation_scheduled", _cancellation_message(subscription)
                     )
                     context = notification_context(
                         subscription,
@@ -190,7 +191,10 @@ class PostgresSubscriptionActivities(SubscriptionActivities):
                     )
                     changes.enqueue_notification(NotificationKind.SUBSCRIPTION_CANCELLED, context)
                 else:
-                    changes.add_timeline_event("subscription.cancellation_withdrawn", "It goes on after all.")
+                    changes.add_timeline_event(
+                        "subscription.cancellation_withdrawn",
+                        "Scheduled cancellation withdrawn: the subscription continues.",
+                    )
             changes.update_subscription(
                 cancel_at_period_end=command.cancel_at_period_end,
                 pending_plan_id=command.pending_plan_id,
@@ -216,24 +220,23 @@ class PostgresSubscriptionActivities(SubscriptionActivities):
             now=command.now,
         )
         if facts is None:
-            raise non_retryable_error(ErrorCode.NOT_FOUND, "There is no such account.")
+            raise non_retryable_error(ErrorCode.NOT_FOUND, "Organization not found.")
         if facts.is_recorded:
             recorded = await lock_subscription(session, order.subscription_id)
             return await replay_creation(session, recorded, command.now)
         plan = facts.plan
         if plan is None:
-            raise non_retryable_error(ErrorCode.NOT_FOUND, "There is no such plan in the account's currency.")
+            raise non_retryable_error(
+                ErrorCode.NOT_FOUND, "Plan not found, or it has no price in the currency of the organization."
+            )
         terms = build_plan_terms(plan, facts.timezone)
         _require_orderable(plan, facts.past_due_subscription_id)
         # Lock balances before the coupon, as the end of an order does: otherwise two orders could deadlock.
         funds = await locked_subscriptions.lock_funds(session, order.organization_id, plan.price.currency)
         discount = await coupons.reserve_coupon(session, order, command.now)
         trial = plan.trial_days > 0
-        due = (
-            Money(amount_minor=0, currency=plan.price.currency)
-            if trial
-            else plan.price - discount_amount(plan.price, discount)
-        )
+        first_charge = plan.price - discount_amount(plan.price, discount)
+        due = Money(amount_minor=0, currency=plan.price.currency) if trial else first_charge
         funding = _fund_first_period(order, due, funds, self._gateways)
         state = SubscriptionStatus.PROVISIONING if funding.covered else SubscriptionStatus.PENDING
         subscription = build_subscription(
@@ -249,18 +252,23 @@ class PostgresSubscriptionActivities(SubscriptionActivities):
         )
         changes.record_change("status", None, state.value, "ordered")
         changes.add_timeline_event(
-            "subscription.created", f"{plan.service_name}, {plan.name}, was ordered.", ref=order.plan_id
+            "subscription.created", f"Order received: {plan.service_name}, plan {plan.name}.", ref=order.plan_id
         )
-        changes.enqueue_notification(
-            NotificationKind.SUBSCRIPTION_CREATED, notification_context(subscription, amount=plan.price)
+        context = notification_context(
+            subscription,
+            amount=first_charge,
+            price=plan.price,
+            coupon_code=discount.code if discount else None,
+            trial_days=plan.trial_days,
         )
+        changes.enqueue_notification(NotificationKind.SUBSCRIPTION_CREATED, context)
         if due:
             await place_hold(session, changes, subscription, funding, ORDER_HOLD)
         if funding.covered:
             if due:
-                changes.add_timeline_event("payment.authorized", f"{format_money(due)} is set aside.")
+                changes.add_timeline_event("payment.authorized", f"{format_money(due)} reserved for the first period.")
             changes.add_timeline_event(
-                "instance.provisioning", f"{plan.service_name} is being set up.", ref=order.instance_id
+                "instance.provisioning", f"Setting up {plan.service_name}.", ref=order.instance_id
             )
         await changes.write(session)
         committed = await committed_state(session, subscription, changes)
@@ -320,9 +328,15 @@ def _require_orderable(plan: PlanWithPrice, past_due_subscription_id: str | None
     if past_due_subscription_id is not None:
         raise non_retryable_error(
             ErrorCode.DUPLICATE_SUBSCRIPTION,
-            "A subscription to this service waits to be paid.",
+            "Another subscription to this service has an unpaid invoice. Pay it first.",
             {"subscription_id": past_due_subscription_id},
         )
+
+
+def _cancellation_message(subscription: LockedSubscription) -> str:
+    if subscription.period_end is None:
+        return "Cancellation scheduled for the end of the first period."
+    return f"Cancellation scheduled for {format_date(subscription.period_end, timezone_or_utc(subscription.timezone))}."
 
 
 async def _void_invoices(session: AsyncSession, changes: ChangeSet, subscription: LockedSubscription) -> None:
@@ -332,21 +346,26 @@ async def _void_invoices(session: AsyncSession, changes: ChangeSet, subscription
         changes.add_ledger_transaction(
             ledger.void_transaction(total=invoice.due, tax=invoice.tax),
             key=f"void/{invoice.id}",
-            description="Withdrawn",
+            description="Invoice voided",
             ref=invoice.id,
         )
         await reverse_all(
-            session, changes, invoice.id, invoice.total.currency, key=f"void/{invoice.id}/paid", description="Withdrawn"
+            session,
+            changes,
+            invoice.id,
+            invoice.total.currency,
+            key=f"void/{invoice.id}/paid",
+            description="Invoice voided",
         )
         await invoices.mark_void(session, invoice.id, changes.occurred_at)
         changes.add_timeline_event(
-            "invoice.voided", "The open invoice was withdrawn.", ref=invoice.id, dedup_key=f"void/{invoice.id}"
+            "invoice.voided", "Open invoice voided.", ref=invoice.id, dedup_key=f"void/{invoice.id}"
         )
 
 
 def _transition(
-    changes: ChangeSet, subscription: LockedSubscription, state: SubscriptionStatus, why: str, **columns: Any
+    changes: ChangeSet, subscription: LockedSubscription, state: SubscriptionStatus, reason: str, **columns: Any
 ) -> None:
     transition(subscription.status, state)
-    changes.record_change("status", subscription.status.value, state.value, why)
+    changes.record_change("status", subscription.status.value, state.value, reason)
     changes.update_subscription(status=state.value, **columns)

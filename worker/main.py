@@ -115,7 +115,7 @@ async def retry_until_connected(operation: str, attempt: Callable[[], Awaitable[
         try:
             return await attempt()
         except (RuntimeError, RPCError) as error:
-            log.warning("temporal.away", during=operation, error=type(error).__name__, retry_seconds=pause)
+            log.warning("temporal.unavailable", operation=operation, error=type(error).__name__, retry_seconds=pause)
         await asyncio.sleep(pause)
         pause = min(pause * 2, MAX_BACKOFF_SECONDS)
 
@@ -127,7 +127,9 @@ async def connect_and_serve(dependencies: Dependencies, metrics: WorkerMetrics, 
     )
     async with run_workers(dependencies, client, [ActivityMetricsInterceptor(metrics)]):
         await retry_until_connected("announce", lambda: ensure_dispatchers_and_schedules(client))
-        log.info("worker.ready", queues=[names.PLATFORM_QUEUE, names.INFRASTRUCTURE_QUEUE, names.NOTIFICATIONS_QUEUE])
+        log.info(
+            "worker.started", task_queues=[names.PLATFORM_QUEUE, names.INFRASTRUCTURE_QUEUE, names.NOTIFICATIONS_QUEUE]
+        )
         await keep_dispatchers_and_schedules(client)
 
 
@@ -155,10 +157,10 @@ async def run(settings: WorkerSettings, metrics: WorkerMetrics) -> None:
             if not task.cancelled() and (error := task.exception()) is not None:
                 raise error
         if not stop.is_set():
-            raise RuntimeError("the work ended by itself")
+            raise RuntimeError("worker task exited unexpectedly")
     log.info("worker.stopped")
 
 
 def _force_exit() -> None:
-    log.warning("worker.cut_off", after_seconds=FORCED_EXIT_SECONDS)
+    log.warning("worker.forced_exit", after_seconds=FORCED_EXIT_SECONDS)
     exit_process(0)

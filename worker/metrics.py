@@ -41,35 +41,37 @@ class WorkerMetrics:
         GCCollector(registry=self.registry)
         self._activities = Counter(
             "berth_activity_attempts",
-            "Attempts of activities that ended: done, refused (a rule's no), failed, cancelled",
+            "Activity attempts by outcome: done, refused (rule violation), failed, cancelled",
             ["activity", "outcome"],
             registry=self.registry,
         )
         self._seconds = Histogram(
             "berth_activity_duration_seconds",
-            "Time one attempt of an activity took",
+            "Activity execution latency of one attempt",
             ["activity"],
             buckets=DURATION_BUCKETS,
             registry=self.registry,
         )
         self._schedule_to_start = Histogram(
             "berth_activity_schedule_to_start_seconds",
-            "Time from an attempt's schedule until a worker began with it",
+            "Activity schedule-to-start latency",
             ["queue"],
             buckets=DURATION_BUCKETS,
             registry=self.registry,
         )
         self._outbox_pending = Gauge(
-            "berth_outbox_pending", "Notices that are to be sent", ["channel"], registry=self.registry
+            "berth_outbox_pending", "Pending notifications", ["channel"], registry=self.registry
         )
         self._overdue = Gauge(
             "berth_outbox_oldest_due_age_seconds",
-            "How long the oldest notice that is due waits",
+            "Age of the oldest due notification",
             ["channel"],
             registry=self.registry,
         )
         self._undelivered_webhooks = Gauge(
-            "berth_webhooks_undelivered", "Webhooks that were recorded and not handed on", registry=self.registry
+            "berth_webhooks_undelivered",
+            "Recorded gateway events that no workflow has received",
+            registry=self.registry,
         )
 
     def record_activity(self, name: str, queue: str, outcome: str, seconds: float, waited: float) -> None:
@@ -92,7 +94,7 @@ class WorkerMetrics:
                 async with sessions() as session:
                     await self.refresh_backlog(session)
             except (SQLAlchemyError, OSError) as error:
-                log.warning("backlog.unseen", error=type(error).__name__)
+                log.warning("backlog.refresh_failed", error=type(error).__name__)
             await asyncio.sleep(BACKLOG_INTERVAL.total_seconds())
 
     def serve(self, host: str, port: int) -> None:

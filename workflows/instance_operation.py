@@ -1,4 +1,4 @@
-"""One order on a running instance: restart, stop, start, suspend, resume, resize, back up, delete."""
+"""One operation on an instance: restart, stop, start, suspend, resume, resize, back up, delete."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ class _OperationFailed(Exception):
 class InstanceOperation:
     """Returns how it ended, failures included. A deletion ends only when the cluster was verified clean.
 
-    The ``Subscription`` gives one order at a time; every step bears being repeated all the same.
+    The ``Subscription`` starts one operation at a time; every step is idempotent all the same.
     """
 
     @workflow.init
-    def __init__(self, order: OperationInput) -> None:
-        self._input = order
+    def __init__(self, command: OperationInput) -> None:
+        self._input = command
 
     @workflow.run
-    async def run(self, order: OperationInput) -> OperationOutcome:
-        if order.kind is OperationKind.DELETE:
+    async def run(self, command: OperationInput) -> OperationOutcome:
+        if command.kind is OperationKind.DELETE:
             return await self._run_to_completion(self._delete())
         try:
             instance = await self._execute()
@@ -139,20 +139,20 @@ class InstanceOperation:
             return DeletionOutcome(is_verified=False, blockers=failure_reason(error))
 
     async def _run_cluster_activity(self, step: Any, *, use_recorded_resources: bool = False) -> None:
-        order = self._input
+        command = self._input
         if use_recorded_resources:
-            order = OperationInput(
-                operation_id=order.operation_id,
-                instance_id=order.instance_id,
-                subscription_id=order.subscription_id,
-                organization_id=order.organization_id,
-                kind=order.kind,
-                actor=order.actor,
-                business_time=order.business_time,
+            command = OperationInput(
+                operation_id=command.operation_id,
+                instance_id=command.instance_id,
+                subscription_id=command.subscription_id,
+                organization_id=command.organization_id,
+                kind=command.kind,
+                actor=command.actor,
+                business_time=command.business_time,
             )
-        policy = policies.CLUSTER_WAIT if order.kind is OperationKind.BACKUP else policies.CLUSTER_CALL
+        policy = policies.CLUSTER_WAIT if command.kind is OperationKind.BACKUP else policies.CLUSTER_CALL
         try:
-            await workflow.execute_activity_method(step, order, task_queue=names.INFRASTRUCTURE_QUEUE, **policy)
+            await workflow.execute_activity_method(step, command, task_queue=names.INFRASTRUCTURE_QUEUE, **policy)
         except ActivityError as error:
             if is_cancelled_exception(error):
                 raise asyncio.CancelledError from error

@@ -12,7 +12,7 @@ with workflow.unsafe.imports_passed_through():
 @workflow.defn(name=names.INVOICE_RENDERING)
 class InvoiceRendering:
     @workflow.run
-    async def run(self, order: RenderInvoice) -> RenderedDocument:
+    async def run(self, command: RenderInvoice) -> RenderedDocument:
         return await workflow.execute_activity_method(
-            DocumentActivities.render_invoice, order, task_queue=names.NOTIFICATIONS_QUEUE, **policies.RENDER_DOCUMENT
+            DocumentActivities.render_invoice, command, task_queue=names.NOTIFICATIONS_QUEUE, **policies.RENDER_DOCUMENT
         )

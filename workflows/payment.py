@@ -64,9 +64,9 @@ class Payment:
         self._retry_at_next_poll = False
 
     @workflow.run
-    async def run(self, pay: PaymentInput) -> PaymentOutcome:
+    async def run(self, input: PaymentInput) -> PaymentOutcome:
         if not self._events:
-            await (self._poll_gateway() if pay.is_recorded else self._charge())
+            await (self._poll_gateway() if input.is_recorded else self._charge())
         while True:
             while self._error is None and (self._events or not self._is_final()):
                 await self._run_next_step()
@@ -80,7 +80,7 @@ class Payment:
         """Wait for the first outcome that the caller of the payment acts on.
 
         Raises:
-            ApplicationError: ``PAYMENT_DECLINED`` with ``decline_code`` and ``payment_id``, or the order's refusal.
+            ApplicationError: ``PAYMENT_DECLINED`` with ``decline_code`` and ``payment_id``, or why it was rejected.
         """
         await workflow.wait_condition(lambda: self._error is not None or self._progress is not None)
         if self._error is not None:
@@ -143,7 +143,7 @@ class Payment:
             await self._wait_or_poll()
 
     async def _wait_or_poll(self) -> None:
-        """Wait for a fact or an order; ask the gateway when none came in time."""
+        """Wait for a gateway event or a command; poll the gateway when none came in time."""
         since = self._status_since
         due = next_poll_at(since, self._poll_count)
         expiry = since + CUSTOMER_ACTION_TIMEOUT if self._requires_customer_action() else None
@@ -164,7 +164,7 @@ class Payment:
     async def _poll_gateway(self) -> None:
         self._poll_count += 1
         self._retry_at_next_poll = False
-        command = PollPayment(pay=self._input, is_abandoned=self._is_abandoned, now=self._business_time())
+        command = PollPayment(input=self._input, is_abandoned=self._is_abandoned, now=self._business_time())
         try:
             progress = await workflow.execute_activity_method(PaymentActivities.poll, command, **policies.GATEWAY)
         except ActivityError as error:
@@ -176,7 +176,7 @@ class Payment:
 
     async def _apply_gateway_event(self, event: GatewayEvent) -> None:
         command = ApplyGatewayEvent(
-            payment_id=self._input.payment_id, event=event, abandoned=self._is_abandoned, now=self._business_time()
+            payment_id=self._input.payment_id, event=event, is_abandoned=self._is_abandoned, now=self._business_time()
         )
         try:
             progress = await workflow.execute_activity_method(
@@ -279,6 +279,6 @@ class Payment:
             return self._outcome_for_parent or self._outcome()
         if workflow.info().parent is None:
             raise self._error
-        # The waiting workflow gets an outcome: a rejected order is a payment that was cancelled.
+        # The waiting workflow gets an outcome: a rejected command is a payment that was cancelled.
         code = (self._error.type or "refused").lower()
         return PaymentOutcome(payment_id=self._input.payment_id, status=PaymentStatus.FAILED, decline_code=code)

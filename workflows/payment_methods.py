@@ -48,7 +48,7 @@ class PaymentMethodSetup:
 @workflow.defn(name=names.PAYMENT_METHOD_DEFAULT)
 class PaymentMethodDefault:
     @workflow.run
-    async def run(self, order: MakePaymentMethodDefault) -> None:
+    async def run(self, command: MakePaymentMethodDefault) -> None:
         """Charge this card first from now on, and let open debts try it at once.
 
         Raises:
@@ -56,19 +56,21 @@ class PaymentMethodDefault:
         """
         try:
             past_due_subscription_ids = await workflow.execute_activity_method(
-                PaymentMethodActivities.set_default, SetDefault(order=order, now=workflow.now()), **policies.DATABASE
+                PaymentMethodActivities.set_default,
+                SetDefault(command=command, now=workflow.now()),
+                **policies.DATABASE,
             )
         except ActivityError as error:
             raise from_activity_error(error) from error
         await signal_past_due_subscriptions(
-            past_due_subscription_ids, order.payment_method_id, FundsKind.PAYMENT_METHOD
+            past_due_subscription_ids, command.payment_method_id, FundsKind.PAYMENT_METHOD
         )
 
 
 @workflow.defn(name=names.PAYMENT_METHOD_REMOVAL)
 class PaymentMethodRemoval:
     @workflow.run
-    async def run(self, order: RemovePaymentMethod) -> None:
+    async def run(self, command: RemovePaymentMethod) -> None:
         """Take the card off file, and let open debts try the backup that becomes the default at once.
 
         Raises:
@@ -77,11 +79,11 @@ class PaymentMethodRemoval:
         try:
             past_due_subscription_ids = await workflow.execute_activity_method(
                 PaymentMethodActivities.detach,
-                DetachPaymentMethod(command=order, now=workflow.now()),
+                DetachPaymentMethod(command=command, now=workflow.now()),
                 **policies.GATEWAY,
             )
         except ActivityError as error:
             raise from_activity_error(error) from error
         await signal_past_due_subscriptions(
-            past_due_subscription_ids, order.payment_method_id, FundsKind.PAYMENT_METHOD
+            past_due_subscription_ids, command.payment_method_id, FundsKind.PAYMENT_METHOD
         )

@@ -34,13 +34,13 @@ class Provisioning:
     """
 
     @workflow.init
-    def __init__(self, order: ProvisioningInput) -> None:
-        self._input = order
+    def __init__(self, command: ProvisioningInput) -> None:
+        self._input = command
         self._saga = Saga()
         self._rollback_verified = True
 
     @workflow.run
-    async def run(self, order: ProvisioningInput) -> ProvisioningOutcome:
+    async def run(self, command: ProvisioningInput) -> ProvisioningOutcome:
         try:
             async with self._saga as saga:
                 saga.add_compensation(self._roll_back)

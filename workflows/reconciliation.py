@@ -34,9 +34,12 @@ class OrphanCleanup:
     """Deletes from the cluster what is left of deleted and failed instances."""
 
     @workflow.run
-    async def run(self, order: CleanUpOrphans) -> OrphanCleanupOutcome:
+    async def run(self, command: CleanUpOrphans) -> OrphanCleanupOutcome:
         collected = await workflow.execute_activity_method(
-            ClusterActivities.clean_up_orphans, order, task_queue=names.INFRASTRUCTURE_QUEUE, **policies.ORPHAN_CLEANUP
+            ClusterActivities.clean_up_orphans,
+            command,
+            task_queue=names.INFRASTRUCTURE_QUEUE,
+            **policies.ORPHAN_CLEANUP,
         )
         if collected.unknown or collected.paused:
             workflow.upsert_search_attributes([names.NEEDS_ATTENTION_KEY.value_set(True)])
@@ -46,23 +49,23 @@ class OrphanCleanup:
 @workflow.defn(name=names.RECONCILIATION)
 class Reconciliation:
     @workflow.run
-    async def run(self, order: ReconciliationInput) -> ReconciliationOutcome:
+    async def run(self, command: ReconciliationInput) -> ReconciliationOutcome:
         delivered = await self._deliver_pending_webhooks()
-        audit = LedgerAudit(balance_mismatches=0, unbalanced=0)
-        if order.audit_ledger:
+        audit = LedgerAudit(balance_mismatches=0, unbalanced_transactions=0)
+        if command.audit_ledger:
             audit = await workflow.execute_activity_method(
                 ReconciliationActivities.audit_ledger, AuditLedger(now=workflow.now()), **policies.RECONCILIATION
             )
         payments = subscriptions = 0
-        if order.restart_lost_workflows:
+        if command.restart_lost_workflows:
             # Payments first: a subscription that is started below takes over its own.
-            payments = await self._restart(ReconciliationActivities.restart_payments, order.max_restarts)
-            subscriptions = await self._restart(ReconciliationActivities.restart_subscriptions, order.max_restarts)
+            payments = await self._restart(ReconciliationActivities.restart_payments, command.max_restarts)
+            subscriptions = await self._restart(ReconciliationActivities.restart_subscriptions, command.max_restarts)
         if not audit.is_balanced or payments or subscriptions:
             workflow.upsert_search_attributes([names.NEEDS_ATTENTION_KEY.value_set(True)])
         return ReconciliationOutcome(
             balance_mismatches=audit.balance_mismatches,
-            unbalanced_transactions=audit.unbalanced,
+            unbalanced_transactions=audit.unbalanced_transactions,
             webhooks_delivered=delivered,
             payments_restarted=payments,
             subscriptions_restarted=subscriptions,

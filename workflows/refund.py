@@ -19,20 +19,20 @@ with workflow.unsafe.imports_passed_through():
 @workflow.defn(name=names.REFUND)
 class Refund:
     @workflow.init
-    def __init__(self, order: RefundInput) -> None:
+    def __init__(self, command: RefundInput) -> None:
         self._outcome: RefundOutcome | None = None
         self._error: ApplicationError | None = None
 
     @workflow.run
-    async def run(self, order: RefundInput) -> RefundOutcome:
+    async def run(self, command: RefundInput) -> RefundOutcome:
         """Reserve, have the gateway give back, and follow until it says that it did or did not.
 
         Raises:
-            ApplicationError: the order was refused; nothing was written.
+            ApplicationError: the request was rejected; nothing was written.
         """
         try:
             outcome = await workflow.execute_activity_method(
-                RefundActivities.reserve, ReserveRefund(command=order, now=workflow.now()), **policies.DATABASE
+                RefundActivities.reserve, ReserveRefund(command=command, now=workflow.now()), **policies.DATABASE
             )
         except ActivityError as error:
             self._error = from_activity_error(error)
@@ -42,7 +42,9 @@ class Refund:
         while outcome.status == RefundStatus.PENDING:
             try:
                 outcome = await workflow.execute_activity_method(
-                    RefundActivities.send, SendRefund(refund_id=order.refund_id, now=workflow.now()), **policies.GATEWAY
+                    RefundActivities.send,
+                    SendRefund(refund_id=command.refund_id, now=workflow.now()),
+                    **policies.GATEWAY,
                 )
             except ActivityError as error:
                 if is_cancelled_exception(error):
@@ -53,7 +55,7 @@ class Refund:
                 await self._sleep_until(next_poll_at(since, polls))
                 polls += 1
         self._outcome = outcome
-        await signal_past_due_subscriptions(outcome.past_due_subscription_ids, order.refund_id, FundsKind.CREDIT)
+        await signal_past_due_subscriptions(outcome.past_due_subscription_ids, command.refund_id, FundsKind.CREDIT)
         await workflow.wait_condition(workflow.all_handlers_finished)
         return outcome
 
@@ -62,7 +64,7 @@ class Refund:
         """Wait for the gateway's first answer, which may be that the refund is pending.
 
         Raises:
-            ApplicationError: the order was refused; nothing was written.
+            ApplicationError: the request was rejected; nothing was written.
         """
         await workflow.wait_condition(lambda: self._outcome is not None or self._error is not None)
         if self._outcome is None:

@@ -325,7 +325,9 @@ class ChangeSet:
                 await session.execute(_WRITE_CREDITS, {"rows": orjson.dumps([credits]).decode()})
         except IntegrityError as error:
             if is_overdraft(error):
-                raise RuleViolation(ErrorCode.INSUFFICIENT_FUNDS, "The wallet does not cover this.") from error
+                raise RuleViolation(
+                    ErrorCode.INSUFFICIENT_FUNDS, "The wallet balance is insufficient. Top up first."
+                ) from error
             raise
         self._rows.clear()
         self._columns.clear()

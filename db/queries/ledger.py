@@ -105,7 +105,7 @@ async def post_transaction(
         await session.execute(insert(LedgerEntryRow).values(rows))
     except IntegrityError as error:
         if is_overdraft(error):
-            raise RuleViolation(ErrorCode.INSUFFICIENT_FUNDS, "The account does not hold this amount.") from error
+            raise RuleViolation(ErrorCode.INSUFFICIENT_FUNDS, "The balance is insufficient.") from error
         raise
     return True
 

@@ -43,7 +43,7 @@ async def create_or_lock_payment(session: AsyncSession, values: dict[str, Any]) 
         await session.execute(insert(Payment).values(values).on_conflict_do_nothing(index_elements=[Payment.id]))
     except IntegrityError as error:
         if violated_constraint(error) == "uq_payments_one_in_flight_per_invoice":
-            raise RuleViolation(ErrorCode.CONFLICT, "Another payment of this invoice is in flight.") from error
+            raise RuleViolation(ErrorCode.CONFLICT, "Another payment of this invoice is in progress.") from error
         raise
     return await session.get_one(Payment, values["id"], with_for_update=_NO_KEY_UPDATE)
 

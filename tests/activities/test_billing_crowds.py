@@ -200,7 +200,7 @@ async def test_one_accounts_renewals_top_ups_and_orders_at_once_never_deadlock(b
         await billing.subscription_activities.abort_order(
             AbortOrder(
                 subscription_id=waiting[n].order.subscription_id,
-                state=SubscriptionStatus.CANCELLED,
+                status=SubscriptionStatus.CANCELLED,
                 reason="",
                 actor=USER,
                 now=ORDERED_AT,

@@ -86,7 +86,7 @@ async def test_an_order_that_ends_gives_coupon_credit_and_host_name_back(billing
         command = billing.create_command(coupon="WELCOME")
         await billing.assert_idempotent(billing.subscription_activities.record_order, command)
         close = AbortOrder(
-            subscription_id=command.order.subscription_id, state=ending, reason="no", actor=USER, now=ORDERED_AT
+            subscription_id=command.order.subscription_id, status=ending, reason="no", actor=USER, now=ORDERED_AT
         )
         if ending is SubscriptionStatus.FAILED:
             secured = StartProvisioning(

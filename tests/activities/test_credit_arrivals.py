@@ -245,7 +245,7 @@ async def aborted_order(billing: BillingFixture, gateway: StripeGateway) -> Arri
     await remove_cards(billing)
     abort = AbortOrder(
         subscription_id=command.order.subscription_id,
-        state=SubscriptionStatus.EXPIRED,
+        status=SubscriptionStatus.EXPIRED,
         reason="declined",
         actor="platform",
         now=ORDERED_AT,
@@ -324,7 +324,7 @@ async def test_another_default_card_signals_each_debtor_oldest_debt_first(
         default_change_id="default", organization_id=ORGANIZATION, payment_method_id=backup, actor=USER
     )
     methods = GatewayPaymentMethodActivities(billing.sessions, {"stripe": gateway})
-    assert await run_activity(methods.set_default, SetDefault(order=command, now=ORDERED_AT)) == debtors
+    assert await run_activity(methods.set_default, SetDefault(command=command, now=ORDERED_AT)) == debtors
 
 
 @pytest.mark.parametrize("removes_default", [True, False])

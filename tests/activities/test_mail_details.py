@@ -83,3 +83,50 @@ def test_a_generic_decline_is_not_shown_as_a_code() -> None:
     text = rendered_text(NotificationKind.PAYMENT_FAILED, decline_code="generic_decline")
     assert "Your card was declined." in text
     assert "generic" not in text
+
+
+@pytest.mark.parametrize("decline_code", [None, "insufficient_funds"])
+@pytest.mark.parametrize("next_retry_at", [None, "2027-03-01T10:00:00Z"])
+def test_a_failed_payment_names_each_date_once_and_what_to_do(
+    decline_code: str | None, next_retry_at: str | None
+) -> None:
+    text = rendered_text(
+        NotificationKind.PAYMENT_FAILED,
+        amount=USD_45,
+        status="past_due",
+        decline_code=decline_code,
+        next_retry_at=next_retry_at,
+        suspends_at="2027-03-07T10:00:00Z",
+    )
+    assert text.count("7 March 2027") == 1
+    assert text.count("1 March 2027") == (1 if next_retry_at else 0)
+    assert text.count("US$45.00") == 1
+    assert "To pay now, top up or add" in text
+
+
+def test_an_order_names_what_the_first_period_costs_with_its_coupon() -> None:
+    first = {"amount_minor": 4050, "currency": "USD"}
+    text = rendered_text(
+        NotificationKind.SUBSCRIPTION_CREATED, amount=first, price=USD_45, coupon_code="WELCOME10", trial_days=0
+    )
+    assert "US$40.50 is charged when the service is ready" in text
+    assert "Price per period: US$45.00" in text
+    assert "Coupon: WELCOME10" in text
+    assert "First period: US$40.50" in text
+    plain = rendered_text(NotificationKind.SUBSCRIPTION_CREATED, amount=USD_45, price=USD_45, trial_days=0)
+    assert "US$45.00 is charged when the service is ready" in plain
+    assert "First period" not in plain
+
+
+def test_an_order_of_a_trial_is_not_said_to_be_charged_when_it_is_ready() -> None:
+    text = rendered_text(NotificationKind.SUBSCRIPTION_CREATED, amount=USD_45, price=USD_45, trial_days=14)
+    assert "Your free trial of 14 days starts when the service is ready." in text
+    assert "costs US$45.00" in text
+    assert "is charged" not in text
+
+
+def test_the_mail_of_a_cancelled_order_differs_from_that_of_a_cancelled_subscription() -> None:
+    assert "You were not charged." in rendered_text(NotificationKind.SUBSCRIPTION_CANCELLED)
+    text = rendered_text(NotificationKind.SUBSCRIPTION_CANCELLED, data_deletion_at="2027-03-07T10:00:00Z")
+    assert "You are not charged again." in text
+    assert text.count("7 March 2027") == 1

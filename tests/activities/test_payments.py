@@ -91,7 +91,7 @@ async def test_unknown_is_resolved_by_asking_the_gateway(payments: PaymentFixtur
     )
     assert lost.outcome.status is S.UNKNOWN
     progress = await run_activity(
-        payments.payment_activities.poll, PollPayment(pay=pay, is_abandoned=False, now=FIVE_MINUTES_LATER)
+        payments.payment_activities.poll, PollPayment(input=pay, is_abandoned=False, now=FIVE_MINUTES_LATER)
     )
     assert progress.outcome.status is S.SUCCEEDED
     assert await payments.balances() == (1500, 0)
@@ -103,7 +103,7 @@ async def test_unknown_that_never_reached_the_gateway_is_asked_again_with_its_ke
     pay = payments.payment_input()
     await run_activity(payments.payment_activities.mark_unknown, ChargePayment(input=pay, now=NOW))
     repeated = await run_activity(
-        payments.payment_activities.poll, PollPayment(pay=pay, is_abandoned=False, now=FIVE_MINUTES_LATER)
+        payments.payment_activities.poll, PollPayment(input=pay, is_abandoned=False, now=FIVE_MINUTES_LATER)
     )
     assert repeated.outcome.status is S.SUCCEEDED
     assert len(payments.charges(pay)) == 1
@@ -132,7 +132,7 @@ async def test_after_the_gateway_forgot_the_key_nothing_is_charged_blindly(payme
     await run_activity(payments.payment_activities.mark_unknown, ChargePayment(input=pay, now=NOW))
     await payments.rows("UPDATE payments SET gateway_requested_at = now() - interval '23 hours 1 minute' RETURNING id")
     over = await run_activity(
-        payments.payment_activities.poll, PollPayment(pay=pay, is_abandoned=False, now=FIVE_MINUTES_LATER)
+        payments.payment_activities.poll, PollPayment(input=pay, is_abandoned=False, now=FIVE_MINUTES_LATER)
     )
     assert (over.outcome.status, over.outcome.decline_code) == (S.FAILED, "never_reached_gateway")
     assert payments.charges(pay) == []
@@ -142,7 +142,7 @@ async def test_an_abandoned_payment_that_never_reached_the_gateway_is_cancelled(
     pay = await for_order(payments)
     await run_activity(payments.payment_activities.mark_unknown, ChargePayment(input=pay, now=NOW))
     over = await run_activity(
-        payments.payment_activities.poll, PollPayment(pay=pay, is_abandoned=True, now=FIVE_MINUTES_LATER)
+        payments.payment_activities.poll, PollPayment(input=pay, is_abandoned=True, now=FIVE_MINUTES_LATER)
     )
     assert over.outcome.status is S.CANCELLED
     assert payments.charges(pay) == []
@@ -256,7 +256,7 @@ async def test_a_webhook_before_our_commit_is_applied_once(payments: PaymentFixt
     )
     await run_activity(
         payments.payment_activities.apply_gateway_event,
-        ApplyGatewayEvent(payment_id=pay.payment_id, event=event, abandoned=False, now=FIVE_MINUTES_LATER),
+        ApplyGatewayEvent(payment_id=pay.payment_id, event=event, is_abandoned=False, now=FIVE_MINUTES_LATER),
     )
     assert await payments.balances() == (1500, 0)
     assert (

@@ -251,7 +251,7 @@ def test_times_are_shown_in_the_organizations_time_zone(renderer: MailRenderer) 
 @pytest.mark.parametrize(
     ("status", "expected"),
     [
-        ("past_due", "Your service keeps running for now."),
+        ("past_due", "Your service is suspended on 7 March 2027 unless the invoice is paid before then."),
         ("suspended", "Your service stays suspended"),
         ("paused", "Your trial has ended and the service is paused"),
     ],
@@ -259,7 +259,12 @@ def test_times_are_shown_in_the_organizations_time_zone(renderer: MailRenderer) 
 def test_a_failed_payment_mail_says_what_happens_to_the_service(
     renderer: MailRenderer, status: str, expected: str
 ) -> None:
-    context = {"subscription_id": "sub_1", "status": status, "next_retry_at": "2027-02-28T10:00:00+00:00"}
+    context = {
+        "subscription_id": "sub_1",
+        "status": status,
+        "next_retry_at": "2027-02-28T10:00:00+00:00",
+        "suspends_at": "2027-03-07T10:00:00+00:00",
+    }
     text = renderer.render("payment_failed", context, READER).text
     assert expected in " ".join(text.split())
 

@@ -99,7 +99,7 @@ class WorkerEnvironment:
             process.kill()
 
     async def ready(self, process: ChildProcess) -> None:
-        await wait_until(lambda: self.has_logged(process, "worker.ready"), description="the worker is ready")
+        await wait_until(lambda: self.has_logged(process, "worker.started"), description="the worker is ready")
 
     def has_logged(self, process: ChildProcess, event: str) -> bool:
         assert process.is_alive, process.log_tail(40)
@@ -155,14 +155,14 @@ async def stop_worker(process: ChildProcess) -> float:
 
 async def test_a_worker_without_its_servers_waits_and_can_be_stopped(environment: WorkerEnvironment) -> None:
     with environment.worker() as process:
-        await wait_until(lambda: environment.has_logged(process, "temporal.away"))
+        await wait_until(lambda: environment.has_logged(process, "temporal.unavailable"))
         assert "berth_outbox_pending" in await environment.metrics()
         assert await stop_worker(process) < STOP_TIMEOUT
 
 
 async def test_a_worker_starts_with_its_servers_and_survives_their_restarts(environment: WorkerEnvironment) -> None:
     with environment.worker() as process:
-        await wait_until(lambda: environment.has_logged(process, "temporal.away"))
+        await wait_until(lambda: environment.has_logged(process, "temporal.unavailable"))
         await asyncio.to_thread(environment.temporal.start)
         await environment.ready(process)
         # Without a database the drain fails and is retried.

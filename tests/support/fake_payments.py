@@ -69,10 +69,10 @@ class FakePayments(PaymentActivities):
             raise response
         return response
 
-    def _apply_status(self, fact: PaymentStatus, *, abandoned: bool = False) -> PaymentProgress:
+    def _apply_status(self, fact: PaymentStatus, *, is_abandoned: bool = False) -> PaymentProgress:
         before, self.status = self.status, apply_gateway_status(self.status, fact)
         if self.status is S.SUCCEEDED and before is not S.SUCCEEDED:
-            self.is_late = before in UNPAID_FINAL_STATUSES or abandoned
+            self.is_late = before in UNPAID_FINAL_STATUSES or is_abandoned
         if self.status is not S.PENDING:
             self.redirect_url = None
         money = self.status is S.SUCCEEDED and before is not S.SUCCEEDED
@@ -96,12 +96,12 @@ class FakePayments(PaymentActivities):
 
     @activity.defn(name="payments.poll")
     async def poll(self, command: PollPayment) -> PaymentProgress:
-        return self._apply_status(self._next_response("poll", command), abandoned=command.is_abandoned)
+        return self._apply_status(self._next_response("poll", command), is_abandoned=command.is_abandoned)
 
     @activity.defn(name="payments.apply_gateway_event")
     async def apply_gateway_event(self, command: ApplyGatewayEvent) -> PaymentProgress:
         self.applied_event_ids.append(command.event.event_id)
-        return self._apply_status(command.event.status, abandoned=command.abandoned)
+        return self._apply_status(command.event.status, is_abandoned=command.is_abandoned)
 
     @activity.defn(name="payments.capture")
     async def capture(self, command: CapturePayment) -> PaymentProgress:
@@ -110,7 +110,7 @@ class FakePayments(PaymentActivities):
     @activity.defn(name="payments.cancel")
     async def cancel(self, command: CancelPayment) -> PaymentProgress:
         response = self._next_response("cancel", command)
-        return self._apply_status(command.final_status if response is S.CANCELLED else response, abandoned=True)
+        return self._apply_status(command.final_status if response is S.CANCELLED else response, is_abandoned=True)
 
     @activity.defn(name="payments.mark_unknown")
     async def mark_unknown(self, command: ChargePayment) -> PaymentProgress:

@@ -133,7 +133,7 @@ class MoneyMachine(MoneySteps):
                 billing.subscription_activities.abort_order,
                 AbortOrder(
                     subscription_id=ordered.id,
-                    state=SubscriptionStatus.EXPIRED,
+                    status=SubscriptionStatus.EXPIRED,
                     reason="declined",
                     actor="platform",
                     now=ORDERED_AT,

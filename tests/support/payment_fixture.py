@@ -101,7 +101,7 @@ class PaymentFixture:
             status=status,
             amount=amount or pay.amount,
         )
-        return ApplyGatewayEvent(payment_id=pay.payment_id, event=event, abandoned=False, now=FIVE_MINUTES_LATER)
+        return ApplyGatewayEvent(payment_id=pay.payment_id, event=event, is_abandoned=False, now=FIVE_MINUTES_LATER)
 
     async def notifications(self, kind: str) -> list[dict[str, Any]]:
         return await self.rows("SELECT * FROM notifications WHERE kind = :kind ORDER BY occurred_at", kind=kind)

@@ -55,6 +55,8 @@ async def test_retries_then_suspension_on_day_seven_and_recovery_by_a_payment(
     await subscriptions.advance_to(subscription, due + 7 * DAY + timedelta(minutes=1))
     assert (await subscriptions.subscription(subscription))["status"] == "suspended"
     assert (await subscriptions.notification_kinds()).count("payment_failed") == 5
+    failures = await subscriptions.rows("SELECT template_context FROM notifications WHERE kind = 'payment_failed'")
+    assert {row["template_context"]["suspends_at"] for row in failures} == {(due + 7 * DAY).isoformat()}
     assert subscriptions.external.operations() == ["suspend"]
     await subscriptions.top_up(500, subscription)
     await subscriptions.wait_for_status(subscription, "active")
@@ -279,6 +281,8 @@ async def test_a_soft_decline_after_a_hard_one_neither_moves_the_grace_period_no
     await subscriptions.wait_for_charges(2)
     await subscriptions.wait_until_idle(subscription)
     assert [verb for verb, _ in subscriptions.external.calls].count("charge") == 2
+    failures = await subscriptions.rows("SELECT template_context FROM notifications WHERE kind = 'payment_failed'")
+    assert {row["template_context"]["suspends_at"][:10] for row in failures} == {f"{end + 7 * DAY:%Y-%m-%d}"}
     # Day 7 has the last retry and the suspension, counted from the due date.
     await subscriptions.advance_to(subscription, end + 7 * DAY + timedelta(minutes=5))
     assert [verb for verb, _ in subscriptions.external.calls].count("charge") == 3

@@ -94,6 +94,8 @@ class CollectInvoice:
 
     Attributes:
         scheduled: Whether the attempt counts in the dunning schedule; a customer's attempt does not.
+        next_retry_at: The time of the next retry, for the customer's mail.
+        suspends_at: The time of the suspension if the invoice stays unpaid, for the same mail.
         credit_only: No card is charged.
         excluded_payment_method_ids: Cards that were declined for good and are not charged.
     """
@@ -104,6 +106,7 @@ class CollectInvoice:
     actor: str
     now: datetime
     next_retry_at: datetime | None
+    suspends_at: datetime | None = None
     credit_only: bool = False
     excluded_payment_method_ids: list[str] = field(default_factory=list)
 
@@ -130,6 +133,7 @@ class RecordPaymentFailure:
 
     Attributes:
         next_retry_at: The time of the next retry, for the customer's mail.
+        suspends_at: The time of the suspension if the invoice stays unpaid, for the same mail.
         terms: Terms of the period that a draft starts, should credit that has arrived meanwhile pay it.
     """
 
@@ -140,6 +144,7 @@ class RecordPaymentFailure:
     next_retry_at: datetime | None
     now: datetime
     terms: PlanTerms | None = None
+    suspends_at: datetime | None = None
 
 
 class PlanChangeResult(StrEnum):

@@ -196,7 +196,7 @@ class ChargePayment:
 class PollPayment:
     """``is_abandoned``: no workflow waits for the payment: it must not be charged, and late money becomes credit."""
 
-    pay: PaymentInput
+    input: PaymentInput
     is_abandoned: bool
     now: datetime
 
@@ -207,7 +207,7 @@ class ApplyGatewayEvent:
 
     payment_id: str
     event: GatewayEvent
-    abandoned: bool
+    is_abandoned: bool
     now: datetime
 
 
@@ -302,7 +302,7 @@ class MakePaymentMethodDefault:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetDefault:
-    order: MakePaymentMethodDefault
+    command: MakePaymentMethodDefault
     now: datetime
 
 

@@ -41,14 +41,14 @@ class AuditLedger:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerAudit:
-    """``drifts`` counts balances that are not their entries' sum, ``unbalanced`` transactions that are not zero."""
+    """Counts of balances that differ from the sum of their entries, and of transactions that do not sum to zero."""
 
     balance_mismatches: int
-    unbalanced: int
+    unbalanced_transactions: int
 
     @property
     def is_balanced(self) -> bool:
-        return not self.balance_mismatches and not self.unbalanced
+        return not self.balance_mismatches and not self.unbalanced_transactions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -310,7 +310,7 @@ class AbortOrder:
     """Ends an order whose instance did not become ready: ``expired``, ``failed`` or ``cancelled``."""
 
     subscription_id: str
-    state: SubscriptionStatus
+    status: SubscriptionStatus
     reason: str
     actor: str
     now: datetime

@@ -45,11 +45,13 @@ def require_chargeable(amount: Money) -> None:
     smallest = MINIMUM_CHARGE.get(amount.currency)
     if smallest is None:
         raise RuleViolation(
-            ErrorCode.VALIDATION_ERROR, f"{amount.currency} is not taken.", {"field": "currency", "reason": "not taken"}
+            ErrorCode.VALIDATION_ERROR,
+            f"Unsupported currency: {amount.currency}.",
+            {"field": "currency", "reason": "unsupported"},
         )
     if amount.amount_minor < smallest:
         raise RuleViolation(
             ErrorCode.AMOUNT_TOO_SMALL,
-            "The amount is too small to be charged.",
+            "The amount is below the minimum of a card charge.",
             {"field": "amount_minor", "minimum_minor": str(smallest)},
         )

@@ -43,7 +43,9 @@ class Money:
 
     def _require_same_currency(self, other: Money) -> int:
         if other.currency != self.currency:
-            raise RuleViolation(ErrorCode.CURRENCY_MISMATCH, f"{self.currency} and {other.currency} do not add up.")
+            raise RuleViolation(
+                ErrorCode.CURRENCY_MISMATCH, f"Currency mismatch: {self.currency} and {other.currency}."
+            )
         return other.amount_minor
 
 

@@ -124,7 +124,9 @@ def decide_plan_change(facts: PlanChangeFacts, *, at: datetime, mode: PlanChange
             raise RuleViolation(ErrorCode.CONFLICT, "The subscription already has this plan.", target)
         return _quote_withdrawal(facts.current_plan.price, facts.period, facts.next_discount)
     if facts.target_service_id != facts.service_id:
-        raise RuleViolation(ErrorCode.CONFLICT, "The plan belongs to another service.", target)
+        raise RuleViolation(
+            ErrorCode.CONFLICT, "The plan belongs to another service. Choose a plan of the same service.", target
+        )
     if not facts.target_is_orderable:
         raise RuleViolation(ErrorCode.PLAN_UNAVAILABLE, "The plan is not available for new orders.", target)
     if facts.target_plan is None:

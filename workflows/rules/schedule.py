@@ -11,12 +11,12 @@ from workflows.rules.subscription import RENEWING_STATUSES, SubscriptionStatus
 
 
 class ActionKind(StrEnum):
-    START_PERIOD = "renew"
-    CANCEL_AT_PERIOD_END = "end"
-    RETRY_PAYMENT = "retry"
+    START_PERIOD = "start_period"
+    CANCEL_AT_PERIOD_END = "cancel_at_period_end"
+    RETRY_PAYMENT = "retry_payment"
     SUSPEND = "suspend"
-    CANCEL_UNPAID = "give_up"
-    DELETE_DATA = "delete"
+    CANCEL_UNPAID = "cancel_unpaid"
+    DELETE_DATA = "delete_data"
 
 
 DUNNING_ACTIONS = frozenset({ActionKind.RETRY_PAYMENT, ActionKind.SUSPEND, ActionKind.CANCEL_UNPAID})

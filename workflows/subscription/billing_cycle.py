@@ -151,6 +151,7 @@ async def collect(
                     actor=actor,
                     now=workflow.now(),
                     next_retry_at=context.next_retry_at(),
+                    suspends_at=context.suspends_at(),
                     credit_only=not may_charge,
                     excluded_payment_method_ids=[] if fail_if_unpaid else state.hard_declined_payment_method_ids,
                 ),

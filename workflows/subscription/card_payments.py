@@ -210,6 +210,7 @@ async def record_failure(
             payment_id=payment.payment_id,
             decline_code=payment.decline_code,
             next_retry_at=context.next_retry_at(),
+            suspends_at=context.suspends_at(),
             now=workflow.now(),
             terms=terms,
         ),

@@ -109,6 +109,13 @@ class SubscriptionContext:
         first = state.grace_started_at or workflow.now()
         return dunning.next_retry_at(state.terms.dunning_policy, first, state.retries_made)
 
+    def suspends_at(self) -> datetime | None:
+        """Return when the subscription is suspended if its invoice stays unpaid, None once it is."""
+        state = self.require_state()
+        if self.status is SubscriptionStatus.SUSPENDED:
+            return None
+        return dunning.suspends_at(state.terms.dunning_policy, state.grace_started_at or workflow.now())
+
     def clear_hard_decline(self) -> None:
         """Allow retries again. Those that were due while the card was hard-declined are skipped, not made up for: their
         delay is no platform downtime and must not extend the grace period.

@@ -35,7 +35,7 @@ async def cancel(context: SubscriptionContext, at: CancelAt, actor: str, reason:
 
 async def pause(context: SubscriptionContext, actor: str) -> None:
     """Pause; a cancellation at the end of the period is dropped."""
-    await change_status(context, SubscriptionStatus.PAUSED, "paused by the customer", actor)
+    await change_status(context, SubscriptionStatus.PAUSED, "requested by the customer", actor)
 
 
 async def set_cancel_at_period_end(

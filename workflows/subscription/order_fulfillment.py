@@ -199,7 +199,7 @@ class OrderFulfillment:
             SubscriptionActivities.abort_order,
             AbortOrder(
                 subscription_id=self._context.command.subscription_id,
-                state=self._abort.status,
+                status=self._abort.status,
                 reason=self._abort.reason,
                 actor=request.actor if request else PLATFORM_ACTOR,
                 now=workflow.now(),

@@ -34,21 +34,21 @@ async def execute(context: SubscriptionContext, reconciler: InstanceReconciler, 
         case ActionKind.RETRY_PAYMENT:
             await billing_cycle.collect(context, scheduled=True, actor=PLATFORM_ACTOR, action=action)
         case ActionKind.CANCEL_AT_PERIOD_END:
-            await _cancel_if_still_due(context, action, "the paid period has ended")
+            await _cancel_if_still_due(context, action, "the billing period ended")
         case ActionKind.CANCEL_UNPAID:
             await billing_cycle.collect(context, scheduled=False, actor=PLATFORM_ACTOR, action=action)
-            await _cancel_if_still_due(context, action, "the open invoice was not paid")
+            await _cancel_if_still_due(context, action, "the invoice is unpaid")
         case ActionKind.SUSPEND:
             async with context.state_lock:
                 if context.is_still_due(action):
                     await lifecycle.change_status(
-                        context, SubscriptionStatus.SUSPENDED, "the open invoice was not paid", PLATFORM_ACTOR
+                        context, SubscriptionStatus.SUSPENDED, "the invoice is unpaid", PLATFORM_ACTOR
                     )
         case ActionKind.DELETE_DATA:
             await reconciler.delete_instance()
             async with context.state_lock:
                 await lifecycle.change_status(
-                    context, SubscriptionStatus.TERMINATED, "the retention period is over", PLATFORM_ACTOR
+                    context, SubscriptionStatus.TERMINATED, "the data retention period ended", PLATFORM_ACTOR
                 )
 
 

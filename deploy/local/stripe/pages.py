@@ -80,7 +80,7 @@ def render_overview(
     ordered = ", ".join(str(fault["fault"]) for fault in faults) or "none"
     return _page(
         "Stripe sandbox",
-        f'<main><h1>Stripe sandbox</h1><p class="soft">Faults ordered: {escape(ordered)}. '
+        f'<main><h1>Stripe sandbox</h1><p class="soft">Configured faults: {escape(ordered)}. '
         f"Webhooks delivered: {delivered[0]} of {delivered[1]}.</p>"
         f"<h2>Charges</h2>{charge_table}<h2>Events</h2>{event_table}</main>",
     )

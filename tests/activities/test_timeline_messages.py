@@ -1,0 +1,63 @@
+"""Timeline messages are whole sentences, also where the customer gave no reason or ended it with a full stop."""
+
+from __future__ import annotations
+
+import pytest
+
+from activities.formatting import describe_decline
+from activities.subscription_transitions import status_message
+from tests.support.billing_commands import TEN_DAYS_AFTER_ORDER, change_status_command, top_up
+from tests.support.billing_fixture import BillingFixture
+from workflows.ports.subscription import SetCancelAtPeriodEnd
+from workflows.rules.subscription import SubscriptionStatus
+
+
+@pytest.mark.parametrize(
+    ("reason", "expected"),
+    [
+        ("", "Cancelled."),
+        (" ", "Cancelled."),
+        ("too expensive", "Cancelled: too expensive."),
+        ("Done.", "Cancelled: Done."),
+    ],
+)
+def test_a_status_message_ends_with_the_reason(reason: str, expected: str) -> None:
+    assert status_message(SubscriptionStatus.CANCELLED, reason) == expected
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("insufficient_funds", "insufficient funds"),
+        ("generic_decline", "the card was declined"),
+        (None, "the card was declined"),
+    ],
+)
+def test_a_decline_is_described_in_words(code: str | None, expected: str) -> None:
+    assert describe_decline(code) == expected
+
+
+async def test_a_withdrawn_cancellation_and_a_cancellation_are_messages_with_their_day(billing: BillingFixture) -> None:
+    await top_up(billing, 500)
+    ordered = await billing.create_active_subscription()
+    for cancels in (True, False):
+        command = SetCancelAtPeriodEnd(
+            subscription_id=ordered.command.subscription_id,
+            cancel_at_period_end=cancels,
+            pending_plan_id=None,
+            reason="",
+            actor="usr_1",
+            now=TEN_DAYS_AFTER_ORDER,
+        )
+        await billing.subscription_activities.set_cancel_at_period_end(command)
+    await billing.subscription_activities.change_status(change_status_command(ordered, SubscriptionStatus.CANCELLED))
+    rows = await billing.query(
+        "SELECT kind, message FROM timeline_events WHERE kind LIKE 'subscription.cancel%' ORDER BY id"
+    )
+    end = ordered.period.end
+    assert [row["message"] for row in rows[:2]] == [
+        f"Cancellation scheduled for {end.day} {end:%B} {end.year}.",
+        "Scheduled cancellation withdrawn: the subscription continues.",
+    ]
+    assert rows[2]["message"].startswith("Cancelled")
+    assert rows[2]["message"].endswith(".")
