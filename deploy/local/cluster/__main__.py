@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import gc
 import logging
-import signal
 from pathlib import Path
 
 from deploy.local.cluster import SimulatedCluster
+from deploy.local.server_process import run_server
 
 
 def _arguments() -> argparse.Namespace:
@@ -23,34 +22,23 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-async def serve(arguments: argparse.Namespace) -> None:
-    """Serve until SIGINT or SIGTERM."""
-    ended = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, ended.set)
-    cluster = SimulatedCluster(
-        state_dir=arguments.state,
-        host=arguments.host,
-        port=arguments.port,
-        kubeconfig_path=arguments.kubeconfig,
-        speed=arguments.speed,
-        nodes=arguments.nodes,
-    )
-    async with cluster:
-        print(f"simulated cluster on {cluster.url}, kubeconfig {cluster.kubeconfig_path}", flush=True)
-        await ended.wait()
-
-
 def main() -> None:
     # Tens of thousands of objects live long: collecting after every 700 new ones costs more than it frees.
     gc.set_threshold(50_000, 20, 50)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    try:
-        asyncio.run(serve(_arguments()))
-    except OSError as exc:
-        # Most often the port is taken.
-        raise SystemExit(f"simulated cluster: {exc}") from exc
+    arguments = _arguments()
+    run_server(
+        "simulated cluster",
+        lambda: SimulatedCluster(
+            state_dir=arguments.state,
+            host=arguments.host,
+            port=arguments.port,
+            kubeconfig_path=arguments.kubeconfig,
+            speed=arguments.speed,
+            nodes=arguments.nodes,
+        ),
+        lambda cluster: f"simulated cluster on {cluster.url}, kubeconfig {cluster.kubeconfig_path}",
+    )
 
 
 if __name__ == "__main__":

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import logging
-import signal
-import sys
 from pathlib import Path
 
 from deploy.local.mailbox.mailbox import Mailbox
+from deploy.local.server_process import run_server
 
 
 def _arguments() -> argparse.Namespace:
@@ -20,26 +18,14 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-async def _serve(arguments: argparse.Namespace) -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    async with Mailbox(
-        state_dir=arguments.state, http_port=arguments.http_port, smtp_port=arguments.smtp_port
-    ) as mailbox:
-        sys.stdout.write(f"mailbox on {mailbox.http_url}, SMTP on {mailbox.smtp_host}:{mailbox.smtp_port}\n")
-        sys.stdout.flush()
-        await stop.wait()
-
-
 def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    try:
-        asyncio.run(_serve(_arguments()))
-    except OSError as error:
-        # Most often the port is taken.
-        raise SystemExit(f"mailbox: {error}") from error
+    arguments = _arguments()
+    run_server(
+        "mailbox",
+        lambda: Mailbox(state_dir=arguments.state, http_port=arguments.http_port, smtp_port=arguments.smtp_port),
+        lambda mailbox: f"mailbox on {mailbox.http_url}, SMTP on {mailbox.smtp_host}:{mailbox.smtp_port}",
+    )
 
 
 if __name__ == "__main__":

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import logging
-import signal
-import sys
 from pathlib import Path
 
+from deploy.local.server_process import run_server
 from deploy.local.stripe.sandbox import DEFAULT_WEBHOOK_EVENTS, StripeSandbox
 
 
@@ -23,31 +21,21 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-async def _serve(arguments: argparse.Namespace) -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    async with StripeSandbox(
-        webhook_url=arguments.webhook_url,
-        webhook_secret=arguments.webhook_secret,
-        state_dir=arguments.state,
-        port=arguments.port,
-        api_key=arguments.api_key,
-        events=tuple(arguments.webhook_event or DEFAULT_WEBHOOK_EVENTS),
-    ) as sandbox:
-        sys.stdout.write(f"stripe sandbox on {sandbox.url}\n")
-        sys.stdout.flush()
-        await stop.wait()
-
-
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    try:
-        asyncio.run(_serve(_arguments()))
-    except OSError as error:
-        # Most often the port is taken.
-        raise SystemExit(f"stripe sandbox: {error}") from error
+    arguments = _arguments()
+    run_server(
+        "stripe sandbox",
+        lambda: StripeSandbox(
+            webhook_url=arguments.webhook_url,
+            webhook_secret=arguments.webhook_secret,
+            state_dir=arguments.state,
+            port=arguments.port,
+            api_key=arguments.api_key,
+            events=tuple(arguments.webhook_event or DEFAULT_WEBHOOK_EVENTS),
+        ),
+        lambda sandbox: f"stripe sandbox on {sandbox.url}",
+    )
 
 
 if __name__ == "__main__":

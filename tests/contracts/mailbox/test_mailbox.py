@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import smtplib
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -20,7 +18,8 @@ import pytest
 
 from deploy.local.mailbox import Mailbox
 from deploy.ports import free_ports
-from tests.support.wait import scale_timeout, wait_until_sync
+from tests.support.http_process import HttpProcess
+from tests.support.wait import scale_timeout
 
 
 @pytest.fixture
@@ -163,28 +162,12 @@ async def test_many_senders_at_once(box: Mailbox) -> None:
     assert len({mail["to"] for mail in await box.messages()}) == 50
 
 
-class MailboxProcess:
-    """`python -m deploy.local.mailbox` as the stack starts it."""
-
+class MailboxProcess(HttpProcess):
     def __init__(self, state: Path) -> None:
         http_port, self.smtp_port = free_ports(2)
-        self.url = f"http://127.0.0.1:{http_port}"
-        command = [sys.executable, "-m", "deploy.local.mailbox", "--state", str(state)]
-        command += ["--http-port", str(http_port), "--smtp-port", str(self.smtp_port)]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-
-        def is_serving() -> bool:
-            assert self.process.poll() is None
-            try:
-                return httpx.get(f"{self.url}/health").status_code == 200
-            except httpx.TransportError:
-                return False
-
-        wait_until_sync(is_serving)
-
-    def end(self, number: int) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(timeout=10)
+        ports = ("--http-port", str(http_port), "--smtp-port", str(self.smtp_port))
+        log = state.with_name(f"{state.name}.log")
+        super().__init__("deploy.local.mailbox", "--state", str(state), *ports, port=http_port, log=log)
 
 
 def test_an_acknowledged_mail_survives_kill_9(tmp_path: Path) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,40 +15,19 @@ import stripe
 from deploy.local.stripe import StripeSandbox
 from deploy.ports import free_ports
 from tests.contracts.stripe.support import KEY, SECRET, WebhookReceiver, client
-from tests.support.wait import scale_timeout, wait_until, wait_until_sync
+from tests.support.http_process import HttpProcess
+from tests.support.wait import scale_timeout, wait_until
 
 # stripe 16 hands httpx its form bodies in a way that httpx 0.28 has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 
-class SandboxProcess:
-    """`python -m deploy.local.stripe` as the stack starts it."""
-
+class SandboxProcess(HttpProcess):
     def __init__(self, state: Path, webhook_url: str | None = None) -> None:
         (port,) = free_ports(1)
-        self.url = f"http://127.0.0.1:{port}"
-        command = [sys.executable, "-m", "deploy.local.stripe", "--port", str(port), "--state", str(state)]
-        command += ["--webhook-secret", SECRET, *(["--webhook-url", webhook_url] if webhook_url else [])]
-        with (state.parent / "log").open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log)
-
-        def is_serving() -> bool:
-            assert self.process.poll() is None
-            try:
-                return httpx.get(f"{self.url}/health").status_code == 200
-            except httpx.TransportError:
-                return False
-
-        try:
-            wait_until_sync(is_serving)
-        except BaseException:
-            self.process.kill()
-            self.process.wait()
-            raise
-
-    def end(self, number: int) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(timeout=10)
+        webhook = ("--webhook-secret", SECRET, *(("--webhook-url", webhook_url) if webhook_url else ()))
+        arguments = ("--port", str(port), "--state", str(state), *webhook)
+        super().__init__("deploy.local.stripe", *arguments, port=port, log=state.parent / "log")
 
 
 @pytest.mark.scenario("B23")
