@@ -58,12 +58,14 @@ async def collect_invoice(
             "payment.failed", "Payment failed: insufficient funds and no card to charge.", ref=invoice.id
         )
         if command.scheduled:
+            suspends_now = command.suspends_at is not None and command.suspends_at <= command.now
             context = notification_context(
                 subscription,
                 amount=invoice.due,
                 invoice_id=invoice.id,
                 next_retry_at=command.next_retry_at,
-                suspends_at=command.suspends_at,
+                suspends_at=None if suspends_now else command.suspends_at,
+                suspends_now=suspends_now,
                 status=subscription.status,
             )
             changes.enqueue_notification(NotificationKind.PAYMENT_FAILED, context)

@@ -33,6 +33,7 @@ class ContextFields(TypedDict, total=False):
     reason: str
     status: str
     suspends_at: datetime | None
+    suspends_now: bool
     trial_days: int
     trial_end: datetime | None
 

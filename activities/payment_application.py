@@ -135,13 +135,15 @@ async def _record_failure(
     is_trial_end = (
         invoice.billing_reason is BillingReason.TRIAL_END and subscription.status is SubscriptionStatus.TRIALING
     )
+    suspends_now = not is_trial_end and command.suspends_at is not None and command.suspends_at <= command.now
     context = notification_context(
         subscription,
         amount=invoice.due,
         invoice_id=invoice.id,
         decline_code=command.decline_code,
         next_retry_at=command.next_retry_at,
-        suspends_at=None if is_trial_end else command.suspends_at,
+        suspends_at=None if is_trial_end or suspends_now else command.suspends_at,
+        suspends_now=suspends_now,
         status=SubscriptionStatus.PAUSED if is_trial_end else subscription.status,
     )
     if invoice.status is InvoiceStatus.DRAFT:

@@ -72,7 +72,7 @@ async def test_a_first_invoice_that_credit_and_a_card_paid_names_both(billing: B
     payment_method_id = await insert_payment_method(billing.sessions)
     ordered, outcome = await start_first_period_with_card(billing)
     await apply_order_payment(billing, ordered, outcome, payment_method_id)
-    assert await payment_summary(billing, outcome.invoice_id) == "Account credit, Visa ending in 4242"
+    assert await payment_summary(billing, outcome.invoice_id) == "Wallet, Visa ending in 4242"
     assert await covered(billing, outcome.invoice_id) == {"wallet": 200, "card": 300}
 
 
@@ -91,7 +91,7 @@ async def test_an_invoice_that_the_wallet_paid_names_no_card_whose_money_came_to
     )
     await billing.billing_activities.apply_card_payment(command)
     assert await billing.balance() == 500
-    assert await payment_summary(billing, outcome.invoice_id) == "Account credit"
+    assert await payment_summary(billing, outcome.invoice_id) == "Wallet"
     assert await covered(billing, outcome.invoice_id) == {"wallet": 500}
     assert [payment.id for payment in (await explain(billing, outcome.invoice_id)).payments] == ["pay_1"]
 
@@ -107,6 +107,6 @@ async def test_carried_debt_is_not_account_credit_until_credit_paid_it(billing: 
     assert await covered(billing, first["id"]) == {"debt": 20}
     await top_up(billing, 520)
     renewed = await billing.billing_activities.start_period(billing.start_period_command(ordered))
-    assert await payment_summary(billing, first["id"]) == "Account credit"
+    assert await payment_summary(billing, first["id"]) == "Wallet"
     assert await covered(billing, first["id"]) == {"wallet": 20}
     assert await covered(billing, renewed.invoice_id) == {"wallet": 500}

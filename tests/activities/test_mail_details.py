@@ -130,3 +130,22 @@ def test_the_mail_of_a_cancelled_order_differs_from_that_of_a_cancelled_subscrip
     text = rendered_text(NotificationKind.SUBSCRIPTION_CANCELLED, data_deletion_at="2027-03-07T10:00:00Z")
     assert "You are not charged again." in text
     assert text.count("7 March 2027") == 1
+
+
+def test_the_last_failed_payment_says_that_the_service_is_suspended_now() -> None:
+    text = rendered_text(
+        NotificationKind.PAYMENT_FAILED, status="past_due", decline_code="generic_decline", suspends_now=True
+    )
+    assert "This was the last attempt, so your service is suspended now." in text
+    assert "To restart the service, top up or add a card." in text
+    assert "charged again" not in text
+
+
+def test_a_scheduled_cancellation_names_how_to_resume() -> None:
+    text = rendered_text(NotificationKind.SUBSCRIPTION_CANCELLED, cancel_at_period_end=True)
+    assert "Resume: POST" in text
+
+
+@pytest.mark.parametrize("kind", [NotificationKind.SUBSCRIPTION_EXPIRING, NotificationKind.TOP_UP_RECEIPT])
+def test_the_brand_of_a_card_is_capitalized(kind: NotificationKind) -> None:
+    assert "Visa ending in 4242" in rendered_text(kind, brand="visa", last4="4242")

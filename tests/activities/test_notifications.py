@@ -289,7 +289,7 @@ async def test_a_receipt_brings_the_invoice(notifications: NotificationFixture, 
     mail = await received(mailbox)
     body = mail.get_body(("plain",))
     assert body is not None
-    assert "Paid with: Account credit" in body.get_content()
+    assert "Paid with: Wallet" in body.get_content()
     (attachment,) = mail.iter_attachments()
     content = attachment.get_content()
     assert (attachment.get_filename(), attachment.get_content_type()) == ("BERTH-2027-000001.pdf", "application/pdf")

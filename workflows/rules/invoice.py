@@ -85,7 +85,7 @@ class InvoiceSource:
 
 
 def payment_summary(sources: Sequence[InvoiceSource]) -> str | None:
-    """Return what a paid invoice says paid it, for example "Account credit, Visa ending in 4242".
+    """Return what a paid invoice says paid it, for example "Wallet, Visa ending in 4242".
 
     A refunded source is still named, because it paid. Carried debt is named only until it is paid.
 
@@ -96,7 +96,7 @@ def payment_summary(sources: Sequence[InvoiceSource]) -> str | None:
     cards = sorted({source.card or "card" for source in named if source.source is AllocationSource.PAYMENT})
     is_credit = any(source.source in _CREDIT_SOURCES for source in named)
     is_carried = any(source.source is AllocationSource.DEBT for source in named)
-    names = [*["account credit"] * is_credit, *cards, *["carried to the next payment"] * is_carried]
+    names = [*["wallet"] * is_credit, *cards, *["carried to the next payment"] * is_carried]
     summary = ", ".join(names)
     return summary[:1].upper() + summary[1:] or None
 
