@@ -21,7 +21,7 @@ from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, 
 
 from db.queries.catalogue import plan_id
 from tests.bench import bare, renewals
-from tests.bench.driver import recorded_statements
+from tests.bench.driver import each_statement, recorded_statements
 from tests.bench.ground import API_ROLE, PLAN, WALLET_MINOR, WORKER_ROLE, Ground, Running
 from tests.bench.hand import Hand, runner
 from tests.bench.results import Figure, Rule, percentile
@@ -225,7 +225,7 @@ async def _rich(ground: Ground, api: ApiFixture) -> RegisteredUser:
 
 @dataclass(slots=True)
 class Statements:
-    """Statements and transactions that engines were asked for, by what asked."""
+    """Statements that the driver sent, and transactions that engines began, by what asked for them."""
 
     statements: Counter[str] = field(default_factory=Counter)
     transactions: Counter[str] = field(default_factory=Counter)
@@ -234,20 +234,18 @@ class Statements:
     def of(self, engine: AsyncEngine) -> Iterator[None]:
         """Count until the block is left, under the activity that runs."""
 
-        def executed(*_: Any) -> None:
-            self.statements[IN.get()] += 1
-
         def count_begin(*_: Any) -> None:
             self.transactions[IN.get()] += 1
 
-        listeners = (("before_cursor_execute", executed), ("begin", count_begin))
-        for event_name, listener in listeners:
-            event.listen(engine.sync_engine, event_name, listener)
+        def count_statement(statement: str) -> None:
+            self.statements[IN.get()] += statement not in ("BEGIN", "COMMIT")
+
+        event.listen(engine.sync_engine, "begin", count_begin)
         try:
-            yield
+            with each_statement(lambda statement, _: count_statement(statement)):
+                yield
         finally:
-            for event_name, listener in listeners:
-                event.remove(engine.sync_engine, event_name, listener)
+            event.remove(engine.sync_engine, "begin", count_begin)
 
 
 class _Named(Interceptor):
