@@ -11,6 +11,7 @@ from dataclasses import replace
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from activities.funding import FundingSplit
+from db.driver import DriverStatement, execute_together
 from db.queries import invoices
 from db.queries.change_set import ChangeSet
 from db.queries.invoices import Hold
@@ -27,8 +28,14 @@ async def place_hold(
     session: AsyncSession, changes: ChangeSet, subscription: LockedSubscription, funding: FundingSplit, dedup_key: str
 ) -> None:
     """Hold what credit contributes, and record what a card is charged beside it."""
-    await invoices.insert_hold(
-        session,
+    await execute_together(session, add_hold(changes, subscription, funding, dedup_key))
+
+
+def add_hold(
+    changes: ChangeSet, subscription: LockedSubscription, funding: FundingSplit, dedup_key: str
+) -> DriverStatement:
+    """Like ``place_hold``, for a caller that executes the returned statement before it writes ``changes``."""
+    statement = invoices.hold_insert(
         organization_id=subscription.organization_id,
         subscription_id=subscription.id,
         dedup_key=dedup_key,
@@ -44,6 +51,7 @@ async def place_hold(
             description="Held",
             ref=subscription.id,
         )
+    return statement
 
 
 def agreed_card_charge(hold: Hold | None) -> CardCharge | None:

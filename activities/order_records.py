@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import insert
-from sqlalchemy.ext.asyncio import AsyncSession
-
-from db.models.instances import Instance
-from db.models.subscriptions import Subscription
+from db.driver import DriverStatement
 from db.queries.locked_subscriptions import AvailableFunds, LockedSubscription, PlanWithPrice
+from db.queries.orders import order_insert
 from workflows.ports.subscription import RecordOrder
 from workflows.rules.ids import choose_host_label, to_dns_label
 from workflows.rules.instance import InstanceStatus
@@ -65,10 +62,8 @@ def build_subscription(
     )
 
 
-async def insert_subscription_and_instance(
-    session: AsyncSession, command: RecordOrder, plan: PlanWithPrice, subscription: LockedSubscription
-) -> None:
-    """Insert both rows of an order with one statement."""
+def build_order_insert(command: RecordOrder, plan: PlanWithPrice, subscription: LockedSubscription) -> DriverStatement:
+    """Return the statement that inserts both rows of an order."""
     discount = subscription.discount
     subscription_row = {
         "id": subscription.id,
@@ -103,11 +98,7 @@ async def insert_subscription_and_instance(
         "memory_mib": plan.memory_mib,
         "storage_gib": plan.storage_gib,
         "replicas": plan.replicas,
-        "parameters": command.order.parameters,
-        # Hazard: beside a CTE the defaults of this model are not executed; without a value these are JSON null.
-        "entitlements": {},
-        "conditions": [],
+        "parameters": dict(command.order.parameters),
         "created_at": command.now,
     }
-    inserted = insert(Subscription).values(subscription_row).cte("inserted")
-    await session.execute(insert(Instance).values(instance_row).add_cte(inserted))
+    return order_insert(subscription_row, instance_row)

@@ -13,18 +13,18 @@ from temporalio import activity
 from activities import coupons, reminders
 from activities.formatting import format_date, timezone_or_utc
 from activities.funding import FundingSplit, card_charge_for, split_funding
-from activities.holds import ORDER_HOLD, place_hold, release_hold
+from activities.holds import ORDER_HOLD, add_hold, release_hold
 from activities.invoice_allocations import reverse_all
 from activities.invoicing import format_money
 from activities.notification_context import ContextFields, notification_context
-from activities.order_records import build_subscription, insert_subscription_and_instance
+from activities.order_records import build_order_insert, build_subscription
 from activities.outcomes import committed_state, repeated_status_outcome, status_outcome
 from activities.plan_terms import build_plan_terms
 from activities.recorded_orders import replay_creation, to_recorded_order
 from activities.rule_errors import converts_rule_violations
 from activities.subscription_transitions import lock_subscription, new_change_set, status_message
 from db.errors import violated_constraint
-from db.queries import instances, invoices, locked_subscriptions
+from db.queries import instances, invoices, orders
 from db.queries import reminders as reminder_rows
 from db.queries.change_set import ChangeSet
 from db.queries.locked_subscriptions import AvailableFunds, LockedSubscription, PlanWithPrice
@@ -85,8 +85,10 @@ class PostgresSubscriptionActivities(SubscriptionActivities):
     @converts_rule_violations
     async def record_order(self, command: RecordOrder) -> CreateSubscriptionOutcome:
         try:
-            async with self._sessions.begin() as session:
-                return await self._record_order(session, command)
+            async with self._sessions() as session:
+                outcome = await self._record_order(session, command)
+                await session.commit()  # Sends nothing if the last statement was committed with its round trip.
+                return outcome
         except IntegrityError as error:
             code_and_message = _CONSTRAINT_ERRORS.get(violated_constraint(error))
             if code_and_message is None:
@@ -212,7 +214,7 @@ class PostgresSubscriptionActivities(SubscriptionActivities):
 
     async def _record_order(self, session: AsyncSession, command: RecordOrder) -> CreateSubscriptionOutcome:
         order = command.order
-        facts = await locked_subscriptions.load_order_facts(
+        facts = await orders.begin_order(
             session,
             organization_id=order.organization_id,
             subscription_id=order.subscription_id,
@@ -231,18 +233,17 @@ class PostgresSubscriptionActivities(SubscriptionActivities):
             )
         terms = build_plan_terms(plan, facts.timezone)
         _require_orderable(plan, facts.past_due_subscription_id)
-        # Lock balances before the coupon, as the end of an order does: otherwise two orders could deadlock.
-        funds = await locked_subscriptions.lock_funds(session, order.organization_id, plan.price.currency)
+        # The balances were locked before the coupon, as the end of an order does: otherwise two orders could deadlock.
         discount = await coupons.reserve_coupon(session, order, command.now)
         trial = plan.trial_days > 0
         first_charge = plan.price - discount_amount(plan.price, discount)
         due = Money(amount_minor=0, currency=plan.price.currency) if trial else first_charge
-        funding = _fund_first_period(order, due, funds, self._gateways)
+        funding = _fund_first_period(order, due, facts.funds, self._gateways)
         state = SubscriptionStatus.PROVISIONING if funding.covered else SubscriptionStatus.PENDING
         subscription = build_subscription(
-            command, plan, facts.timezone, state, discount, funds, base_domain=self._base_domain
+            command, plan, facts.timezone, state, discount, facts.funds, base_domain=self._base_domain
         )
-        await insert_subscription_and_instance(session, command, plan, subscription)
+        inserts = [build_order_insert(command, plan, subscription)]
         changes = ChangeSet(
             organization_id=order.organization_id,
             subscription_id=order.subscription_id,
@@ -263,15 +264,16 @@ class PostgresSubscriptionActivities(SubscriptionActivities):
         )
         changes.enqueue_notification(NotificationKind.SUBSCRIPTION_CREATED, context)
         if due:
-            await place_hold(session, changes, subscription, funding, ORDER_HOLD)
+            inserts.append(add_hold(changes, subscription, funding, ORDER_HOLD))
         if funding.covered:
             if due:
                 changes.add_timeline_event("payment.authorized", f"{format_money(due)} reserved for the first period.")
             changes.add_timeline_event(
                 "instance.provisioning", f"Setting up {plan.service_name}.", ref=order.instance_id
             )
-        await changes.write(session)
+        # Reads nothing: the subscription is not past due.
         committed = await committed_state(session, subscription, changes)
+        await changes.write_and_commit(session, *inserts)
         return CreateSubscriptionOutcome(
             state=committed, terms=terms, card=card_charge_for(funding), order=to_recorded_order(subscription)
         )

@@ -6,10 +6,10 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 from fastapi import Depends, Header, Request
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -25,6 +25,7 @@ from api.response_envelope import JsonResponse
 from api.tokens import Caller
 from db.queries import idempotency
 from db.queries.idempotency import KeyClaim, StoredResponse
+from db.reads import PreparedRead, SessionReader
 from workflows.rules.errors import RuleViolation
 from workflows.rules.ids import derive_id
 
@@ -36,6 +37,22 @@ WAIT_SECONDS = 4.0
 POLL_INTERVAL_SECONDS = 0.05
 CACHEABLE_ERROR_STATUSES = frozenset({402, 403, 404, 409, 410, 422})
 """Errors that a retry would not change, if they are final. After any other (401, 429, 5xx) a retry does the work."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedByRead(Generic[P]):
+    """A preparation that reads once: the read shares a round trip with the claim of the key.
+
+    Attributes:
+        prepare: Returns what the work needs, from the rows that were read.
+    """
+
+    read: PreparedRead[Any]
+    prepare: Callable[[Sequence[Any]], P]
+
+
+Preparation = Callable[[AsyncSession], Awaitable[P]] | PreparedByRead[P]
+"""What reads before the work, in the transaction that claims the key."""
 
 
 def _present_nothing(prepared: object, result: object) -> JsonResponse | None:
@@ -116,7 +133,7 @@ class IdempotentRequest:
 
     async def run_and_read(
         self,
-        prepare: Callable[[AsyncSession], Awaitable[P]],
+        prepare: Preparation[P],
         work: Callable[[P], Awaitable[R]],
         present: Callable[[AsyncSession, P, R], Awaitable[JsonResponse]],
         *,
@@ -146,7 +163,7 @@ class IdempotentRequest:
 
     async def _run(
         self,
-        prepare: Callable[[AsyncSession], Awaitable[P]],
+        prepare: Preparation[P],
         finish: Callable[[P, StoredResponse | None], Awaitable[JsonResponse]],
         as_administrator: bool,
     ) -> Response:
@@ -154,7 +171,11 @@ class IdempotentRequest:
             raise forbidden_error()
         if self.key is None:
             async with transaction(self.ctx, self.caller, as_administrator=as_administrator) as session:
-                prepared = await prepare(session)
+                if isinstance(prepare, PreparedByRead):
+                    rows = await SessionReader(session).fetch(prepare.read.query, prepare.read.values)
+                    prepared = prepare.prepare(rows)
+                else:
+                    prepared = await prepare(session)
             return await finish(prepared, None)
         claim_id = generate_id("clm")
         claim, result = await self._claim(self.key, claim_id, prepare, as_administrator)
@@ -185,11 +206,11 @@ class IdempotentRequest:
             raise
 
     async def _claim(
-        self, key: str, claim_id: str, prepare: Callable[[AsyncSession], Awaitable[P]], as_administrator: bool
+        self, key: str, claim_id: str, prepare: Preparation[P], as_administrator: bool
     ) -> tuple[KeyClaim, tuple[P] | None]:
         deadline = time.monotonic() + WAIT_SECONDS
 
-        async def claim(session: AsyncSession) -> KeyClaim:
+        async def claim(session: AsyncSession) -> tuple[KeyClaim, list[Any]]:
             return await idempotency.claim_key(
                 session,
                 organization_id=self.caller.organization_id,
@@ -200,12 +221,15 @@ class IdempotentRequest:
                 request_hash=self.body_hash,
                 claim_id=claim_id,
                 at=datetime.now(UTC),
+                read=prepare.read if isinstance(prepare, PreparedByRead) else None,
             )
 
         while True:
-            async with transaction_starting_with(self.ctx, claim) as (session, state):
+            async with transaction_starting_with(self.ctx, claim) as (session, (state, rows)):
                 if state.acquired:
                     self.attempt, self.is_retry = state.attempt, state.is_retry
+                    if isinstance(prepare, PreparedByRead):
+                        return state, (prepare.prepare(rows),)
                     return state, (await prepare(session),)
             if not state.is_same_request:
                 raise ApiError(

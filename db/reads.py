@@ -12,15 +12,13 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import psycopg
 from sqlalchemy import Select
-from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.util import greenlet_spawn
 
+from db.driver import DIALECT, driver_connection
 from db.session import REUSED, SET_CONTEXT, RlsContext, to_sqlalchemy_error
 
 RowT = TypeVar("RowT", bound=NamedTuple)
-
-_DIALECT = PGDialect_psycopg(paramstyle="pyformat")  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +34,18 @@ class PreparedQuery(Generic[RowT]):
     make_row: Callable[[Sequence[Any]], RowT]
 
 
+@dataclass(frozen=True, slots=True)
+class PreparedRead(Generic[RowT]):
+    """A prepared query and the values of its ``bindparam``\\ s."""
+
+    query: PreparedQuery[RowT]
+    values: Mapping[str, Any]
+
+    def to_driver(self) -> tuple[bytes, Mapping[str, Any]]:
+        """Return the statement and its values as the driver takes them."""
+        return self.query.statement, {**self.query.constants, **self.values}
+
+
 def prepare(query: Select[*tuple[Any, ...]], row: type[RowT]) -> PreparedQuery[RowT]:
     """Compile a query whose columns are the fields of ``row``, in their order.
 
@@ -47,7 +57,7 @@ def prepare(query: Select[*tuple[Any, ...]], row: type[RowT]) -> PreparedQuery[R
     columns = tuple(column.name for column in query.selected_columns)
     if columns != row._fields:
         raise ValueError(f"{row.__name__} has the fields {row._fields}, the query has the columns {columns}")
-    compiled = query.compile(dialect=_DIALECT)
+    compiled = query.compile(dialect=DIALECT)
     if compiled.post_compile_params:
         raise ValueError("IN is written for each execution: use `== any_(array(…))`")
     return PreparedQuery(statement=str(compiled).encode(), constants=compiled.params, make_row=row._make)
@@ -67,8 +77,7 @@ class SessionReader:
     session: AsyncSession
 
     async def fetch(self, query: PreparedQuery[RowT], values: Mapping[str, Any]) -> list[RowT]:
-        raw = (await (await self.session.connection()).get_raw_connection()).driver_connection
-        assert isinstance(raw, psycopg.AsyncConnection)
+        raw = await driver_connection(self.session)
         try:
             cursor = await raw.execute(query.statement, {**query.constants, **values})
             return [query.make_row(row) for row in await cursor.fetchall()]

@@ -79,17 +79,36 @@ async def begin_transaction(
 ) -> DictRow:
     """Begin a transaction and execute its first statement, in one round trip.
 
-    The engine of ``session`` must have been created with ``explicit_begin``. A connection that the server has closed
-    fails before anything is committed; it is replaced and both are sent again.
-
-    Args:
-        session: A session without a transaction.
-        statement: SQL with psycopg's placeholders that returns at least one row.
-        parameters: Values of the placeholders.
-        commit: Commit in the same round trip. Only for a statement whose repetition changes nothing more.
+    Arguments and errors are those of ``begin_and_fetch``.
 
     Returns:
         The first row.
+    """
+    row, _ = await begin_and_fetch(session, statement, parameters, None, commit=commit)
+    return row
+
+
+async def begin_and_fetch(
+    session: AsyncSession,
+    statement: str,
+    parameters: Mapping[str, Any],
+    query: tuple[bytes, Mapping[str, Any]] | None,
+    *,
+    commit: bool = False,
+) -> tuple[DictRow, list[tuple[Any, ...]]]:
+    """Begin a transaction and execute its first statement and a query, in one round trip.
+
+    A connection that the server has closed fails before anything is committed; it is replaced and all is sent again.
+
+    Args:
+        session: A session without a transaction, and outside of ``session.begin()``.
+        statement: SQL with psycopg's placeholders that returns at least one row.
+        parameters: Values of the placeholders.
+        query: A second statement and its values; None for no more.
+        commit: Commit in the same round trip. Only for a statement whose repetition changes nothing more.
+
+    Returns:
+        The first row of the statement, and all rows of the query.
 
     Raises:
         DBAPIError: The statement failed, or no connection could be opened.
@@ -103,12 +122,17 @@ async def begin_transaction(
         connection.info[REUSED] = True
         try:
             cursor = raw.cursor(row_factory=dict_row)
+            query_cursor = raw.cursor() if query is not None else None
             async with raw.pipeline():
-                await raw.execute("BEGIN")
+                if raw.autocommit:  # Otherwise the driver begins the transaction.
+                    await raw.execute("BEGIN")
                 await cursor.execute(statement.encode(), parameters)
+                if query is not None and query_cursor is not None:
+                    await query_cursor.execute(*query)
                 if commit:
                     await raw.execute("COMMIT")
             row = await cursor.fetchone()
+            rows = await query_cursor.fetchall() if query_cursor is not None else []
         except psycopg.Error as error:
             if raw.closed:
                 await session.invalidate()
@@ -116,28 +140,7 @@ async def begin_transaction(
                     continue
             raise to_sqlalchemy_error(statement, error) from error
         assert row is not None
-        return row
-
-
-async def execute_and_commit(session: AsyncSession, statement: str, parameters: Mapping[str, Any]) -> None:
-    """Execute the last statement of a transaction and commit it, in one round trip.
-
-    The transaction was begun by ``begin_transaction``. What the session has to flush is flushed first.
-
-    Raises:
-        DBAPIError: The statement or a deferred constraint failed; nothing was committed.
-    """
-    await session.flush()
-    raw = (await (await session.connection()).get_raw_connection()).driver_connection
-    assert isinstance(raw, psycopg.AsyncConnection)
-    try:
-        async with raw.pipeline():
-            await raw.execute(statement.encode(), parameters)
-            await raw.execute("COMMIT")
-    except psycopg.Error as error:
-        if raw.closed:
-            await session.invalidate()
-        raise to_sqlalchemy_error(statement, error) from error
+        return row, rows
 
 
 async def begin_with_rls_context(

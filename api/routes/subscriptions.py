@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -12,7 +12,7 @@ from api.dependencies.authentication import AuthenticatedCaller
 from api.dependencies.context import Workflows
 from api.dependencies.transactions import Reads, Transactions, VerifiedCaller, transaction
 from api.errors import AUTHENTICATED_RESPONSES, PAYMENT_RESPONSES, error_responses, not_found_error
-from api.idempotency import IdempotentRequest, OptionalIdempotency, RequiredIdempotency
+from api.idempotency import IdempotentRequest, OptionalIdempotency, PreparedByRead, RequiredIdempotency
 from api.locks import SUBSCRIPTION_LOCKS
 from api.order_parameters import check_parameters
 from api.pagination import FullPage, TimelinePage, created_cursor, parse_cursor_instant
@@ -73,8 +73,8 @@ async def create_subscription(
 ) -> Response:
     """Order a plan. 201 with the subscription; 202 if the order was accepted but not created within 3 s."""
 
-    async def load_orderable_plan(session: AsyncSession) -> PlanToOrder:
-        plan = await catalogue.get_plan_to_order(SessionReader(session), body.plan_id)
+    def require_orderable_plan(plans: Sequence[PlanToOrder]) -> PlanToOrder:
+        plan = plans[0] if plans else None
         if plan is None or not (plan.is_published or once.is_retry):
             raise not_found_error("plan")
         if not once.is_retry:
@@ -106,7 +106,8 @@ async def create_subscription(
             )
         return success(subscription_out(row), status=201, message="Order accepted.")
 
-    return await once.run_and_read(load_orderable_plan, send, present, present_result=present_recorded)
+    prepare = PreparedByRead(catalogue.read_plan_to_order(body.plan_id), require_orderable_plan)
+    return await once.run_and_read(prepare, send, present, present_result=present_recorded)
 
 
 @router.get("", response_model=Page[SubscriptionOut])

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import joinedload
 
 from db.models.catalogue import Coupon, Plan, Price, Service
-from db.reads import PreparedQuery, RowReader, prepare
+from db.reads import PreparedQuery, PreparedRead, prepare
 from workflows.rules.ids import derive_id
 from workflows.rules.money import Money
 from workflows.rules.pricing import CouponDuration, CouponKind, Discount, is_effective
@@ -167,10 +167,9 @@ def _plan_to_order() -> PreparedQuery[PlanToOrder]:
     return prepare(query, PlanToOrder)
 
 
-async def get_plan_to_order(reader: RowReader, identifier: str) -> PlanToOrder | None:
-    """Return the plan with this id or code, whether or not it is for sale."""
-    rows = await reader.fetch(_plan_to_order(), {"plan": identifier})
-    return rows[0] if rows else None
+def read_plan_to_order(identifier: str) -> PreparedRead[PlanToOrder]:
+    """Return the read of the plan with this id or code, whether or not it is for sale."""
+    return PreparedRead(_plan_to_order(), {"plan": identifier})
 
 
 async def find_plan_id(session: AsyncSession, identifier: str) -> str | None:

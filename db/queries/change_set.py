@@ -19,6 +19,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.base import Base
+from db.driver import DriverStatement, driver_sql, execute_together
 from db.errors import is_overdraft
 from db.models.invoices import Invoice, InvoiceAllocation, InvoiceLine, PlanChangeCredit
 from db.models.ledger import LedgerEntryRow, LedgerTransactionRow
@@ -92,13 +93,13 @@ posted AS ({_INSERTS[_TRANSACTIONS].sql(_TRANSACTIONS)} RETURNING id)
 # The entries' insert reads ``posted``. A CTE that it does not read runs after it, and then the accounts' rows would be
 # locked before the customer's balance, against the order of every other posting.
 
-_WRITE_STATEMENT = text(re.sub(r" ?([(),=|+]+) ?", r"\1", " ".join(_STATEMENT.split())))
+_WRITE_STATEMENT = driver_sql(re.sub(r" ?([(),=|+]+) ?", r"\1", " ".join(_STATEMENT.split())))
 """psycopg keeps what it has worked out about a statement only up to 4,096 characters: no space that is not needed."""
 
-_WRITE_CREDITS = text(f"{_WRITTEN} {_CREDIT_INSERT.sql(0)}")
+_WRITE_CREDITS = driver_sql(f"{_WRITTEN} {_CREDIT_INSERT.sql(0)}")
 """Credit of a plan change is rare, and would take the other statement past that limit."""
 
-_VOID_REMINDERS = text(
+_VOID_REMINDERS = driver_sql(
     "UPDATE notifications SET status = 'voided' WHERE subscription_id = :subscription_id AND status = 'pending'"
     " AND scheduled_for > :now AND id <> ALL(:keep)"
 )
@@ -297,32 +298,25 @@ class ChangeSet:
         )
 
     async def write(self, session: AsyncSession) -> None:
-        """Write everything.
+        """Write everything, in one round trip.
 
         Raises:
             RuleViolation: ``INSUFFICIENT_FUNDS`` when a kept balance would fall below zero.
         """
-        if self._voids_reminders:
-            await session.execute(
-                _VOID_REMINDERS,
-                {
-                    "subscription_id": self.subscription_id,
-                    "now": self.occurred_at,
-                    "keep": [row["id"] for row in self._rows.get(Notification.__tablename__, ())],
-                },
-            )
-        rows = [self._rows.get(insert.table.name, []) for insert in _INSERTS]
-        parameters = {
-            "rows": orjson.dumps(rows).decode(),
-            "columns": orjson.dumps(self._columns).decode(),
-            "updated_id": self.subscription_id if self._columns else "",
-            "now": self.occurred_at,
-            **number_parameters(self.occurred_at, is_needed=self._needs_invoice_number),
-        }
+        await self._write(session, self._statements(), commit=False)
+
+    async def write_and_commit(self, session: AsyncSession, *before: DriverStatement) -> None:
+        """Execute statements, write everything and commit, in one round trip.
+
+        Raises:
+            DBAPIError: ``before`` or a deferred constraint failed.
+            RuleViolation: ``INSUFFICIENT_FUNDS``, as ``write``.
+        """
+        await self._write(session, [*before, *self._statements()], commit=True)
+
+    async def _write(self, session: AsyncSession, statements: Sequence[DriverStatement], *, commit: bool) -> None:
         try:
-            await session.execute(_WRITE_STATEMENT, parameters)
-            if credits := self._rows.get(_CREDIT_INSERT.table.name):
-                await session.execute(_WRITE_CREDITS, {"rows": orjson.dumps([credits]).decode()})
+            await execute_together(session, *statements, commit=commit)
         except IntegrityError as error:
             if is_overdraft(error):
                 raise RuleViolation(
@@ -332,6 +326,28 @@ class ChangeSet:
         self._rows.clear()
         self._columns.clear()
         self._needs_invoice_number = self._voids_reminders = False
+
+    def _statements(self) -> list[DriverStatement]:
+        statements = []
+        if self._voids_reminders:
+            void_reminders = {
+                "subscription_id": self.subscription_id,
+                "now": self.occurred_at,
+                "keep": [row["id"] for row in self._rows.get(Notification.__tablename__, ())],
+            }
+            statements.append(DriverStatement(_VOID_REMINDERS, void_reminders))
+        rows = [self._rows.get(insert.table.name, []) for insert in _INSERTS]
+        parameters = {
+            "rows": orjson.dumps(rows).decode(),
+            "columns": orjson.dumps(self._columns).decode(),
+            "updated_id": self.subscription_id if self._columns else "",
+            "now": self.occurred_at,
+            **number_parameters(self.occurred_at, is_needed=self._needs_invoice_number),
+        }
+        statements.append(DriverStatement(_WRITE_STATEMENT, parameters))
+        if credits := self._rows.get(_CREDIT_INSERT.table.name):
+            statements.append(DriverStatement(_WRITE_CREDITS, {"rows": orjson.dumps([credits]).decode()}))
+        return statements
 
     def _add_allocation(
         self,

@@ -13,7 +13,9 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db.session import begin_transaction, execute_and_commit
+from db.driver import DriverStatement, execute_together
+from db.reads import PreparedRead
+from db.session import begin_and_fetch, begin_transaction
 
 CLAIM_LEASE = timedelta(seconds=12)
 """How long a claim is held; a later request under the key takes over the claim of a process that died."""
@@ -63,14 +65,17 @@ async def claim_key(
     request_hash: str,
     claim_id: str,
     at: datetime,
-) -> KeyClaim:
+    read: PreparedRead[Any] | None = None,
+) -> tuple[KeyClaim, list[Any]]:
     """Begin the transaction and claim the key, unless it is claimed or its final response is stored.
+
+    ``read`` is read in the same round trip; its rows are returned beside the claim.
 
     The transaction's row-level security context is the organization, the user and ``role``. Its commit does not wait
     for the disk, so write nothing else in it. The first commit that does wait, of the work, covers the claim too; a
     claim that a power failure took before that leaves the key free, and the ids that derive from it are the same.
     """
-    row = await begin_transaction(
+    row, rows = await begin_and_fetch(
         session,
         _CLAIM,
         {
@@ -84,8 +89,9 @@ async def claim_key(
             "at": at,
             "lease": CLAIM_LEASE,
         },
+        read.to_driver() if read is not None else None,
     )
-    return KeyClaim(
+    claim = KeyClaim(
         acquired=row["acquired"],
         is_same_request=row["is_same_request"],
         attempt=row["attempt"],
@@ -93,6 +99,7 @@ async def claim_key(
         status=row["response_status"],
         body=row["response_body"],
     )
+    return claim, [read.query.make_row(values) for values in rows] if read is not None else []
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +139,7 @@ class StoredResponse:
 
 async def store_and_commit(session: AsyncSession, response: StoredResponse) -> None:
     """Store the response and commit the transaction that ``session`` is in: one round trip."""
-    await execute_and_commit(session, _STORE, response.parameters())
+    await execute_together(session, DriverStatement(_STORE, response.parameters()), commit=True)
 
 
 async def store_alone(session: AsyncSession, response: StoredResponse) -> None:

@@ -12,11 +12,18 @@ from sqlalchemy import text
 from sqlalchemy.engine import RowMapping
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from db.driver import DriverStatement, driver_sql
 from workflows.rules.funding import CollectionMethod, PaymentMethodReference
 from workflows.rules.invoice import BillingReason, InvoiceStatus
 from workflows.rules.money import Money
 
 ISSUER = "BERTH"
+
+_INSERT_HOLD = driver_sql(
+    "INSERT INTO holds (organization_id, subscription_id, dedup_key, currency, wallet_minor, promotional_minor,"
+    " card_minor, payment_methods, status) VALUES (:organization_id, :subscription_id, :dedup_key,"
+    " :currency, :wallet, :promotional, :card, :payment_methods, 'held')"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,8 +238,7 @@ async def find_hold(session: AsyncSession, subscription_id: str, dedup_key: str)
     return None if row is None else _to_hold(row)
 
 
-async def insert_hold(
-    session: AsyncSession,
+def hold_insert(
     *,
     organization_id: str,
     subscription_id: str,
@@ -241,13 +247,10 @@ async def insert_hold(
     promotional: Money,
     card: Money,
     payment_methods: Sequence[PaymentMethodReference],
-) -> None:
-    await session.execute(
-        text(
-            "INSERT INTO holds (organization_id, subscription_id, dedup_key, currency, wallet_minor, promotional_minor,"
-            " card_minor, payment_methods, status) VALUES (:organization_id, :subscription_id, :dedup_key,"
-            " :currency, :wallet, :promotional, :card, :payment_methods, 'held')"
-        ),
+) -> DriverStatement:
+    """Return the statement that inserts an open hold."""
+    return DriverStatement(
+        _INSERT_HOLD,
         {
             "organization_id": organization_id,
             "subscription_id": subscription_id,

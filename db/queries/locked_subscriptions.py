@@ -7,6 +7,7 @@ row of the subscription, and may hold a balance that is waited for here.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -43,23 +44,6 @@ class PlanWithPrice:
     service_slug: str
     service_name: str
     service_version: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OrderFacts:
-    """What an order is decided by.
-
-    Attributes:
-        timezone: The organization's.
-        plan: The ordered plan, priced in the organization's currency; None when either is missing.
-        is_recorded: The order's subscription was written by an earlier attempt.
-        past_due_subscription_id: A subscription of the organization to the same service that is past due or suspended.
-    """
-
-    timezone: str
-    plan: PlanWithPrice | None
-    is_recorded: bool
-    past_due_subscription_id: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +96,7 @@ class LockedSubscription:
         return self.price.currency
 
 
-_FUNDS = f"""
+FUNDS_COLUMNS = f"""
     COALESCE((SELECT balance_minor FROM kept WHERE account = 'wallet'), 0) AS wallet_minor,
     COALESCE((SELECT balance_minor FROM kept WHERE account = 'promotional'), 0) AS promotional_minor,
     -COALESCE((SELECT balance_minor FROM kept WHERE account = 'debt'), 0) AS debt_minor,
@@ -152,7 +136,7 @@ SELECT {", ".join(f"s.{name}" for name in _SUBSCRIPTION_COLUMNS)},
     i.id AS instance_id, i.hostname, i.url,
     c.discount_type AS coupon_kind, c.percent AS coupon_percent, c.amount_minor AS coupon_amount_minor,
     c.currency AS coupon_currency, c.duration AS coupon_duration,
-    {_FUNDS.format(organization="s.organization_id")}
+    {FUNDS_COLUMNS.format(organization="s.organization_id")}
 FROM locked s
 JOIN plans p ON p.id = s.plan_id
 JOIN services v ON v.id = s.service_id
@@ -162,13 +146,13 @@ LEFT JOIN coupons c ON c.code = s.coupon_code
 ).columns(*(column(name) for name in (*_SUBSCRIPTION_COLUMNS, *_JOINED_COLUMNS)))
 """Named columns, so that what SQLAlchemy works out about the result is worked out once."""
 
-_PLAN_COLUMNS = """
+PLAN_COLUMNS = """
     p.id AS plan_id, p.code, p.name, p.interval, p.trial_days, p.cpu_millicores, p.memory_mib, p.storage_gib,
     p.replicas, p.dunning_policy, (NOT p.is_retired AND v.is_published) AS is_orderable,
     v.id AS service_id, v.slug AS service_slug, v.name AS service_name, v.version AS service_version,
     r.id AS price_id, r.amount_minor, r.currency
 """
-_PRICE = """
+PRICE_JOIN = """
 LEFT JOIN LATERAL (
     SELECT * FROM prices WHERE plan_id = p.id AND currency = {currency} AND effective_from <= :now
     ORDER BY effective_from DESC LIMIT 1
@@ -176,36 +160,8 @@ LEFT JOIN LATERAL (
 """
 
 _PLAN = text(
-    f"SELECT {_PLAN_COLUMNS} FROM plans p JOIN services v ON v.id = p.service_id {_PRICE.format(currency=':currency')}"
-    " WHERE p.id = :plan_id"
-)
-
-_ORDER = text(
-    f"""
-SELECT {_PLAN_COLUMNS}, o.timezone,
-    EXISTS (SELECT FROM subscriptions WHERE id = :subscription_id) AS is_recorded,
-    (SELECT s.id FROM subscriptions s WHERE s.organization_id = o.id AND s.service_id = p.service_id
-        AND s.status IN ('past_due', 'suspended') LIMIT 1) AS past_due_subscription_id
-FROM organizations o
-LEFT JOIN plans p ON p.id = :plan_id
-LEFT JOIN services v ON v.id = p.service_id
-{_PRICE.format(currency="o.currency")}
-WHERE o.id = :organization_id
-"""
-)
-
-_LOCK_FUNDS = text(
-    """
-WITH total AS MATERIALIZED (
-    SELECT balance_minor FROM customer_balances
-    WHERE organization_id = :organization_id AND currency = :currency FOR NO KEY UPDATE),
-kept AS MATERIALIZED (
-    SELECT a.account, a.balance_minor FROM ledger_accounts a
-    WHERE (SELECT count(*) FROM total) >= 0 AND a.id IN (:wallet, :promotional, :debt)
-    ORDER BY a.account DESC FOR UPDATE
-)
-SELECT """
-    + _FUNDS.format(organization=":organization_id")
+    f"SELECT {PLAN_COLUMNS} FROM plans p JOIN services v ON v.id = p.service_id"
+    f" {PRICE_JOIN.format(currency=':currency')} WHERE p.id = :plan_id"
 )
 
 
@@ -222,50 +178,17 @@ async def get_plan_with_price(
     row = (
         (await session.execute(_PLAN, {"plan_id": plan_id, "currency": currency, "now": now})).mappings().one_or_none()
     )
-    return None if row is None else _plan_with_price(row)
+    return None if row is None else to_plan_with_price(row)
 
 
-async def load_order_facts(
-    session: AsyncSession, *, organization_id: str, subscription_id: str, plan_id: str, now: datetime
-) -> OrderFacts | None:
-    """Return what an order is decided by, without locks; None when there is no such organization."""
-    parameters = {
-        "organization_id": organization_id,
-        "subscription_id": subscription_id,
-        "plan_id": plan_id,
-        "now": now,
-    }
-    row = (await session.execute(_ORDER, parameters)).mappings().one_or_none()
-    if row is None:
-        return None
-    return OrderFacts(
-        timezone=row["timezone"],
-        plan=_plan_with_price(row),
-        is_recorded=row["is_recorded"],
-        past_due_subscription_id=row["past_due_subscription_id"],
-    )
-
-
-def _plan_with_price(row: RowMapping) -> PlanWithPrice | None:
+def to_plan_with_price(row: RowMapping | Mapping[str, Any]) -> PlanWithPrice | None:
     if row["price_id"] is None:
         return None
     values = {name: row[name] for name in PlanWithPrice.__dataclass_fields__ if name != "price"}
     return PlanWithPrice(**values, price=Money(amount_minor=row["amount_minor"], currency=row["currency"]))
 
 
-async def lock_funds(session: AsyncSession, organization_id: str, currency: str) -> AvailableFunds:
-    """Lock and return what an organization can spend in one currency."""
-    parameters = {
-        "organization_id": organization_id,
-        "currency": currency,
-        "wallet": f"{organization_id}/wallet/{currency}",
-        "promotional": f"{organization_id}/promotional/{currency}",
-        "debt": f"{organization_id}/debt/{currency}",
-    }
-    return _funds((await session.execute(_LOCK_FUNDS, parameters)).mappings().one(), currency)
-
-
-def _funds(row: RowMapping, currency: str) -> AvailableFunds:
+def to_funds(row: RowMapping | Mapping[str, Any], currency: str) -> AvailableFunds:
     return AvailableFunds(
         wallet=Money(amount_minor=row["wallet_minor"], currency=currency),
         promotional=Money(amount_minor=row["promotional_minor"], currency=currency),
@@ -305,7 +228,7 @@ def _to_locked_subscription(row: RowMapping) -> LockedSubscription:
         instance_id=row["instance_id"],
         hostname=row["hostname"],
         url=row["url"],
-        funds=_funds(row, row["currency"]),
+        funds=to_funds(row, row["currency"]),
     )
 
 

@@ -60,7 +60,7 @@ COSTS: dict[str, WireCost] = {
     "GET /api/v1/plans/compare": WireCost(4, 1, 3),
     "GET /api/v1/plans/{plan_id}": WireCost(4, 1, 3),
     "GET /api/v1/coupons/{code}": WireCost(4, 1, 3),
-    "POST /api/v1/subscriptions": WireCost(7, 2, 4),
+    "POST /api/v1/subscriptions": WireCost(7, 2, 3),
     "GET /api/v1/subscriptions": WireCost(4, 1, 1),
     "GET /api/v1/subscriptions/{subscription_id}": WireCost(4, 1, 1),
     "POST /api/v1/subscriptions/{subscription_id}/cancel": WireCost(9, 2, 6),
@@ -124,7 +124,8 @@ COSTS: dict[str, WireCost] = {
 }
 """Statements (BEGIN and COMMIT included), transactions and round trips of each route.
 
-BEGIN and the statement after it share a round trip, and so do the stored response and its COMMIT. A route that reads
+BEGIN and the statement after it share a round trip, an order's with the read of its plan as well, and so do the stored
+response and its COMMIT. A route that reads
 once does it in one round trip.
 """
 

@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 
 import pytest
 from psycopg._queries import MAX_CACHED_STATEMENT_LENGTH
-from sqlalchemy import create_engine
 
 from db.models.invoices import Invoice
 from db.models.ledger import LedgerEntryRow
@@ -50,8 +49,7 @@ def test_a_change_set_takes_a_ledger_key_once() -> None:
 
 
 def test_the_driver_keeps_the_statement_of_a_change_set() -> None:
-    statement = str(change_set._WRITE_STATEMENT.compile(create_engine("postgresql+psycopg://")))
-    assert len(statement.encode()) <= MAX_CACHED_STATEMENT_LENGTH
+    assert len(change_set._WRITE_STATEMENT.encode()) <= MAX_CACHED_STATEMENT_LENGTH
 
 
 def _change_set() -> ChangeSet:

@@ -12,7 +12,7 @@ from psycopg import sql
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from db.models.ledger import CustomerBalance
-from db.queries import change_set, locked_subscriptions
+from db.queries import change_set, orders
 from db.queries.change_set import ChangeSet
 from db.session import session_factory
 from tests.support.databases import DatabaseFixture
@@ -48,13 +48,15 @@ async def test_every_posting_of_an_account_waits_for_the_others_without_a_deadlo
     organization = await insert_organization(database.owner)
     await _adjust(database.worker, organization, "first")
 
-    async def lock_funds() -> None:
-        async with session_factory(database.worker).begin() as session:
-            await locked_subscriptions.lock_funds(session, organization, "USD")
+    async def begin_order() -> None:
+        async with session_factory(database.worker)() as session:
+            await orders.begin_order(
+                session, organization_id=organization, subscription_id="sub_1", plan_id="pln_1", now=AT
+            )
 
     await asyncio.gather(
         *(_adjust(database.worker, organization, f"adjustment/{number}") for number in range(12)),
-        *(lock_funds() for _ in range(12)),
+        *(begin_order() for _ in range(12)),
     )
     async with AsyncSession(database.worker) as session:
         balance = await session.get_one(CustomerBalance, (organization, "USD"))

@@ -18,7 +18,7 @@ async def test_only_the_commit_of_a_claim_does_not_wait_for_the_disk(database: D
     engine = create_database_engine(url.render_as_string(hide_password=False), pool_size=1, explicit_begin=True)
     try:
         async with session_factory(engine)() as session:
-            claim = await claim_key(
+            claim, _ = await claim_key(
                 session,
                 organization_id=organization_id,
                 user_id="usr_1",
