@@ -28,6 +28,7 @@ from workflows.rules.subscription import SubscriptionStatus
 
 
 async def start_first_period(session: AsyncSession, command: StartFirstPeriod) -> BillingOutcome:
+    """Start the first period or the trial of an order whose instance is ready, and commit it."""
     subscription = await lock_subscription(session, command.subscription_id)
     if subscription.status is not SubscriptionStatus.PROVISIONING:
         existing = await invoices.find_period_invoice(session, subscription.id, command.period_start)
@@ -59,8 +60,9 @@ async def _start_trial(
     changes.add_timeline_event("subscription.activated", f"Trial started; it ends on {day}.")
     context = notification_context(subscription, trial_end=end, instance_id=subscription.instance_id)
     changes.enqueue_notification(NotificationKind.SERVICE_READY, context)
-    await changes.write(session)
-    return await billing_outcome(session, subscription, None, changes)
+    outcome = await billing_outcome(session, subscription, None, changes)
+    await changes.write_and_commit(session)
+    return outcome
 
 
 async def _invoice_first_period(
@@ -125,5 +127,6 @@ async def _invoice_first_period(
         due=due,
         explanation=build_explanation(subscription, draft.lines),
     )
-    await changes.write(session)
-    return await billing_outcome(session, subscription, invoice, changes, card=card)
+    outcome = await billing_outcome(session, subscription, invoice, changes, card=card)
+    await changes.write_and_commit(session)
+    return outcome

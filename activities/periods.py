@@ -62,7 +62,7 @@ _INVOICE_STATUSES = {
 async def start_period(
     session: AsyncSession, command: StartPeriod, gateways: Mapping[str, GatewayTerms]
 ) -> BillingOutcome:
-    """Start a period as ``decide_period`` says: paid, open, drafted for a card, or refused."""
+    """Start a period as ``decide_period`` says: paid, open, drafted for a card, or refused. Commit it."""
     subscription = await lock_subscription(session, command.subscription_id)
     earlier = await _find_earlier_outcome(session, subscription, command)
     if earlier is not None:
@@ -104,8 +104,9 @@ async def start_period(
         due=zero_money(subscription.currency) if is_paid else invoice_draft.total,
         explanation=build_explanation(renewed, invoice_draft.lines),
     )
-    await changes.write(session)
-    return await billing_outcome(session, subscription, invoice, changes, card=card)
+    outcome = await billing_outcome(session, subscription, invoice, changes, card=card)
+    await changes.write_and_commit(session)
+    return outcome
 
 
 async def _find_earlier_outcome(

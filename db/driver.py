@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import psycopg
+from psycopg.rows import DictRow, dict_row
 from sqlalchemy import text
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -38,6 +39,30 @@ async def driver_connection(session: AsyncSession) -> psycopg.AsyncConnection[An
     raw = (await (await session.connection()).get_raw_connection()).driver_connection
     assert isinstance(raw, psycopg.AsyncConnection)
     return raw
+
+
+async def fetch_one(session: AsyncSession, statement: DriverStatement) -> DictRow | None:
+    """Execute a query in one round trip, with the BEGIN of its transaction if it is the first statement.
+
+    What the session has to flush is flushed first.
+
+    Returns:
+        The first row; None when there is none.
+
+    Raises:
+        DBAPIError: The query failed.
+    """
+    await session.flush()
+    raw = await driver_connection(session)
+    cursor = raw.cursor(row_factory=dict_row)
+    try:
+        async with raw.pipeline():
+            await cursor.execute(statement.sql.encode(), statement.parameters)
+        return await cursor.fetchone()
+    except psycopg.Error as error:
+        if raw.closed:
+            await session.invalidate()
+        raise to_sqlalchemy_error(statement.sql, error) from error
 
 
 async def execute_together(session: AsyncSession, *statements: DriverStatement, commit: bool = False) -> None:

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import column, text
+from sqlalchemy import text
 from sqlalchemy.engine import RowMapping
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from db.driver import DriverStatement, driver_sql, fetch_one
 from db.models.payments import CHARGE_ORDER
 from workflows.rules.funding import CollectionMethod, PaymentMethodReference
 from workflows.rules.money import Money
@@ -110,13 +111,8 @@ _SUBSCRIPTION_COLUMNS = (
     "current_period_start", "current_period_end", "trial_end", "cancel_at_period_end", "pending_plan_id",
     "past_due_since", "cancelled_at", "data_deletion_at", "created_at",
 )  # fmt: skip
-_JOINED_COLUMNS = (
-    "plan_code", "plan_name", "interval", "service_name", "instance_id", "hostname", "url", "coupon_kind",
-    "coupon_percent", "coupon_amount_minor", "coupon_currency", "coupon_duration", "wallet_minor",
-    "promotional_minor", "debt_minor", "payment_methods",
-)  # fmt: skip
 
-_LOCK_SUBSCRIPTION = text(
+_LOCK_SUBSCRIPTION = driver_sql(
     f"""
 WITH locked AS MATERIALIZED (
     SELECT {", ".join(_SUBSCRIPTION_COLUMNS)} FROM subscriptions WHERE id = :id FOR NO KEY UPDATE),
@@ -143,8 +139,7 @@ JOIN services v ON v.id = s.service_id
 LEFT JOIN instances i ON i.subscription_id = s.id
 LEFT JOIN coupons c ON c.code = s.coupon_code
 """
-).columns(*(column(name) for name in (*_SUBSCRIPTION_COLUMNS, *_JOINED_COLUMNS)))
-"""Named columns, so that what SQLAlchemy works out about the result is worked out once."""
+)
 
 PLAN_COLUMNS = """
     p.id AS plan_id, p.code, p.name, p.interval, p.trial_days, p.cpu_millicores, p.memory_mib, p.storage_gib,
@@ -167,7 +162,7 @@ _PLAN = text(
 
 async def lock_subscription(session: AsyncSession, subscription_id: str) -> LockedSubscription | None:
     """Lock and return a subscription with everything that billing it needs; None when there is none."""
-    row = (await session.execute(_LOCK_SUBSCRIPTION, {"id": subscription_id})).mappings().one_or_none()
+    row = await fetch_one(session, DriverStatement(_LOCK_SUBSCRIPTION, {"id": subscription_id}))
     return None if row is None else _to_locked_subscription(row)
 
 
@@ -197,7 +192,7 @@ def to_funds(row: RowMapping | Mapping[str, Any], currency: str) -> AvailableFun
     )
 
 
-def _to_locked_subscription(row: RowMapping) -> LockedSubscription:
+def _to_locked_subscription(row: RowMapping | Mapping[str, Any]) -> LockedSubscription:
     return LockedSubscription(
         id=row["id"],
         organization_id=row["organization_id"],
@@ -232,13 +227,13 @@ def _to_locked_subscription(row: RowMapping) -> LockedSubscription:
     )
 
 
-def _discount(row: RowMapping) -> Discount | None:
+def _discount(row: RowMapping | Mapping[str, Any]) -> Discount | None:
     if row["coupon_code"] is None or row["coupon_kind"] is None:
         return None
     return build_discount(row, code=row["coupon_code"], periods_left=row["coupon_remaining_periods"])
 
 
-def build_discount(row: RowMapping, *, code: str, periods_left: int | None) -> Discount:
+def build_discount(row: RowMapping | Mapping[str, Any], *, code: str, periods_left: int | None) -> Discount:
     """Build a discount from the columns ``coupon_kind``, ``coupon_percent``, ``coupon_amount_minor`` …"""
     fixed = row["coupon_amount_minor"] is not None
     return Discount(
