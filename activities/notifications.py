@@ -142,7 +142,7 @@ class SmtpNotificationActivities(NotificationActivities):
     async def _compose(self, notification: ClaimedNotification, context: dict[str, Any]) -> EmailMessage:
         if notification.encrypted_context is not None:
             if self._encryptor is None:
-                raise UnknownEncryptionKey("no key is configured")
+                raise UnknownEncryptionKey("field encryption key is not configured")
             context |= self._encryptor.decrypt_mapping(
                 notification.encrypted_context, purpose=f"notifications/{notification.id}"
             )

@@ -296,7 +296,9 @@ async def _invoice_change(
     funding = split_funding_for(subscription, draft.total, FundingPurpose.PLAN_CHANGE, gateways)
     card = card_charge_for(funding)
     if funding.shortfall:
-        raise non_retryable_error(ErrorCode.INSUFFICIENT_FUNDS, "Neither credit nor a card covers the change.")
+        raise non_retryable_error(
+            ErrorCode.INSUFFICIENT_FUNDS, "Insufficient funds for the plan change. Top up or add a card."
+        )
     explanation = build_explanation(subscription, draft.lines)
     if card is not None:
         await place_hold(session, changes, subscription, funding, f"{draft.id}/change")

@@ -62,7 +62,7 @@ async def advance(body: AdvanceIn, caller: AuthenticatedCaller, units: Transacti
     clock = SubscriptionClock(orders)
     by = timedelta(days=body.days) if body.days is not None else None
     if body.until is not None and body.until - await clock.now(row.id) > timedelta(days=MAX_ADVANCE_DAYS):
-        raise validation_error("until", f"At most {MAX_ADVANCE_DAYS} days at once.")
+        raise validation_error("until", f"The clock advances by at most {MAX_ADVANCE_DAYS} days per call.")
     async with CLOCK_LOCKS.hold(row.id):
         reached = await clock.advance(row.id, by=by, until=body.until)
     await _wait_for_mails(units, row)

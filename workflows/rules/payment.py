@@ -108,7 +108,7 @@ def mismatch_reason(gateway_payment: GatewayPayment, *, amount: Money, reference
     if gateway_payment.amount != amount:
         return f"amount {gateway_payment.amount.amount_minor} instead of {amount.amount_minor}"
     if reference is not None and gateway_payment.reference != reference:
-        return "another payment of the gateway"
+        return "gateway payment id mismatch"
     return None
 
 

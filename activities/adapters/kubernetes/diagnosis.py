@@ -127,7 +127,7 @@ def _diagnose_workload(workload: Workload, stored: Manifest) -> Diagnosis | None
             return Diagnosis(
                 ready=False,
                 reason=FailureReason.DEADLINE_EXCEEDED,
-                message=condition.get("message", f"{kind} {name} is stuck."),
+                message=condition.get("message", f"{kind} {name} exceeded its progress deadline."),
             )
     return None
 

@@ -58,7 +58,7 @@ async def scale_down(client: KubernetesClient, rendered: RenderedInstance) -> No
     deadline = time.monotonic() + POD_SHUTDOWN_TIMEOUT_SECONDS
     while await client.list("Pod", rendered.spec.namespace, labels=selector, limit=1):
         if time.monotonic() >= deadline:
-            raise ClusterError(FailureReason.TERMINATING, "Pods are still shutting down.")
+            raise ClusterError(FailureReason.TERMINATING, "Pods are terminating.")
         await asyncio.sleep(POLL_INTERVAL_SECONDS)
 
 
@@ -134,7 +134,7 @@ async def run_backup_job(
     namespace, cron_name = rendered.spec.namespace, rendered.service.backup_cron_job
     cron = None if cron_name is None else await client.get("CronJob", namespace, cron_name)
     if cron is None:
-        raise ClusterError(FailureReason.INVALID, "This service has no backup.")
+        raise ClusterError(FailureReason.INVALID, "This service does not support backups.")
     template = cron["spec"]["jobTemplate"]
     name = f"backup-{to_dns_label(operation_id)}"[:63].rstrip("-")
     labels = {**(template.get("metadata", {}).get("labels") or {}), **rendered.spec.labels}
@@ -159,7 +159,9 @@ async def run_backup_job(
     while True:
         stored_job = await client.get("Job", namespace, name)
         if stored_job is None:
-            raise ClusterError(FailureReason.JOB_FAILED, "The backup's job was deleted while it ran.", permanent=True)
+            raise ClusterError(
+                FailureReason.JOB_FAILED, "The backup Job was deleted while it was running.", permanent=True
+            )
         succeeded = job_succeeded(stored_job)
         if succeeded is True:
             return

@@ -98,7 +98,7 @@ class ReadinessWaiter:
                 if time.monotonic() >= deadline:
                     waiting = ", ".join("/".join(workload) for workload in verdict.waiting_for)
                     raise ClusterError(
-                        FailureReason.DEADLINE_EXCEEDED, message or f"Still waiting for {waiting}.", permanent=True
+                        FailureReason.DEADLINE_EXCEEDED, message or f"Not ready: {waiting}.", permanent=True
                     )
                 probing = self._probe.running or verdict.reason is FailureReason.PROBE_FAILED
                 changed = await subscription.wait(
