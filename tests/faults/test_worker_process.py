@@ -125,10 +125,10 @@ class WorkerEnvironment:
 
 @pytest.fixture
 def environment(
-    tmp_path: Path, request: pytest.FixtureRequest, mailbox: MailboxEndpoint, cluster: ClusterEndpoint
+    tmp_path: Path, template_cache: Path, mailbox: MailboxEndpoint, cluster: ClusterEndpoint
 ) -> Iterator[WorkerEnvironment]:
     (metrics_port,) = free_ports(1)
-    copy_cached_template(tmp_path / "postgres", request.config.cache.mkdir("postgres"))
+    copy_cached_template(tmp_path / "postgres", template_cache)
     environment = WorkerEnvironment(
         folder=tmp_path,
         postgres=Postgres(tmp_path / "postgres", durable=False),

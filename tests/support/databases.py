@@ -134,11 +134,21 @@ def copy_cached_template(data: Path, cache: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def postgres_server(request: pytest.FixtureRequest) -> Iterator[Postgres]:
+def template_cache(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """The folder of cached templates: pytest's cache, or one of this session under ``-p no:cacheprovider``."""
+    if request.config.pluginmanager.has_plugin("cacheprovider"):
+        yield request.config.cache.mkdir("postgres")
+        return
+    with tempfile.TemporaryDirectory(prefix="berth-templates-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def postgres_server(template_cache: Path) -> Iterator[Postgres]:
     """A server without crash safety, removed with its data at the end of the session."""
     folder = scratch_directory("berth-test-")
     try:
-        copy_cached_template(folder / "postgres", request.config.cache.mkdir("postgres"))
+        copy_cached_template(folder / "postgres", template_cache)
         with Postgres(folder / "postgres", durable=False) as server:
             yield server
     finally:
