@@ -112,7 +112,8 @@ def reserve_older_debts(
     """Return the subscription without the credit that pays older debts of the organization in full.
 
     Credit thereby pays the oldest debt first, in whichever order the subscriptions receive their signals. A debt that
-    credit does not cover reserves none: the card that would have to pay the rest may be declined.
+    credit does not cover reserves none: the card that would have to pay the rest may be declined. Carried debt that
+    reserved credit repays is left out as well: a card of this subscription must not be charged for it.
 
     Args:
         debts: Oldest first.
@@ -132,7 +133,7 @@ def reserve_older_debts(
             wallet=funds.wallet - funding.wallet,
             debt=funds.debt - funding.repaid,
         )
-    remaining = replace(subscription.funds, promotional=funds.promotional, wallet=funds.wallet)
+    remaining = replace(funds, payment_methods=subscription.funds.payment_methods)
     return replace(subscription, funds=remaining)
 
 

@@ -15,10 +15,13 @@ from tests.support.billing_commands import (
     DAY,
     TEN_DAYS_AFTER_ORDER,
     card_payment_command,
+    collect,
     collect_command,
+    create_past_due_subscriptions,
     payment_failure_command,
     plan_change_command,
     top_up,
+    usd,
 )
 from tests.support.billing_fixture import (
     ORDERED_AT,
@@ -220,3 +223,56 @@ async def test_a_plan_change_that_the_wallet_covers_needs_no_card(
     command = replace(plan_change_command(carried, "pro"), plan_change_id="order_2")
     changed = await billing.billing_activities.change_plan(command)
     assert (changed.card, await billing.balance("debt")) == (None, -20)
+
+
+async def remove_card(billing: BillingFixture) -> None:
+    await billing.execute("UPDATE payment_methods SET is_default = false, detached_at = now()")
+
+
+async def test_older_debts_reserve_credit_for_carried_debt_once(
+    account_with_card: BillingFixture, carried: OpenedSubscription
+) -> None:
+    billing = account_with_card
+    await remove_card(billing)
+    debtors = await create_past_due_subscriptions(billing, "starter", "starter", "starter")
+    await top_up(billing, 3 * PRICE + 20)
+    assert [(await collect(billing, ordered)).paid for ordered in reversed(debtors)] == [True, True, True]
+    assert (await billing.balance(), await billing.balance("debt")) == (0, 0)
+
+
+async def test_a_card_is_not_charged_for_debt_that_credit_is_reserved_for(
+    account_with_card: BillingFixture, carried: OpenedSubscription
+) -> None:
+    billing = account_with_card
+    await remove_card(billing)
+    older, younger = await create_past_due_subscriptions(billing, "starter", "starter")
+    await insert_payment_method(billing.sessions)
+    await top_up(billing, PRICE + 20 + 300)
+    outcome = await collect(billing, younger)
+    assert outcome.card_charge is not None
+    assert outcome.card_charge.amount == usd(PRICE - 300)
+    assert (await collect(billing, older)).paid
+    assert await billing.balance("debt") == 0
+
+
+async def test_a_payment_for_a_part_of_the_carried_debt_repays_the_oldest(
+    account_with_card: BillingFixture, carried: OpenedSubscription
+) -> None:
+    """More debt is carried while the card is charged for the invoice and the debt until then."""
+    billing = account_with_card
+    outcome = await billing.billing_activities.start_period(billing.start_period_command(carried))
+    assert outcome.card_charge is not None
+    assert outcome.card_charge.amount == usd(PRICE + 20)
+    other = billing.create_command(coupon="SMALL")
+    opened = await billing.subscription_activities.record_order(other)
+    later = replace(billing.start_first_period_command(other, opened), now=ORDERED_AT + DAY)
+    await billing.billing_activities.start_first_period(later)
+    assert await billing.balance("debt") == -40
+    await billing.assert_idempotent(
+        billing.billing_activities.apply_card_payment, await card_payment_command(billing, carried, outcome)
+    )
+    rows = await billing.query(
+        "SELECT i.subscription_id AS id, sum(a.amount_minor)::int AS debt FROM invoice_allocations a"
+        " JOIN invoices i ON i.id = a.invoice_id WHERE a.source = 'debt' GROUP BY 1"
+    )
+    assert {row["id"]: row["debt"] for row in rows} == {carried.id: 0, other.order.subscription_id: 20}

@@ -113,3 +113,44 @@ async def test_a_repeated_failure_of_a_card_reports_that_credit_paid_meanwhile(b
     )
     first = await billing.assert_idempotent(billing.billing_activities.record_payment_failure, failure)
     assert first.paid
+
+
+async def test_a_released_hold_and_credit_that_arrived_meanwhile_pay_together(billing: BillingFixture) -> None:
+    await top_up(billing, 500)
+    ordered = await billing.create_active_subscription()
+    await insert_payment_method(billing.sessions)
+    await grant_promotional_credit(billing, 100)
+    await top_up(billing, 150)
+    outcome = await billing.billing_activities.start_period(billing.start_period_command(ordered))
+    assert outcome.card_charge is not None
+    assert outcome.card_charge.amount.amount_minor == 250
+    await top_up(billing, 250)
+    failed = await billing.billing_activities.record_payment_failure(payment_failure_command(ordered, outcome))
+    assert failed.paid
+    assert [await billing.balance(account) for account in ("wallet", "promotional", "held")] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("first", [0, 1])
+async def test_debts_of_one_instant_are_paid_in_the_order_of_their_ids(billing: BillingFixture, first: int) -> None:
+    await top_up(billing, 1_000)
+    debtors = sorted([await billing.create_active_subscription() for _ in range(2)], key=lambda ordered: ordered.id)
+    for ordered in debtors:
+        await billing.billing_activities.start_period(billing.start_period_command(ordered))
+    await top_up(billing, 500)
+    for position in (first, 1 - first):
+        await collect(billing, debtors[position])
+    assert [(await billing.invoices(ordered.id))[-1]["status"] for ordered in debtors] == ["paid", "open"]
+
+
+async def test_credit_is_left_to_an_older_debt_that_a_card_is_charged_for_without_credit(
+    billing: BillingFixture,
+) -> None:
+    older, younger = await create_past_due_subscriptions(billing, "starter", "starter")
+    await insert_payment_method(billing.sessions)
+    charged = await collect(billing, older)
+    assert charged.card_charge is not None
+    await top_up(billing, 500)
+    assert not (await collect(billing, younger, credit_only=True)).paid
+    failed = await billing.billing_activities.record_payment_failure(payment_failure_command(older, charged))
+    assert failed.paid
+    assert await billing.balance() == 0
