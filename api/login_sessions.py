@@ -15,6 +15,7 @@ from api.ids import generate_id, generate_secret, hash_token
 from api.schemas.identity import TokensOut
 from api.tokens import Caller
 from db.queries import identity
+from db.queries.identity import RefreshTokenRecord
 
 MAX_USER_AGENT_LENGTH = 300
 DEFAULT_ROLE = "USER"
@@ -106,16 +107,7 @@ async def rotate_refresh_token(ctx: AppContext, token: str) -> TokensOut:
     async with transaction(ctx, None) as session:
         stored_token = await identity.find_refresh_token(session, hashed)
     session_ended = unauthenticated_error("The refresh token is invalid, expired or revoked. Log in again.")
-    if stored_token is None:
-        raise session_ended
-    if (
-        stored_token.revoked_at is not None
-        or stored_token.disabled_at is not None
-        or stored_token.session_expires_at <= at
-    ):
-        raise session_ended
-    if stored_token.used_at is None and stored_token.expires_at <= at:
-        # Expired, not stolen: the session that it belongs to goes on with its other tokens.
+    if stored_token is None or not may_rotate(stored_token, at):
         raise session_ended
     holder = caller_for(stored_token.user_id, stored_token.organization_id)
     fresh = generate_secret("brt")
@@ -145,6 +137,17 @@ async def rotate_refresh_token(ctx: AppContext, token: str) -> TokensOut:
         session_id=stored_token.session_id,
     )
     return _token_response(ctx, caller, fresh, at)
+
+
+def may_rotate(token: RefreshTokenRecord, at: datetime) -> bool:
+    """Return whether a refresh token is looked at any further at ``at``. It expires at ``expires_at``, not after it.
+
+    A token that was used before passes until its session expires, also if it expired itself: its reuse has to end the
+    session. One that expired unused was not stolen: the session goes on with its other tokens.
+    """
+    if token.revoked_at is not None or token.disabled_at is not None or token.session_expires_at <= at:
+        return False
+    return token.used_at is not None or at < token.expires_at
 
 
 async def revoke_sessions(
