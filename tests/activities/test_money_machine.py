@@ -27,6 +27,8 @@ REQUIRED_OUTCOMES = {
     "a refund to the source is failed",
     "a subscription is cancelled",
     "a subscription is paused",
+    "debt is carried",
+    "debt is repaid",
 }
 """What the drawn sequences reach together. The other outcomes have their own tests."""
 

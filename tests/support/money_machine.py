@@ -21,7 +21,7 @@ from tests.support.billing_fixture import (
     insert_payment_method,
 )
 from tests.support.money_invariants import BALANCE, assert_money_is_conserved
-from tests.support.money_steps import MachineContext, MoneySteps, TrackedSubscription
+from tests.support.money_steps import SMALL_COUPON, MachineContext, MoneySteps, TrackedSubscription
 from workflows.ports.billing import (
     AdjustWallet,
     ApplyPlanChange,
@@ -46,6 +46,8 @@ from workflows.rules.subscription import LIVE_STATUSES, PAST_DUE_STATUSES, Subsc
 AMOUNTS = st.sampled_from([30, 170, 490, 500, 2_000, 21_000])
 PLANS = st.sampled_from(["starter", "pro", "pro-yearly", "trial"])
 CARD_RESULTS = st.sampled_from(["paid", "declined", "paid", "declined", "cancelled_then_paid"])
+COUPONS = st.sampled_from([None, None, SMALL_COUPON])
+OWN = f"organization_id = '{ORGANIZATION}'"
 POSITIONS = st.integers(min_value=0, max_value=9)
 
 
@@ -66,10 +68,20 @@ class MoneyMachine(MoneySteps):
         plan=st.sampled_from(["starter", "pro"]),
         result=st.sampled_from(["paid", "declined"]),
         renewal=st.sampled_from([None, None, "paid", "declined"]),
+        debt=st.booleans(),
     )
-    def start(self, amount: int, promotional: bool, card: bool, plan: str, result: str, renewal: str | None) -> None:
-        """Start with a first order that credit pays; every other sequence renews it by card, paid or declined."""
+    def start(
+        self, amount: int, promotional: bool, card: bool, plan: str, result: str, renewal: str | None, debt: bool
+    ) -> None:
+        """Start with a first order that credit pays; every other sequence renews it by card, paid or declined.
+
+        Args:
+            debt: An order before it left debt, because its amount is below the gateway's minimum.
+        """
         self.account.clear()
+        if debt:
+            self.add_card()
+            self.order("starter", CollectionMethod.WALLET_THEN_CARD, result, SMALL_COUPON)
         self.top_up(amount)
         if promotional:
             self.grant_promotional_credit(170)
@@ -104,26 +116,26 @@ class MoneyMachine(MoneySteps):
         self.perform(self.account.billing.billing_activities.adjust_wallet, command)
 
     def empty_wallet(self) -> None:
-        (row,) = self.query(f"SELECT ({BALANCE} = 'wallet')::bigint AS balance")
+        (row,) = self.query(f"SELECT ({BALANCE} = 'wallet' AND {OWN})::bigint AS balance")
         if row["balance"]:
             self.adjust_wallet(row["balance"], negative=True)
 
     @rule()
     def add_card(self) -> None:
-        self.account.rows.execute("UPDATE payment_methods SET is_default = false")
+        self.account.rows.execute(f"UPDATE payment_methods SET is_default = false WHERE {OWN}")
         self.run(insert_payment_method(self.account.billing.sessions))
 
-    @precondition(lambda self: self.query("SELECT FROM payment_methods WHERE detached_at IS NULL"))
+    @precondition(lambda self: self.query(f"SELECT FROM payment_methods WHERE {OWN} AND detached_at IS NULL"))
     @rule()
     def remove_cards(self) -> None:
-        self.account.rows.execute("UPDATE payment_methods SET is_default = false, detached_at = now()")
+        self.account.rows.execute(f"UPDATE payment_methods SET is_default = false, detached_at = now() WHERE {OWN}")
 
     # Subscriptions
 
-    @rule(plan=PLANS, collection=st.sampled_from(CollectionMethod), result=CARD_RESULTS)
-    def order(self, plan: str, collection: CollectionMethod, result: str) -> None:
+    @rule(plan=PLANS, collection=st.sampled_from(CollectionMethod), result=CARD_RESULTS, coupon=COUPONS)
+    def order(self, plan: str, collection: CollectionMethod, result: str, coupon: str | None = None) -> None:
         billing = self.account.billing
-        command = billing.create_command(plan, collection_method=collection)
+        command = billing.create_command(plan, collection_method=collection, coupon=coupon)
         opened = self.perform(billing.subscription_activities.record_order, command)
         if opened is None:
             return
@@ -370,6 +382,11 @@ class MoneyMachine(MoneySteps):
         rows = self.query("SELECT id, status FROM subscriptions")
         self.statuses = {row["id"]: SubscriptionStatus(row["status"]) for row in rows}
         assert_money_is_conserved(self.account.rows)
+        self.account.other_organization.assert_unchanged(self.account.rows)
+        for row in self.query(
+            f"SELECT DISTINCT amount_minor > 0 AS carried FROM invoice_allocations WHERE {OWN} AND source = 'debt'"
+        ):
+            self.note(f"debt is {'carried' if row['carried'] else 'repaid'}")
 
     def teardown(self) -> None:
         self.run(self.account.billing.assert_ledger_balanced())

@@ -33,9 +33,11 @@ from tests.support.billing_fixture import (
     USER,
     BillingFixture,
     insert_card_payment,
+    insert_coupon,
     seed_organization_and_catalogue,
 )
 from tests.support.databases import DatabaseFixture
+from tests.support.other_organization import OtherOrganization, create_other_organization
 from tests.support.payment_fixture import run_activity
 from workflows.ports.billing import (
     ApplyCardPayment,
@@ -66,6 +68,10 @@ TABLES = (
 )
 
 
+SMALL_COUPON = "SMALL"
+"""Leaves 0.25 USD of the price of ``starter``: less than the gateway's minimum."""
+
+
 class AnsweringGateway:
     """Answers a refund as the test has set it."""
 
@@ -90,13 +96,15 @@ class MachineContext:
     billing: BillingFixture
     gateway: AnsweringGateway
     refunds: GatewayRefundActivities
+    other_organization: OtherOrganization
     numbers: count[int]
     outcomes: Counter[str]
 
     def clear(self) -> None:
-        """Remove what the last sequence wrote. The catalogue and the organization stay."""
+        """Remove what the last sequence wrote. The catalogue and the other organization stay as they were."""
         self.rows.execute("SET session_replication_role = replica")
         self.rows.execute(f"TRUNCATE {TABLES} CASCADE")
+        self.other_organization.restore(self.rows)
         self.rows.execute("SET session_replication_role = origin")
 
 
@@ -120,16 +128,19 @@ def build_account(
     sessions = session_factory(database.worker)
     terms = {"stripe": GatewayTerms(name="stripe", minimum_minor={"USD": 50})}
     gateway = AnsweringGateway()
+    runner.run(insert_coupon(sessions, SMALL_COUPON, 95, "forever"))
+    billing = BillingFixture(
+        sessions,
+        PostgresBillingActivities(sessions, terms),
+        PostgresSubscriptionActivities(sessions, "apps.test", terms),
+    )
     return MachineContext(
         runner=runner,
         database=database,
         rows=rows,
-        billing=BillingFixture(
-            sessions,
-            PostgresBillingActivities(sessions, terms),
-            PostgresSubscriptionActivities(sessions, "apps.test", terms),
-        ),
+        billing=billing,
         gateway=gateway,
+        other_organization=runner.run(create_other_organization(billing, rows, SMALL_COUPON)),
         refunds=GatewayRefundActivities(sessions, {"stripe": cast("PaymentGateway", gateway)}),
         numbers=count(1),
         outcomes=Counter(),
@@ -219,6 +230,7 @@ class MoneySteps(RuleBasedStateMachine):
             return None
         second = self.run(method(command))
         assert without_debtors(second) == without_debtors(first)
+        assert not set(debtors(second)) & self.account.other_organization.subscription_ids
         assert set(debtors(first)) <= set(debtors(second)), "the repeated activity signals fewer subscriptions"
         return first
 
