@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -12,7 +13,12 @@ from sqlalchemy import text
 
 from activities.mail_rendering import MailRenderer, Recipient
 from db.session import session_factory
-from tests.support.billing_commands import collect_command
+from tests.support.billing_commands import (
+    collect_command,
+    payment_failure_command,
+    plan_change_command,
+    start_first_period_with_card,
+)
 from tests.support.billing_fixture import (
     BillingFixture,
     OpenedSubscription,
@@ -165,6 +171,28 @@ async def test_a_failed_renewal_leaves_no_reminder_and_a_late_payment_schedules_
     rows = await reminders(billing, ordered.id)
     (subscription,) = await billing.query("SELECT current_period_end AS period_end FROM subscriptions")
     assert [row["scheduled_for"] for row in rows[3:]] == [subscription["period_end"] - days * DAY for days in (7, 3, 1)]
+
+
+async def test_a_first_period_that_its_card_does_not_pay_leaves_no_reminder(billing: BillingFixture) -> None:
+    await insert_payment_method(billing.sessions)
+    ordered, outcome = await start_first_period_with_card(billing)
+    assert [row["status"] for row in await reminders(billing, ordered.id)] == ["pending"] * 3
+    failure = replace(payment_failure_command(ordered, outcome), now=ordered.period.start)
+    failed = await billing.billing_activities.record_payment_failure(failure)
+    assert failed.state.status is SubscriptionStatus.PAST_DUE
+    assert [row["status"] for row in await reminders(billing, ordered.id)] == ["voided"] * 3
+
+
+async def test_a_change_of_the_interval_replaces_the_reminders_by_those_of_the_new_period(
+    billing: BillingFixture,
+) -> None:
+    await fund(billing, 20_500)
+    ordered = await billing.create_active_subscription()
+    changed = await billing.billing_activities.change_plan(plan_change_command(ordered, "pro-yearly"))
+    assert changed.is_new_anchor
+    rows = [row for row in await reminders(billing, ordered.id) if row["status"] == "pending"]
+    assert changed.state.period_end is not None
+    assert [row["scheduled_for"] for row in rows] == [changed.state.period_end - days * DAY for days in (7, 3, 1)]
 
 
 async def test_a_reminder_that_was_not_voided_is_voided_when_it_no_longer_applies(billing: BillingFixture) -> None:

@@ -178,6 +178,39 @@ def test_funding_is_exact_affordable_and_never_refuses_a_small_amount(
         assert parts(funding).get("promotional", 0) + parts(funding).get("wallet", 0) == promotional + wallet
 
 
+@given(
+    due=st.sampled_from((9, 10, 11, 49, 50, 51, 120)),
+    promotional=st.sampled_from((0, 1, 40, 70)),
+    wallet=st.sampled_from((0, 1, 39, 40)),
+    gateways=st.lists(st.sampled_from((STRIPE, CHEAP, RUPIAH_ONLY, NO_AUTHORIZATION, NO_OFF_SESSION)), max_size=4),
+    purpose=st.sampled_from(FundingPurpose),
+    method=st.sampled_from((CARD, BOTH)),
+)
+def test_the_first_method_that_can_take_the_remainder_is_charged_and_each_later_one_that_can_is_a_backup(
+    due: int,
+    promotional: int,
+    wallet: int,
+    gateways: list[GatewayTerms],
+    purpose: FundingPurpose,
+    method: CollectionMethod,
+) -> None:
+    has = available(promotional, wallet, *gateways)
+    funding = decide_funding(usd(due), has, purpose=purpose, method=method)
+    in_dunning = purpose in (FundingPurpose.DUNNING, FundingPurpose.FINAL_COLLECTION)
+    remainder = due if method is CARD and not in_dunning else max(due - promotional - wallet, 0)
+    usable = [saved for saved in has.payment_methods if saved.gateway.supports("USD", purpose)]
+    fitting = [saved for saved in usable if remainder and max(saved.gateway.minimum("USD"), usd(remainder)) <= usd(due)]
+    if not fitting:
+        assert funding.payment_method_ids == ()
+        return
+    charged = max(remainder, fitting[0].gateway.minimum("USD").amount_minor)
+    assert funding.amount_from(AllocationSource.PAYMENT) == usd(charged)
+    later = usable[usable.index(fitting[0]) + 1 :]
+    backups = [saved.payment_method_id for saved in later if saved.gateway.minimum("USD").amount_minor <= charged]
+    assert funding.payment_method_ids == (fitting[0].payment_method_id, *backups)
+    assert funding.amount_from(AllocationSource.PROMOTIONAL) == min(usd(due - charged), usd(promotional))
+
+
 @given(due=AMOUNTS, promotional=AMOUNTS, wallet=AMOUNTS, gateways=GATEWAYS, method=st.sampled_from(CollectionMethod))
 def test_credit_that_covers_a_past_due_invoice_pays_it_without_a_charge(
     due: int, promotional: int, wallet: int, gateways: list[GatewayTerms], method: CollectionMethod

@@ -1,0 +1,99 @@
+"""Which coupons an order accepts, and how their redemptions are counted."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from temporalio.exceptions import ApplicationError
+
+from tests.support.billing_commands import change_status_command, top_up
+from tests.support.billing_fixture import ORDERED_AT, USER, BillingFixture, insert_coupon
+from workflows.ports.subscription import AbortOrder
+from workflows.rules.subscription import SubscriptionStatus
+
+INSTANT = timedelta(microseconds=1)
+
+
+async def redemption_count(billing: BillingFixture) -> int:
+    (row,) = await billing.query("SELECT redemption_count FROM coupons")
+    return int(row["redemption_count"])
+
+
+@pytest.mark.parametrize(
+    ("columns", "accepted"),
+    [
+        ("is_active = true", True),
+        ("is_active = false", False),
+        ("max_redemptions = 3, redemption_count = 2", True),
+        ("max_redemptions = 3, redemption_count = 3", False),
+        (f"expires_at = '{ORDERED_AT + INSTANT}'", True),
+        (f"expires_at = '{ORDERED_AT}'", False),
+        ("code = 'OTHER'", False),
+    ],
+)
+async def test_an_order_reserves_a_coupon_that_is_active_unexpired_and_not_used_up(
+    billing: BillingFixture, columns: str, accepted: bool
+) -> None:
+    await insert_coupon(billing.sessions, "HALF", 50, "once")
+    await billing.execute(f"UPDATE coupons SET {columns}")
+    before = await redemption_count(billing)
+    await top_up(billing, 500)
+    command = billing.create_command(coupon="half")
+    if not accepted:
+        with pytest.raises(ApplicationError) as refused:
+            await billing.subscription_activities.record_order(command)
+        assert refused.value.type == "COUPON_INVALID"
+        assert (await redemption_count(billing), await billing.balance("held")) == (before, 0)
+        return
+    await billing.assert_idempotent(billing.subscription_activities.record_order, command)
+    assert (await redemption_count(billing), await billing.balance("held")) == (before + 1, 250)
+
+
+async def test_the_last_redemption_returns_when_its_order_is_aborted_and_stays_used_once_it_is_invoiced(
+    billing: BillingFixture,
+) -> None:
+    await insert_coupon(billing.sessions, "HALF", 50, "once")
+    await billing.execute("UPDATE coupons SET max_redemptions = 1")
+    await top_up(billing, 1000)
+    command = billing.create_command(coupon="HALF")
+    await billing.subscription_activities.record_order(command)
+    with pytest.raises(ApplicationError, match="coupon"):
+        await billing.subscription_activities.record_order(billing.create_command(coupon="HALF"))
+    aborted = AbortOrder(
+        subscription_id=command.order.subscription_id,
+        status=SubscriptionStatus.CANCELLED,
+        reason="no",
+        actor=USER,
+        now=ORDERED_AT,
+    )
+    await billing.subscription_activities.abort_order(aborted)
+    assert await redemption_count(billing) == 0
+    ordered = await billing.create_active_subscription(coupon="HALF")
+    await billing.assert_idempotent(
+        billing.subscription_activities.change_status, change_status_command(ordered, SubscriptionStatus.CANCELLED)
+    )
+    assert await redemption_count(billing) == 1
+    assert [row["status"] for row in await billing.query("SELECT status FROM coupon_redemptions ORDER BY status")] == [
+        "redeemed",
+        "released",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("duration", "periods", "totals"),
+    [("once", None, [250, 500, 500]), ("periods", 2, [250, 250, 500]), ("forever", None, [250, 250, 250])],
+)
+async def test_a_coupon_reduces_as_many_invoices_as_it_says(
+    billing: BillingFixture, duration: str, periods: int | None, totals: list[int]
+) -> None:
+    await insert_coupon(billing.sessions, "HALF", 50, duration, periods)
+    await top_up(billing, 1500)
+    ordered = await billing.create_active_subscription(coupon="HALF")
+    start = ordered.period.end
+    for _ in totals[1:]:
+        command = billing.start_period_command(ordered, start=start)
+        outcome = await billing.assert_idempotent(billing.billing_activities.start_period, command)
+        assert outcome.state.period_end is not None
+        start = outcome.state.period_end
+    assert [row["total_minor"] for row in await billing.invoices(ordered.id)] == totals
