@@ -296,7 +296,7 @@ async def test_the_pages_behind_links_of_mails_verify_and_reset(api: ApiFixture)
     assert (page.status_code, token in page.text) == (200, True)
     assert api.query_as_superuser("SELECT email_verified_at FROM users") == [{"email_verified_at": None}]
     done = await api.http.post("http://api/verify-email", data={"token": token})
-    assert "confirmed" in done.text
+    assert "Email address verified" in done.text
     assert (await api.http.post("http://api/verify-email", data={"token": token})).status_code == 422
 
     await api.http.post("/auth/forgot-password", json={"email": ada.email})
