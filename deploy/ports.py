@@ -12,6 +12,7 @@ LOOPBACK = "127.0.0.1"
 EPHEMERAL_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 # The claims of this process, the oldest of which are given up: by then a server listens on the port.
 MAX_CLAIMS = 256
+MIN_PORTS = 1_000
 _claims: deque[socket.socket] = deque(maxlen=MAX_CLAIMS)
 
 
@@ -19,14 +20,16 @@ def port_range(ephemeral_range: Path = EPHEMERAL_RANGE) -> range:
     """Return the ports that may be drawn: 17,000, or 5,000 where the kernel's ephemeral ports begin early.
 
     They lie below the range of ephemeral ports: a free port of that range can be the local end of a connection by the
-    time the server listens on it.
+    time the server listens on it. Only where hardly any lie below it (``1024 65535``, as servers are often tuned) they
+    are of that range.
     """
     try:
         first_ephemeral = int(ephemeral_range.read_text().split()[0])
     except (OSError, ValueError, IndexError):
         first_ephemeral = 32_768
     end = min(first_ephemeral, 32_000)
-    return range(15_000, end) if end >= 25_000 else range(max(end - 5_000, 1_024), end)
+    below = range(15_000, end) if end >= 25_000 else range(max(end - 5_000, 1_024), end)
+    return below if len(below) >= MIN_PORTS else range(15_000, 32_000)
 
 
 def is_free(port: int) -> bool:

@@ -19,6 +19,8 @@ DRAW = "import sys; from deploy.ports import free_ports; print(*free_ports(300))
         ("32768\t60999\n", range(15_000, 32_000)),
         ("16000 65535\n", range(11_000, 16_000)),
         ("28000 60999", range(15_000, 28_000)),
+        ("1024\t65535\n", range(15_000, 32_000)),
+        ("1100 65535", range(15_000, 32_000)),
         ("not a number", range(15_000, 32_000)),
         ("", range(15_000, 32_000)),
     ],
