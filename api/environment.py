@@ -17,6 +17,8 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 PREFIX = "BERTH_"
 DEPLOYED_ENVIRONMENTS = ("production", "staging")
@@ -224,11 +226,15 @@ def check_database_url(value: str) -> str:
     try:
         if not separator or scheme not in ("postgresql", "postgresql+psycopg"):
             raise ValueError
-        conninfo_to_dict(value.replace("+psycopg", "", 1))
-        _ = urlsplit(value).port
-    except (ValueError, psycopg.ProgrammingError):
+        # Both read it. Not `urlsplit`, for which a password ends at "#" or "?"; for libpq it ends at "/".
+        libpq = conninfo_to_dict(value.replace("+psycopg", "", 1))
+        port = make_url(value).port
+        if (port is not None and not 0 < port <= 65_535) or (port is None and "port" in libpq and "?" not in value):
+            raise ValueError
+    except (ValueError, ArgumentError, psycopg.ProgrammingError):
         raise ValueError(
-            "is not an address of PostgreSQL. Set one such as postgresql+psycopg://role@host:5432/berth"
+            "is not an address of PostgreSQL. Set one such as postgresql+psycopg://role@host:5432/berth;"
+            " in a password write / as %2F, @ as %40 and % as %25"
         ) from None
     return value
 

@@ -72,6 +72,25 @@ def test_a_malformed_setting_of_the_worker_is_one_fault(name: str, value: str, e
     assert fault_of(WorkerSettings, **{name: value}).startswith(f"{name} {expected}")
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg://berth_api:p#ss?word@db:5432/berth",
+        "postgresql+psycopg://berth_api:p%2Fss%40w%25@db/berth?sslmode=verify-full",
+        "postgresql://berth_api:secret@[fd00::1]:5432/berth",
+        "postgresql+psycopg://berth_api@/berth?host=/var/run/postgresql",
+    ],
+)
+def test_addresses_of_the_database_that_the_processes_use_are_accepted(url: str) -> None:
+    assert check_environment(ApiSettings, COMPLETE["api"] | {"BERTH_API_DATABASE_URL": url}) == []
+    assert check_environment(WorkerSettings, COMPLETE["worker"] | {"BERTH_WORKER_DATABASE_URL": url}) == []
+
+
+def test_a_password_that_must_be_escaped_is_said() -> None:
+    fault = fault_of(ApiSettings, BERTH_API_DATABASE_URL="postgresql+psycopg://berth:se/cret@db/berth")
+    assert fault.endswith("in a password write / as %2F, @ as %40 and % as %25.")
+
+
 def test_a_sandbox_sends_from_a_reserved_domain() -> None:
     sandbox = COMPLETE["worker"] | {"BERTH_ENVIRONMENT": "sandbox", "BERTH_MAIL_FROM": "berth@berth.example"}
     assert check_environment(WorkerSettings, sandbox) == []
