@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from temporalio import activity
+from temporalio.exceptions import ApplicationError
 
 from activities import coupons, reminders
 from activities.formatting import format_date, timezone_or_utc
@@ -86,7 +87,17 @@ class PostgresSubscriptionActivities(SubscriptionActivities):
     async def record_order(self, command: RecordOrder) -> CreateSubscriptionOutcome:
         try:
             async with self._sessions() as session:
-                outcome = await self._record_order(session, command)
+                try:
+                    outcome = await self._record_order(session, command)
+                except ApplicationError:
+                    # An attempt that timed out may have committed while this one waited for its locks: then it was
+                    # refused for what that attempt has held and reserved.
+                    await session.rollback()
+                    is_recorded = await orders.is_recorded(session, command.order.subscription_id)
+                    await session.rollback()
+                    if not is_recorded:
+                        raise
+                    outcome = await self._record_order(session, command)
                 await session.commit()  # Sends nothing if the last statement was committed with its round trip.
                 return outcome
         except IntegrityError as error:

@@ -28,7 +28,7 @@ async def adjust_wallet(session: AsyncSession, command: AdjustWallet) -> Adjuste
     transaction_id = changes.add_ledger_transaction(
         posting, key=key, description=command.reason, ref=command.adjustment_id
     )
-    if not await _transaction_exists(session, key):
+    if not await _transaction_exists(session, command, key):
         await changes.write(session)
         await _audit_adjustment(session, command, transaction_id)
     return Adjusted(
@@ -54,6 +54,14 @@ async def _audit_adjustment(session: AsyncSession, command: AdjustWallet, transa
     )
 
 
-async def _transaction_exists(session: AsyncSession, key: str) -> bool:
+async def _transaction_exists(session: AsyncSession, command: AdjustWallet, key: str) -> bool:
+    """Return whether an earlier attempt has posted the adjustment; one that still runs is waited for.
+
+    Otherwise this attempt would be refused for what the other one has taken from the wallet.
+    """
+    lock = text(
+        "SELECT FROM customer_balances WHERE organization_id = :organization AND currency = :currency FOR NO KEY UPDATE"
+    )
+    await session.execute(lock, {"organization": command.organization_id, "currency": command.amount.currency})
     statement = text("SELECT EXISTS (SELECT FROM ledger_transactions WHERE idempotency_key = :key)")
     return bool((await session.execute(statement, {"key": key})).scalar_one())

@@ -42,9 +42,10 @@ async def driver_connection(session: AsyncSession) -> psycopg.AsyncConnection[An
 
 
 async def fetch_one(session: AsyncSession, statement: DriverStatement) -> DictRow | None:
-    """Execute a query in one round trip, with the BEGIN of its transaction if it is the first statement.
+    """Execute a query in one round trip. If it is the first of its transaction, the driver sends BEGIN before it.
 
-    What the session has to flush is flushed first.
+    The driver waits for BEGIN, unless the connection commits by itself and BEGIN is sent with the statements
+    (``db/session.py: begin_and_fetch``). What the session has to flush is flushed first.
 
     Returns:
         The first row; None when there is none.

@@ -98,7 +98,8 @@ async def begin_and_fetch(
 ) -> tuple[DictRow, list[tuple[Any, ...]]]:
     """Begin a transaction and execute its first statement and a query, in one round trip.
 
-    A connection that the server has closed fails before anything is committed; it is replaced and all is sent again.
+    Without ``explicit_begin`` it takes a second one: the driver sends BEGIN itself and waits for it. A connection that
+    the server has closed fails before anything is committed; it is replaced and all is sent again.
 
     Args:
         session: A session without a transaction, and outside of ``session.begin()``.

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 import orjson
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.driver import DriverStatement, driver_sql
@@ -88,7 +89,7 @@ _INSERT = driver_sql(
 async def begin_order(
     session: AsyncSession, *, organization_id: str, subscription_id: str, plan_id: str, now: datetime
 ) -> OrderFacts | None:
-    """Begin a transaction, and return what an order is decided by: one round trip.
+    """Begin a transaction, and return what an order is decided by: one round trip after the driver's BEGIN.
 
     The organization's balances are locked. None when there is no such organization.
     """
@@ -106,6 +107,12 @@ async def begin_order(
         is_recorded=row["is_recorded"],
         past_due_subscription_id=row["past_due_subscription_id"],
     )
+
+
+async def is_recorded(session: AsyncSession, subscription_id: str) -> bool:
+    """Return whether the order's subscription is written."""
+    statement = text("SELECT EXISTS (SELECT FROM subscriptions WHERE id = :id)")
+    return bool((await session.execute(statement, {"id": subscription_id})).scalar_one())
 
 
 def order_insert(subscription: Mapping[str, Any], instance: Mapping[str, Any]) -> DriverStatement:
