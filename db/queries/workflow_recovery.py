@@ -12,10 +12,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.models.invoices import InvoiceAllocation
 from db.models.payments import Payment
+from db.models.subscriptions import Subscription
 from db.queries.payments import to_payment_record
 from workflows.rules.instance import InstanceStatus
 from workflows.rules.payment import IN_FLIGHT_STATUSES, PaymentRecord, PaymentStatus
-from workflows.rules.subscription import TERMINAL_STATUSES
+from workflows.rules.subscription import PRE_READY_STATUSES, TERMINAL_STATUSES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +69,14 @@ _INVOICE_PAYMENTS = text(
 )
 
 _TERMINAL = [status.value for status in TERMINAL_STATUSES]
+
+_PAYS_UNFINISHED_ORDER = (
+    select(Subscription.id)
+    .where(Subscription.id == Payment.subscription_id, Subscription.status.in_(PRE_READY_STATUSES))
+    .exists()
+)
+"""The order's workflow starts its payment again itself, to capture it or to void it. A run without a parent would void
+the authorization that the order is fulfilled on."""
 
 
 async def list_unfinished(session: AsyncSession, *, after: str, limit: int) -> Sequence[OrderedSubscription]:
@@ -125,6 +134,12 @@ async def list_invoice_payments(session: AsyncSession, invoice_id: str) -> list[
     ]
 
 
+async def was_payment_credited(session: AsyncSession, invoice_id: str) -> bool:
+    """Return whether a payment of an invoice became wallet credit, because no workflow awaited it when it succeeded."""
+    query = select(Payment.id).where(Payment.invoice_id == invoice_id, Payment.credited_to_wallet)
+    return (await session.scalars(query.limit(1))).first() is not None
+
+
 async def list_unsettled_payments(session: AsyncSession, subscription_id: str) -> list[PaymentRecord]:
     """Return the subscription's payments that are in flight, or succeeded and neither applied nor credited."""
     is_applied = select(InvoiceAllocation.id).where(InvoiceAllocation.payment_id == Payment.id).exists()
@@ -146,7 +161,7 @@ async def list_unsettled_payments(session: AsyncSession, subscription_id: str) -
 async def list_in_flight_payments(
     session: AsyncSession, *, after: str, limit: int, minimum_age: timedelta
 ) -> list[PaymentRecord]:
-    """Return payments without an outcome, by id, from the first id above ``after``.
+    """Return payments without an outcome, by id, from the first id above ``after``, but those of unfinished orders.
 
     Args:
         minimum_age: How long ago, by the database's clock, the gateway was asked for them at least.
@@ -157,6 +172,7 @@ async def list_in_flight_payments(
             Payment.id > after,
             Payment.status.in_(IN_FLIGHT_STATUSES),
             Payment.gateway_requested_at < func.now() - minimum_age,
+            ~_PAYS_UNFINISHED_ORDER,
         )
         .order_by(Payment.id)
         .limit(limit)

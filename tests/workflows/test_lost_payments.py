@@ -27,9 +27,10 @@ from tests.support.temporal import TemporalFixture
 from tests.support.wait import wait_until
 from workflows import names
 from workflows.lost_workflows import find_lost
-from workflows.ports.payments import AddPaymentMethod, AttachPaymentMethod, PaymentInput, Purpose
+from workflows.ports.payments import AddPaymentMethod, AttachPaymentMethod, GatewayEvent, PaymentInput, Purpose
 from workflows.ports.reconciliation import RestartLostWorkflows
 from workflows.rules.money import Money
+from workflows.rules.payment import PaymentStatus
 
 STALL_SECONDS = 3
 """How long the gateway holds a response that it has executed: the workflow is lost meanwhile."""
@@ -220,6 +221,43 @@ async def test_a_payment_that_succeeded_while_the_subscription_was_lost_pays_its
         await lost.assert_collected_once(subscription, 400)
 
 
+async def test_a_payment_that_a_webhook_completed_while_everything_was_lost_is_not_made_again(
+    temporal: TemporalFixture, database: DatabaseFixture, stripe: StripeEndpoint
+) -> None:
+    async with lost_payments(temporal, database, stripe) as lost:
+        subscription = await _start_renewal(lost)
+        await lost.lose(subscription, payments=True)
+        (row,) = await lost.payments(subscription)
+        (charge,) = await lost.gateway_charges(subscription)
+        amount = Money(amount_minor=row["amount_minor"], currency=row["currency"])
+        payment = PaymentInput(
+            payment_id=row["id"],
+            organization_id=ORGANIZATION,
+            amount=amount,
+            gateway="stripe",
+            purpose=Purpose.INVOICE,
+            payment_method_id=row["payment_method_id"],
+            subscription_id=subscription,
+            invoice_id=row["invoice_id"],
+            business_time=row["created_at"],
+            is_recorded=True,
+        )
+        event = GatewayEvent(
+            event_id="evt_1",
+            gateway="stripe",
+            gateway_reference=charge["id"],
+            status=PaymentStatus.SUCCEEDED,
+            amount=amount,
+        )
+        await lost.subscriptions.workflows.deliver_gateway_event(event, payment)
+        await lost.handle(row["id"]).result()
+        await lost.restart()
+        await lost.wait_until_paid(subscription)
+        assert [charged["amount"] for charged in await lost.gateway_charges(subscription)] == [400]
+        assert (await lost.subscriptions.balance("held"), await lost.subscriptions.balance()) == (0, 0)
+        await lost.subscriptions.assert_ledger_balanced()
+
+
 async def test_an_order_with_an_authorized_card_is_captured_once(
     temporal: TemporalFixture, database: DatabaseFixture, stripe: StripeEndpoint
 ) -> None:
@@ -341,6 +379,22 @@ async def test_an_authorization_whose_workflow_is_terminated_is_captured(
         await wait_until(lambda: "provision" in [verb for verb, _ in lost.subscriptions.external.calls])
         (payment,) = await lost.payments(subscription)
         await lost.handle(payment["id"]).terminate()
+        lost.subscriptions.external.provisioning_done.set()
+        await lost.wait_until_paid(subscription)
+        await lost.assert_collected_once(subscription, 500)
+
+
+async def test_an_authorization_is_left_to_the_order_that_is_being_fulfilled(
+    temporal: TemporalFixture, database: DatabaseFixture, stripe: StripeEndpoint
+) -> None:
+    async with lost_payments(temporal, database, stripe) as lost:
+        await lost.add_card()
+        subscription = await lost.subscriptions.create_subscription("starter")
+        await wait_until(lambda: "provision" in [verb for verb, _ in lost.subscriptions.external.calls])
+        (payment,) = await lost.payments(subscription)
+        await lost.terminate_payment(payment["id"])
+        if await lost.restart_payments():
+            await lost.handle(payment["id"]).result()
         lost.subscriptions.external.provisioning_done.set()
         await lost.wait_until_paid(subscription)
         await lost.assert_collected_once(subscription, 500)

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import WorkflowHandle, WorkflowUpdateFailedError, WorkflowUpdateStage
 
@@ -282,6 +283,28 @@ async def test_a_manually_terminated_operation_is_started_again(subscriptions: S
     await subscriptions.advance(subscription, timedelta(minutes=5))
     assert subscriptions.external.operations() == ["suspend", "suspend"]
     assert await _state(subscriptions, subscription) == "paused"
+
+
+async def test_a_cancellation_that_was_answered_before_the_first_period_began_is_executed(
+    subscriptions: SubscriptionFixture,
+) -> None:
+    await subscriptions.top_up(500)
+    subscription = await subscriptions.create_subscription("starter")
+    await wait_until(lambda: "provision" in dict(subscriptions.external.calls))
+    async with subscriptions.owner.begin() as session:
+        # The first period cannot begin: its activity waits for the row, as it may wait for a slot of a busy worker.
+        await session.execute(text("SELECT 1 FROM subscriptions WHERE id = :id FOR UPDATE"), {"id": subscription})
+        subscriptions.external.provisioning_done.set()
+        await wait_until(lambda: _is_scheduled(subscriptions, subscription, "billing.start_first_period"))
+        assert await subscriptions.cancel(subscription) is None
+        update = subscriptions.handle(subscription).get_update_handle(f"cancel/{subscription}")
+        assert (await update.result())["state"] == "provisioning"
+    await wait_until(lambda: _has_state(subscriptions, subscription, "cancelled"), timeout=20)
+
+
+async def _is_scheduled(subscriptions: SubscriptionFixture, subscription: str, activity: str) -> bool:
+    history = await subscriptions.handle(subscription).fetch_history()
+    return activity in {event.activity_task_scheduled_event_attributes.activity_type.name for event in history.events}
 
 
 # An operator cancels the workflow.
