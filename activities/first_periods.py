@@ -10,7 +10,7 @@ from activities.formatting import format_date, timezone_or_utc
 from activities.holds import ORDER_HOLD, agreed_card_charge, capture_hold, held_credit
 from activities.invoice_allocations import allocate, hold_parts
 from activities.invoicing import add_invoice, add_invoice_paid_events, line_description, post_invoice_transaction
-from activities.notification_context import notification_context
+from activities.notification_context import notification_context, paid_fields
 from activities.outcomes import billing_outcome, replay_result
 from activities.periods import build_period_invoice
 from activities.subscription_transitions import lock_subscription, new_change_set, transition_subscription
@@ -112,7 +112,7 @@ async def _invoice_first_period(
         add_invoice_paid_events(changes, draft.id, draft.total, carried)
     context = notification_context(
         subscription,
-        amount=draft.total,
+        **paid_fields(draft.total, carried),
         period_start=period.start,
         period_end=period.end,
         invoice_id=draft.id,

@@ -15,6 +15,7 @@ class ContextFields(TypedDict, total=False):
     amount: Money
     cancel_at_period_end: bool
     cancels_at: datetime | None
+    carried: Money | None
     carried_debt: Money | None
     coupon_code: str | None
     credit: Money | None
@@ -36,6 +37,22 @@ class ContextFields(TypedDict, total=False):
     suspends_now: bool
     trial_days: int
     trial_end: datetime | None
+
+
+class PaidFields(TypedDict, total=False):
+    """What a receipt says of an invoice."""
+
+    amount: Money
+    carried: Money | None
+
+
+def paid_fields(total: Money, carried: Money | None) -> PaidFields:
+    """Return what a receipt says of an invoice: the amount that was paid, and what is added to the next payment."""
+    if not carried:
+        return PaidFields(amount=total)
+    if carried == total:
+        return PaidFields(carried=carried)
+    return PaidFields(amount=total - carried, carried=carried)
 
 
 def money_to_json(amount: Money) -> dict[str, Any]:

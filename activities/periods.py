@@ -19,7 +19,7 @@ from activities.invoicing import (
     period_invoice_id,
     post_invoice_transaction,
 )
-from activities.notification_context import notification_context
+from activities.notification_context import notification_context, paid_fields
 from activities.outcomes import billing_outcome, replay_result, unpaid_outcome
 from activities.plan_change_records import add_scheduled_change, with_period_terms
 from activities.subscription_transitions import (
@@ -182,7 +182,7 @@ def _add_renewal_events(
     kind = "resumed" if before is SubscriptionStatus.PAUSED else "renewed"
     context = notification_context(
         subscription,
-        amount=draft.total,
+        **paid_fields(draft.total, funding.carried),
         invoice_id=draft.id,
         period_start=draft.period.start,
         period_end=draft.period.end,

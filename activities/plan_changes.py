@@ -13,6 +13,7 @@ from activities.formatting import format_date, timezone_or_utc
 from activities.funding import FundingSplit, card_charge_for, split_funding_for
 from activities.holds import agreed_card_charge, place_hold
 from activities.invoicing import InvoiceDraft, add_invoice, add_invoice_paid_events, post_invoice_transaction
+from activities.notification_context import paid_fields
 from activities.outcomes import committed_state
 from activities.plan_change_records import apply_plan_change, plan_change_dedup_key, plan_changed_context
 from activities.plan_terms import build_plan_terms
@@ -319,7 +320,7 @@ async def _invoice_change(
         name,
         plan_change_id,
         period,
-        amount=draft.total,
+        **paid_fields(draft.total, funding.carried),
         invoice_id=draft.id,
     )
     invoice = add_invoice(

@@ -12,7 +12,7 @@ from temporalio import activity
 from activities import coupons
 from activities.formatting import format_date, timezone_or_utc
 from activities.invoicing import add_invoice_paid_events
-from activities.notification_context import notification_context
+from activities.notification_context import notification_context, paid_fields
 from activities.outcomes import committed_state
 from activities.plan_change_records import add_scheduled_change
 from db.queries import invoices, locked_subscriptions
@@ -126,7 +126,7 @@ async def record_period_paid(
     add_invoice_paid_events(changes, invoice.id, invoice.total, carried)
     # An order's invoice that a card pays after readiness is no renewal: "service ready" has reported it.
     if before is not SubscriptionStatus.ACTIVE or invoice.billing_reason is not BillingReason.ORDER:
-        _add_receipt(changes, subscription, invoice, _RECOVERY_EVENTS.get(before, "renewed"))
+        _add_receipt(changes, subscription, invoice, _RECOVERY_EVENTS.get(before, "renewed"), carried)
     number = await invoices.assign_invoice_number(session, changes.occurred_at) if is_draft else None
     await invoices.mark_paid(session, invoice.id, changes.occurred_at, number)
     await changes.write(session)
@@ -152,12 +152,14 @@ async def _drafted_period(
     }
 
 
-def _add_receipt(changes: ChangeSet, subscription: LockedSubscription, invoice: InvoiceSummary, kind: str) -> None:
+def _add_receipt(
+    changes: ChangeSet, subscription: LockedSubscription, invoice: InvoiceSummary, kind: str, carried: Money | None
+) -> None:
     """Add the timeline event and the mail of a period that is paid: ``renewed``, ``resumed`` or ``recovered``."""
     key = f"{kind}/{invoice.id}"
     context = notification_context(
         subscription,
-        amount=invoice.total,
+        **paid_fields(invoice.total, carried),
         invoice_id=invoice.id,
         period_start=invoice.period_start,
         period_end=invoice.period_end,

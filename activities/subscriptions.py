@@ -272,13 +272,16 @@ class PostgresSubscriptionActivities(SubscriptionActivities):
             price=plan.price,
             coupon_code=discount.code if discount else None,
             trial_days=plan.trial_days,
+            carried=funding.carried or None,
+            carried_debt=funding.repaid or None,
         )
         changes.enqueue_notification(NotificationKind.SUBSCRIPTION_CREATED, context)
         if due:
             inserts.append(add_hold(changes, subscription, funding, ORDER_HOLD))
         if funding.covered:
-            if due:
-                changes.add_timeline_event("payment.authorized", f"{format_money(due)} reserved for the first period.")
+            if reserved := due - funding.carried:
+                message = f"{format_money(reserved)} reserved for the first period."
+                changes.add_timeline_event("payment.authorized", message)
             changes.add_timeline_event(
                 "instance.provisioning", f"Setting up {plan.service_name}.", ref=order.instance_id
             )

@@ -34,6 +34,7 @@ EXAMPLES: dict[str, Any] = {
     "balance": {"amount_minor": 250, "currency": "USD"},
     "credit": {"amount_minor": 725, "currency": "USD"},
     "price": {"amount_minor": 2000, "currency": "USD"},
+    "carried": {"amount_minor": 5, "currency": "USD"},
     "carried_debt": {"amount_minor": 20, "currency": "USD"},
     "debt_paid": {"amount_minor": 20, "currency": "USD"},
     "days": 3,

@@ -1,0 +1,54 @@
+"""Mails and timeline of an amount that is too small to charge: it was not received, and is charged with the next."""
+
+from __future__ import annotations
+
+from tests.activities.test_carried_debt import account_with_card, carried  # noqa: F401 - fixtures
+from tests.activities.test_data_deletion_mails import sent_text
+from tests.support.billing_commands import top_up
+from tests.support.billing_fixture import BillingFixture, OpenedSubscription
+from workflows.rules.notifications import NotificationKind
+
+
+async def messages(billing: BillingFixture, kind: str) -> list[str]:
+    rows = await billing.query("SELECT message FROM timeline_events WHERE kind = :kind ORDER BY id", kind=kind)
+    return [row["message"].replace("\u00a0", " ") for row in rows]
+
+
+async def test_an_amount_that_is_carried_is_not_said_to_be_received(account_with_card: BillingFixture) -> None:  # noqa: F811
+    billing = account_with_card
+    await billing.execute("UPDATE coupons SET duration = 'forever'")
+    ordered = await billing.create_active_subscription(coupon="SMALL")
+    await billing.billing_activities.start_period(billing.start_period_command(ordered))
+    assert await billing.balance("debt") == -40
+    for kind in (NotificationKind.SERVICE_READY, NotificationKind.SUBSCRIPTION_RENEWED):
+        text = await sent_text(billing, kind)
+        assert "Added to the next payment: US$0.20" in text
+        assert not any(word in text for word in ("We received", "Charged:", "Paid:"))
+    assert "US$0.20 of it is below the minimum" in await sent_text(billing, NotificationKind.SUBSCRIPTION_CREATED)
+    assert await messages(billing, "payment.authorized") == []
+
+
+async def test_an_order_names_what_is_reserved_and_what_is_carried(account_with_card: BillingFixture) -> None:  # noqa: F811
+    billing = account_with_card
+    await top_up(billing, 15)
+    await billing.create_active_subscription(coupon="SMALL")
+    assert await messages(billing, "payment.authorized") == ["US$0.15 reserved for the first period."]
+    ready = await sent_text(billing, NotificationKind.SERVICE_READY)
+    assert "Charged: US$0.15" in ready
+    assert "Added to the next payment: US$0.05" in ready
+
+
+async def test_an_order_names_the_debt_that_its_card_is_charged_for(
+    account_with_card: BillingFixture,  # noqa: F811
+    carried: OpenedSubscription,  # noqa: F811
+) -> None:
+    billing, command = account_with_card, account_with_card.create_command()
+    opened = await billing.subscription_activities.record_order(command)
+    assert opened.card is not None
+    assert opened.card.amount.amount_minor == 520
+    (row,) = await billing.query(
+        "SELECT template_context -> 'carried_debt' AS debt FROM notifications WHERE kind = 'subscription_created'"
+        " AND template_context ->> 'subscription_id' = :id",
+        id=command.order.subscription_id,
+    )
+    assert row["debt"] == {"amount_minor": 20, "currency": "USD"}
