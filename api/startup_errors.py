@@ -6,6 +6,7 @@ import psycopg
 from sqlalchemy.exc import DBAPIError
 
 from api.redaction import mask_text
+from db.schema_version import SchemaMismatch
 
 
 class CannotStart(Exception):
@@ -19,8 +20,8 @@ def describe_startup_error(error: BaseException) -> str | None:
     match error:
         case CannotStart():
             line = str(error)
-        case psycopg.errors.UndefinedTable() | psycopg.errors.UndefinedColumn():
-            line = f"The database has no current schema ({_first_line(error)}). Run `berth migrate` first."
+        case SchemaMismatch():
+            line = str(error)
         case psycopg.errors.InsufficientPrivilege():
             line = f"The database's role may not do this ({_first_line(error)}). Use the owner of the schema."
         case psycopg.OperationalError():

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from pathlib import Path
 
 import psycopg
+from sqlalchemy.exc import DBAPIError
 
 import db
-from db.schema_version import SchemaMismatch, newest_revision, read_revision
+from db.schema_version import SchemaMismatch, migration_checksums, newest_revision, read_revision
 from worker.exit import SCHEMA_MISMATCH_EXIT_CODE
 from worker.owner_database import SETTING, read_owner_database_url
 
@@ -18,6 +20,10 @@ MIGRATION_LOCK_ID = 4_212_026
 """Advisory lock: of two that start together, the second waits and then finds nothing to do."""
 
 MIGRATIONS = Path(str(db.__file__)).parent / "migrations"
+
+
+class MigrationFailed(Exception):
+    """A migration raised an error, which is the cause; its transaction was rolled back. The message names both."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +49,7 @@ def migrate(url: str) -> tuple[str | None, str]:
 
     Raises:
         SchemaMismatch: other migrations, or newer ones, made the schema. Nothing is changed.
+        MigrationFailed: a migration raised an error. The migrations before it are applied.
     """
     newest = newest_revision()
     with psycopg.connect(url.replace("+psycopg", "", 1), autocommit=True) as connection:
@@ -61,4 +68,19 @@ def _upgrade(url: str) -> None:
     config.set_main_option("script_location", str(MIGRATIONS))
     # db/migrations/env.py connects by itself, to the address that it finds here.
     os.environ[SETTING] = url
-    command.upgrade(config, "head")
+    try:
+        command.upgrade(config, "head")
+    except Exception as error:
+        revision = _failed_revision(error)
+        if revision is None:
+            raise
+        # Without the statement, which the traceback has.
+        reason = error.orig if isinstance(error, DBAPIError) else error
+        raise MigrationFailed(f"The migration {revision} failed and was rolled back: {reason}") from error
+
+
+def _failed_revision(error: Exception) -> str | None:
+    """Return the revision whose script raised ``error``; None if no script did, e.g. without a connection."""
+    scripts = {str(MIGRATIONS / "versions" / f"{revision}.py"): revision for revision in migration_checksums()}
+    frames = traceback.extract_tb(error.__traceback__)
+    return next((scripts[frame.filename] for frame in frames if frame.filename in scripts), None)

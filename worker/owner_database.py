@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+
+import psycopg
 
 from api.environment import check_database_url
 from api.startup_errors import CannotStart
+from db.schema_version import SchemaNewer, require_current_schema
 
 SETTING = "BERTH_OWNER_DATABASE_URL"
 
@@ -19,3 +23,18 @@ def read_owner_database_url() -> str:
         return check_database_url(url)
     except ValueError as error:
         raise CannotStart(f"{SETTING} {error}.") from None
+
+
+def require_schema(url: str) -> None:
+    """Return if a command may write to the database. ``url`` is SQLAlchemy's form.
+
+    A schema that a newer version has extended is accepted, as the API and the worker accept it.
+
+    Raises:
+        SchemaMismatch: The schema is missing, outdated, or was made by other migrations.
+    """
+    with (
+        contextlib.suppress(SchemaNewer),
+        psycopg.connect(url.replace("+psycopg", "", 1), autocommit=True) as connection,
+    ):
+        require_current_schema(connection)

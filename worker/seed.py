@@ -12,7 +12,7 @@ from pathlib import Path
 from api.passwords import PasswordHasher
 from db.session import create_database_engine, session_factory
 from worker import seed_catalogue
-from worker.owner_database import read_owner_database_url
+from worker.owner_database import read_owner_database_url, require_schema
 from worker.seed_users import SeedUser, seed_users_from_environment, upsert_user
 
 
@@ -27,6 +27,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     url = read_owner_database_url()
+    require_schema(url)
     sys.stdout.write(
         asyncio.run(seed(url, arguments.services, seed_users_from_environment(os.environ), datetime.now(UTC))) + "\n"
     )

@@ -6,10 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psycopg
 import pytest
 from sqlalchemy import text
 
 from api.startup_errors import CannotStart, describe_startup_error
+from db.schema_version import newest_revision
 from db.session import create_database_engine
 from deploy.ports import free_ports
 from tests.local.test_production_settings import COMPLETE, KUBECONFIG, ROOT, clean_environment
@@ -64,6 +66,12 @@ def test_a_worker_names_an_address_that_is_taken(tmp_path: Path) -> None:
     assert "Traceback" not in output
 
 
+def change_schema(database: DatabaseFixture, *statements: str) -> None:
+    with psycopg.connect(database.superuser_dsn()) as connection:
+        for statement in statements:
+            connection.execute(statement.encode())
+
+
 async def raised_by(url: str, statement: str) -> Exception:
     """Return what SQLAlchemy raises for a statement."""
     engine = create_database_engine(url, pool_size=1)
@@ -76,13 +84,37 @@ async def raised_by(url: str, statement: str) -> Exception:
     return failed.value
 
 
-async def test_a_missing_schema_and_a_wrong_role_are_named(database: DatabaseFixture) -> None:
+async def test_a_wrong_role_is_named_and_a_missing_table_is_an_error_of_the_program(database: DatabaseFixture) -> None:
     missing = await raised_by(database.owner_url, "SELECT 1 FROM no_such_table")
-    assert describe_startup_error(missing) == (
-        'The database has no current schema (relation "no_such_table" does not exist). Run `berth migrate` first.'
-    )
+    assert describe_startup_error(missing) is None
     forbidden = await raised_by(database.api_url, "DELETE FROM audit_log")
     assert str(describe_startup_error(forbidden)).startswith("The database's role may not do this (permission denied")
+
+
+def test_seeding_needs_the_current_schema(database: DatabaseFixture) -> None:
+    change_schema(database, f"DELETE FROM schema_migrations WHERE revision = '{newest_revision()}'")
+    code, output = run_module("worker.cli", "seed", BERTH_OWNER_DATABASE_URL=database.owner_url)
+    (line,) = output.splitlines()
+    assert code == 1
+    assert line.startswith("berth seed: The database has a schema at ")
+    assert line.endswith("Run `berth migrate`.")
+
+
+def test_a_failing_migration_names_its_revision_and_keeps_its_traceback(database: DatabaseFixture) -> None:
+    """A table that it refers to is missing."""
+    change_schema(
+        database,
+        "DELETE FROM schema_migrations WHERE revision >= '0008'",
+        "UPDATE alembic_version SET version_num = '0007_payments'",
+        "DROP TABLE installation, instances, subscriptions CASCADE",
+    )
+    code, output = run_module("worker.cli", "migrate", BERTH_OWNER_DATABASE_URL=database.owner_url)
+    assert code == 1
+    assert "Traceback" in output
+    assert "versions/0008_instances.py" in output
+    message = output.rpartition("MigrationFailed: ")[2]
+    assert message.startswith("The migration 0008_instances failed and was rolled back: ")
+    assert 'relation "subscriptions" does not exist' in message
 
 
 def test_files_are_named_and_errors_of_the_program_are_not_described(tmp_path: Path) -> None:
