@@ -13,7 +13,7 @@ from activities.invoicing import add_invoice, add_invoice_paid_events, line_desc
 from activities.notification_context import notification_context, paid_fields
 from activities.outcomes import billing_outcome, replay_result
 from activities.periods import build_period_invoice
-from activities.subscription_transitions import lock_subscription, new_change_set, transition_subscription
+from activities.subscription_transitions import begin_with_locked_subscription, new_change_set, transition_subscription
 from db.queries import invoices
 from db.queries.change_set import ChangeSet
 from db.queries.locked_subscriptions import LockedSubscription
@@ -29,7 +29,7 @@ from workflows.rules.subscription import SubscriptionStatus
 
 async def start_first_period(session: AsyncSession, command: StartFirstPeriod) -> BillingOutcome:
     """Start the first period or the trial of an order whose instance is ready, and commit it."""
-    subscription = await lock_subscription(session, command.subscription_id)
+    subscription = await begin_with_locked_subscription(session, command.subscription_id)
     if subscription.status is not SubscriptionStatus.PROVISIONING:
         existing = await invoices.find_period_invoice(session, subscription.id, command.period_start)
         return await replay_result(session, subscription, existing, hold_key=ORDER_HOLD)

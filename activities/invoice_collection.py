@@ -18,7 +18,7 @@ from activities.invoice_allocations import allocate, credit_parts
 from activities.invoicing import line_description
 from activities.notification_context import notification_context
 from activities.outcomes import billing_outcome, replay_result
-from activities.subscription_transitions import lock_subscription, new_change_set, record_period_paid
+from activities.subscription_transitions import begin_with_locked_subscription, new_change_set, record_period_paid
 from db.queries import invoices
 from db.queries.change_set import ChangeSet
 from db.queries.invoices import InvoiceSummary
@@ -35,7 +35,7 @@ from workflows.rules.subscription import PAST_DUE_STATUSES
 async def collect_invoice(
     session: AsyncSession, command: CollectInvoice, gateways: Mapping[str, GatewayTerms]
 ) -> BillingOutcome:
-    subscription = await lock_subscription(session, command.subscription_id)
+    subscription = await begin_with_locked_subscription(session, command.subscription_id)
     invoice = await invoices.lock_invoice(session, command.invoice_id)
     if invoice is None or invoice.status is not InvoiceStatus.OPEN or subscription.status not in PAST_DUE_STATUSES:
         return await replay_result(session, subscription, invoice)

@@ -19,7 +19,7 @@ from activities.notification_context import notification_context
 from activities.outcomes import billing_outcome, unpaid_outcome
 from activities.plan_change_records import with_period_terms
 from activities.subscription_transitions import (
-    lock_subscription,
+    begin_with_locked_subscription,
     mark_past_due,
     new_change_set,
     pause_unpaid_trial,
@@ -42,7 +42,7 @@ from workflows.rules.subscription import LIVE_STATUSES, PAST_DUE_STATUSES, Subsc
 
 
 async def apply_card_payment(session: AsyncSession, command: ApplyCardPayment) -> BillingOutcome:
-    subscription = await lock_subscription(session, command.subscription_id)
+    subscription = await begin_with_locked_subscription(session, command.subscription_id)
     invoice = await invoices.lock_invoice(session, command.invoice_id) if command.invoice_id is not None else None
     if await is_payment_applied(session, command.payment_id):
         outcome = await billing_outcome(session, subscription, invoice, None)
@@ -93,7 +93,7 @@ async def apply_card_payment(session: AsyncSession, command: ApplyCardPayment) -
 async def record_payment_failure(
     session: AsyncSession, command: RecordPaymentFailure, gateways: Mapping[str, GatewayTerms]
 ) -> BillingOutcome:
-    subscription = await lock_subscription(session, command.subscription_id)
+    subscription = await begin_with_locked_subscription(session, command.subscription_id)
     invoice = await invoices.lock_invoice(session, command.invoice_id)
     changes = new_change_set(subscription, command.now, "platform")
     released = await release_hold(session, changes, subscription)

@@ -23,7 +23,7 @@ from activities.notification_context import notification_context, paid_fields
 from activities.outcomes import billing_outcome, replay_result, unpaid_outcome
 from activities.plan_change_records import add_scheduled_change, with_period_terms
 from activities.subscription_transitions import (
-    lock_subscription,
+    begin_with_locked_subscription,
     mark_past_due,
     new_change_set,
     pause_unpaid_trial,
@@ -63,7 +63,7 @@ async def start_period(
     session: AsyncSession, command: StartPeriod, gateways: Mapping[str, GatewayTerms]
 ) -> BillingOutcome:
     """Start a period as ``decide_period`` says: paid, open, drafted for a card, or refused. Commit it."""
-    subscription = await lock_subscription(session, command.subscription_id)
+    subscription = await begin_with_locked_subscription(session, command.subscription_id)
     earlier = await _find_earlier_outcome(session, subscription, command)
     if earlier is not None:
         return earlier

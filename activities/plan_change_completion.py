@@ -22,7 +22,7 @@ from activities.payment_application import (
     payment_application_key,
 )
 from activities.plan_change_records import apply_plan_change, plan_changed_context
-from activities.subscription_transitions import lock_subscription, new_change_set
+from activities.subscription_transitions import begin_with_locked_subscription, new_change_set
 from db.queries import invoices, locked_subscriptions
 from db.queries.change_set import ChangeSet
 from db.queries.invoice_allocations import list_plan_change_credits
@@ -39,7 +39,7 @@ from workflows.rules.subscription import LIVE_STATUSES
 
 
 async def complete_plan_change(session: AsyncSession, command: CompletePlanChange) -> BillingOutcome:
-    subscription = await lock_subscription(session, command.subscription_id)
+    subscription = await begin_with_locked_subscription(session, command.subscription_id)
     invoice = await invoices.lock_invoice(session, command.invoice_id)
     if await is_payment_applied(session, command.payment_id):
         outcome = await billing_outcome(session, subscription, invoice, None)
@@ -104,7 +104,7 @@ async def complete_plan_change(session: AsyncSession, command: CompletePlanChang
 
 
 async def rollback_plan_change(session: AsyncSession, command: RollbackPlanChange) -> StatusOutcome:
-    subscription = await lock_subscription(session, command.subscription_id)
+    subscription = await begin_with_locked_subscription(session, command.subscription_id)
     old = command.fallback.terms
     if subscription.plan_id == old.plan_id:
         return await repeated_status_outcome(session, subscription)

@@ -17,7 +17,7 @@ from activities.notification_context import paid_fields
 from activities.outcomes import committed_state
 from activities.plan_change_records import apply_plan_change, plan_change_dedup_key, plan_changed_context
 from activities.plan_terms import build_plan_terms
-from activities.subscription_transitions import lock_subscription, new_change_set
+from activities.subscription_transitions import begin_with_locked_subscription, new_change_set
 from db.models.subscriptions import Subscription
 from db.queries import catalogue, invoices, locked_subscriptions
 from db.queries.change_set import ChangeSet, timeline_event_exists
@@ -42,7 +42,7 @@ from workflows.rules.proration import PlanChangeMode
 async def change_plan(
     session: AsyncSession, command: ApplyPlanChange, gateways: Mapping[str, GatewayTerms]
 ) -> PlanChangeOutcome:
-    subscription = await lock_subscription(session, command.subscription_id)
+    subscription = await begin_with_locked_subscription(session, command.subscription_id)
     plan = await locked_subscriptions.get_plan_with_price(session, command.plan_id, subscription.currency, command.now)
     if plan is None:
         raise non_retryable_error(ErrorCode.PLAN_UNAVAILABLE, "This plan is not offered.")

@@ -13,7 +13,7 @@ from activities.holds import ORDER_HOLD, agreed_card_charge, release_hold, with_
 from activities.invoice_collection import pay_from_credit
 from activities.outcomes import billing_outcome
 from activities.rule_errors import converts_rule_violations
-from activities.subscription_transitions import lock_subscription, new_change_set
+from activities.subscription_transitions import begin_with_locked_subscription, new_change_set
 from db.queries import invoices, workflow_recovery
 from db.queries.change_set import ChangeSet
 from db.queries.invoices import InvoiceSummary
@@ -37,7 +37,7 @@ class PostgresRecoveryActivities(RecoveryActivities):
     @converts_rule_violations
     async def load(self, command: LoadRecovery) -> Recovery:
         async with self._sessions.begin() as session:
-            subscription = await lock_subscription(session, command.subscription_id)
+            subscription = await begin_with_locked_subscription(session, command.subscription_id)
             instance = await workflow_recovery.get_instance_facts(session, subscription.id)
             recovery = Recovery(
                 payments=await _unsettled_payments(session, subscription),
@@ -93,7 +93,7 @@ async def _with_dunning(session: AsyncSession, subscription: LockedSubscription,
 
 
 async def _resume_collection(session: AsyncSession, command: ResumeCollection) -> BillingOutcome:
-    subscription = await lock_subscription(session, command.subscription_id)
+    subscription = await begin_with_locked_subscription(session, command.subscription_id)
     changes = new_change_set(subscription, command.now, "platform")
     is_trial = subscription.status is SubscriptionStatus.TRIALING
     # The end of a trial is in the schedule and finds its draft again. The payment of other drafts is awaited no more.

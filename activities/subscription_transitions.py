@@ -30,13 +30,13 @@ from workflows.rules.renewal import PeriodOutcome
 from workflows.rules.subscription import SubscriptionStatus, transition
 
 
-async def lock_subscription(session: AsyncSession, subscription_id: str) -> LockedSubscription:
-    """Lock and return the subscription.
+async def begin_with_locked_subscription(session: AsyncSession, subscription_id: str) -> LockedSubscription:
+    """Begin the session's transaction, and lock and return the subscription.
 
     Raises:
         ApplicationError: ``NOT_FOUND``.
     """
-    subscription = await locked_subscriptions.lock_subscription(session, subscription_id)
+    subscription = await locked_subscriptions.begin_with_locked_subscription(session, subscription_id)
     if subscription is None:
         raise non_retryable_error(ErrorCode.NOT_FOUND, "Subscription not found.")
     return subscription

@@ -23,9 +23,9 @@ from activities.outcomes import committed_state, repeated_status_outcome, status
 from activities.plan_terms import build_plan_terms
 from activities.recorded_orders import replay_creation, to_recorded_order
 from activities.rule_errors import converts_rule_violations
-from activities.subscription_transitions import lock_subscription, new_change_set, status_message
+from activities.subscription_transitions import begin_with_locked_subscription, new_change_set, status_message
 from db.errors import violated_constraint
-from db.queries import instances, invoices, orders
+from db.queries import instances, invoices, locked_subscriptions, orders
 from db.queries import reminders as reminder_rows
 from db.queries.change_set import ChangeSet
 from db.queries.locked_subscriptions import AvailableFunds, LockedSubscription, PlanWithPrice
@@ -110,7 +110,7 @@ class PostgresSubscriptionActivities(SubscriptionActivities):
     @converts_rule_violations
     async def start_provisioning(self, command: StartProvisioning) -> CommittedState:
         async with self._sessions.begin() as session:
-            subscription = await lock_subscription(session, command.subscription_id)
+            subscription = await begin_with_locked_subscription(session, command.subscription_id)
             if subscription.status is not SubscriptionStatus.PENDING:
                 return await committed_state(session, subscription, None)
             changes = new_change_set(subscription, command.now, "platform")
@@ -126,7 +126,7 @@ class PostgresSubscriptionActivities(SubscriptionActivities):
     @converts_rule_violations
     async def abort_order(self, command: AbortOrder) -> StatusOutcome:
         async with self._sessions.begin() as session:
-            subscription = await lock_subscription(session, command.subscription_id)
+            subscription = await begin_with_locked_subscription(session, command.subscription_id)
             if subscription.status not in PRE_READY_STATUSES:
                 return await repeated_status_outcome(session, subscription)
             changes = new_change_set(subscription, command.now, command.actor)
@@ -147,7 +147,7 @@ class PostgresSubscriptionActivities(SubscriptionActivities):
     @converts_rule_violations
     async def change_status(self, command: ChangeStatus) -> StatusOutcome:
         async with self._sessions.begin() as session:
-            subscription = await lock_subscription(session, command.subscription_id)
+            subscription = await begin_with_locked_subscription(session, command.subscription_id)
             if subscription.status is command.status:
                 if command.void_invoice:
                     return await repeated_status_outcome(session, subscription)
@@ -187,7 +187,7 @@ class PostgresSubscriptionActivities(SubscriptionActivities):
     @converts_rule_violations
     async def set_cancel_at_period_end(self, command: SetCancelAtPeriodEnd) -> CommittedState:
         async with self._sessions.begin() as session:
-            subscription = await lock_subscription(session, command.subscription_id)
+            subscription = await begin_with_locked_subscription(session, command.subscription_id)
             changes = new_change_set(subscription, command.now, command.actor)
             if subscription.cancel_at_period_end != command.cancel_at_period_end:
                 before, after = str(subscription.cancel_at_period_end), str(command.cancel_at_period_end)
@@ -235,7 +235,8 @@ class PostgresSubscriptionActivities(SubscriptionActivities):
         if facts is None:
             raise non_retryable_error(ErrorCode.NOT_FOUND, "Organization not found.")
         if facts.is_recorded:
-            recorded = await lock_subscription(session, order.subscription_id)
+            recorded = await locked_subscriptions.lock_subscription(session, order.subscription_id)
+            assert recorded is not None
             return await replay_creation(session, recorded, command.now)
         plan = facts.plan
         if plan is None:

@@ -14,7 +14,7 @@ from sqlalchemy import text
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db.session import to_sqlalchemy_error
+from db.session import connect_without_begin, to_sqlalchemy_error
 
 DIALECT = PGDialect_psycopg(paramstyle="pyformat")  # type: ignore[no-untyped-call]
 
@@ -41,11 +41,27 @@ async def driver_connection(session: AsyncSession) -> psycopg.AsyncConnection[An
     return raw
 
 
-async def fetch_one(session: AsyncSession, statement: DriverStatement) -> DictRow | None:
-    """Execute a query in one round trip. If it is the first of its transaction, the driver sends BEGIN before it.
+async def begin_and_fetch_one(session: AsyncSession, statement: DriverStatement) -> DictRow | None:
+    """Begin the session's transaction and execute its first query, in one round trip.
 
-    The driver waits for BEGIN, unless the connection commits by itself and BEGIN is sent with the statements
-    (``db/session.py: begin_and_fetch``). What the session has to flush is flushed first.
+    Args:
+        session: A session that has executed nothing since its last transaction.
+        statement: The query.
+
+    Returns:
+        The first row; None when there is none.
+
+    Raises:
+        DBAPIError: The query failed.
+    """
+    _, raw = await connect_without_begin(session)
+    return await _fetch_one(session, raw, DriverStatement("BEGIN", {}), statement)
+
+
+async def fetch_one(session: AsyncSession, statement: DriverStatement) -> DictRow | None:
+    """Execute a query in one round trip. What the session has to flush is flushed first.
+
+    If it is the first of its transaction, the driver sends BEGIN before it and waits for it.
 
     Returns:
         The first row; None when there is none.
@@ -54,16 +70,24 @@ async def fetch_one(session: AsyncSession, statement: DriverStatement) -> DictRo
         DBAPIError: The query failed.
     """
     await session.flush()
-    raw = await driver_connection(session)
+    return await _fetch_one(session, await driver_connection(session), statement)
+
+
+async def _fetch_one(
+    session: AsyncSession, raw: psycopg.AsyncConnection[Any], *statements: DriverStatement
+) -> DictRow | None:
+    """Execute statements in one round trip and return the first row of the last one."""
     cursor = raw.cursor(row_factory=dict_row)
     try:
         async with raw.pipeline():
-            await cursor.execute(statement.sql.encode(), statement.parameters)
+            for statement in statements[:-1]:
+                await raw.execute(statement.sql.encode(), statement.parameters)
+            await cursor.execute(statements[-1].sql.encode(), statements[-1].parameters)
         return await cursor.fetchone()
     except psycopg.Error as error:
         if raw.closed:
             await session.invalidate()
-        raise to_sqlalchemy_error(statement.sql, error) from error
+        raise to_sqlalchemy_error(statements[-1].sql, error) from error
 
 
 async def execute_together(session: AsyncSession, *statements: DriverStatement, commit: bool = False) -> None:

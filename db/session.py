@@ -11,12 +11,15 @@ import psycopg
 from psycopg.rows import DictRow, dict_row
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 from db.encryption import SESSION_INFO_KEY, FieldEncryption
 
 REUSED = "berth.reused"
 """Marks connections of the pool that were used before, and that the server may have closed since."""
+
+_EXPLICIT_BEGIN = "berth.explicit_begin"
+"""Execution option of an engine whose connections commit each statement outside of an explicit transaction."""
 
 SessionFactory = async_sessionmaker[AsyncSession]
 """``async with sessions.begin() as session`` is one unit of work: it commits at its end or not at all."""
@@ -56,7 +59,9 @@ def create_database_engine(
         explicit_begin: A transaction begins at ``begin_transaction``, which replaces closed connections itself: no
             pre-ping. A statement outside of one commits at once.
     """
-    options: dict[str, Any] = {"isolation_level": "AUTOCOMMIT"} if explicit_begin else {}
+    options: dict[str, Any] = (
+        {"isolation_level": "AUTOCOMMIT", "execution_options": {_EXPLICIT_BEGIN: True}} if explicit_begin else {}
+    )
     return create_async_engine(
         url,
         pool_size=pool_size,
@@ -72,6 +77,24 @@ def create_database_engine(
 def session_factory(engine: AsyncEngine, *, encryptor: FieldEncryption | None = None) -> SessionFactory:
     """``encryptor`` encrypts secrets of queued notifications."""
     return async_sessionmaker(engine, expire_on_commit=False, info={SESSION_INFO_KEY: encryptor})
+
+
+async def connect_without_begin(session: AsyncSession) -> tuple[AsyncConnection, psycopg.AsyncConnection[Any]]:
+    """Return the connection of a session's next transaction, and psycopg's: a pipeline begins with a BEGIN of its own.
+
+    Otherwise the driver sends BEGIN before the first statement and waits for it. The transaction ends as any other.
+
+    Args:
+        session: A session that has executed nothing since its last transaction.
+    """
+    assert isinstance(session.bind, AsyncEngine)
+    if _EXPLICIT_BEGIN in session.bind.get_execution_options():
+        connection = await session.connection()
+    else:
+        connection = await session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
+    raw = (await connection.get_raw_connection()).driver_connection
+    assert isinstance(raw, psycopg.AsyncConnection)
+    return connection, raw
 
 
 async def begin_transaction(
@@ -98,8 +121,7 @@ async def begin_and_fetch(
 ) -> tuple[DictRow, list[tuple[Any, ...]]]:
     """Begin a transaction and execute its first statement and a query, in one round trip.
 
-    Without ``explicit_begin`` it takes a second one: the driver sends BEGIN itself and waits for it. A connection that
-    the server has closed fails before anything is committed; it is replaced and all is sent again.
+    A connection that the server has closed fails before anything is committed; it is replaced and all is sent again.
 
     Args:
         session: A session without a transaction, and outside of ``session.begin()``.
@@ -115,9 +137,7 @@ async def begin_and_fetch(
         DBAPIError: The statement failed, or no connection could be opened.
     """
     while True:
-        connection = await session.connection()
-        raw = (await connection.get_raw_connection()).driver_connection
-        assert isinstance(raw, psycopg.AsyncConnection)
+        connection, raw = await connect_without_begin(session)
         # Replacing closed connections ends at the first one that is new.
         is_reused = REUSED in connection.info
         connection.info[REUSED] = True
@@ -125,8 +145,7 @@ async def begin_and_fetch(
             cursor = raw.cursor(row_factory=dict_row)
             query_cursor = raw.cursor() if query is not None else None
             async with raw.pipeline():
-                if raw.autocommit:  # Otherwise the driver begins the transaction.
-                    await raw.execute("BEGIN")
+                await raw.execute("BEGIN")
                 await cursor.execute(statement.encode(), parameters)
                 if query is not None and query_cursor is not None:
                     await query_cursor.execute(*query)

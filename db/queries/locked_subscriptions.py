@@ -16,7 +16,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import RowMapping
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db.driver import DriverStatement, driver_sql, fetch_one
+from db.driver import DriverStatement, begin_and_fetch_one, driver_sql, fetch_one
 from db.models.payments import CHARGE_ORDER
 from workflows.rules.funding import CollectionMethod, PaymentMethodReference
 from workflows.rules.money import Money
@@ -160,8 +160,17 @@ _PLAN = text(
 )
 
 
+async def begin_with_locked_subscription(session: AsyncSession, subscription_id: str) -> LockedSubscription | None:
+    """Begin a transaction, and lock and return a subscription with everything that billing it needs; one round trip.
+
+    None when there is none.
+    """
+    row = await begin_and_fetch_one(session, DriverStatement(_LOCK_SUBSCRIPTION, {"id": subscription_id}))
+    return None if row is None else _to_locked_subscription(row)
+
+
 async def lock_subscription(session: AsyncSession, subscription_id: str) -> LockedSubscription | None:
-    """Lock and return a subscription with everything that billing it needs; None when there is none."""
+    """Lock and return a subscription as ``begin_with_locked_subscription``, in a transaction that has begun."""
     row = await fetch_one(session, DriverStatement(_LOCK_SUBSCRIPTION, {"id": subscription_id}))
     return None if row is None else _to_locked_subscription(row)
 

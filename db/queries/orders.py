@@ -89,7 +89,7 @@ _INSERT = driver_sql(
 async def begin_order(
     session: AsyncSession, *, organization_id: str, subscription_id: str, plan_id: str, now: datetime
 ) -> OrderFacts | None:
-    """Begin a transaction, and return what an order is decided by: one round trip after the driver's BEGIN.
+    """Begin a transaction, and return what an order is decided by: one round trip.
 
     The organization's balances are locked. None when there is no such organization.
     """

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db.driver import DriverStatement, execute_together, fetch_one
+from db.driver import DriverStatement, begin_and_fetch_one, execute_together, fetch_one
 from db.session import begin_transaction, create_database_engine, session_factory
 from tests.support.databases import DatabaseFixture
 from tests.support.wait import wait_until
@@ -31,7 +31,11 @@ async def _begin(session: AsyncSession) -> None:
     await begin_transaction(session, LOCK, {})
 
 
-@pytest.mark.parametrize("send", [_fetch, _execute, _begin])
+async def _begin_and_fetch(session: AsyncSession) -> None:
+    await begin_and_fetch_one(session, DriverStatement(LOCK, {}))
+
+
+@pytest.mark.parametrize("send", [_fetch, _execute, _begin, _begin_and_fetch])
 async def test_a_connection_that_was_interrupted_is_not_used_again(
     database: DatabaseFixture, send: Callable[[AsyncSession], Awaitable[None]]
 ) -> None:
