@@ -12,7 +12,7 @@ from activities import gateway_results
 from activities.gateway_results import EventSource
 from activities.gateways.protocol import ChargeRequest, GatewayRejected, PaymentGateway
 from db.models.payments import Payment
-from db.queries import payments
+from db.queries import payments, workflow_recovery
 from db.session import SessionFactory
 from workflows import names
 from workflows.errors import non_retryable_error, to_application_error
@@ -97,8 +97,11 @@ class GatewayPaymentActivities(PaymentActivities):
                 redirect_url=payment.redirect_url,
             )
             source = EventSource(gateway=event.gateway, event_id=event.event_id)
+            is_abandoned = command.is_abandoned and (
+                command.has_parent or not await workflow_recovery.is_capture_expected(session, payment.id)
+            )
             return await gateway_results.apply_gateway_payment(
-                session, payment, gateway_payment, source=source, is_abandoned=command.is_abandoned, now=command.now
+                session, payment, gateway_payment, source=source, is_abandoned=is_abandoned, now=command.now
             )
 
     @activity.defn(name="payments.capture")
@@ -118,7 +121,7 @@ class GatewayPaymentActivities(PaymentActivities):
     @activity.defn(name="payments.cancel")
     async def cancel(self, command: CancelPayment) -> PaymentProgress:
         payment, progress = await self._lock_payment(command.payment_id)
-        if payment.status in PAID_STATUSES:
+        if payment.status in PAID_STATUSES or not (command.has_parent or await self._may_void(payment)):
             return progress
         reference = payment.gateway_reference
         if reference is None:
@@ -201,6 +204,13 @@ class GatewayPaymentActivities(PaymentActivities):
             if payment is None:
                 raise non_retryable_error(ErrorCode.NOT_FOUND, "Payment not found.")
             return payment, await gateway_results.payment_progress(session, payment)
+
+    async def _may_void(self, payment: Payment) -> bool:
+        """Return whether a run that no workflow awaits may void the payment: no order counts on its authorization."""
+        if payment.status != PaymentStatus.AUTHORIZED:
+            return True
+        async with self._sessions() as session:
+            return not await workflow_recovery.pays_unfinished_order(session, payment.id)
 
     async def _apply(
         self, payment: Payment, gateway_payment: GatewayPayment, *, is_abandoned: bool, now: datetime

@@ -56,6 +56,8 @@ class Payment:
         self._capture_requested = False
         # Hazard: the workflow that ordered the payment may have ended; its signal then fails.
         self._is_abandoned = input.purpose is not Purpose.TOP_UP and workflow.info().parent is None
+        # It may also run, and await another run of this payment, which an operator terminated.
+        self._has_parent = not self._is_abandoned
         self._progress: PaymentProgress | None = None
         self._outcome_for_parent: PaymentOutcome | None = None
         self._error: ApplicationError | None = None
@@ -176,7 +178,11 @@ class Payment:
 
     async def _apply_gateway_event(self, event: GatewayEvent) -> None:
         command = ApplyGatewayEvent(
-            payment_id=self._input.payment_id, event=event, is_abandoned=self._is_abandoned, now=self._business_time()
+            payment_id=self._input.payment_id,
+            event=event,
+            is_abandoned=self._is_abandoned,
+            now=self._business_time(),
+            has_parent=self._has_parent,
         )
         try:
             progress = await workflow.execute_activity_method(
@@ -188,7 +194,12 @@ class Payment:
             await self._apply_progress(progress)
 
     async def _cancel_at_gateway(self, final_status: PaymentStatus) -> None:
-        command = CancelPayment(payment_id=self._input.payment_id, final_status=final_status, now=self._business_time())
+        command = CancelPayment(
+            payment_id=self._input.payment_id,
+            final_status=final_status,
+            now=self._business_time(),
+            has_parent=self._has_parent,
+        )
         await self._request_transition(PaymentActivities.cancel, command)
 
     async def _request_transition(self, method: Callable[[Any, Any], Any], command: object) -> None:

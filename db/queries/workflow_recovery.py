@@ -10,13 +10,13 @@ from typing import Any
 from sqlalchemy import and_, func, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db.models.invoices import InvoiceAllocation
+from db.models.invoices import Invoice, InvoiceAllocation
 from db.models.payments import Payment
 from db.models.subscriptions import Subscription
 from db.queries.payments import to_payment_record
 from workflows.rules.instance import InstanceStatus
 from workflows.rules.payment import IN_FLIGHT_STATUSES, PaymentRecord, PaymentStatus
-from workflows.rules.subscription import PRE_READY_STATUSES, TERMINAL_STATUSES
+from workflows.rules.subscription import PRE_READY_STATUSES, TERMINAL_STATUSES, SubscriptionStatus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,10 +70,25 @@ _INVOICE_PAYMENTS = text(
 
 _TERMINAL = [status.value for status in TERMINAL_STATUSES]
 
-_PAYS_UNFINISHED_ORDER = (
+_EXPECTS_CAPTURE = and_(
+    Payment.purpose == "order",
+    select(Invoice.id)
+    .where(
+        Invoice.subscription_id == Payment.subscription_id,
+        Invoice.billing_reason == "order",
+        Invoice.status == "open",
+        Invoice.subscription_id == Subscription.id,
+        Subscription.status == SubscriptionStatus.ACTIVE,
+    )
+    .exists(),
+)
+"""The order's instance is ready, and its first invoice waits for the money that was authorized."""
+
+_PAYS_UNFINISHED_ORDER = or_(
     select(Subscription.id)
     .where(Subscription.id == Payment.subscription_id, Subscription.status.in_(PRE_READY_STATUSES))
-    .exists()
+    .exists(),
+    _EXPECTS_CAPTURE,
 )
 """The order's workflow starts its payment again itself, to capture it or to void it. A run without a parent would void
 the authorization that the order is fulfilled on."""
@@ -184,3 +199,15 @@ async def in_flight_among(session: AsyncSession, ids: Collection[str]) -> set[st
     """Return those of the payments ``ids`` that have no outcome."""
     query = select(Payment.id).where(Payment.id.in_(ids), Payment.status.in_(IN_FLIGHT_STATUSES))
     return set((await session.scalars(query)).all())
+
+
+async def pays_unfinished_order(session: AsyncSession, payment_id: str) -> bool:
+    """Return whether an order that has neither ended nor been paid counts on this payment's authorization."""
+    query = select(Payment.id).where(Payment.id == payment_id, _PAYS_UNFINISHED_ORDER)
+    return await session.scalar(query) is not None
+
+
+async def is_capture_expected(session: AsyncSession, payment_id: str) -> bool:
+    """Return whether the first invoice of an order waits for the capture of this payment."""
+    query = select(Payment.id).where(Payment.id == payment_id, _EXPECTS_CAPTURE)
+    return await session.scalar(query) is not None

@@ -69,6 +69,48 @@ class LostPayments:
         charges = httpx.get(f"{self.stripe.url}/sandbox/charges").json()
         return [charge for charge in charges if (charge["idempotency_key"] or "").partition(":")[0] in ids]
 
+    async def deliver_webhook(self, subscription: str, status: PaymentStatus) -> WorkflowHandle[Any, Any]:
+        """Deliver what the gateway says of the subscription's one payment, and return the handle of its workflow."""
+        (row,) = await self.payments(subscription)
+        (charge,) = await self.gateway_charges(subscription)
+        amount = Money(amount_minor=row["amount_minor"], currency=row["currency"])
+        payment = PaymentInput(
+            payment_id=row["id"],
+            organization_id=ORGANIZATION,
+            amount=amount,
+            gateway="stripe",
+            purpose=Purpose(row["purpose"]),
+            payment_method_id=row["payment_method_id"],
+            subscription_id=subscription,
+            invoice_id=row["invoice_id"],
+            business_time=row["created_at"],
+            manual_capture=row["purpose"] == Purpose.ORDER,
+            is_recorded=True,
+        )
+        event = GatewayEvent(
+            event_id=TemporalFixture.unique_id("evt"),
+            gateway="stripe",
+            gateway_reference=row["gateway_reference"] or charge["id"],
+            status=status,
+            amount=amount,
+        )
+        await self.subscriptions.workflows.deliver_gateway_event(event, payment)
+        return self.handle(row["id"])
+
+    async def wait_for_activity(self, handle: WorkflowHandle[Any, Any], name: str) -> None:
+        """Wait until the present run of a workflow has completed an activity."""
+
+        async def completed() -> bool:
+            scheduled = set()
+            async for event in handle.fetch_history_events():
+                if event.activity_task_scheduled_event_attributes.activity_type.name == name:
+                    scheduled.add(event.event_id)
+                if event.activity_task_completed_event_attributes.scheduled_event_id in scheduled:
+                    return True
+            return False
+
+        await wait_until(completed, description=f"{name} has completed")
+
     async def wait_for_charge(self, subscription: str) -> None:
         """Wait until the gateway has captured the last charge."""
 
@@ -227,30 +269,8 @@ async def test_a_payment_that_a_webhook_completed_while_everything_was_lost_is_n
     async with lost_payments(temporal, database, stripe) as lost:
         subscription = await _start_renewal(lost)
         await lost.lose(subscription, payments=True)
-        (row,) = await lost.payments(subscription)
-        (charge,) = await lost.gateway_charges(subscription)
-        amount = Money(amount_minor=row["amount_minor"], currency=row["currency"])
-        payment = PaymentInput(
-            payment_id=row["id"],
-            organization_id=ORGANIZATION,
-            amount=amount,
-            gateway="stripe",
-            purpose=Purpose.INVOICE,
-            payment_method_id=row["payment_method_id"],
-            subscription_id=subscription,
-            invoice_id=row["invoice_id"],
-            business_time=row["created_at"],
-            is_recorded=True,
-        )
-        event = GatewayEvent(
-            event_id="evt_1",
-            gateway="stripe",
-            gateway_reference=charge["id"],
-            status=PaymentStatus.SUCCEEDED,
-            amount=amount,
-        )
-        await lost.subscriptions.workflows.deliver_gateway_event(event, payment)
-        await lost.handle(row["id"]).result()
+        handle = await lost.deliver_webhook(subscription, PaymentStatus.SUCCEEDED)
+        await handle.result()
         await lost.restart()
         await lost.wait_until_paid(subscription)
         assert [charged["amount"] for charged in await lost.gateway_charges(subscription)] == [400]
@@ -396,6 +416,63 @@ async def test_an_authorization_is_left_to_the_order_that_is_being_fulfilled(
         if await lost.restart_payments():
             await lost.handle(payment["id"]).result()
         lost.subscriptions.external.provisioning_done.set()
+        await lost.wait_until_paid(subscription)
+        await lost.assert_collected_once(subscription, 500)
+
+
+async def _start_order_with_terminated_payment(lost: LostPayments) -> str:
+    """Return a subscription that is being provisioned and whose payment's workflow an operator has terminated."""
+    await lost.add_card()
+    subscription = await lost.subscriptions.create_subscription("starter")
+    await wait_until(lambda: "provision" in [verb for verb, _ in lost.subscriptions.external.calls])
+    (payment,) = await lost.payments(subscription)
+    await lost.terminate_payment(payment["id"])
+    return subscription
+
+
+async def test_a_webhook_does_not_void_the_authorization_of_an_order_that_is_being_fulfilled(
+    temporal: TemporalFixture, database: DatabaseFixture, stripe: StripeEndpoint
+) -> None:
+    async with lost_payments(temporal, database, stripe) as lost:
+        subscription = await _start_order_with_terminated_payment(lost)
+        handle = await lost.deliver_webhook(subscription, PaymentStatus.AUTHORIZED)
+        await lost.wait_for_activity(handle, "payments.cancel")
+        assert [row["status"] for row in await lost.payments(subscription)] == ["authorized"]
+        lost.subscriptions.external.provisioning_done.set()
+        await lost.wait_until_paid(subscription)
+        await lost.assert_collected_once(subscription, 500)
+
+
+async def test_a_webhook_voids_the_authorization_once_its_order_has_ended(
+    temporal: TemporalFixture, database: DatabaseFixture, stripe: StripeEndpoint
+) -> None:
+    async with lost_payments(temporal, database, stripe) as lost:
+        subscription = await _start_order_with_terminated_payment(lost)
+        handle = await lost.deliver_webhook(subscription, PaymentStatus.AUTHORIZED)
+        await lost.wait_for_activity(handle, "payments.cancel")
+        await lost.subscriptions.cancel(subscription)
+        assert (await lost.subscriptions.subscription(subscription))["status"] == "cancelled"
+        await lost.subscriptions.temporal.fast_forward(handle, timedelta(minutes=1, seconds=1))
+        await handle.result()
+        assert [row["status"] for row in await lost.payments(subscription)] == ["cancelled"]
+        (charge,) = await lost.gateway_charges(subscription)
+        assert not charge["captured"]
+
+
+async def test_a_capture_that_a_webhook_completes_pays_the_order(
+    temporal: TemporalFixture, database: DatabaseFixture, stripe: StripeEndpoint
+) -> None:
+    """The subscription's workflow is started again after the webhook. The card was charged a second time."""
+    async with lost_payments(temporal, database, stripe) as lost:
+        await lost.add_card()
+        lost.stall_gateway("/v1/payment_intents/*/capture")
+        lost.subscriptions.external.provisioning_done.set()
+        subscription = await lost.subscriptions.create_subscription("starter")
+        await lost.wait_for_charge(subscription)
+        await lost.lose(subscription, payments=True)
+        handle = await lost.deliver_webhook(subscription, PaymentStatus.SUCCEEDED)
+        await handle.result()
+        await lost.restart()
         await lost.wait_until_paid(subscription)
         await lost.assert_collected_once(subscription, 500)
 

@@ -203,12 +203,18 @@ class PollPayment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApplyGatewayEvent:
-    """Apply what a webhook said."""
+    """Apply what a webhook said.
+
+    Attributes:
+        has_parent: False for a run that no workflow awaits: money that the first invoice of an order waits for does not
+            become wallet credit.
+    """
 
     payment_id: str
     event: GatewayEvent
     is_abandoned: bool
     now: datetime
+    has_parent: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,11 +225,16 @@ class CapturePayment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CancelPayment:
-    """Cancel at the gateway; ``final_status`` is ``cancelled`` or ``expired``."""
+    """Cancel at the gateway; ``final_status`` is ``cancelled`` or ``expired``.
+
+    Attributes:
+        has_parent: False for a run that no workflow awaits: an authorization that an order counts on is kept.
+    """
 
     payment_id: str
     final_status: PaymentStatus
     now: datetime
+    has_parent: bool = True
 
 
 class PaymentActivities(Protocol):
