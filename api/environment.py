@@ -29,14 +29,24 @@ PLACEHOLDER_SUFFIXES = (
 )  # fmt: skip
 """Domains, with those below them, that never receive mail (RFC 2606, RFC 6762)."""
 NO_HTTP_URL = "is not a web address. Set one such as https://berth.company.com"
-DOMAIN = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)+", re.IGNORECASE)
+DOMAIN = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*", re.IGNORECASE)
+"""One label or more: a private network may serve instances below ``lan``."""
 
 Environment = Literal["production", "staging", "sandbox", "test"]
 LogFormat = Literal["json", "text"]
-LogLevel = Annotated[
-    Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
-    BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value),
-]
+LOG_LEVEL_ALIASES = {"WARN": "WARNING", "FATAL": "CRITICAL"}
+"""As Python's ``logging`` and most other programs accept them."""
+
+
+def read_log_level(value: Any) -> Any:
+    """Return the name of a level as it is documented; anything but text passes through."""
+    if not isinstance(value, str):
+        return value
+    name = value.strip().upper()
+    return LOG_LEVEL_ALIASES.get(name, name)
+
+
+LogLevel = Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(read_log_level)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
 """0 lets the system choose one, or turns the listener off."""
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -218,6 +228,27 @@ def check_http_url(value: str | None) -> str | None:
         return None
     parse_http_url(value)
     return value.rstrip("/")
+
+
+def check_origin(value: str) -> str:
+    """Require an origin as browsers and web views send it, of any scheme (``capacitor://localhost``), or ``*``.
+
+    Returns:
+        The origin in lower case without a slash at its end: it is compared with the header as it is.
+    """
+    if value == "*":
+        return value
+    origin = value.lower().removesuffix("/")
+    try:
+        parts = urlsplit(origin)
+        # Neither a user nor a path. The port is parsed when it is read.
+        is_origin = bool(parts.scheme and parts.hostname) and parts.port != 0 and parts.username is None
+        is_origin = is_origin and origin == f"{parts.scheme}://{parts.netloc}" and origin.isprintable()
+    except ValueError:
+        is_origin = False
+    if not is_origin:
+        raise ValueError(f"has an entry that is no origin: {value!r}. Write origins as https://portal.company.com")
+    return origin
 
 
 def check_database_url(value: str) -> str:

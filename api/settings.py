@@ -20,6 +20,7 @@ from api.environment import (
     check_host_and_port,
     check_http_url,
     check_networks,
+    check_origin,
     check_public_url,
     is_deployed,
     load,
@@ -29,7 +30,7 @@ from db.encryption import FieldEncryption
 from workflows.settings import TemporalSettings, parse_encryption_keys
 
 MIN_JWT_SECRET_BYTES = 32
-RATE_LIMIT_STORAGES = ("memory", "redis", "rediss", "redis+sentinel", "redis+cluster")
+RATE_LIMIT_STORAGES = ("memory", "redis", "rediss", "redis+unix", "redis+sentinel", "redis+cluster")
 
 TextList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_list)]
 Networks = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_list), AfterValidator(check_networks)]
@@ -92,10 +93,7 @@ class ApiSettings(EnvironmentSettings):
     @field_validator("cors_origins")
     @classmethod
     def _require_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for origin in value:
-            if origin != "*":
-                check_http_url(origin)
-        return value
+        return tuple(check_origin(origin) for origin in value)
 
     @field_validator("jwt_secret")
     @classmethod

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from api.environment import EnvironmentSettings, check_environment
-from api.settings import ApiSettings
+from api.ratelimit import RateLimiter
+from api.settings import ApiSettings, load_settings
 from deploy.local.data_directory import Home
 from deploy.local.settings_check import require_valid_settings
 from deploy.local.stack import ConfigurationError, Stack
@@ -35,7 +36,11 @@ def fault_of(settings: type[EnvironmentSettings], **changed: str) -> str:
         ("BERTH_REQUEST_TIMEOUT_SECONDS", "-1.5", "must be greater than 0."),
         ("BERTH_REQUEST_TIMEOUT_SECONDS", "inf", "must be a finite number."),
         ("BERTH_MAX_BODY_BYTES", "1 MB", "must be a valid integer."),
-        ("BERTH_CORS_ORIGINS", "https://a.example, portal", "is not a web address."),
+        ("BERTH_CORS_ORIGINS", "https://a.example, portal", "has an entry that is no origin: 'portal'."),
+        ("BERTH_CORS_ORIGINS", "https://a.example/path", "has an entry that is no origin: 'https://a.example/path'."),
+        ("BERTH_CORS_ORIGINS", "https://user@a.example", "has an entry that is no origin: 'https://user@a.example'."),
+        ("BERTH_CORS_ORIGINS", "https://a.example:port", "has an entry that is no origin: 'https://a.example:port'."),
+        ("BERTH_CORS_ORIGINS", "null", "has an entry that is no origin: 'null'."),
         ("BERTH_MAILBOX_URL", "localhost:80", "is not a web address."),
         ("BERTH_PUBLIC_URL", "https://berth.io:port", "is not a web address."),
         ("BERTH_API_DATABASE_URL", "mysql://berth:secret@host/berth", "is not an address of PostgreSQL."),
@@ -96,8 +101,39 @@ def test_a_sandbox_sends_from_a_reserved_domain() -> None:
     assert check_environment(WorkerSettings, sandbox) == []
 
 
-def test_level_names_may_be_lower_case() -> None:
-    assert check_environment(ApiSettings, COMPLETE["api"] | {"BERTH_LOG_LEVEL": "debug"}) == []
+@pytest.mark.parametrize(
+    ("value", "level"), [("debug", "DEBUG"), ("warn", "WARNING"), ("Warning", "WARNING"), ("fatal", "CRITICAL")]
+)
+def test_levels_have_the_names_that_loggers_accept(value: str, level: str) -> None:
+    assert check_environment(WorkerSettings, COMPLETE["worker"] | {"BERTH_LOG_LEVEL": value}) == []
+    assert api_settings(log_level=value).log_level == level
+
+
+def api_settings(**changed: str) -> ApiSettings:
+    return load_settings(environment="test", api_database_url=DATABASE, jwt_secret="x" * 32, **changed)
+
+
+def test_origins_of_applications_are_accepted_as_they_are_sent() -> None:
+    origins = api_settings(
+        cors_origins="capacitor://localhost, https://Portal.example/, http://[::1]:8100"
+    ).cors_origins
+    assert origins == ("capacitor://localhost", "https://portal.example", "http://[::1]:8100")
+    assert api_settings(cors_origins="*").cors_origins == ("*",)
+
+
+@pytest.mark.parametrize("storage", ["redis+unix:///run/redis/redis.sock?db=1", "async+redis+unix:///run/redis.sock"])
+def test_rate_limits_are_stored_in_a_redis_behind_a_socket(storage: str) -> None:
+    assert check_environment(ApiSettings, COMPLETE["api"] | {"BERTH_RATE_LIMIT_STORAGE": storage}) == []
+    RateLimiter(storage)
+
+
+def test_a_base_domain_may_have_one_label() -> None:
+    for settings, complete in ((ApiSettings, COMPLETE["api"]), (WorkerSettings, COMPLETE["worker"])):
+        assert check_environment(settings, complete | {"BERTH_BASE_DOMAIN": "lan"}) == []
+        sandbox = complete | {"BERTH_ENVIRONMENT": "sandbox", "BERTH_BASE_DOMAIN": "localhost"}
+        assert check_environment(settings, sandbox) == []
+    fault = fault_of(ApiSettings, BERTH_BASE_DOMAIN="localhost")
+    assert fault.startswith("BERTH_BASE_DOMAIN is localhost, which only this machine reaches.")
 
 
 def local_stack(folder: Path, **environ: str) -> Stack:
