@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import socket
-from collections import deque
 from itertools import islice
 from pathlib import Path
 
@@ -13,7 +12,7 @@ EPHEMERAL_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 # The claims of this process, the oldest of which are given up: by then a server listens on the port.
 MAX_CLAIMS = 256
 MIN_PORTS = 1_000
-_claims: deque[socket.socket] = deque(maxlen=MAX_CLAIMS)
+_claims: dict[int, socket.socket] = {}
 
 
 def port_range(ephemeral_range: Path = EPHEMERAL_RANGE) -> range:
@@ -63,9 +62,14 @@ def _claim(port: int) -> bool:
         claim.close()
         return False
     if len(_claims) == MAX_CLAIMS:
-        _claims.popleft().close()
-    _claims.append(claim)
+        _claims.pop(next(iter(_claims))).close()
+    _claims[port] = claim
     return True
+
+
+def _keep(port: int) -> bool:
+    """Claim a port of an earlier start, unless this process has claimed it already. Return whether it can be used."""
+    return is_free(port) if port in _claims else _claim(port)
 
 
 def free_ports(count: int) -> list[int]:
@@ -79,7 +83,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def allocate_ports(names: list[str], previous: dict[str, int]) -> dict[str, int]:
-    """Return a port for each name: the previous one where it is still free, otherwise a new one."""
-    ports = {name: previous[name] for name in names if name in previous and is_free(previous[name])}
+    """Return a port for each name: the previous one where it is still free, otherwise a new one. Each is claimed."""
+    ports = {name: previous[name] for name in names if name in previous and _keep(previous[name])}
     missing = [name for name in names if name not in ports]
     return ports | dict(zip(missing, free_ports(len(missing)), strict=True))

@@ -56,6 +56,33 @@ def test_claims_end_with_their_process(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(set(drawn.split())) == 150
 
 
+KEEP = """
+import sys
+from deploy import ports
+
+(port,) = ports.free_ports(1)
+ports._claims.pop(port).close()
+print(ports.allocate_ports(["api"], {"api": port})["api"])
+sys.stdout.flush()
+sys.stdin.read()
+"""
+
+
+def test_ports_of_an_earlier_start_are_claimed_as_well() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", KEEP], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdin is not None
+        kept_there = int(other.stdout.readline())
+        # The server of the other process does not listen yet.
+        drawn_here = ports.allocate_ports(["api"], {"api": kept_there})
+        assert drawn_here["api"] != kept_there
+        other.stdin.close()
+    # A second stack of one process, after the first.
+    assert ports.allocate_ports(["api"], drawn_here) == drawn_here
+
+
 def test_no_free_port_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ports, "port_range", lambda: range(14_800, 14_803))
     with pytest.raises(OSError, match="no 4 free ports between 14800 and 14803"):
