@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import signal
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import TypeVar
 
 Server = TypeVar("Server")
+
+EXPECTED_ERRORS = frozenset({errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES, errno.EPERM})
+"""What the caller has to change: the address, or who runs the server. Any other error keeps its traceback."""
 
 
 def run_server(
@@ -17,11 +21,13 @@ def run_server(
     """Serve until SIGTERM or SIGINT, after printing the line that ``describe`` returns.
 
     Raises:
-        SystemExit: With one line when the server cannot start, most often because its port is taken.
+        SystemExit: With one line when its port is taken, or the system refuses the port or a file.
     """
     try:
         asyncio.run(_serve(open_server, describe))
     except OSError as error:
+        if error.errno not in EXPECTED_ERRORS:
+            raise
         raise SystemExit(f"{name}: {error}") from error
 
 
