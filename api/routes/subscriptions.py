@@ -16,7 +16,7 @@ from api.idempotency import IdempotentRequest, OptionalIdempotency, PreparedByRe
 from api.locks import SUBSCRIPTION_LOCKS
 from api.order_parameters import check_parameters
 from api.pagination import FullPage, TimelinePage, created_cursor, parse_cursor_instant
-from api.response_envelope import Envelope, JsonResponse, Page, list_response, success
+from api.response_envelope import Envelope, JsonResponse, Page, list_response, success, to_utc
 from api.router_factory import PathId, api_router
 from api.schemas.subscriptions import (
     CancelIn,
@@ -273,7 +273,7 @@ async def _require_own_subscription(session: AsyncSession, subscription_id: str,
 
 async def _pending_subscription(
     workflows: WorkflowClient, subscription_id: str, accepted: dict[str, Any] | None
-) -> SubscriptionOut:
+) -> dict[str, Any]:
     """Return an accepted order that has no row yet, as its 202 showed it, unless its workflow has ended."""
     if accepted is None:
         raise not_found_error("subscription")
@@ -283,7 +283,7 @@ async def _pending_subscription(
         is_running = True
     if not is_running:
         raise not_found_error("subscription")
-    return SubscriptionOut.model_validate(accepted)
+    return accepted
 
 
 def _create_command(
@@ -329,6 +329,6 @@ def _recorded_subscription(
         cancelled_at=None,
         delete_at=None,
         coupon=command.coupon,
-        created_at=order.created_at if order is not None else None,
+        created_at=to_utc(order.created_at) if order is not None else None,
         workflow_id=accepted.workflow_id,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pydantic import Field
+from typing_extensions import TypedDict
 
 from api.response_envelope import Amount, Instant, RequestModel, ResponseModel
 from api.schemas.currencies import CurrencyField
@@ -34,14 +35,14 @@ class PaymentMethodIn(RequestModel):
     default: bool = False
 
 
-class WalletOut(ResponseModel):
+class WalletOut(TypedDict):
     """By currency. ``balances`` can be spent, ``held`` is set aside for orders and open invoices."""
 
     balances: list[Amount]
     held: list[Amount]
 
 
-class TransactionOut(ResponseModel):
+class TransactionOut(TypedDict):
     """Signed: what it added to balances and held; ``balance_after`` is their sum in its currency after it."""
 
     id: str
@@ -82,7 +83,7 @@ class PaymentMethodOut(ResponseModel):
     default: bool
 
 
-class InvoiceLineOut(ResponseModel):
+class InvoiceLineOut(TypedDict):
     description: str
     quantity: int
     unit_price: Amount
@@ -92,7 +93,7 @@ class InvoiceLineOut(ResponseModel):
     period: PeriodOut
 
 
-class InvoiceOut(ResponseModel):
+class InvoiceOut(TypedDict):
     """``number`` is drawn when the invoice is finalized; a draft has none.
 
     ``billing_reason`` is why it was written, ``kind`` whether it bills a whole ``period`` or a ``change`` within one.
@@ -215,8 +216,8 @@ def explanation_out(result: InvoiceWithPayments) -> ExplanationOut:
         invoice_id=row.id,
         number=row.number,
         status=row.status,
-        total=invoice.total,
-        lines=invoice.lines,
+        total=invoice["total"],
+        lines=invoice["lines"],
         explanation={
             **row.explanation,
             "covered": {

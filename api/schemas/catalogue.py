@@ -5,12 +5,14 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Literal
 
+from typing_extensions import TypedDict
+
 from api.response_envelope import Amount, Instant, ResponseModel
 from db.models.catalogue import Coupon, Plan, Service
 from db.queries import catalogue
 
 
-class ResourcesOut(ResponseModel):
+class ResourcesOut(TypedDict):
     """The envelope of an instance."""
 
     cpu_millicores: int
@@ -124,7 +126,7 @@ def service_out(service: Service, at: datetime) -> ServiceOut:
 
 
 def _cheapest_first(plan: PlanOut) -> tuple[str, int, str]:
-    prices = {price.currency: price.amount_minor for price in plan.prices}
+    prices = {price["currency"]: price["amount_minor"] for price in plan.prices}
     return plan.interval, prices.get("USD", min(prices.values(), default=0)), plan.code
 
 
@@ -151,20 +153,25 @@ def comparison(plans: list[PlanWithServiceOut]) -> PlanComparisonOut:
 
 
 def _difference(first: PlanWithServiceOut, plan: PlanWithServiceOut) -> PlanDifferenceOut:
-    before, after = first.resources.model_dump(), plan.resources.model_dump()
+    before, after = first.resources, plan.resources
     names = sorted(first.entitlements.keys() | plan.entitlements.keys())
-    base = {price.currency: price.amount_minor for price in first.prices}
+    base = {price["currency"]: price["amount_minor"] for price in first.prices}
     return PlanDifferenceOut(
         plan_id=plan.id,
-        resources={name: after[name] - before[name] for name in before},
+        resources={
+            "cpu_millicores": after["cpu_millicores"] - before["cpu_millicores"],
+            "memory_mib": after["memory_mib"] - before["memory_mib"],
+            "storage_gib": after["storage_gib"] - before["storage_gib"],
+            "replicas": after["replicas"] - before["replicas"],
+        },
         entitlements={
             name: {"from": first.entitlements.get(name), "to": plan.entitlements.get(name)}
             for name in names
             if first.entitlements.get(name) != plan.entitlements.get(name)
         },
         prices=[
-            Amount(amount_minor=price.amount_minor - base[price.currency], currency=price.currency)
+            Amount(amount_minor=price["amount_minor"] - base[price["currency"]], currency=price["currency"])
             for price in plan.prices
-            if price.currency in base and plan.interval == first.interval
+            if price["currency"] in base and plan.interval == first.interval
         ],
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from api.response_envelope import Instant, ResponseModel
 from api.schemas.catalogue import ResourcesOut, resources_of
 from db.queries.instance_reads import InstanceDetails, OperationDetails
@@ -17,7 +19,7 @@ class ConditionOut(ResponseModel):
     at: Instant | None = None
 
 
-class InstanceOut(ResponseModel):
+class InstanceOut(TypedDict):
     """``reason`` is a stable code that says why it is not ready; ``conditions`` say it in words."""
 
     id: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pydantic import Field
+from typing_extensions import TypedDict
 
 from api.response_envelope import Amount, Instant, RequestModel, ResponseModel
 from db.queries.subscriptions import SubscriptionDetails
@@ -38,24 +39,24 @@ class ChangePlanIn(RequestModel):
     mode: PlanChangeMode | None = None
 
 
-class PeriodOut(ResponseModel):
+class PeriodOut(TypedDict):
     start: Instant
     end: Instant
 
 
-class PlanRef(ResponseModel):
+class PlanRef(TypedDict):
     id: str
     code: str
 
 
-class SubscriptionInstanceOut(ResponseModel):
+class SubscriptionInstanceOut(TypedDict):
     id: str
     status: str
     url: str | None
     hostname: str | None
 
 
-class SubscriptionOut(ResponseModel):
+class SubscriptionOut(TypedDict):
     """``current_period`` is null until the instance was ready; ``workflow_id`` names the process that drives it."""
 
     id: str
@@ -103,7 +104,7 @@ class PlanChangePreviewOut(ResponseModel):
     next_invoice: NextInvoiceOut
 
 
-class TimelineOut(ResponseModel):
+class TimelineOut(TypedDict):
     at: Instant
     kind: str
     message: str

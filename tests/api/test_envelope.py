@@ -21,6 +21,7 @@ from api.dependencies.transactions import Session
 from api.errors import STATUS_BY_ERROR_CODE
 from api.openapi import build_schema
 from api.response_envelope import Instant, JsonResponse, Meta, ResponseModel, format_instant, list_response, success
+from api.schemas.subscriptions import TimelineOut
 from tests.support.api import JWT_SECRET, ApiFixture, parse_error, serve_api, settings
 from tests.support.databases import DatabaseFixture
 from tests.support.log_capture import capture_log
@@ -165,6 +166,15 @@ def test_an_instant_is_written_in_utc_whatever_its_zone(at: datetime, text: str)
     page = list_response([resource], Meta(next_cursor=None, limit=1), with_fields)
     assert json.loads(bytes(page.body))["data"] == [{"at": text}]
     assert format_instant(at) == text
+
+
+def test_a_list_returns_the_requested_members_and_the_id() -> None:
+    event = TimelineOut(at=datetime(2026, 1, 2, tzinfo=UTC), kind="instance.ready", message="Ready.", ref=None)
+    item = {"id": "tl_1", **event}
+    page = list_response([item], Meta(next_cursor=None, limit=1), frozenset({"at", "kind", "unknown"}))
+    assert json.loads(bytes(page.body))["data"] == [
+        {"id": "tl_1", "at": "2026-01-02T00:00:00Z", "kind": "instance.ready"}
+    ]
 
 
 @pytest.fixture

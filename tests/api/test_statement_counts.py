@@ -12,7 +12,8 @@ from typing import Any
 
 import httpx
 import pytest_asyncio
-from pydantic import SecretStr
+from fastapi.routing import APIRoute
+from pydantic import SecretStr, TypeAdapter
 from starlette.routing import Route
 
 from api import routers
@@ -373,6 +374,23 @@ async def test_each_route_executes_the_counted_statements(records: Records) -> N
 
     assert failed == {}
     assert measured == COSTS
+
+
+async def test_each_read_returns_what_its_model_declares(records: Records) -> None:
+    returned: dict[str, Any] = {}
+    declared: dict[str, Any] = {}
+    for key, route in _routes().items():
+        if not key.startswith("GET ") or not isinstance(route, APIRoute) or route.response_model is None:
+            continue
+        response = await records.catalogue.api.http.send(await _request(records, key))
+        model: TypeAdapter[Any] = TypeAdapter(route.response_model)
+        returned[key] = response.json()
+        # Instants are in UTC, and no member is left out or added.
+        declared[key] = model.dump_python(
+            model.validate_json(response.content, by_alias=False, by_name=True), mode="json"
+        )
+    assert returned.keys() >= {"GET /api/v1/subscriptions/{subscription_id}", "GET /api/v1/billing/transactions"}
+    assert returned == declared
 
 
 def test_the_table_lists_every_route() -> None:

@@ -228,5 +228,4 @@ def _refund_response(refund: RefundOut) -> JsonResponse:
 
 
 def _subscription(row: SubscriptionDetails) -> AdminSubscriptionOut:
-    members = subscription_out(row).model_dump()
-    return AdminSubscriptionOut(**members, organization_id=row.organization_id)
+    return {**subscription_out(row), "organization_id": row.organization_id}
