@@ -21,14 +21,14 @@ from activities.adapters.kubernetes.errors import ClusterError
 from activities.adapters.kubernetes.informer import Informer
 from activities.adapters.kubernetes.ownership import Owner
 from activities.adapters.kubernetes.readiness import ReadinessWaiter
-from activities.instances import CAPACITY_MESSAGE, lock_instance, record_operation_start
+from activities.instances import CAPACITY_MESSAGE, begin_with_locked_instance, lock_instance, record_operation_start
 from activities.orphans import OrphanCleaner
 from activities.service_templates.definitions import ServiceTemplate
 from activities.service_templates.manifests import InstanceSpec, InvalidTemplate
 from activities.service_templates.registry import RenderedInstance, ServiceTemplateRegistry
 from db.encryption import SESSION_INFO_KEY, FieldEncryption
 from db.models.instances import Instance
-from db.queries import credentials
+from db.queries import credentials, locked_instances
 from db.queries import instances as queries
 from db.session import SessionFactory
 from workflows.errors import to_application_error
@@ -132,7 +132,7 @@ class KubernetesClusterActivities(ClusterActivities):
     async def await_ready(self, command: AwaitReady) -> ReadinessOutcome:
         async with heartbeating():
             async with self._sessions() as session:
-                instance = await queries.get_instance(session, command.instance_id)
+                instance = await locked_instances.read_instance(session, command.instance_id)
             if instance is None:
                 raise RuleViolation(ErrorCode.NOT_FOUND, f"There is no instance {command.instance_id}.")
             if instance.status in SCALED_DOWN_STATUSES and not command.is_starting:
@@ -220,15 +220,19 @@ class KubernetesClusterActivities(ClusterActivities):
     async def _mark_provisioning(self, instance_id: str) -> InstanceSpec | None:
         """Mark the instance ``provisioning`` and return its spec; None if it is already provisioned."""
         installation_id = await self._load_installation_id()
-        async with self._sessions.begin() as session:
-            instance = await lock_instance(session, instance_id)
-            status = InstanceStatus(instance.status)
+        async with self._sessions() as session:
+            locked = await begin_with_locked_instance(session, instance_id)
+            status = InstanceStatus(locked.instance.status)
             if status in PROVISIONED_STATUSES:
                 return None
-            instance.status = transition_idempotently(status, InstanceStatus.PROVISIONING)
-            terms = await queries.get_instance_terms(session, instance.subscription_id)
-            instance.entitlements = terms.entitlements
-            return replace(_instance_spec(instance, installation_id), customer_email=terms.customer_email)
+            await locked_instances.write_and_commit(
+                session,
+                instance_id,
+                status=transition_idempotently(status, InstanceStatus.PROVISIONING),
+                entitlements=locked.plan_entitlements,
+            )
+        spec = _instance_spec(locked.instance, installation_id)
+        return replace(spec, entitlements=locked.plan_entitlements, customer_email=locked.customer_email)
 
     def _find_encryptor(self, service: ServiceTemplate) -> FieldEncryption | None:
         """Return the encryptor for the credentials of ``service``; None if the service has no credentials.
@@ -259,8 +263,8 @@ class KubernetesClusterActivities(ClusterActivities):
             "username": values[sign_in.username],
             "password": values[sign_in.password],
         }
-        async with self._sessions.begin() as session:
-            await credentials.keep(
+        async with self._sessions() as session:
+            await credentials.keep_and_commit(
                 session,
                 instance_id=spec.instance_id,
                 organization_id=spec.organization_id,

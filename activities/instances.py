@@ -11,8 +11,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from temporalio import activity
 
 from db.models.instances import Instance
-from db.queries import credentials
+from db.queries import credentials, locked_instances
 from db.queries import instances as queries
+from db.queries.locked_instances import LockedInstance
 from db.queries.outbox import build_operator_alert, enqueue
 from db.session import SessionFactory
 from workflows.errors import to_application_error
@@ -57,6 +58,18 @@ async def lock_instance(session: AsyncSession, instance_id: str) -> Instance:
     return instance
 
 
+async def begin_with_locked_instance(session: AsyncSession, instance_id: str) -> LockedInstance:
+    """Begin a transaction, and lock and return the instance.
+
+    Raises:
+        RuleViolation: ``NOT_FOUND``.
+    """
+    locked = await locked_instances.begin_with_locked_instance(session, instance_id)
+    if locked is None:
+        raise RuleViolation(ErrorCode.NOT_FOUND, f"There is no instance {instance_id}.")
+    return locked
+
+
 async def record_operation_start(session: AsyncSession, operation: OperationInput) -> Instance:
     """Mark the operation as running if the instance's status allows it, and return the locked instance.
 
@@ -97,17 +110,23 @@ class PostgresInstanceActivities(InstanceActivities):
     @activity.defn(name="instances.record_ready")
     async def record_ready(self, command: RecordReady) -> None:
         try:
-            async with self._sessions.begin() as session:
-                instance = await lock_instance(session, command.instance_id)
-                instance.status = transition_idempotently(InstanceStatus(instance.status), InstanceStatus.READY)
-                instance.ready_at = instance.ready_at or command.now
-                instance.url = f"https://{instance.hostname}"
+            async with self._sessions() as session:
+                instance = (await begin_with_locked_instance(session, command.instance_id)).instance
                 _set_ready_condition(instance, command.now)
                 for observed in command.conditions:
                     condition = queries.build_condition(
                         observed.type, observed.status, observed.reason, observed.message, command.now
                     )
                     instance.conditions = queries.replace_condition(instance.conditions, condition)
+                await locked_instances.write_and_commit(
+                    session,
+                    instance.id,
+                    status=transition_idempotently(InstanceStatus(instance.status), InstanceStatus.READY),
+                    ready_at=instance.ready_at or command.now,
+                    url=f"https://{instance.hostname}",
+                    failure_reason=instance.failure_reason,
+                    conditions=instance.conditions,
+                )
         except RuleViolation as violation:
             raise to_application_error(violation) from violation
 

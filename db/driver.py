@@ -58,6 +58,23 @@ async def begin_and_fetch_one(session: AsyncSession, statement: DriverStatement)
     return await _fetch_one(session, raw, DriverStatement("BEGIN", {}), statement)
 
 
+async def fetch_one_alone(session: AsyncSession, statement: DriverStatement) -> DictRow | None:
+    """Execute one statement that commits by itself, in one round trip: no BEGIN, no COMMIT.
+
+    Args:
+        session: A session that has executed nothing since its last transaction.
+        statement: The statement.
+
+    Returns:
+        The first row; None when there is none.
+
+    Raises:
+        DBAPIError: The statement failed.
+    """
+    _, raw = await connect_without_begin(session)
+    return await _fetch_one(session, raw, statement)
+
+
 async def fetch_one(session: AsyncSession, statement: DriverStatement) -> DictRow | None:
     """Execute a query in one round trip. What the session has to flush is flushed first.
 

@@ -80,7 +80,7 @@ def session_factory(engine: AsyncEngine, *, encryptor: FieldEncryption | None = 
 
 
 async def connect_without_begin(session: AsyncSession) -> tuple[AsyncConnection, psycopg.AsyncConnection[Any]]:
-    """Return the connection of a session's next transaction, and psycopg's: a pipeline begins with a BEGIN of its own.
+    """Return the connection of a session's next transaction, and psycopg's: the pipeline sends BEGIN.
 
     Otherwise the driver sends BEGIN before the first statement and waits for it. The transaction ends as any other.
 

@@ -63,6 +63,7 @@ from workflows.rpc_errors import (
     from_rpc_error,
     translate_rpc_errors,
 )
+from workflows.rules.subscription import SubscriptionStatus
 
 T = TypeVar("T")
 
@@ -110,6 +111,8 @@ class WorkflowClient:
                 "subscription",
                 subscription=command.subscription_id,
                 instance=command.instance_id,
+                # Most orders have it once they are recorded, a few milliseconds later: one write of the server less.
+                status=SubscriptionStatus.PROVISIONING,
             ),
             memo={"request_id": command.request_id},
             result_type=SubscriptionResult,

@@ -88,7 +88,12 @@ def notification_dispatch_workflow_id(channel: str) -> str:
 
 
 def search_attributes(
-    account: str, kind: str, *, subscription: str | None = None, instance: str | None = None
+    account: str,
+    kind: str,
+    *,
+    subscription: str | None = None,
+    instance: str | None = None,
+    status: str | None = None,
 ) -> TypedSearchAttributes:
     """Return what operators find a workflow by. Plaintext on the server: ids and states only."""
     pairs: list[SearchAttributePair[Any]] = [
@@ -99,4 +104,6 @@ def search_attributes(
         pairs.append(SearchAttributePair(SUBSCRIPTION_KEY, subscription))
     if instance is not None:
         pairs.append(SearchAttributePair(INSTANCE_KEY, instance))
+    if status is not None:
+        pairs.append(SearchAttributePair(STATUS_KEY, status))
     return TypedSearchAttributes(pairs)

@@ -9,6 +9,7 @@ from sqlalchemy import bindparam, delete, func, null, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from db.driver import DIALECT, DriverStatement, fetch_one_alone
 from db.models.identity import AuditEntry
 from db.models.instances import Instance, InstanceCredentials
 
@@ -18,18 +19,24 @@ def purpose(instance_id: str) -> str:
     return f"instance_credentials/{instance_id}"
 
 
-async def keep(session: AsyncSession, *, instance_id: str, organization_id: str, sealed: str) -> None:
-    """Store sealed credentials. Those that were handed over stay handed over."""
-    statement = insert(InstanceCredentials).values(
-        instance_id=instance_id, organization_id=organization_id, sealed=sealed
+_INSERTED = insert(InstanceCredentials).values(
+    {name: bindparam(name) for name in ("instance_id", "organization_id", "sealed")}
+)
+_KEEP = str(
+    _INSERTED.on_conflict_do_update(
+        index_elements=["instance_id"],
+        set_={"sealed": _INSERTED.excluded.sealed},
+        where=InstanceCredentials.handed_over_at.is_(None),
     )
-    await session.execute(
-        statement.on_conflict_do_update(
-            index_elements=["instance_id"],
-            set_={"sealed": statement.excluded.sealed},
-            where=InstanceCredentials.handed_over_at.is_(None),
-        )
-    )
+    .returning(InstanceCredentials.instance_id)
+    .compile(dialect=DIALECT)
+)
+
+
+async def keep_and_commit(session: AsyncSession, *, instance_id: str, organization_id: str, sealed: str) -> None:
+    """Store sealed credentials, in one round trip. Those that were handed over stay handed over."""
+    values = {"instance_id": instance_id, "organization_id": organization_id, "sealed": sealed}
+    await fetch_one_alone(session, DriverStatement(_KEEP, values))
 
 
 async def take(

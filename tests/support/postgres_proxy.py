@@ -12,6 +12,9 @@ from typing import NamedTuple
 
 from sqlalchemy.engine import make_url
 
+from db.encryption import FieldEncryption
+from db.session import SessionFactory, create_database_engine, session_factory
+
 STATEMENT_MESSAGES = frozenset(b"QE")
 """Query and Execute."""
 COMMAND_COMPLETE = ord("C")
@@ -110,6 +113,22 @@ async def proxy_to(database_url: str) -> AsyncIterator[PostgresProxy]:
             server.close()
             # The clients have closed their connections.
             await asyncio.gather(*proxy.connections)
+
+
+@asynccontextmanager
+async def counted_sessions(
+    database_url: str, encryptor: FieldEncryption | None = None
+) -> AsyncIterator[tuple[SessionFactory, PostgresProxy]]:
+    """Yield sessions as the worker's, and the proxy that counts what their one connection sends."""
+    async with proxy_to(database_url) as proxy:
+        engine = create_database_engine(proxy.url, pool_size=1, pre_ping=False)
+        try:
+            async with engine.connect():
+                pass
+            proxy.reset()
+            yield session_factory(engine, encryptor=encryptor), proxy
+        finally:
+            await engine.dispose()
 
 
 async def _forward(

@@ -145,7 +145,7 @@ class SubscriptionContext:
             instance_plan_id=created.terms.plan_id,
         )
         self.order = created.order
-        workflow.upsert_search_attributes([names.STATUS_KEY.value_set(created.state.status)])
+        self.publish_status()
 
     def store_committed(self, committed: CommittedState, new_terms: PlanTerms | None = None) -> None:
         """Store the row that an activity has written. The only place that does.
@@ -168,8 +168,19 @@ class SubscriptionContext:
             # The terms of a new period are final: a plan change before it is no longer rolled back.
             state.plan_change_rollback = None
         if committed.status is not previous.status:
-            workflow.upsert_search_attributes([names.STATUS_KEY.value_set(committed.status)])
+            self.publish_status()
         self.notify_changed()
+
+    def publish_status(self) -> None:
+        """Let operators find the workflow by its status; by none when no order is recorded.
+
+        The order's start has published a status already, which most orders have when they are recorded.
+        """
+        status = self.status if self.state is not None else None
+        if workflow.info().typed_search_attributes.get(names.STATUS_KEY) == status:
+            return
+        update = names.STATUS_KEY.value_unset() if status is None else names.STATUS_KEY.value_set(status)
+        workflow.upsert_search_attributes([update])
 
     # Waits
 

@@ -332,6 +332,7 @@ class Subscription:
             if self.context.state is not None:
                 raise
             self._order_error = from_activity_error(error)
+            self.context.publish_status()
             await workflow.wait_condition(workflow.all_handlers_finished)
             raise self._order_error from error
 

@@ -1,4 +1,4 @@
-"""What an order asks the database, and that what it sends together succeeds or fails together."""
+"""What an order sends to the database together succeeds or fails together."""
 
 from __future__ import annotations
 
@@ -13,29 +13,10 @@ from db.session import create_database_engine, session_factory
 from tests.support.billing_commands import top_up
 from tests.support.billing_fixture import BillingFixture
 from tests.support.databases import DatabaseFixture
-from tests.support.postgres_proxy import WireCost, proxy_to
 from workflows.rules.errors import ErrorCode
 from workflows.rules.funding import GatewayTerms
 
 GATEWAYS = {"stripe": GatewayTerms(name="stripe")}
-
-
-async def test_an_order_is_one_transaction_of_two_round_trips(
-    billing: BillingFixture, database: DatabaseFixture
-) -> None:
-    await top_up(billing, 600)
-    async with proxy_to(database.worker_url) as proxy:
-        engine = create_database_engine(proxy.url, pool_size=1, pre_ping=False)
-        try:
-            async with engine.connect():
-                pass
-            proxy.reset()
-            activities = PostgresSubscriptionActivities(session_factory(engine), "apps.test", GATEWAYS)
-            await activities.record_order(billing.create_command())
-            # BEGIN and the facts; both rows, the hold, the change set, COMMIT.
-            assert proxy.cost() == WireCost(statements=6, transactions=1, round_trips=2)
-        finally:
-            await engine.dispose()
 
 
 async def test_an_order_whose_host_name_is_taken_writes_nothing(billing: BillingFixture) -> None:
