@@ -14,7 +14,7 @@ LOCKED = DriverStatement("SELECT pg_advisory_xact_lock(7), pg_backend_pid() AS p
 HELD = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
 
 
-class _Refused(Exception):
+class _Aborted(Exception):
     pass
 
 
@@ -26,7 +26,7 @@ async def test_the_transaction_and_the_next_one_on_its_connection_end(database: 
     async def end(session: AsyncSession) -> None:
         assert await session.scalar(text(HELD)) == 1, "the lock ended with its statement: there is no transaction"
         if fails:
-            raise _Refused
+            raise _Aborted
 
     try:
         pids = set()
@@ -37,7 +37,7 @@ async def test_the_transaction_and_the_next_one_on_its_connection_end(database: 
                     assert row is not None
                     pids.add(row["pid"])
                     await end(session)
-            except _Refused:
+            except _Aborted:
                 assert fails
             async with sessions.begin() as session:
                 assert await session.scalar(text(HELD)) == 0, "the transaction did not end"
