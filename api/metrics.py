@@ -30,13 +30,22 @@ class ApiMetrics:
             ["gateway", "outcome"],
             registry=self.registry,
         )
+        self._of_request: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self.in_flight = Gauge("berth_http_requests_in_flight", "Requests in flight", registry=self.registry)
 
     def record_request(self, method: str, route: str, status: int, seconds: float) -> None:
         # Any word can stand where the method stands: only known ones become a label.
         named = method if method in METHODS else "OTHER"
-        self._requests.labels(named, route, str(status)).inc()
-        self._seconds.labels(named, route).observe(seconds)
+        labels = (named, route, status)
+        if labels not in self._of_request:
+            # To look a metric up by its labels takes longer than to add to it.
+            self._of_request[labels] = (
+                self._requests.labels(named, route, str(status)),
+                self._seconds.labels(named, route),
+            )
+        requests, durations = self._of_request[labels]
+        requests.inc()
+        durations.observe(seconds)
 
     def record_webhook(self, gateway: str, outcome: str) -> None:
         self._webhooks.labels(gateway, outcome).inc()

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import re
+import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import error_response, internal_error_response, timeout_error, to_api_error
-from api.ids import generate_id
 from api.metrics import ApiMetrics
 
 log = structlog.get_logger("api.requests")
@@ -41,6 +41,14 @@ DOCS_CSP = (
 _NO_OVERRIDES: Mapping[str, float] = {}
 
 
+RawHeader = tuple[bytes, bytes]
+"""Name, in lower case, and value of a header, as ASGI messages have them."""
+
+
+def _encode_headers(headers: Mapping[str, str]) -> list[RawHeader]:
+    return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+
+
 class RequestMiddleware:
     """The outermost of our layers. Nothing that goes wrong inside leaves it as anything but the envelope."""
 
@@ -58,22 +66,28 @@ class RequestMiddleware:
         self._metrics = metrics
         self._seconds = seconds
         self._timeout_overrides = patient
-        self._https = https
+        strict_transport = {"Strict-Transport-Security": "max-age=31536000; includeSubDomains"} if https else {}
+        self._headers = _encode_headers({**HEADERS, "Content-Security-Policy": STRICT_CSP, **strict_transport})
+        self._docs_headers = _encode_headers({**HEADERS, "Content-Security-Policy": DOCS_CSP, **strict_transport})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         requested_id = Headers(scope=scope).get("x-request-id", "")
-        request_id = requested_id if REQUEST_ID.fullmatch(requested_id) else generate_id("req")
+        request_id = requested_id if REQUEST_ID.fullmatch(requested_id) else f"req_{secrets.token_hex(12)}"
         state: dict[str, Any] = scope.setdefault("state", {})
         state["request_id"] = request_id
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
-        response = _ResponseSender(send, self._headers(scope, request_id), state)
+        headers = self._docs_headers if scope["path"].startswith(DOCS_PREFIXES) else self._headers
+        response = _ResponseSender(send, [*headers, *_encode_headers({"X-Request-ID": request_id})], state)
         began = time.perf_counter()
-        with self._metrics.in_flight.track_inprogress():
+        self._metrics.in_flight.inc()
+        try:
             await self._run_with_timeout(scope, receive, response, request_id)
+        finally:
+            self._metrics.in_flight.dec()
         self._log_request(scope, response.status, time.perf_counter() - began)
 
     async def _run_with_timeout(
@@ -113,16 +127,6 @@ class RequestMiddleware:
         )
         await substitute(scope, receive, response.send)
 
-    def _headers(self, scope: Scope, request_id: str) -> Mapping[str, str]:
-        headers = {
-            **HEADERS,
-            "X-Request-ID": request_id,
-            "Content-Security-Policy": DOCS_CSP if scope["path"].startswith(DOCS_PREFIXES) else STRICT_CSP,
-        }
-        if self._https:
-            headers["Strict-Transport-Security"] = "max-age=31536000; includeSubDomains"
-        return headers
-
     def _log_request(self, scope: Scope, status: int | None, seconds: float) -> None:
         route = route_template(scope)
         method = scope["method"]
@@ -151,7 +155,7 @@ def route_template(scope: Scope) -> str:
 class _ResponseSender:
     """Adds headers as the answer starts, and knows whether it has."""
 
-    def __init__(self, send: Send, headers: Mapping[str, str], state: Mapping[str, Any]) -> None:
+    def __init__(self, send: Send, headers: Sequence[RawHeader], state: Mapping[str, Any]) -> None:
         self._send = send
         self._headers = headers
         self._state = state
@@ -165,9 +169,9 @@ class _ResponseSender:
     async def send_unchecked(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            headers = MutableHeaders(scope=message)
-            for name, value in (*self._headers.items(), *self._state.get("headers", {}).items()):
-                headers.setdefault(name, value)
+            present = {name for name, _ in message["headers"]}
+            ours = (*self._headers, *_encode_headers(self._state.get("headers", {})))
+            message["headers"] = [*message["headers"], *(header for header in ours if header[0] not in present)]
         await self._send(message)
 
     def discard_further(self) -> None:

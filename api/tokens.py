@@ -98,7 +98,7 @@ class AccessTokens:
         """
         if len(token) > MAX_TOKEN_LENGTH:
             raise InvalidToken
-        digest = hashlib.sha256(token.encode()).digest()
+        digest = hashlib.blake2b(token.encode(), digest_size=32).digest()
         verified = self._verified.get(digest)
         if verified is not None and self._clock() < verified.valid_until:
             return verified.caller

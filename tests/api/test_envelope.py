@@ -97,8 +97,14 @@ async def test_a_success_has_the_envelope_and_the_headers(api: ApiFixture) -> No
     assert response.headers["X-Frame-Options"] == "DENY"
     assert response.headers["Cache-Control"] == "no-store"
     assert "default-src 'none'" in response.headers["Content-Security-Policy"]
+    assert "Strict-Transport-Security" not in response.headers
     hostile = await ada.http.get("/users/me", headers={"X-Request-ID": "a b<script>"})
     assert hostile.headers["X-Request-ID"].startswith("req_")
+    assert (await ada.http.get("/users/me")).headers["X-Request-ID"] != hostile.headers["X-Request-ID"]
+    page = await api.http.get("http://api/docs")
+    assert page.headers["Content-Security-Policy"].startswith("default-src 'self'")
+    script = await api.http.get("http://api/docs/assets/swagger-ui.css")
+    assert script.headers.get_list("Cache-Control") == ["public, max-age=86400"]
 
 
 async def test_cross_origin_headers_follow_the_configuration(database: DatabaseFixture) -> None:

@@ -80,7 +80,10 @@ def main() -> None:
     arguments = parser.parse_args()
     sizes = QUICK if arguments.quick else Sizes()
     # A line per request would be measured too, and stand in the table.
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        cache_logger_on_first_use=True,  # as `api.logs` does
+    )
     figures = asyncio.run(run(sizes, arguments.only or list(PARTS)))
     print(table(figures))
     write(figures, arguments.results)
