@@ -13,6 +13,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.params import Depends
 from fastapi.routing import APIRoute
 from starlette.responses import Response
+from starlette.routing import Match
+from starlette.types import Scope
 
 from api.response_envelope import JsonResponse
 
@@ -29,14 +31,22 @@ class StrictRoute(APIRoute):
     """
 
     query_names: frozenset[str]
+    constant_prefix: str
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        self.constant_prefix = self.path_format.partition("{")[0]
         self.query_names = frozenset(_query_names(self.dependant))
         # The last dependency: an unauthenticated caller learns nothing of a route.
         self.dependant.dependencies.append(
             get_parameterless_sub_dependant(depends=Depends(reject_undeclared_input), path=self.path_format)
         )
         return super().get_route_handler()
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        # The routes are asked one after the other: to compare the beginning is cheaper than to match the pattern.
+        if not scope.get("root_path") and not scope["path"].startswith(self.constant_prefix):
+            return Match.NONE, {}
+        return super().matches(scope)
 
 
 def _query_names(dependant: Dependant) -> Iterator[str]:
