@@ -12,7 +12,7 @@ from fastapi import Depends, Request
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.app_context import AppContext
-from api.dependencies.authentication import Administrator, AuthenticatedCaller
+from api.dependencies.authentication import Administrator, AuthenticatedCaller, BearerScheme, get_caller
 from api.dependencies.context import app_context
 from api.errors import ApiError, forbidden_error, unavailable_error
 from api.tokens import Caller
@@ -141,9 +141,11 @@ class RequestReader:
         return reading.result()
 
 
-async def get_reads(request: Request, caller: AuthenticatedCaller) -> RequestReader:
-    rls = RlsContext(organization_id=caller.organization_id, user_id=caller.user_id, role="USER")
-    return RequestReader(ctx=app_context(request), caller=caller, rls=rls)
+class ReadsOfRequest(BearerScheme):
+    async def __call__(self, request: Request) -> RequestReader:
+        caller = await get_caller(request)
+        rls = RlsContext(organization_id=caller.organization_id, user_id=caller.user_id, role="USER")
+        return RequestReader(ctx=app_context(request), caller=caller, rls=rls)
 
 
 async def get_admin_reads(request: Request, caller: Administrator) -> RequestReader:
@@ -151,7 +153,7 @@ async def get_admin_reads(request: Request, caller: Administrator) -> RequestRea
     return RequestReader(ctx=app_context(request), caller=caller, rls=rls)
 
 
-Reads = Annotated[RequestReader, Depends(get_reads)]
+Reads = Annotated[RequestReader, Depends(ReadsOfRequest())]
 """For a route that reads once: no transaction is open before or after. It sees the caller's organization."""
 AdminReads = Annotated[RequestReader, Depends(get_admin_reads)]
 """The same across all organizations, for administrators."""

@@ -6,13 +6,18 @@ import base64
 import json
 import statistics
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
 import jwt
 import pytest
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute
 
+from api import routers
+from api.dependencies.authentication import BearerScheme
 from api.tokens import ALGORITHM, AUDIENCE, ISSUER, AccessTokens, Caller, InvalidToken
 from tests.support.api import JWT_SECRET, PASSWORD, ApiFixture, RegisteredUser, parse_error, serve_api, settings
 from tests.support.databases import DatabaseFixture
@@ -195,6 +200,21 @@ async def test_rate_limits_apply_by_user_and_are_higher_for_administrators(datab
         # A signed-in caller has a limit apart from the limit of the address.
         response = await api.http.get("/users/me", headers={"Authorization": f"Bearer {tokens[0]}"})
         assert response.status_code == 200
+
+
+def _bearer_schemes(dependant: Dependant) -> Iterator[BearerScheme]:
+    for dependency in dependant.dependencies:
+        call: Any = dependency.call
+        if isinstance(call, BearerScheme):
+            yield call
+        yield from _bearer_schemes(dependency)
+
+
+def test_no_route_counts_a_request_twice_against_the_limit_of_its_user() -> None:
+    routes = [route for route in routers.all_routes(sandbox=True) if isinstance(route, APIRoute)]
+    schemes = {route.unique_id: {id(scheme) for scheme in _bearer_schemes(route.dependant)} for route in routes}
+    assert len(schemes["subscriptions_list_subscriptions"]) == 1
+    assert [name for name, found in schemes.items() if len(found) > 1] == []
 
 
 def test_a_token_that_was_verified_is_refused_once_it_has_expired() -> None:
