@@ -170,8 +170,8 @@ class _ResponseSender:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             present = {name for name, _ in message["headers"]}
-            ours = (*self._headers, *_encode_headers(self._state.get("headers", {})))
-            message["headers"] = [*message["headers"], *(header for header in ours if header[0] not in present)]
+            additional = (*self._headers, *_encode_headers(self._state.get("headers", {})))
+            message["headers"] = [*message["headers"], *(header for header in additional if header[0] not in present)]
         await self._send(message)
 
     def discard_further(self) -> None:

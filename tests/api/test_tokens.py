@@ -214,7 +214,7 @@ def test_no_route_counts_a_request_twice_against_the_limit_of_its_user() -> None
     routes = [route for route in routers.all_routes(sandbox=True) if isinstance(route, APIRoute)]
     schemes = {route.unique_id: {id(scheme) for scheme in _bearer_schemes(route.dependant)} for route in routes}
     assert len(schemes["subscriptions_list_subscriptions"]) == 1
-    assert [name for name, found in schemes.items() if len(found) > 1] == []
+    assert [name for name, route_schemes in schemes.items() if len(route_schemes) > 1] == []
 
 
 def test_a_token_that_was_verified_is_refused_once_it_has_expired() -> None:
