@@ -105,6 +105,15 @@ FUNDS_COLUMNS = f"""
         FROM payment_methods m WHERE m.organization_id = {{organization}} AND m.detached_at IS NULL) AS payment_methods
 """
 
+HAS_WAITED = """
+    EXISTS (SELECT FROM customer_balances b JOIN total t USING (organization_id, currency) WHERE b.ctid <> t.version)
+"""
+"""Whether the locked balance (``total``) is another version than the one that the statement began with.
+
+Hazard: PostgreSQL reads a row that it waited for again, but does not see a row that the awaited transaction inserted,
+its first posting to an account. The same statement, executed again under the locks, sees it.
+"""
+
 _SUBSCRIPTION_COLUMNS = (
     "id", "organization_id", "user_id", "name", "status", "collection_method", "plan_id", "price_id", "price_minor",
     "currency", "service_id", "coupon_code", "coupon_remaining_periods", "timezone", "billing_anchor",
@@ -117,7 +126,8 @@ _LOCK_SUBSCRIPTION = driver_sql(
 WITH locked AS MATERIALIZED (
     SELECT {", ".join(_SUBSCRIPTION_COLUMNS)} FROM subscriptions WHERE id = :id FOR NO KEY UPDATE),
 total AS MATERIALIZED (
-    SELECT b.balance_minor FROM customer_balances b JOIN locked USING (organization_id, currency)
+    SELECT b.organization_id, b.currency, b.ctid AS version FROM customer_balances b
+    JOIN locked USING (organization_id, currency)
     FOR NO KEY UPDATE OF b),
 kept AS MATERIALIZED (
     SELECT a.account, a.balance_minor FROM ledger_accounts a
@@ -132,7 +142,8 @@ SELECT {", ".join(f"s.{name}" for name in _SUBSCRIPTION_COLUMNS)},
     i.id AS instance_id, i.hostname, i.url,
     c.discount_type AS coupon_kind, c.percent AS coupon_percent, c.amount_minor AS coupon_amount_minor,
     c.currency AS coupon_currency, c.duration AS coupon_duration,
-    {FUNDS_COLUMNS.format(organization="s.organization_id")}
+    {FUNDS_COLUMNS.format(organization="s.organization_id")},
+    {HAS_WAITED} AS has_waited
 FROM locked s
 JOIN plans p ON p.id = s.plan_id
 JOIN services v ON v.id = s.service_id
@@ -161,17 +172,21 @@ _PLAN = text(
 
 
 async def begin_with_locked_subscription(session: AsyncSession, subscription_id: str) -> LockedSubscription | None:
-    """Begin a transaction, and lock and return a subscription with everything that billing it needs; one round trip.
+    """Begin a transaction, and lock and return a subscription with everything that billing it needs.
 
-    None when there is none.
+    One round trip, and a second one if another transaction held the balance. None when there is none.
     """
     row = await begin_and_fetch_one(session, DriverStatement(_LOCK_SUBSCRIPTION, {"id": subscription_id}))
+    if row is not None and row["has_waited"]:
+        return await lock_subscription(session, subscription_id)
     return None if row is None else _to_locked_subscription(row)
 
 
 async def lock_subscription(session: AsyncSession, subscription_id: str) -> LockedSubscription | None:
     """Lock and return a subscription as ``begin_with_locked_subscription``, in a transaction that has begun."""
     row = await fetch_one(session, DriverStatement(_LOCK_SUBSCRIPTION, {"id": subscription_id}))
+    while row is not None and row["has_waited"]:
+        row = await fetch_one(session, DriverStatement(_LOCK_SUBSCRIPTION, {"id": subscription_id}))
     return None if row is None else _to_locked_subscription(row)
 
 

@@ -8,15 +8,17 @@ from datetime import datetime
 from typing import Any
 
 import orjson
+from psycopg.rows import DictRow
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db.driver import DriverStatement, driver_sql
+from db.driver import DriverStatement, driver_sql, fetch_one
 from db.models.instances import Instance
 from db.models.subscriptions import Subscription
 from db.queries.json_inserts import JsonInsert
 from db.queries.locked_subscriptions import (
     FUNDS_COLUMNS,
+    HAS_WAITED,
     PLAN_COLUMNS,
     PRICE_JOIN,
     AvailableFunds,
@@ -53,7 +55,7 @@ WITH o AS MATERIALIZED (
     SELECT id, currency, timezone, EXISTS (SELECT FROM subscriptions WHERE id = :subscription_id) AS is_recorded
     FROM organizations WHERE id = :organization_id),
 total AS MATERIALIZED (
-    SELECT b.balance_minor FROM customer_balances b
+    SELECT b.organization_id, b.currency, b.ctid AS version FROM customer_balances b
     JOIN o ON o.id = b.organization_id AND o.currency = b.currency AND NOT o.is_recorded
     FOR NO KEY UPDATE OF b),
 kept AS MATERIALIZED (
@@ -67,7 +69,8 @@ kept AS MATERIALIZED (
 SELECT {PLAN_COLUMNS}, o.timezone, o.currency AS organization_currency, o.is_recorded,
     (SELECT s.id FROM subscriptions s WHERE s.organization_id = o.id AND s.service_id = p.service_id
         AND s.status IN ('past_due', 'suspended') LIMIT 1) AS past_due_subscription_id,
-    {FUNDS_COLUMNS.format(organization="o.id")}
+    {FUNDS_COLUMNS.format(organization="o.id")},
+    {HAS_WAITED} AS has_waited
 FROM (VALUES (1)) AS one
 LEFT JOIN o ON true
 LEFT JOIN plans p ON p.id = :plan_id
@@ -89,16 +92,21 @@ _INSERT = driver_sql(
 async def begin_order(
     session: AsyncSession, *, organization_id: str, subscription_id: str, plan_id: str, now: datetime
 ) -> OrderFacts | None:
-    """Begin a transaction, and return what an order is decided by: one round trip.
+    """Begin a transaction, and return what an order is decided by.
 
-    The organization's balances are locked. None when there is no such organization.
+    The organization's balances are locked. One round trip, and a second one if another transaction held them. None
+    when there is no such organization.
     """
-    row = await begin_transaction(
-        session,
-        _FACTS,
-        {"organization_id": organization_id, "subscription_id": subscription_id, "plan_id": plan_id, "now": now},
-    )
-    if row["timezone"] is None:
+    parameters = {
+        "organization_id": organization_id,
+        "subscription_id": subscription_id,
+        "plan_id": plan_id,
+        "now": now,
+    }
+    row: DictRow | None = await begin_transaction(session, _FACTS, parameters)
+    while row is not None and row["has_waited"]:
+        row = await fetch_one(session, DriverStatement(_FACTS, parameters))
+    if row is None or row["timezone"] is None:
         return None
     return OrderFacts(
         timezone=row["timezone"],
