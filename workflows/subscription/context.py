@@ -106,15 +106,22 @@ class SubscriptionContext:
         state = self.require_state()
         if state.hard_declined:
             return None
-        first = state.grace_started_at or workflow.now()
-        return dunning.next_retry_at(state.terms.dunning_policy, first, state.retries_made)
+        return dunning.next_retry_at(state.terms.dunning_policy, self._grace_started_at(), state.retries_made)
 
     def suspends_at(self) -> datetime | None:
         """Return when the subscription is suspended if its invoice stays unpaid, None once it is."""
         state = self.require_state()
         if self.status is SubscriptionStatus.SUSPENDED:
             return None
-        return dunning.suspends_at(state.terms.dunning_policy, state.grace_started_at or workflow.now())
+        return dunning.suspends_at(state.terms.dunning_policy, self._grace_started_at())
+
+    def _grace_started_at(self) -> datetime:
+        """Return when the grace period started, or will have started if the payment in progress fails now.
+
+        ``subscription_transitions.mark_past_due`` counts it from the due date as well, which can be on the day before.
+        """
+        state, now = self.require_state(), workflow.now()
+        return state.grace_started_at or dunning.past_due_since(state.committed.period_start or now, now)
 
     def clear_hard_decline(self) -> None:
         """Allow retries again. Those that were due while the card was hard-declined are skipped, not made up for: their
