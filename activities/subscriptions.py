@@ -38,6 +38,7 @@ from workflows.ports.subscription import (
     CommittedState,
     CreateSubscription,
     CreateSubscriptionOutcome,
+    RecordCancellationRequest,
     RecordOrder,
     ReleaseReminders,
     SetCancelAtPeriodEnd,
@@ -121,6 +122,16 @@ class PostgresSubscriptionActivities(SubscriptionActivities):
             _transition(changes, subscription, SubscriptionStatus.PROVISIONING, "secured")
             await changes.write(session)
             return await committed_state(session, subscription, changes)
+
+    @activity.defn(name="subscriptions.record_cancellation_request")
+    @converts_rule_violations
+    async def record_cancellation_request(self, command: RecordCancellationRequest) -> None:
+        kind, message = "subscription.cancellation_requested", "Cancellation requested. The order is being rolled back."
+        async with self._sessions.begin() as session:
+            subscription = await begin_with_locked_subscription(session, command.subscription_id)
+            changes = new_change_set(subscription, command.now, command.actor)
+            changes.add_timeline_event(kind, message, dedup_key=kind)
+            await changes.write(session)
 
     @activity.defn(name="subscriptions.abort_order")
     @converts_rule_violations

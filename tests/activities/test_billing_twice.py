@@ -25,7 +25,7 @@ from tests.support.billing_fixture import (
 from workflows.ports.billing import (
     AdjustWallet,
 )
-from workflows.ports.subscription import AbortOrder, SetCancelAtPeriodEnd, StartProvisioning
+from workflows.ports.subscription import AbortOrder, RecordCancellationRequest, SetCancelAtPeriodEnd, StartProvisioning
 from workflows.rules.renewal import PeriodKind
 from workflows.rules.subscription import SubscriptionStatus
 
@@ -93,6 +93,8 @@ async def test_an_order_that_ends_gives_coupon_credit_and_host_name_back(billing
                 subscription_id=command.order.subscription_id, payment_id="pay_1", now=ORDERED_AT
             )
             await billing.subscription_activities.start_provisioning(secured)
+        request = RecordCancellationRequest(subscription_id=close.subscription_id, actor=USER, now=ORDERED_AT)
+        await billing.assert_idempotent(billing.subscription_activities.record_cancellation_request, request)
         await billing.assert_idempotent(billing.subscription_activities.abort_order, close)
         assert await billing.balance("held") == 0
     assert await billing.balance() == 300

@@ -309,6 +309,7 @@ _BILLING = (
 _SUBSCRIPTIONS = (
     "record_order",
     "start_provisioning",
+    "record_cancellation_request",
     "abort_order",
     "change_status",
     "set_cancel_at_period_end",

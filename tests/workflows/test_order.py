@@ -84,10 +84,13 @@ async def test_a_cancellation_whose_compensation_takes_longer_than_the_answer_re
     await subscriptions.temporal.fast_forward(subscriptions.handle(subscription), timedelta(seconds=11))
     await cancellation
     assert (await subscriptions.subscription(subscription))["status"] == "provisioning"
+    assert (await subscriptions.timeline(subscription))[-1] == "subscription.cancellation_requested"
     subscriptions.external.operations_allowed.set()
     await asyncio.wait_for(subscriptions.handle(subscription).result(), 30)
     row = await subscriptions.subscription(subscription)
     assert (row["status"], row["data_deletion_at"]) == ("cancelled", None)
+    kinds = await subscriptions.timeline(subscription)
+    assert kinds.count("subscription.cancellation_requested") == kinds.count("subscription.cancelled") == 1
     assert (await subscriptions.balance(), await subscriptions.balance("held")) == (500, 0)
 
 

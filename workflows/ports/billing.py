@@ -21,6 +21,7 @@ from workflows.ports.subscription import (
     CreateSubscriptionOutcome,
     PlanChangeRollback,
     PlanTerms,
+    RecordCancellationRequest,
     RecordOrder,
     ReleaseReminders,
     SetCancelAtPeriodEnd,
@@ -251,6 +252,11 @@ class SubscriptionActivities(Protocol):
     @activity.defn(name="subscriptions.start_provisioning")
     async def start_provisioning(self, command: StartProvisioning) -> CommittedState:
         """Move the subscription from ``pending`` to ``provisioning`` after a card was authorized."""
+        ...
+
+    @activity.defn(name="subscriptions.record_cancellation_request")
+    async def record_cancellation_request(self, command: RecordCancellationRequest) -> None:
+        """Add the accepted cancellation of an order to the timeline."""
         ...
 
     @activity.defn(name="subscriptions.abort_order")

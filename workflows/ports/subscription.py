@@ -306,6 +306,15 @@ class StartProvisioning:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RecordCancellationRequest:
+    """Records an accepted cancellation of an order, before the compensations, which can take days."""
+
+    subscription_id: str
+    actor: str
+    now: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AbortOrder:
     """Ends an order whose instance did not become ready: ``expired``, ``failed`` or ``cancelled``."""
 

@@ -14,6 +14,7 @@ from workflows.ports.subscription import (
     AbortOrder,
     CardCharge,
     CreateSubscriptionOutcome,
+    RecordCancellationRequest,
     RecordOrder,
     StartProvisioning,
 )
@@ -70,6 +71,7 @@ class OrderFulfillment:
                     await self._provision()
                 except OrderAborted as ending:
                     self._abort = ending
+                    await self._record_cancellation_request()
                     raise
         except OrderAborted:
             return False
@@ -190,6 +192,18 @@ class OrderFulfillment:
                         context, payment, authorized.payment_method_id, self._method_ids
                     )
                     await card_payments.record_payment(context, outcome.invoice_id, charged)
+
+    async def _record_cancellation_request(self) -> None:
+        """Record the accepted cancellation that aborts the order; an authorization can take days to be voided."""
+        request = self._context.cancel_request
+        if request is not None and self._abort.status is SubscriptionStatus.CANCELLED:
+            await workflow.execute_activity_method(
+                SubscriptionActivities.record_cancellation_request,
+                RecordCancellationRequest(
+                    subscription_id=self._context.command.subscription_id, actor=request.actor, now=workflow.now()
+                ),
+                **policies.DATABASE,
+            )
 
     # Compensations
 
