@@ -68,15 +68,38 @@ class UnreadableFile:
         self.reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
 
 
+def _read_secret_file(name: str, environ: Mapping[str, str]) -> str | None:
+    """Return the content of the file that ``<name>_FILE`` names without its last newline; None without either.
+
+    Raises:
+        OSError, ValueError: The file cannot be read.
+    """
+    path = environ.get(f"{name}_FILE")
+    return Path(path).read_text(encoding="utf-8").rstrip("\r\n") or None if path else None
+
+
+def read_variable(name: str, environ: Mapping[str, str]) -> str | None:
+    """Return the value of a variable, or of the file that ``<name>_FILE`` names, for commands that need few settings.
+
+    Raises:
+        ConfigurationError: The file cannot be read.
+    """
+    try:
+        return environ.get(name) or _read_secret_file(name, environ)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError([_describe_unreadable_file(name, UnreadableFile(error))]) from None
+
+
+def _describe_unreadable_file(name: str, file: UnreadableFile) -> str:
+    return f"{name}_FILE names a file that cannot be read: {file.reason}."
+
+
 class FileSecretsSource(PydanticBaseSettingsSource):
     """``BERTH_JWT_SECRET_FILE=/run/secrets/jwt`` sets ``jwt_secret`` to the content without its last newline."""
 
     def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
-        path = os.environ.get(f"{PREFIX}{field_name.upper()}_FILE")
-        if not path:
-            return None, field_name, False
         try:
-            return Path(path).read_text(encoding="utf-8").rstrip("\r\n") or None, field_name, False
+            return _read_secret_file(f"{PREFIX}{field_name.upper()}", os.environ), field_name, False
         except (OSError, ValueError) as error:
             return UnreadableFile(error), field_name, False
 
@@ -152,7 +175,7 @@ def describe_faults(settings: type[EnvironmentSettings], error: ValidationError)
         field = str(fault["loc"][0]).lower().removeprefix(PREFIX.lower())
         name = PREFIX + field.upper()
         if isinstance(fault.get("input"), UnreadableFile):
-            lines.append(f"{name}_FILE names a file that cannot be read: {fault['input'].reason}.")
+            lines.append(_describe_unreadable_file(name, fault["input"]))
         elif fault["type"] == "missing":
             lines.append(f"{name} is not set: {settings.model_fields[field].description or 'it is required'}.")
         elif fault["type"] == "value_error":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import psycopg
 from sqlalchemy.exc import DBAPIError
 
+from api.environment import ConfigurationError
 from api.redaction import mask_text
 from db.schema_version import SchemaMismatch
 
@@ -18,9 +19,7 @@ def describe_startup_error(error: BaseException) -> str | None:
     if isinstance(error, DBAPIError) and isinstance(error.orig, psycopg.Error):
         error = error.orig
     match error:
-        case CannotStart():
-            line = str(error)
-        case SchemaMismatch():
+        case CannotStart() | ConfigurationError() | SchemaMismatch():
             line = str(error)
         case psycopg.errors.InsufficientPrivilege():
             line = f"The database's role may not do this ({_first_line(error)}). Use the owner of the schema."

@@ -27,7 +27,7 @@ class MigrationFailed(Exception):
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = "The database is BERTH_OWNER_DATABASE_URL."
+    parser.epilog = "The database is BERTH_OWNER_DATABASE_URL, or in the file that BERTH_OWNER_DATABASE_URL_FILE names."
 
 
 def run(_: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ import os
 
 import psycopg
 
-from api.environment import check_database_url
+from api.environment import check_database_url, read_variable
 from api.startup_errors import CannotStart
 from db.schema_version import SchemaNewer, require_current_schema
 
@@ -15,8 +15,13 @@ SETTING = "BERTH_OWNER_DATABASE_URL"
 
 
 def read_owner_database_url() -> str:
-    """Return the address in SQLAlchemy's form. Raises `CannotStart` where it is missing or malformed."""
-    url = os.environ.get(SETTING)
+    """Return the address in SQLAlchemy's form, of the variable or of the file that ``…_FILE`` names.
+
+    Raises:
+        CannotStart: It is missing or malformed.
+        ConfigurationError: The file cannot be read.
+    """
+    url = read_variable(SETTING, os.environ)
     if not url:
         raise CannotStart(f"{SETTING} is not set: this command runs as the owner of the schema.")
     try:

@@ -13,7 +13,7 @@ from api.passwords import PasswordHasher
 from db.session import create_database_engine, session_factory
 from worker import seed_catalogue
 from worker.owner_database import read_owner_database_url, require_schema
-from worker.seed_users import SeedUser, seed_users_from_environment, upsert_user
+from worker.seed_users import SeedUser, create_user, seed_users_from_environment
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +21,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--services", type=Path, default=seed_catalogue.SERVICES_DIRECTORY, help="folder of the service templates"
     )
     parser.epilog = (
-        "The database is BERTH_OWNER_DATABASE_URL; BERTH_{ADMIN,CUSTOMER}_{EMAIL,PASSWORD} are the accounts."
+        "The database is BERTH_OWNER_DATABASE_URL; BERTH_{ADMIN,CUSTOMER}_{EMAIL,PASSWORD} are the accounts, which are"
+        " created and never changed. Each variable may be a file that ..._FILE names."
     )
 
 
@@ -45,7 +46,7 @@ async def seed(url: str, services: Path, users: list[SeedUser], now: datetime) -
             if users:
                 passwords = PasswordHasher()
                 for account in users:
-                    created += await upsert_user(session, account, passwords, now)
+                    created += await create_user(session, account, passwords, now)
     finally:
         await engine.dispose()
     return (

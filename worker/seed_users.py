@@ -8,6 +8,7 @@ from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from api.environment import read_variable
 from api.passwords import PasswordHasher
 from db.queries import identity
 from db.queries.identity import NewAccount
@@ -28,40 +29,40 @@ class SeedUser:
 
 
 def seed_users_from_environment(environ: Mapping[str, str]) -> list[SeedUser]:
-    """Those that ``BERTH_ADMIN_*`` and ``BERTH_CUSTOMER_*`` (``EMAIL`` and ``PASSWORD``) name; without, none."""
+    """Those that ``BERTH_ADMIN_*`` and ``BERTH_CUSTOMER_*`` (``EMAIL`` and ``PASSWORD``, or ``…_FILE``) name.
+
+    Raises:
+        ConfigurationError: A file cannot be read.
+    """
     users = []
     for prefix, role, name in SEED_USERS:
-        email, password = environ.get(f"{prefix}_EMAIL"), environ.get(f"{prefix}_PASSWORD")
+        email, password = (read_variable(f"{prefix}_{name}", environ) for name in ("EMAIL", "PASSWORD"))
         if email and password:
             users.append(SeedUser(email=email, password=password, role=role, name=name))
     return users
 
 
-async def upsert_user(session: AsyncSession, account: SeedUser, passwords: PasswordHasher, now: datetime) -> bool:
-    """Create the account, or set the password of an existing one. Return True when it was created."""
-    existing = await identity.find_credentials(session, account.email)
-    if existing is None:
-        user_id, organization_id = derive_id("usr", "seed", account.email), derive_id("org", "seed", account.email)
-        await set_rls_context(session, organization_id=organization_id, user_id=user_id, role=None)
-        await identity.create_user_with_organization(
-            session,
-            NewAccount(
-                user_id=user_id,
-                organization_id=organization_id,
-                email=account.email,
-                name=account.name,
-                password_hash=await passwords.hash(account.password),
-                organization_name=account.name,
-                currency="USD",
-                country=None,
-                timezone="UTC",
-                role=account.role,
-                verified=True,
-            ),
-            now,
-        )
-        return True
-    right, _ = await passwords.verify(account.password, existing.password_hash)
-    if not right:
-        await identity.set_password(session, existing.user_id, await passwords.hash(account.password), now)
-    return False
+async def create_user(session: AsyncSession, account: SeedUser, passwords: PasswordHasher, now: datetime) -> bool:
+    """Create the account, and return True. An existing one stays as it is, with its password: False."""
+    if await identity.find_credentials(session, account.email) is not None:
+        return False
+    user_id, organization_id = derive_id("usr", "seed", account.email), derive_id("org", "seed", account.email)
+    await set_rls_context(session, organization_id=organization_id, user_id=user_id, role=None)
+    await identity.create_user_with_organization(
+        session,
+        NewAccount(
+            user_id=user_id,
+            organization_id=organization_id,
+            email=account.email,
+            name=account.name,
+            password_hash=await passwords.hash(account.password),
+            organization_name=account.name,
+            currency="USD",
+            country=None,
+            timezone="UTC",
+            role=account.role,
+            verified=True,
+        ),
+        now,
+    )
+    return True

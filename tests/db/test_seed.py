@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import psycopg
+import pytest
 
+from api.environment import ConfigurationError
 from tests.support.api import serve_api, settings
 from tests.support.databases import DatabaseFixture
 from worker import migrate, seed, seed_catalogue
@@ -24,14 +27,24 @@ def test_seed_users_come_from_the_environment() -> None:
     ]
 
 
-async def test_seeded_users_sign_in_with_their_roles(database: DatabaseFixture) -> None:
+def test_secrets_of_seed_users_may_be_files(tmp_path: Path) -> None:
+    secret = tmp_path / "password"
+    secret.write_text("from a file\n")
+    environ = {"BERTH_ADMIN_EMAIL": "a@b.example", "BERTH_ADMIN_PASSWORD_FILE": str(secret)}
+    assert [account.password for account in seed_users_from_environment(environ)] == ["from a file"]
+    assert seed_users_from_environment(environ | {"BERTH_ADMIN_PASSWORD": "set"})[0].password == "set"
+    with pytest.raises(ConfigurationError, match=r"^BERTH_ADMIN_PASSWORD_FILE names a file that cannot be read: "):
+        seed_users_from_environment(environ | {"BERTH_ADMIN_PASSWORD_FILE": str(tmp_path / "missing")})
+
+
+async def test_seeded_users_sign_in_with_their_roles_and_keep_their_passwords(database: DatabaseFixture) -> None:
     summary = await seed.seed(database.owner_url, seed_catalogue.SERVICES_DIRECTORY, [ADMINISTRATOR, CUSTOMER], NOW)
     assert summary.endswith("2 accounts, 2 new")
-    renewed = replace(CUSTOMER, password="a password that was changed")
-    summary = await seed.seed(database.owner_url, seed_catalogue.SERVICES_DIRECTORY, [ADMINISTRATOR, renewed], NOW)
+    other = replace(ADMINISTRATOR, password="a password of another seed")
+    summary = await seed.seed(database.owner_url, seed_catalogue.SERVICES_DIRECTORY, [other, CUSTOMER], NOW)
     assert summary.endswith("0 new prices; 2 accounts, 0 new")
     async with serve_api(settings(database.api_url), database.superuser_dsn()) as api:
-        for account, role in ((ADMINISTRATOR, "ADMINISTRATOR"), (renewed, "USER")):
+        for account, role in ((ADMINISTRATOR, "ADMINISTRATOR"), (CUSTOMER, "USER")):
             credentials = {"email": account.email, "password": account.password}
             token = (await api.http.post("/auth/login", json=credentials)).json()["data"]["access_token"]
             me = (await api.client(Authorization=f"Bearer {token}").get("/users/me")).json()["data"]

@@ -47,6 +47,18 @@ def test_a_command_without_a_usable_database_prints_one_line(command: str, url: 
     assert "hunter2" not in line
 
 
+@pytest.mark.parametrize("command", ["migrate", "seed"])
+def test_the_address_of_the_database_may_be_a_file(tmp_path: Path, command: str) -> None:
+    secret = tmp_path / "url"
+    setting = {"BERTH_OWNER_DATABASE_URL_FILE": str(secret)}
+    code, output = run_module("worker.cli", command, **setting)
+    missing = "BERTH_OWNER_DATABASE_URL_FILE names a file that cannot be read: No such file or directory."
+    assert (code, output) == (1, f"berth {command}: {missing}\n")
+    secret.write_text(f"{UNREACHABLE}\n")
+    code, output = run_module("worker.cli", command, **setting)
+    assert (code, output.startswith(f"berth {command}: The database is unavailable: ")) == (1, True)
+
+
 def test_a_worker_names_a_kubeconfig_that_is_missing(tmp_path: Path) -> None:
     missing = tmp_path / "kubeconfig"
     code, output = run_module("worker", **COMPLETE["worker"] | {"BERTH_KUBECONFIG": str(missing)})
