@@ -450,7 +450,9 @@ async def test_a_webhook_voids_the_authorization_once_its_order_has_ended(
         subscription = await _start_order_with_terminated_payment(lost)
         handle = await lost.deliver_webhook(subscription, PaymentStatus.AUTHORIZED)
         await lost.wait_for_activity(handle, "payments.cancel")
+        # The answer does not wait for the end of the compensation.
         await lost.subscriptions.cancel(subscription)
+        await lost.subscriptions.handle(subscription).result()
         assert (await lost.subscriptions.subscription(subscription))["status"] == "cancelled"
         await lost.subscriptions.temporal.fast_forward(handle, timedelta(minutes=1, seconds=1))
         await handle.result()
