@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from workflows.rules import webhook_events
+
 ROOT = Path(__file__).resolve().parents[2]
 READMES = sorted(
     path.relative_to(ROOT)
@@ -36,3 +38,13 @@ def test_the_files_that_a_readme_names_exist(readme: Path) -> None:
         if not any((folder / name).exists() for folder in folders) and ("/" in name or name not in existing)
     ]
     assert missing == []
+
+
+def test_the_readme_lists_the_webhooks_that_are_handled() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert set(re.findall(r"`(payment_intent\.[a-z_]+)`", text)) == set(webhook_events._STRIPE_STATUSES)
+    assert set(re.findall(r"`(payment\.[a-z_]+)`", text)) == set(webhook_events._RAZORPAY_STATUSES)
+    listed = re.search(r"`transaction_status` ([^.]+)\.", text)
+    assert listed is not None
+    # Whether a capture is paid depends on the fraud check as well.
+    assert set(re.findall(r"`([a-z]+)`", listed[1])) == {"capture", *webhook_events._MIDTRANS_STATUSES}
