@@ -103,6 +103,22 @@ async def test_an_order_that_ends_gives_coupon_credit_and_host_name_back(billing
     assert {row["status"] for row in await billing.query("SELECT status FROM instances")} == {"deleted"}
 
 
+async def test_an_order_that_a_card_pays_alone_is_aborted_without_a_posting(billing: BillingFixture) -> None:
+    await insert_payment_method(billing.sessions)
+    command = billing.create_command()
+    await billing.subscription_activities.record_order(command)
+    abort = AbortOrder(
+        subscription_id=command.order.subscription_id,
+        status=SubscriptionStatus.EXPIRED,
+        reason="declined",
+        actor=USER,
+        now=ORDERED_AT,
+    )
+    await billing.assert_idempotent(billing.subscription_activities.abort_order, abort)
+    assert [row["status"] for row in await billing.query("SELECT status FROM holds")] == ["released"]
+    assert await billing.query("SELECT kind FROM ledger_transactions") == []
+
+
 # Renewals
 
 

@@ -97,3 +97,17 @@ async def test_a_coupon_reduces_as_many_invoices_as_it_says(
         assert outcome.state.period_end is not None
         start = outcome.state.period_end
     assert [row["total_minor"] for row in await billing.invoices(ordered.id)] == totals
+    assert await billing.query("SELECT coupon_redeemed, coupon_remaining_periods FROM subscriptions") == [
+        {"coupon_redeemed": True, "coupon_remaining_periods": None if duration == "forever" else 0}
+    ]
+
+
+async def test_a_coupon_is_reserved_by_its_order_and_redeemed_by_the_first_invoice(billing: BillingFixture) -> None:
+    await insert_coupon(billing.sessions, "HALF", 50, "periods", 3)
+    await top_up(billing, 1_000)
+    command = billing.create_command(coupon="HALF")
+    opened = await billing.subscription_activities.record_order(command)
+    columns = "SELECT coupon_redeemed, coupon_remaining_periods AS periods FROM subscriptions"
+    assert await billing.query(columns) == [{"coupon_redeemed": False, "periods": 3}]
+    await billing.billing_activities.start_first_period(billing.start_first_period_command(command, opened))
+    assert await billing.query(columns) == [{"coupon_redeemed": True, "periods": 2}]

@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.billing_commands import (
     DAY,
+    change_status_command,
     collect,
     create_past_due_subscriptions,
     grant_promotional_credit,
@@ -18,6 +19,7 @@ from tests.support.billing_commands import (
 )
 from tests.support.billing_fixture import BillingFixture, insert_payment_method
 from workflows.ports.billing import RecordPaymentFailure
+from workflows.rules.subscription import SubscriptionStatus
 
 
 @pytest.mark.scenario("B30")
@@ -39,6 +41,15 @@ async def test_promotional_credit_is_left_to_the_older_debt(billing: BillingFixt
     await grant_promotional_credit(billing, 500)
     assert not (await collect(billing, younger)).paid
     assert (await collect(billing, older)).paid
+
+
+async def test_credit_is_left_to_the_older_debt_of_a_suspended_subscription(billing: BillingFixture) -> None:
+    older, younger = await create_past_due_subscriptions(billing, "starter", "starter")
+    await billing.subscription_activities.change_status(change_status_command(older, SubscriptionStatus.SUSPENDED))
+    await top_up(billing, 600)
+    assert not (await collect(billing, younger)).paid
+    assert (await collect(billing, older)).paid
+    assert await billing.balance() == 100
 
 
 async def test_debts_that_are_collected_at_once_are_paid_one_after_the_other(billing: BillingFixture) -> None:

@@ -269,6 +269,14 @@ async def test_an_impossible_amount_is_refused(payments: PaymentFixture, amount:
     assert refused.value.type == code
 
 
+async def test_an_amount_in_another_currency_is_refused(payments: PaymentFixture) -> None:
+    pay = await paid(payments)
+    command = replace(order(payments, pay, 1), amount=replace(pay.amount, amount_minor=1, currency="EUR"))
+    with pytest.raises(ApplicationError) as refused:
+        await refund(payments, command)
+    assert refused.value.type == ErrorCode.CURRENCY_MISMATCH
+
+
 async def test_what_was_not_received_is_not_refunded(payments: PaymentFixture) -> None:
     pay = await paid(payments, token="pm_card_visa_chargeDeclined")
     with pytest.raises(ApplicationError) as refused:

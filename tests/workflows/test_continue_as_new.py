@@ -72,6 +72,31 @@ async def test_a_long_history_is_cut_at_a_renewal_and_the_moved_clock_goes_on(
     assert subscriptions.external.operations() == ["restart", "suspend"]
 
 
+async def test_a_history_of_renewals_is_not_cut_before_the_fourth(subscriptions: SubscriptionFixture) -> None:
+    """A cut costs more than the replay of a few renewals: it is due at every fifth.
+
+    Here at the fourth or fifth, because the events of the skipped time make the history longer. The test's clock is not
+    used: its updates would add more.
+    """
+    await subscriptions.top_up(10_000)
+    subscription = await subscriptions.create_active_subscription("starter")
+    handle = subscriptions.handle(subscription)
+    for periods in range(2, 13):
+        end = (await subscriptions.subscription(subscription))["current_period_end"]
+
+        async def is_renewed(periods: int = periods) -> bool:
+            return len(await subscriptions.invoices(subscription)) == periods
+
+        remaining = end - await subscriptions.now(subscription)
+        await subscriptions.temporal.fast_forward(handle, remaining + timedelta(minutes=1))
+        await wait_until(is_renewed)
+    await _wait_for_runs(subscriptions, subscription, 3)
+    runs = sorted(await _list_runs(subscriptions, subscription), key=lambda run: run.start_time)
+    # The first run has the events of the order as well, the last one is not cut yet.
+    renewals = [await _count_renewals(subscriptions, run.id, run.run_id) for run in runs[1:-1]]
+    assert set(renewals) <= {4, 5}
+
+
 async def test_a_short_history_is_not_cut(subscriptions: SubscriptionFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     # Moving the clock adds events too.
     _add_events(monkeypatch, -5_000)
