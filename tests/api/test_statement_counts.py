@@ -17,6 +17,7 @@ from pydantic import SecretStr, TypeAdapter
 from starlette.routing import Route
 
 from api import routers
+from api.pagination import MAX_LIMIT
 from db.encryption import FieldEncryption
 from db.queries import credentials
 from tests.support.api import PASSWORD, RegisteredUser
@@ -391,6 +392,14 @@ async def test_each_read_returns_what_its_model_declares(records: Records) -> No
         )
     assert returned.keys() >= {"GET /api/v1/subscriptions/{subscription_id}", "GET /api/v1/billing/transactions"}
     assert returned == declared
+
+
+async def test_a_list_without_a_query_is_that_of_the_default_parameters(records: Records) -> None:
+    for path in ("/subscriptions", "/instances", "/billing/transactions", "/billing/invoices"):
+        without_query = (await records.customer.http.get(path)).json()
+        with_defaults = (await records.customer.http.get(path, params={"limit": MAX_LIMIT})).json()
+        assert len(without_query["data"]) == 1
+        assert (without_query["data"], without_query["meta"]) == (with_defaults["data"], with_defaults["meta"])
 
 
 def test_the_table_lists_every_route() -> None:
