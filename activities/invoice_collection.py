@@ -13,13 +13,13 @@ from activities.funding import (
     split_funding_for,
     without_payment_methods,
 )
-from activities.holds import agreed_card_charge, place_hold
+from activities.holds import agreed_card_charge, place_hold, release_hold, with_released
 from activities.invoice_allocations import allocate, credit_parts
 from activities.invoicing import line_description
 from activities.notification_context import notification_context
 from activities.outcomes import billing_outcome, replay_result
 from activities.subscription_transitions import begin_with_locked_subscription, new_change_set, record_period_paid
-from db.queries import invoices
+from db.queries import invoices, workflow_recovery
 from db.queries.change_set import ChangeSet
 from db.queries.invoices import InvoiceSummary
 from db.queries.locked_subscriptions import LockedSubscription
@@ -112,3 +112,46 @@ async def pay_from_credit(
         repaid=funding.repaid,
     )
     return await record_period_paid(session, changes, subscription, invoice, renewed=renewed, carried=funding.carried)
+
+
+async def pay_with_credited_payment(
+    session: AsyncSession,
+    changes: ChangeSet,
+    subscription: LockedSubscription,
+    invoice: InvoiceSummary | None,
+    *,
+    renewed: LockedSubscription | None = None,
+) -> BillingOutcome | None:
+    """Pay an invoice from credit if a webhook completed its payment, which nothing awaited, as wallet credit.
+
+    The card would be charged a second time. None: there is no such payment, or credit does not cover the invoice.
+
+    Args:
+        renewed: As of ``pay_from_credit``.
+    """
+    if invoice is None or not await workflow_recovery.was_payment_credited(session, invoice.id):
+        return None
+    return await pay_if_credit_covers(session, changes, subscription, invoice, renewed=renewed)
+
+
+async def pay_if_credit_covers(
+    session: AsyncSession,
+    changes: ChangeSet,
+    subscription: LockedSubscription,
+    invoice: InvoiceSummary,
+    *,
+    renewed: LockedSubscription | None = None,
+) -> BillingOutcome | None:
+    """Pay an invoice from credit, that of an open hold included; None, and nothing changes, if it does not cover it.
+
+    Args:
+        renewed: As of ``pay_from_credit``.
+    """
+    held = await invoices.lock_open_hold(session, subscription.id)
+    debts = await invoices.list_older_debts(session, subscription.id)
+    available = reserve_older_debts(with_released(subscription, held), debts, {})
+    funding = split_funding_for(available, invoice.due, FundingPurpose.DUNNING, {})
+    if not funding.covered or funding.carried:
+        return None
+    await release_hold(session, changes, subscription)
+    return await pay_from_credit(session, changes, subscription, invoice, funding, renewed=renewed)

@@ -19,6 +19,7 @@ class ContextFields(TypedDict, total=False):
     carried_debt: Money | None
     coupon_code: str | None
     credit: Money | None
+    credit_reversed: Money | None
     data_deletion_at: datetime | None
     debt_paid: Money | None
     decline_code: str | None

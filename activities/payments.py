@@ -64,6 +64,8 @@ class GatewayPaymentActivities(PaymentActivities):
             progress = await gateway_results.payment_progress(session, payment)
             is_key_retained = await payments.is_idempotency_key_retained(session, payment)
             customer = await payments.get_gateway_customer(session, payment.organization_id, payment.gateway)
+            # An order that waits for the capture has not abandoned its payment, even if another run follows it.
+            is_abandoned = command.is_abandoned and not await workflow_recovery.is_capture_expected(session, payment.id)
         if payment.status in FINAL_STATUSES:
             return progress
         gateway = self._gateways[payment.gateway]
@@ -72,9 +74,9 @@ class GatewayPaymentActivities(PaymentActivities):
         else:
             gateway_payment = await gateway.find_charge(payment.id, customer) if customer is not None else None
         if gateway_payment is not None:
-            return await self._apply(payment, gateway_payment, is_abandoned=command.is_abandoned, now=now)
+            return await self._apply(payment, gateway_payment, is_abandoned=is_abandoned, now=now)
         # The gateway has no such charge. While it retains the idempotency key, a repeated request charges only once.
-        if command.is_abandoned:
+        if is_abandoned:
             return await self._close_payment(payment.id, PaymentStatus.CANCELLED, None, now)
         if not is_key_retained:
             return await self._close_payment(payment.id, PaymentStatus.FAILED, "never_reached_gateway", now)

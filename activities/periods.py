@@ -11,6 +11,7 @@ from activities import coupons
 from activities.explanations import build_explanation
 from activities.funding import FundingSplit, card_charge_for, split_funding_for
 from activities.holds import place_hold
+from activities.invoice_collection import pay_with_credited_payment
 from activities.invoicing import (
     InvoiceDraft,
     add_invoice,
@@ -121,6 +122,13 @@ async def _find_earlier_outcome(
     invoice = (
         await invoices.find_period_invoice(session, subscription.id, command.period_start) if may_be_invoiced else None
     )
+    if invoice is not None and invoice.status is InvoiceStatus.DRAFT:
+        # The draft of a run that was lost with its payment, which a webhook completed since.
+        changes = new_change_set(subscription, command.now, command.actor)
+        renewed = await with_period_terms(session, subscription, command.terms, command.now)
+        paid = await pay_with_credited_payment(session, changes, subscription, invoice, renewed=renewed)
+        if paid is not None:
+            return paid
     if invoice is not None:
         return await replay_result(session, subscription, invoice)
     is_refused_trial = command.kind is PeriodKind.TRIAL_END and subscription.status is not SubscriptionStatus.TRIALING

@@ -31,7 +31,7 @@ from workflows.ports.billing import BillingOutcome, CompletePlanChange, Rollback
 from workflows.ports.subscription import StatusOutcome
 from workflows.rules import ledger
 from workflows.rules.invoice import BillingReason, InvoiceStatus
-from workflows.rules.money import zero_money
+from workflows.rules.money import Money, zero_money
 from workflows.rules.notifications import NotificationKind
 from workflows.rules.periods import BillingPeriod
 from workflows.rules.renewal import PeriodOutcome
@@ -129,11 +129,13 @@ async def rollback_plan_change(session: AsyncSession, command: RollbackPlanChang
         changes.add_timeline_event("invoice.voided", "Invoice of the plan change voided.", ref=invoice.id)
         if returned.total:
             changes.add_timeline_event("refund.succeeded", _returned_message(returned), ref=invoice.id)
-    await _reverse_credit(session, changes, subscription, command.plan_change_id, returned)
+    taken_back = await _reverse_credit(session, changes, subscription, command.plan_change_id, returned)
+    refunded = returned.wallet + returned.promotional - taken_back
     changes.record_change("plan", subscription.plan_id, old.plan_id, command.reason)
-    changes.add_timeline_event(
-        "subscription.plan_changed", "Plan change rolled back: the instance could not be resized."
-    )
+    message = "Plan change rolled back: the instance could not be resized."
+    if taken_back:
+        message += f" Its credit for unused time was taken back: {format_money(taken_back)}."
+    changes.add_timeline_event("subscription.plan_changed", message)
     plan = await locked_subscriptions.get_plan_with_price(session, old.plan_id, subscription.currency, command.now)
     name = plan.name if plan is not None else old.plan_code
     changes.enqueue_notification(
@@ -142,7 +144,8 @@ async def rollback_plan_change(session: AsyncSession, command: RollbackPlanChang
             subscription,
             name,
             reason="undone",
-            credit=(returned.wallet + returned.promotional) or None,
+            credit=max(refunded, zero) or None,
+            credit_reversed=max(-refunded, zero) or None,
             price=old.price,
             next_charge_at=command.fallback.period_end,
         ),
@@ -169,8 +172,8 @@ async def _reverse_credit(
     subscription: LockedSubscription,
     plan_change_id: str,
     returned: ReturnedAmounts,
-) -> None:
-    """Reverse the credit that the plan change granted, up to the unspent balance.
+) -> Money:
+    """Reverse the credit that the plan change granted, up to the unspent balance, and return the amount.
 
     Args:
         returned: What the same transaction returns to the wallet and to promotional credit.
@@ -180,9 +183,9 @@ async def _reverse_credit(
     granted_total = sum((amount for _, amount in granted), start=zero)
     promotional = min(granted_total, subscription.funds.promotional + returned.promotional)
     wallet = min(granted_total - promotional, subscription.funds.wallet + returned.wallet)
-    remaining = promotional + wallet
+    reversed_total = remaining = promotional + wallet
     if not remaining:
-        return
+        return zero
     transaction_id = changes.add_ledger_transaction(
         ledger.paid_invoice_transaction(promotional=promotional, wallet=wallet, held=zero, tax=zero),
         key=f"plan_change/{plan_change_id}/credit_reversal",
@@ -194,6 +197,7 @@ async def _reverse_credit(
         if part:
             changes.credit_invoice(invoice_id, plan_change_id, -part, transaction_id=transaction_id)
         remaining -= part
+    return reversed_total
 
 
 def _returned_message(returned: ReturnedAmounts) -> str:

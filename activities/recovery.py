@@ -8,14 +8,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from temporalio import activity
 
 from activities.credit_arrivals import list_debtors
-from activities.funding import reserve_older_debts, split_funding_for
 from activities.holds import ORDER_HOLD, agreed_card_charge, release_hold, with_released
-from activities.invoice_collection import pay_from_credit
+from activities.invoice_collection import pay_if_credit_covers, pay_with_credited_payment
 from activities.outcomes import billing_outcome
 from activities.rule_errors import converts_rule_violations
 from activities.subscription_transitions import begin_with_locked_subscription, new_change_set
 from db.queries import invoices, workflow_recovery
-from db.queries.change_set import ChangeSet
 from db.queries.invoices import InvoiceSummary
 from db.queries.locked_subscriptions import LockedSubscription
 from db.session import SessionFactory
@@ -23,7 +21,6 @@ from workflows.ports.billing import BillingOutcome
 from workflows.ports.payments import payment_input_from_record
 from workflows.ports.recovery import LoadRecovery, Recovery, RecoveryActivities, ResumeCollection, UnsettledPayment
 from workflows.rules.dunning import FRAUD_DECLINES, is_hard_decline
-from workflows.rules.funding import FundingPurpose
 from workflows.rules.instance import SCALED_DOWN_STATUSES, InstanceStatus
 from workflows.rules.payment import PaymentStatus
 from workflows.rules.subscription import PAST_DUE_STATUSES, SubscriptionStatus
@@ -101,10 +98,16 @@ async def _resume_collection(session: AsyncSession, command: ResumeCollection) -
     awaited = await _awaited_invoice(session, subscription)
     held = await invoices.lock_open_hold(session, subscription.id)
     if held is not None and not (awaited is not None and held.dedup_key.startswith(f"{awaited.id}/")):
-        await release_hold(session, changes, subscription)
+        subscription = with_released(subscription, await release_hold(session, changes, subscription))
         held = None
     is_due_now = awaited is not None and not is_trial
-    outcome = await _pay_with_credited_payment(session, changes, subscription, awaited) if is_due_now else None
+    outcome = None
+    if is_due_now:
+        outcome = await pay_with_credited_payment(session, changes, subscription, awaited)
+    elif subscription.status in PAST_DUE_STATUSES:
+        # Credit that arrived meanwhile was signaled to no workflow, and a suspension makes no more attempts.
+        for invoice in (await invoices.lock_open_invoices(session, subscription.id))[:1]:
+            outcome = await pay_if_credit_covers(session, changes, subscription, invoice)
     if outcome is None:
         await changes.write(session)
         agreed = held if held is not None else await invoices.find_hold(session, subscription.id, ORDER_HOLD)
@@ -120,25 +123,6 @@ async def _resume_collection(session: AsyncSession, command: ResumeCollection) -
         return outcome
     debtors = await list_debtors(session, subscription.organization_id)
     return replace(outcome, past_due_subscription_ids=[other for other in debtors if other != subscription.id])
-
-
-async def _pay_with_credited_payment(
-    session: AsyncSession, changes: ChangeSet, subscription: LockedSubscription, invoice: InvoiceSummary | None
-) -> BillingOutcome | None:
-    """Pay an invoice from credit if a webhook completed its payment, which nothing awaited, as wallet credit.
-
-    The card would be charged a second time. None: there is no such payment, or credit does not cover the invoice.
-    """
-    if invoice is None or not await workflow_recovery.was_payment_credited(session, invoice.id):
-        return None
-    held = await invoices.lock_open_hold(session, subscription.id)
-    debts = await invoices.list_older_debts(session, subscription.id)
-    available = reserve_older_debts(with_released(subscription, held), debts, {})
-    funding = split_funding_for(available, invoice.due, FundingPurpose.DUNNING, {})
-    if not funding.covered or funding.carried:
-        return None
-    await release_hold(session, changes, subscription)
-    return await pay_from_credit(session, changes, subscription, invoice, funding)
 
 
 async def _awaited_invoice(session: AsyncSession, subscription: LockedSubscription) -> InvoiceSummary | None:

@@ -56,7 +56,7 @@ def main() -> int:
             server_header=False,
             timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_SECONDS,
             proxy_headers=bool(settings.trusted_proxies),
-            forwarded_allow_ips=settings.trusted_proxies or None,
+            forwarded_allow_ips=list(settings.trusted_proxies),
             backlog=2048,
         )
     )

@@ -322,6 +322,17 @@ def check_mail_address(value: str | None, info: ValidationInfo) -> str | None:
     return check_mail_sender(value, info)
 
 
+def check_distinct_names(public_url: str | None, base_domain: str | None) -> None:
+    """Raise ``ValueError`` if a customer's instance could get the host name of the API. None is a faulty setting."""
+    host = (urlsplit(public_url).hostname or "").rstrip(".") if public_url else ""
+    base = base_domain.rstrip(".").lower() if base_domain else ""
+    if base and host.partition(".")[2] == base:
+        raise ValueError(
+            f"gives customers' instances names beside {host}, so that one could order that name."
+            " Set a separate domain for instances, such as apps.company.com"
+        )
+
+
 def check_base_domain(value: str, info: ValidationInfo) -> str:
     """Require a domain name; refuse one that resolves to the customer's own machine."""
     if not is_loopback(value) and not DOMAIN.fullmatch(value):

@@ -54,9 +54,9 @@ async def login(ctx: AppContext, email: str, password: str, visitor: ClientInfo)
     Raises:
         ApiError: 401 ``INVALID_CREDENTIALS``, 429 ``RATE_LIMITED``.
     """
-    await rate_limit_by_email(ctx, "login", email)
     async with transaction(ctx, None) as session:
         credentials = await identity.find_credentials(session, email.strip())
+    await rate_limit_by_email(ctx, "login", credentials.email if credentials else email)
     # No transaction waits for the hashing, and an unknown address takes as long as a credentials one.
     right, renewed = await ctx.passwords.verify(password, credentials.password_hash if credentials else None)
     if credentials is None or not right or credentials.disabled_at is not None:
@@ -74,6 +74,9 @@ async def login(ctx: AppContext, email: str, password: str, visitor: ClientInfo)
     refresh_token = generate_secret("brt")
     expires_at = at + timedelta(seconds=ctx.settings.refresh_token_seconds)
     async with transaction(ctx, caller) as session:
+        # A reset meanwhile ended the sessions that there were; this one would outlive it.
+        if not await identity.lock_password(session, caller.user_id, credentials.password_hash):
+            raise invalid_credentials_error()
         if renewed is not None:
             await identity.update_password_hash(session, caller.user_id, renewed)
         await identity.create_session(
@@ -207,5 +210,9 @@ def _token_response(ctx: AppContext, caller: Caller, refresh_token: str, at: dat
 
 
 async def rate_limit_by_email(ctx: AppContext, action: str, email: str) -> None:
-    """A few tries a minute for one account, from wherever they come. The limiter does not learn the address."""
+    """A few tries a minute for one account, from wherever they come. The limiter does not learn the address.
+
+    Args:
+        email: Of an account as it is stored: PostgreSQL finds it by spellings that Python's ``lower`` keeps apart.
+    """
     await ctx.rate_limits.consume(ratelimit.AUTH, action, hash_token(email.strip().lower()))

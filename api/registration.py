@@ -157,7 +157,6 @@ async def forgot_password(ctx: AppContext, email: str, visitor: ClientInfo) -> N
     Raises:
         ApiError: 429 ``RATE_LIMITED``.
     """
-    await rate_limit_by_email(ctx, "forgot", email)
     loop = asyncio.get_running_loop()
     answer_at = loop.time() + FORGOT_PASSWORD_MIN_SECONDS
     await _enqueue_reset_mail(ctx, email, visitor)
@@ -168,6 +167,7 @@ async def _enqueue_reset_mail(ctx: AppContext, email: str, visitor: ClientInfo) 
     at = datetime.now(UTC)
     async with transaction(ctx, None) as session:
         credentials = await identity.find_credentials(session, email.strip())
+        await rate_limit_by_email(ctx, "forgot", credentials.email if credentials else email)
         if credentials is None or credentials.disabled_at is not None:
             return
         holder = TokenOwner(user_id=credentials.user_id, organization_id=credentials.organization_id, role=DEFAULT_ROLE)

@@ -17,6 +17,7 @@ from api.environment import (
     PositiveInt,
     check_base_domain,
     check_database_url,
+    check_distinct_names,
     check_host_and_port,
     check_http_url,
     check_networks,
@@ -75,8 +76,8 @@ class ApiSettings(EnvironmentSettings):
     database_timeout_seconds: PositiveFloat = 4.0
     """How long a request waits for a connection before it answers 503."""
     cors_origins: TextList = ()
-    trusted_proxies: str = ""
-    """Addresses whose ``X-Forwarded-For`` is trusted, as uvicorn's ``forwarded_allow_ips``."""
+    trusted_proxies: Networks = ()
+    """Networks of the proxies whose ``X-Forwarded-For`` names the client. Production has one: it terminates HTTPS."""
     admin_allowed_networks: Networks = ()
     """Networks that may reach administrators' routes; empty means any."""
     metrics_allowed_networks: Networks = ()
@@ -88,6 +89,12 @@ class ApiSettings(EnvironmentSettings):
     @classmethod
     def _require_database_url(cls, value: SecretStr) -> SecretStr:
         check_database_url(value.get_secret_value())
+        return value
+
+    @field_validator("base_domain")
+    @classmethod
+    def _require_other_domain(cls, value: str, info: ValidationInfo) -> str:
+        check_distinct_names(info.data.get("public_url"), value)
         return value
 
     @field_validator("cors_origins")
@@ -133,6 +140,20 @@ class ApiSettings(EnvironmentSettings):
         if is_deployed(info) and scheme == "memory":
             raise ValueError("is memory://: each process would count for itself. Set a redis:// address")
         return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _require_proxies(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        networks = parse_networks(value)
+        if is_deployed(info) and not networks:
+            raise ValueError(
+                "is not set: every client would have the address of the proxy that terminates HTTPS, for rate limits"
+                " and allowed networks alike. Set the addresses of the proxy"
+            )
+        if is_deployed(info) and any(network.prefixlen == 0 for network in networks):
+            raise ValueError("names every address: clients could choose their own. Set the addresses of the proxy")
+        # Uvicorn takes a network with bits of a host for the name of a host.
+        return tuple(str(network) for network in networks)
 
     @field_validator("metrics_allowed_networks")
     @classmethod

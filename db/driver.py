@@ -14,7 +14,7 @@ from sqlalchemy import text
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db.session import connect_without_begin, to_sqlalchemy_error
+from db.session import connect_without_begin, discard_closed_connections, to_sqlalchemy_error
 
 DIALECT = PGDialect_psycopg(paramstyle="pyformat")  # type: ignore[no-untyped-call]
 
@@ -103,7 +103,7 @@ async def _fetch_one(
         return await cursor.fetchone()
     except psycopg.Error as error:
         if raw.closed:
-            await session.invalidate()
+            await discard_closed_connections(session)
         raise to_sqlalchemy_error(statements[-1].sql, error) from error
 
 
@@ -128,5 +128,5 @@ async def execute_together(session: AsyncSession, *statements: DriverStatement, 
                 await raw.execute("COMMIT")
     except psycopg.Error as error:
         if raw.closed:
-            await session.invalidate()
+            await discard_closed_connections(session)
         raise to_sqlalchemy_error("; ".join(statement.sql for statement in statements), error) from error

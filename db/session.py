@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -155,12 +156,23 @@ async def begin_and_fetch(
             rows = await query_cursor.fetchall() if query_cursor is not None else []
         except psycopg.Error as error:
             if raw.closed:
-                await session.invalidate()
+                await discard_closed_connections(session)
                 if is_reused:
                     continue
             raise to_sqlalchemy_error(statement, error) from error
         assert row is not None
         return row, rows
+
+
+async def discard_closed_connections(session: AsyncSession) -> None:
+    """Discard the session's connection, which the server has closed, and those of the pool that are as old.
+
+    SQLAlchemy notices a closed connection only where it executes the statement itself. Otherwise each of the pool's
+    connections would fail one statement after the server was restarted.
+    """
+    with suppress(DBAPIError):
+        await session.execute(text("SELECT 1"))
+    await session.invalidate()
 
 
 async def begin_with_rls_context(

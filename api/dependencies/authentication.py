@@ -60,7 +60,7 @@ async def get_caller(request: Request) -> Caller:
             raise unauthenticated_error()
         caller = authenticate(app_context(request), credentials.credentials)
     except ApiError:
-        await app_context(request).rate_limits.consume(ratelimit.API, "address", client_address(request))
+        await app_context(request).rate_limits.consume(ratelimit.API, "address", rate_limits.limited_address(request))
         raise
     request.state.caller = caller
     await rate_limits.consume(request, ratelimit.ADMIN if caller.is_administrator else ratelimit.API, caller.user_id)

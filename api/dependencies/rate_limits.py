@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv6Address, IPv6Network, ip_address
+
 from fastapi import Request
 from limits import RateLimitItem
 
@@ -20,11 +22,23 @@ async def consume(request: Request, limit: RateLimitItem, *key: str) -> None:
         request.state.headers = status.headers
 
 
+def limited_address(request: Request) -> str:
+    """Return the client's address as limits count it: of IPv6 the /64, all of which one client may use."""
+    host = client_address(request)
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return host
+    if not isinstance(address, IPv6Address):
+        return str(address)
+    return str(address.ipv4_mapped or IPv6Network((int(address), 64), strict=False))
+
+
 async def rate_limit_by_address(request: Request) -> None:
     """Limit a public route per client address, as often as a signed-in user."""
-    await consume(request, ratelimit.API, "address", client_address(request))
+    await consume(request, ratelimit.API, "address", limited_address(request))
 
 
 async def rate_limit_sign_in(request: Request) -> None:
     """Limit a route that takes or issues credentials per path and client address."""
-    await consume(request, ratelimit.AUTH, request.url.path, client_address(request))
+    await consume(request, ratelimit.AUTH, request.url.path, limited_address(request))

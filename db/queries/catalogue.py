@@ -11,7 +11,7 @@ from datetime import datetime
 from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import Text, bindparam, cast, or_, select
+from sqlalchemy import Text, and_, bindparam, cast, or_, select
 from sqlalchemy.dialects.postgresql import distinct_on, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import joinedload
@@ -140,6 +140,7 @@ class PlanToOrder(NamedTuple):
 
     Attributes:
         service: The service's slug.
+        is_published: The plan is public and its service is published.
         parameters_schema: JSON Schema as text of what the order may say about its instance.
     """
 
@@ -157,7 +158,7 @@ def _plan_to_order() -> PreparedQuery[PlanToOrder]:
             Plan.id,
             Plan.code,
             Service.slug.label("service"),
-            Service.is_published,
+            and_(Plan.is_public, Service.is_published).label("is_published"),
             cast(Service.parameters_schema, Text).label("parameters_schema"),
         )
         .join(Service, Service.id == Plan.service_id)

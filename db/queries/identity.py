@@ -232,6 +232,12 @@ async def set_password(session: AsyncSession, user_id: str, password_hash: str, 
     )
 
 
+async def lock_password(session: AsyncSession, user_id: str, password_hash: str) -> bool:
+    """Return whether this is still the user's password; it cannot be changed until the transaction ends."""
+    query = select(User.id).where(User.id == user_id, User.password_hash == password_hash)
+    return await session.scalar(query.with_for_update(key_share=True)) is not None
+
+
 async def update_password_hash(session: AsyncSession, user_id: str, password_hash: str) -> None:
     """The same password under newer parameters."""
     await session.execute(update(User).where(User.id == user_id).values(password_hash=password_hash))

@@ -154,7 +154,7 @@ LEFT JOIN coupons c ON c.code = s.coupon_code
 
 PLAN_COLUMNS = """
     p.id AS plan_id, p.code, p.name, p.interval, p.trial_days, p.cpu_millicores, p.memory_mib, p.storage_gib,
-    p.replicas, p.dunning_policy, (NOT p.is_retired AND v.is_published) AS is_orderable,
+    p.replicas, p.dunning_policy, (p.is_public AND NOT p.is_retired AND v.is_published) AS is_orderable,
     v.id AS service_id, v.slug AS service_slug, v.name AS service_name, v.version AS service_version,
     r.id AS price_id, r.amount_minor, r.currency
 """

@@ -35,8 +35,18 @@ ROLES = (OWNER_ROLE, API_ROLE, WORKER_ROLE)
 DATABASE = "berth"
 
 LIMITS = {
-    WORKER_ROLE: {"lock_timeout": "3s", "statement_timeout": "15s", "idle_in_transaction_session_timeout": "10s"},
-    API_ROLE: {"lock_timeout": "3s", "statement_timeout": "10s", "idle_in_transaction_session_timeout": "10s"},
+    WORKER_ROLE: {
+        "timezone": "UTC",
+        "lock_timeout": "3s",
+        "statement_timeout": "15s",
+        "idle_in_transaction_session_timeout": "10s",
+    },
+    API_ROLE: {
+        "timezone": "UTC",
+        "lock_timeout": "3s",
+        "statement_timeout": "10s",
+        "idle_in_transaction_session_timeout": "10s",
+    },
 }
 """Settings of roles: they hold behind a connection pooler too. One account's locked row must not use up the pool,
 and a frozen process must not keep the series of invoice numbers locked. Production sets the same."""

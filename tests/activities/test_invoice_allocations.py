@@ -221,6 +221,20 @@ async def test_a_rolled_back_change_from_year_to_month_takes_back_its_credit(bil
     assert total["amount"] == 0
 
 
+async def test_a_rolled_back_change_tells_the_credit_that_it_took_back(billing: BillingFixture) -> None:
+    await top_up(billing, 20_000)
+    ordered = await billing.create_active_subscription("pro-yearly")
+    await billing.billing_activities.change_plan(plan_change_command(ordered, "pro", PlanChangeMode.IMMEDIATE))
+    spendable = await billing.balance("promotional")
+    await billing.billing_activities.rollback_plan_change(rollback_command(ordered))
+    assert (await billing.balance("promotional"), await billing.balance()) == (0, 0)
+    (mail,) = await billing.query(
+        "SELECT template_context FROM notifications WHERE template_context ->> 'reason' = 'undone'"
+    )
+    assert mail["template_context"]["credit"] is None
+    assert mail["template_context"]["credit_reversed"] == {"amount_minor": spendable, "currency": "USD"}
+
+
 async def order_by_card(billing: BillingFixture, plan: str = "pro") -> tuple[OpenedSubscription, str]:
     """Return a subscription whose first invoice a card paid in full, and the id of the payment."""
     await insert_payment_method(billing.sessions)

@@ -73,6 +73,17 @@ async def test_hidden_services_and_retired_plans_are_not_shown(seeded_api: ApiWi
     assert (await seeded_api.api.http.get(f"/plans/{STARTER}")).status_code == 404
 
 
+async def test_a_plan_that_is_not_shown_cannot_be_ordered_by_its_code(seeded_api: ApiWithCatalogue) -> None:
+    seeded_api.api.execute("UPDATE plans SET is_public = false WHERE code = %s", STARTER)
+    assert (await seeded_api.api.http.get(f"/plans/{STARTER}")).status_code == 404
+    customer = seeded_api.customer
+    response = await customer.http.post(
+        "/subscriptions", json={"plan_id": STARTER}, headers=customer.idempotency_header()
+    )
+    assert (response.status_code, parse_error(response)["code"]) == (404, "NOT_FOUND")
+    assert seeded_api.workflows.calls == []
+
+
 async def test_a_coupon_reports_whether_it_is_valid(seeded_api: ApiWithCatalogue) -> None:
     coupon = (await seeded_api.api.http.get("/coupons/welcome10")).json()["data"]
     assert (coupon["code"], coupon["percent"], coupon["valid"]) == ("WELCOME10", 10, True)

@@ -166,6 +166,25 @@ async def test_a_password_reset_sends_one_mail_works_once_and_ends_every_session
     assert api.query_as_superuser("SELECT action FROM audit_log") == [{"action": "password_reset"}]
 
 
+async def test_a_login_that_began_before_a_password_reset_does_not_outlive_it(
+    api: ApiFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada = await api.register_verified_user()
+    assert (await api.http.post("/auth/forgot-password", json={"email": ada.email})).status_code == 200
+    reset = {"token": api.latest_mail_token(ada.email, "password_reset"), "password": "another horse altogether"}
+    verify = api.context.passwords.verify
+
+    async def verify_before_the_reset(password: str, hashed: str | None) -> tuple[bool, str | None]:
+        result = await verify(password, hashed)
+        assert (await api.http.post("/auth/reset-password", json=reset)).status_code == 200
+        return result
+
+    monkeypatch.setattr(api.context.passwords, "verify", verify_before_the_reset)
+    response = await api.http.post("/auth/login", json={"email": ada.email, "password": PASSWORD})
+    assert (response.status_code, parse_error(response)["code"]) == (401, "INVALID_CREDENTIALS")
+    assert api.query_as_superuser("SELECT id FROM user_sessions WHERE revoked_at IS NULL") == []
+
+
 async def test_a_verification_token_does_not_reset_a_password(api: ApiFixture) -> None:
     ada = await api.register()
     body = {"token": api.latest_mail_token(ada.email), "password": "another horse altogether"}

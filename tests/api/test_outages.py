@@ -16,7 +16,7 @@ import pytest
 
 from deploy.local.postgres import API_ROLE, OWNER_ROLE, Postgres
 from tests.support.api import ApiFixture, parse_error, serve_api, settings
-from tests.support.databases import migrate
+from tests.support.databases import DatabaseFixture, migrate
 from tests.support.scratch import scratch_directory
 from tests.support.wait import scale_timeout, wait_until
 
@@ -107,3 +107,23 @@ async def test_the_api_starts_while_its_dependencies_are_unavailable() -> None:
             status = await api.http.get("http://api/status")
             assert status.status_code == 503
             assert status.json()["status"] == "unavailable"
+
+
+async def test_limits_hold_in_time_while_their_storage_does_not_answer(database: DatabaseFixture) -> None:
+    async def never_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(1024):
+            pass
+        writer.close()
+
+    server = await asyncio.start_server(never_answer, "127.0.0.1", 0)
+    storage = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    api_settings = settings(
+        database.api_url, rate_limit="on", rate_limit_storage=storage, request_timeout_seconds=scale_timeout(2)
+    )
+    try:
+        async with serve_api(api_settings, database.superuser_dsn()) as api:
+            login = {"email": "a@b.c", "password": "x"}
+            statuses = [(await api.http.post("/auth/login", json=login)).status_code for _ in range(6)]
+            assert statuses == [401] * 5 + [429]
+    finally:
+        server.close()

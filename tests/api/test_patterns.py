@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.api import parse_error
 from tests.support.fake_workflow_client import STARTER, ApiWithCatalogue
-from workflows.json_schema import ParameterValidator, to_python_pattern
+from workflows.json_schema import ParameterValidator, has_foreign_reference, to_python_pattern
 
 ROOT = Path(__file__).resolve().parents[2]
 PRODUCT = ("activities", "api", "db", "deploy", "worker", "workflows")
@@ -78,3 +78,31 @@ async def test_no_body_of_the_api_accepts_a_line_break_after_a_pattern(seeded_ap
         registration = {"email": "new@example.com", "password": "correct horse", "name": "New", field: value}
         response = await seeded_api.api.http.post("/auth/register", json=registration)
         assert (response.status_code, parse_error(response)["details"]["field"]) == (422, field)
+
+
+def test_a_schema_reads_no_other_document(tmp_path: Path) -> None:
+    other = tmp_path / "schema.json"
+    other.write_text('{"enum": ["a secret of the server"]}')
+    for keyword in ("$ref", "$dynamicRef"):
+        schema = {
+            "properties": {"name": {keyword: other.as_uri()}, "local": {keyword: "#/$defs/word"}},
+            "$defs": {"word": {"type": "string"}},
+        }
+        assert has_foreign_reference(schema)
+        validator = ParameterValidator(schema)
+        assert [error.message for error in validator.iter_errors({"name": "x"})] == ["refers to another document"]
+        assert validator.is_valid({"local": "x"})
+        assert not validator.is_valid({"local": 1})
+    assert not has_foreign_reference({"properties": {"a": {"$ref": "#/$defs/a"}}})
+
+
+async def test_an_administrator_cannot_write_a_schema_that_refers_to_another_document(
+    seeded_api: ApiWithCatalogue,
+) -> None:
+    administrator = await seeded_api.api.administrator()
+    service = {
+        "slug": "gitea", "name": "Gitea", "description": "", "category": "code", "template": "gitea", "version": "1",
+        "parameters_schema": {"properties": {"name": {"$ref": "http://169.254.169.254/"}}},
+    }  # fmt: skip
+    response = await administrator.http.post("/admin/services", json=service)
+    assert (response.status_code, parse_error(response)["details"]["field"]) == (422, "parameters_schema")

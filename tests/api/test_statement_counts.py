@@ -46,7 +46,7 @@ COSTS: dict[str, WireCost] = {
     "POST /api/v1/auth/register": WireCost(8, 1, 7),
     "POST /api/v1/auth/verify-email": WireCost(7, 1, 6),
     "POST /api/v1/auth/resend-verification": WireCost(4, 1, 3),
-    "POST /api/v1/auth/login": WireCost(9, 2, 7),
+    "POST /api/v1/auth/login": WireCost(10, 2, 8),
     "POST /api/v1/auth/refresh": WireCost(10, 2, 8),
     "POST /api/v1/auth/logout": WireCost(9, 2, 7),
     "POST /api/v1/auth/forgot-password": WireCost(8, 1, 7),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import statistics
 import time
@@ -18,6 +19,7 @@ from fastapi.routing import APIRoute
 
 from api import routers
 from api.dependencies.authentication import BearerScheme
+from api.registration import FORGOT_PASSWORD_MIN_SECONDS
 from api.tokens import ALGORITHM, AUDIENCE, ISSUER, AccessTokens, Caller, InvalidToken
 from tests.support.api import JWT_SECRET, PASSWORD, ApiFixture, RegisteredUser, parse_error, serve_api, settings
 from tests.support.databases import DatabaseFixture
@@ -153,6 +155,40 @@ async def test_sign_in_attempts_are_limited_by_address_and_by_account(database: 
 
 
 @pytest.mark.scenario("S4")
+@pytest.mark.parametrize("path", ["/auth/login", "/auth/forgot-password"])
+async def test_no_spelling_of_an_address_has_a_limit_of_its_own(database: DatabaseFixture, path: str) -> None:
+    async with serve_api(settings(database.api_url, rate_limit="on"), database.superuser_dsn()) as api:
+        await api.register("iris.kiki@example.com")
+        statuses = []
+        # PostgreSQL lowers the dotted capital to "i", Python to two characters.
+        for number, local in enumerate(itertools.islice(itertools.product("i\u0130", repeat=3), 7)):
+            email = "{}r{}s.k{}ki@example.com".format(*local)
+            body = {"email": email} | ({"password": "not this one"} if path == "/auth/login" else {})
+            async with _from_address(api, f"10.0.0.{number}") as elsewhere:
+                statuses.append((await elsewhere.post(path, json=body)).status_code)
+        assert statuses[4] != 429
+        assert statuses[5:] == [429, 429]
+
+
+@pytest.mark.scenario("S4")
+async def test_the_addresses_of_an_ipv6_network_share_a_limit(database: DatabaseFixture) -> None:
+    async with serve_api(settings(database.api_url, rate_limit="on"), database.superuser_dsn()) as api:
+        statuses = []
+        for number in range(1, 8):
+            login = {"email": f"user{number}@example.com", "password": "not this one"}
+            async with _from_address(api, f"2001:db8:0:7:{number}::1") as elsewhere:
+                statuses.append((await elsewhere.post("/auth/login", json=login)).status_code)
+        assert statuses == [401] * 5 + [429] * 2
+        body = {"email": "user9@example.com", "password": "not this one"}
+        async with _from_address(api, "2001:db8:0:8::1") as neighbour:
+            assert (await neighbour.post("/auth/login", json=body)).status_code == 401
+
+
+def _from_address(api: ApiFixture, address: str) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(api.app, client=(address, 1)), base_url="http://api/api/v1")
+
+
+@pytest.mark.scenario("S4")
 async def test_responses_do_not_reveal_whether_an_account_exists(api: ApiFixture) -> None:
     ada = await api.register()
 
@@ -161,15 +197,16 @@ async def test_responses_do_not_reveal_whether_an_account_exists(api: ApiFixture
         response = await api.http.post(path, json=body)
         return response, time.perf_counter() - began
 
-    for path in ("/auth/login", "/auth/forgot-password"):
+    for path, status, times in (("/auth/login", 401, 12), ("/auth/forgot-password", 200, 2)):
         existing: list[float] = []
         missing: list[float] = []
-        for number in range(12):
-            here, seconds = await tried(path, {"email": ada.email, "password": "not this one"})
+        password = {"password": "not this one"} if path == "/auth/login" else {}
+        for number in range(times):
+            here, seconds = await tried(path, {"email": ada.email} | password)
             existing.append(seconds)
-            there, seconds = await tried(path, {"email": f"no{number}@example.com", "password": "not this one"})
+            there, seconds = await tried(path, {"email": f"no{number}@example.com"} | password)
             missing.append(seconds)
-            assert here.status_code == there.status_code
+            assert here.status_code == there.status_code == status
             existing_body, missing_body = here.json(), there.json()
             assert {**existing_body, "timestamp": "", "request_id": ""} == {
                 **missing_body,
@@ -177,6 +214,9 @@ async def test_responses_do_not_reveal_whether_an_account_exists(api: ApiFixture
                 "request_id": "",
             }
             assert set(here.headers) == set(there.headers)
+        if path == "/auth/forgot-password":
+            assert min(existing + missing) >= FORGOT_PASSWORD_MIN_SECONDS
+            continue
         # Hashing dominates sign-in: without it the response for an unknown address would be several times faster.
         ratio = min(missing) / min(existing)
         assert 1 / 3 < ratio < 3, (path, statistics.median(existing), statistics.median(missing))

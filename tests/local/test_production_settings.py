@@ -38,6 +38,7 @@ COMPLETE = {
         "BERTH_JWT_SECRET": "0123456789abcdef0123456789abcdef",
         "BERTH_STRIPE_WEBHOOK_SECRET": "whsec_0123456789",
         "BERTH_RATE_LIMIT_STORAGE": "redis://127.0.0.1:9",
+        "BERTH_TRUSTED_PROXIES": "10.0.0.0/8",
         "BERTH_METRICS_ALLOWED_NETWORKS": "127.0.0.0/8, 10.0.0.0/8",
     },
     "worker": SHARED
@@ -58,6 +59,7 @@ FAULTS = {
         "BERTH_ENCRYPTION_KEY is not set",
         "BERTH_STRIPE_WEBHOOK_SECRET is not set",
         "BERTH_RATE_LIMIT_STORAGE is memory://",
+        "BERTH_TRUSTED_PROXIES is not set",
         "BERTH_METRICS_ALLOWED_NETWORKS is not set",
     ],
     "worker": [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from api.environment import EnvironmentSettings, check_environment
 from api.ratelimit import RateLimiter
@@ -41,6 +42,9 @@ def fault_of(settings: type[EnvironmentSettings], **changed: str) -> str:
         ("BERTH_CORS_ORIGINS", "https://user@a.example", "has an entry that is no origin: 'https://user@a.example'."),
         ("BERTH_CORS_ORIGINS", "https://a.example:port", "has an entry that is no origin: 'https://a.example:port'."),
         ("BERTH_CORS_ORIGINS", "null", "has an entry that is no origin: 'null'."),
+        ("BERTH_TRUSTED_PROXIES", "*", "has an entry that is no network: '*'."),
+        ("BERTH_TRUSTED_PROXIES", "10.0.0.1, proxy", "has an entry that is no network: 'proxy'."),
+        ("BERTH_TRUSTED_PROXIES", "10.0.0.1, ::/0", "names every address: clients could choose their own."),
         ("BERTH_MAILBOX_URL", "localhost:80", "is not a web address."),
         ("BERTH_PUBLIC_URL", "https://berth.io:port", "is not a web address."),
         ("BERTH_API_DATABASE_URL", "mysql://berth:secret@host/berth", "is not an address of PostgreSQL."),
@@ -127,6 +131,13 @@ def test_rate_limits_are_stored_in_a_redis_behind_a_socket(storage: str) -> None
     RateLimiter(storage)
 
 
+def test_proxies_are_networks_as_uvicorn_reads_them() -> None:
+    proxies = api_settings(trusted_proxies="10.0.0.5, 10.1.2.3/8, fd00::1").trusted_proxies
+    assert proxies == ("10.0.0.5/32", "10.0.0.0/8", "fd00::1/128")
+    trusted = ProxyHeadersMiddleware(lambda *_: None, list(proxies)).trusted_hosts  # type: ignore[arg-type]
+    assert trusted.get_trusted_client_address("203.0.113.9, 10.200.0.1") == ("203.0.113.9", 0)
+
+
 def test_a_base_domain_may_have_one_label() -> None:
     for settings, complete in ((ApiSettings, COMPLETE["api"]), (WorkerSettings, COMPLETE["worker"])):
         assert check_environment(settings, complete | {"BERTH_BASE_DOMAIN": "lan"}) == []
@@ -134,6 +145,25 @@ def test_a_base_domain_may_have_one_label() -> None:
         assert check_environment(settings, sandbox) == []
     fault = fault_of(ApiSettings, BERTH_BASE_DOMAIN="localhost")
     assert fault.startswith("BERTH_BASE_DOMAIN is localhost, which only this machine reaches.")
+
+
+@pytest.mark.parametrize(
+    ("url", "domain"),
+    [
+        ("https://berth.lan", "lan"),
+        ("https://Portal.Apps.berth.io:8443/", "apps.Berth.io"),
+        ("https://a.b.io.", "b.io"),
+    ],
+)
+def test_no_instance_can_get_the_name_of_the_api(url: str, domain: str) -> None:
+    fault = fault_of(ApiSettings, BERTH_PUBLIC_URL=url, BERTH_BASE_DOMAIN=domain)
+    assert fault.startswith("BERTH_BASE_DOMAIN gives customers' instances names beside ")
+
+
+def test_a_name_that_no_instance_can_get_is_accepted_below_the_domain() -> None:
+    for url in ("https://lan", "https://a.b.lan", "https://berth.example"):
+        settings = {"BERTH_PUBLIC_URL": url, "BERTH_BASE_DOMAIN": "lan"}
+        assert check_environment(ApiSettings, COMPLETE["api"] | settings) == []
 
 
 def local_stack(folder: Path, **environ: str) -> Stack:

@@ -278,6 +278,27 @@ async def test_a_payment_that_a_webhook_completed_while_everything_was_lost_is_n
         await lost.subscriptions.assert_ledger_balanced()
 
 
+async def test_the_end_of_a_trial_that_a_webhook_completed_while_everything_was_lost_is_not_charged_again(
+    temporal: TemporalFixture, database: DatabaseFixture, stripe: StripeEndpoint
+) -> None:
+    async with lost_payments(temporal, database, stripe) as lost:
+        subscription = await lost.subscriptions.create_active_subscription("trial")
+        await lost.add_card()
+        end = (await lost.subscriptions.subscription(subscription))["trial_end"]
+        lost.stall_gateway()
+        await lost.subscriptions.advance_to(subscription, end - timedelta(seconds=1))
+        await lost.wait_for_charge(subscription)
+        await lost.lose(subscription, payments=True)
+        handle = await lost.deliver_webhook(subscription, PaymentStatus.SUCCEEDED)
+        await handle.result()
+        await lost.restart()
+        await lost.subscriptions.advance_to(subscription, end + timedelta(minutes=1))
+        await lost.wait_until_paid(subscription)
+        assert [charged["amount"] for charged in await lost.gateway_charges(subscription)] == [500]
+        assert (await lost.subscriptions.balance("held"), await lost.subscriptions.balance()) == (0, 0)
+        await lost.subscriptions.assert_ledger_balanced()
+
+
 async def test_an_order_with_an_authorized_card_is_captured_once(
     temporal: TemporalFixture, database: DatabaseFixture, stripe: StripeEndpoint
 ) -> None:
@@ -473,6 +494,26 @@ async def test_a_capture_that_a_webhook_completes_pays_the_order(
         await lost.wait_for_charge(subscription)
         await lost.lose(subscription, payments=True)
         handle = await lost.deliver_webhook(subscription, PaymentStatus.SUCCEEDED)
+        await handle.result()
+        await lost.restart()
+        await lost.wait_until_paid(subscription)
+        await lost.assert_collected_once(subscription, 500)
+
+
+async def test_a_capture_that_a_poll_finds_pays_the_order(
+    temporal: TemporalFixture, database: DatabaseFixture, stripe: StripeEndpoint
+) -> None:
+    """A late webhook of the authorization starts the payment again; the webhook of the capture is delayed."""
+    async with lost_payments(temporal, database, stripe) as lost:
+        await lost.add_card()
+        lost.stall_gateway("/v1/payment_intents/*/capture")
+        lost.subscriptions.external.provisioning_done.set()
+        subscription = await lost.subscriptions.create_subscription("starter")
+        await lost.wait_for_charge(subscription)
+        await lost.lose(subscription, payments=True)
+        handle = await lost.deliver_webhook(subscription, PaymentStatus.AUTHORIZED)
+        await lost.wait_for_activity(handle, "payments.cancel")
+        await lost.subscriptions.temporal.fast_forward(handle, timedelta(minutes=1, seconds=1))
         await handle.result()
         await lost.restart()
         await lost.wait_until_paid(subscription)

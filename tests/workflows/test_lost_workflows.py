@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from temporalio.client import WorkflowExecutionStatus
 from temporalio.worker import Worker
 
@@ -126,6 +127,24 @@ async def test_a_suspended_subscription_recovers_when_credit_arrives(subscriptio
     await subscriptions.wait_for_status(subscription, "active")
     assert [row["status"] for row in await subscriptions.invoices(subscription)] == ["paid", "paid"]
     assert subscriptions.external.operations() == ["suspend", "resume"]
+
+
+@pytest.mark.parametrize(("days", "status"), [(2, "past_due"), (8, "suspended")])
+async def test_credit_that_arrived_while_the_workflow_was_lost_pays_the_debt(
+    subscriptions: SubscriptionFixture, days: int, status: str
+) -> None:
+    await subscriptions.top_up(500)
+    subscription = await subscriptions.create_active_subscription("starter")
+    due = (await subscriptions.subscription(subscription))["current_period_end"]
+    await subscriptions.advance_to(subscription, due + days * DAY)
+    assert await _status(subscriptions, subscription) == status
+    await _lose(subscriptions, subscription)
+    await subscriptions.top_up(500)  # Its signal finds no workflow.
+    assert await _restart_lost(subscriptions) == 1
+    await subscriptions.wait_until_idle(subscription)
+    assert await _status(subscriptions, subscription) == "active"
+    assert [row["status"] for row in await subscriptions.invoices(subscription)] == ["paid", "paid"]
+    assert await subscriptions.balance() == 0
 
 
 async def test_a_suspended_subscription_is_given_up_in_time(subscriptions: SubscriptionFixture) -> None:

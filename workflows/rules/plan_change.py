@@ -63,7 +63,7 @@ class PlanChangeFacts:
         pending_plan_id: The plan of the scheduled change, if there is one.
         period: The current period, during a trial the trial; None without one.
         current_plan: The plan with the price that the subscription has.
-        target_is_orderable: The plan is not retired and its service is published.
+        target_is_orderable: The plan is public and not retired, and its service is published.
         target_plan: The plan with its price; None when it has none in the subscription's currency.
         invoices: The paid invoices of ``period``, the oldest first.
         discount: The coupon as it reduced the current period; it reduces both sides alike.
