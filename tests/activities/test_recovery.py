@@ -202,3 +202,52 @@ async def test_the_instance_is_as_its_row_says(billing: BillingFixture, status: 
     await billing.execute("UPDATE instances SET storage_gib = 6")
     loaded = await recovery.load(LoadRecovery(subscription_id=ordered.id))
     assert loaded == replace(expected, has_plan_resources=False)
+
+
+async def _insert_credited_payment(billing: BillingFixture, subscription_id: str, invoice_id: str, amount: int) -> None:
+    """Insert a card payment of an invoice that a webhook completed while nothing awaited it: it is wallet credit."""
+    await top_up(billing, amount)
+    await billing.execute(
+        "INSERT INTO payments (id, organization_id, subscription_id, invoice_id, purpose, gateway, amount_minor,"
+        " currency, captured_minor, status, credited_to_wallet, idempotency_key, workflow_id, created_at, updated_at)"
+        f" VALUES ('pay_credited', '{ORGANIZATION}', '{subscription_id}', '{invoice_id}', 'invoice', 'stripe',"
+        f" {amount}, 'USD', {amount}, 'succeeded', true, 'pay_credited:1', 'payment/pay_credited', now(), now())"
+    )
+
+
+async def test_the_end_of_a_trial_whose_payment_a_webhook_completed_charges_no_card(billing: BillingFixture) -> None:
+    await top_up(billing, 100)
+    await insert_payment_method(billing.sessions)
+    ordered = await billing.create_active_subscription("trial")
+    command = billing.start_period_command(ordered, kind=PeriodKind.TRIAL_END)
+    drafted = await billing.billing_activities.start_period(command)
+    assert drafted.invoice_id is not None
+    assert drafted.card_charge is not None
+    await _insert_credited_payment(billing, ordered.id, drafted.invoice_id, drafted.card_charge.amount.amount_minor)
+    resume = ResumeCollection(subscription_id=ordered.id, now=ordered.period.end)
+    assert (await _recovery(billing).resume_collection(resume)).card_charge is None
+    paid = await billing.billing_activities.start_period(command)
+    assert (paid.result, paid.card_charge, paid.state.status) == (PeriodOutcome.PAID, None, SubscriptionStatus.ACTIVE)
+    assert (await billing.balance(), await billing.balance("held")) == (0, 0)
+    await billing.assert_ledger_balanced()
+    await billing.assert_allocations_match_invoices()
+
+
+@pytest.mark.parametrize("held", [0, 100])
+async def test_a_debt_is_paid_by_credit_that_arrived_while_the_workflow_was_lost(
+    billing: BillingFixture, held: int
+) -> None:
+    ordered, opened = await billing.create_past_due_subscription()
+    if held:
+        await insert_payment_method(billing.sessions)
+        await top_up(billing, held)
+        assert (await billing.billing_activities.collect_invoice(collect_command(ordered, opened))).card_charge
+    await top_up(billing, 500 - held)
+    outcome = await _recovery(billing).resume_collection(
+        ResumeCollection(subscription_id=ordered.id, now=ordered.period.end + DAY)
+    )
+    assert (outcome.card_charge, outcome.state.status) == (None, SubscriptionStatus.ACTIVE)
+    assert [row["status"] for row in await billing.invoices(ordered.id)] == ["paid", "paid"]
+    assert (await billing.balance(), await billing.balance("held")) == (0, 0)
+    await billing.assert_ledger_balanced()
+    await billing.assert_allocations_match_invoices()
