@@ -107,7 +107,7 @@ _VOID_REMINDERS = driver_sql(
 
 @dataclass(slots=True, kw_only=True)
 class ChangeSet:
-    """Everything that one fact of one subscription writes. ``at`` is the subscription's own clock."""
+    """Everything that one fact of one subscription writes. ``occurred_at`` is the subscription's own clock."""
 
     organization_id: str
     subscription_id: str
@@ -255,7 +255,7 @@ class ChangeSet:
         self.subscription_columns |= columns
 
     def add_invoice(self, invoice: dict[str, Any], lines: list[dict[str, Any]], *, assign_number: bool) -> None:
-        """Add the fact's invoice and its lines as JSON-ready rows; ``numbered`` draws the next number for it."""
+        """Add the fact's invoice and its lines as JSON-ready rows; ``assign_number`` draws the next number for it."""
         self._add(Invoice, **invoice)
         self._needs_invoice_number = self._needs_invoice_number or assign_number
         for line in lines:

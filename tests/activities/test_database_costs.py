@@ -64,6 +64,7 @@ async def test_provisioning_waits_five_times(database: DatabaseFixture, cluster:
         assert proxy.cost() == WireCost(statements=5, transactions=2, round_trips=3)
         row = await instances.row(instance_id)
         assert (row["status"], row["entitlements"]) == ("provisioning", {"executions": 5})
+        await instances.set_column(instance_id, "failure_reason", "IMAGE_PULL")
         proxy.reset()
         ready = RecordReady(instance_id=instance_id, conditions=(), now=inserts.NOW)
         await instances.run_activity(PostgresInstanceActivities(sessions).record_ready, ready)

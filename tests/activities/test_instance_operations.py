@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+import psycopg
 import pytest
 import pytest_asyncio
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from activities.instances import record_operation_start
+from db.queries.locked_instances import begin_with_locked_instance, write_and_commit
 from db.session import session_factory
 from tests.support.databases import DatabaseFixture
 from tests.support.instance_fixture import InstanceFixture, create_instance_fixture
@@ -65,3 +67,16 @@ async def test_the_database_admits_one_running_operation_per_instance(instances:
     with pytest.raises(IntegrityError, match="one_running_per_instance"):
         async with instances.database.worker.begin() as connection:
             await connection.execute(text("UPDATE instance_operations SET status = 'running'"))
+
+
+async def test_provisioning_locks_the_instance_until_it_is_written(instances: InstanceFixture) -> None:
+    instance_id = await instances.insert_instance()
+    with psycopg.connect(instances.database.superuser_dsn()) as other:
+        async with session_factory(instances.database.worker)() as session:
+            locked = await begin_with_locked_instance(session, instance_id)
+            assert locked is not None
+            with pytest.raises(psycopg.errors.LockNotAvailable):
+                other.execute("SELECT 1 FROM instances WHERE id = %s FOR UPDATE NOWAIT", (instance_id,))
+            other.rollback()
+            await write_and_commit(session, instance_id, status="provisioning")
+            assert other.execute("SELECT status FROM instances FOR UPDATE NOWAIT").fetchone() == ("provisioning",)

@@ -43,7 +43,7 @@ async def explain(billing: BillingFixture, invoice_id: str | None) -> Explanatio
 async def covered(billing: BillingFixture, invoice_id: str | None) -> dict[str, int]:
     """Return what ``explain`` says that each source covered, without zeros."""
     amounts = (await explain(billing, invoice_id)).explanation["covered"]
-    return {name: amount.amount_minor for name, amount in amounts.items() if amount.amount_minor}
+    return {name: amount["amount_minor"] for name, amount in amounts.items() if amount["amount_minor"]}
 
 
 async def apply_order_payment(

@@ -116,6 +116,11 @@ class InstanceFixture:
             rows = await connection.execute(text("SELECT * FROM instances WHERE id = :id"), {"id": instance_id})
             return dict(rows.mappings().one())
 
+    async def set_column(self, instance_id: str, column: str, value: str) -> None:
+        async with self.database.worker.begin() as connection:
+            statement = text(f"UPDATE instances SET {column} = :value WHERE id = :id")
+            await connection.execute(statement, {"id": instance_id, "value": value})
+
     async def operation(self, operation_id: str) -> dict[str, Any]:
         async with self.database.worker.connect() as connection:
             query = text("SELECT * FROM instance_operations WHERE id = :id")

@@ -285,8 +285,9 @@ async def test_a_manually_terminated_operation_is_started_again(subscriptions: S
     assert await _state(subscriptions, subscription) == "paused"
 
 
+@pytest.mark.parametrize(("at", "status"), [(CancelAt.NOW, "cancelled"), (CancelAt.PERIOD_END, "active")])
 async def test_a_cancellation_that_was_answered_before_the_first_period_began_is_executed(
-    subscriptions: SubscriptionFixture,
+    subscriptions: SubscriptionFixture, at: CancelAt, status: str
 ) -> None:
     await subscriptions.top_up(500)
     subscription = await subscriptions.create_subscription("starter")
@@ -296,10 +297,16 @@ async def test_a_cancellation_that_was_answered_before_the_first_period_began_is
         await session.execute(text("SELECT 1 FROM subscriptions WHERE id = :id FOR UPDATE"), {"id": subscription})
         subscriptions.external.provisioning_done.set()
         await wait_until(lambda: _is_scheduled(subscriptions, subscription, "billing.start_first_period"))
-        assert await subscriptions.cancel(subscription) is None
+        assert await subscriptions.cancel(subscription, at) is None
         update = subscriptions.handle(subscription).get_update_handle(f"cancel/{subscription}")
         assert (await update.result())["state"] == "provisioning"
-    await wait_until(lambda: _has_state(subscriptions, subscription, "cancelled"), timeout=20)
+    await wait_until(lambda: _has_state(subscriptions, subscription, status), timeout=20)
+
+    async def is_cancelled_or_will_be() -> bool:
+        row = await subscriptions.subscription(subscription)
+        return bool(row["cancel_at_period_end"]) is (at is CancelAt.PERIOD_END) and row["status"] == status
+
+    await wait_until(is_cancelled_or_will_be, timeout=20)
 
 
 async def _is_scheduled(subscriptions: SubscriptionFixture, subscription: str, activity: str) -> bool:
