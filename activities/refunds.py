@@ -37,7 +37,7 @@ from workflows.rules.allocations import plan_refund
 from workflows.rules.errors import ErrorCode, RuleViolation
 from workflows.rules.money import Money
 from workflows.rules.notifications import NotificationKind
-from workflows.rules.payment import PaymentStatus, RefundStatus
+from workflows.rules.payment import IDEMPOTENCY_KEY_RETENTION, PaymentStatus, RefundStatus
 
 REFUNDABLE_STATUSES = (PaymentStatus.SUCCEEDED, PaymentStatus.PARTIALLY_REFUNDED, PaymentStatus.REFUNDED)
 
@@ -108,7 +108,7 @@ class GatewayRefundActivities(RefundActivities):
         if refund.status != RefundStatus.PENDING:
             return existing
         gateway = self._gateways.get(payment.gateway)
-        gateway_refund = await _request_refund(gateway, refund, payment)
+        gateway_refund = await _request_refund(gateway, refund, payment, command.now)
         async with self._sessions.begin() as session:
             locked = await payments.lock_refund(session, command.refund_id)
             assert locked is not None  # refunds are never deleted
@@ -144,14 +144,24 @@ class GatewayRefundActivities(RefundActivities):
             await _audit(session, refund, action, now, before=before, after=after)
 
 
-async def _request_refund(gateway: PaymentGateway | None, refund: Refund, payment: Payment) -> GatewayRefund:
-    """Request the refund, or read one that was requested before. A rejection for good is a failed refund."""
+async def _request_refund(
+    gateway: PaymentGateway | None, refund: Refund, payment: Payment, now: datetime
+) -> GatewayRefund:
+    """Request the refund, or read one that was requested before. A rejection for good is a failed refund.
+
+    A request whose response was lost is repeated under its key while the gateway remembers it, and looked for
+    afterwards: under a key that the gateway has forgotten it would give back a second time.
+    """
     failed = GatewayRefund(reference="", status=RefundStatus.FAILED, failure_code="not_refundable")
     if gateway is None or not gateway.capabilities.refund or payment.gateway_reference is None:
         return failed
     try:
         if refund.gateway_reference is not None:
             return await gateway.retrieve_refund(refund.gateway_reference)
+        if now - refund.created_at >= IDEMPOTENCY_KEY_RETENTION:
+            existing = await gateway.find_refund(payment.gateway_reference, refund.id)
+            if existing is not None:
+                return existing
         return await gateway.refund(
             payment.gateway_reference, _amount(refund), refund_id=refund.id, key=refund.idempotency_key
         )

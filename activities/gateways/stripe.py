@@ -207,6 +207,13 @@ class StripeGateway:
         )
         return to_gateway_refund(refund)
 
+    async def find_refund(self, reference: str, refund_id: str) -> GatewayRefund | None:
+        page = await _translate_errors(self._client.v1.refunds.list_async({"payment_intent": reference, "limit": 100}))
+        async for refund in page.auto_paging_iter():
+            if optional(refund, "metadata", "berth_refund") == refund_id:
+                return to_gateway_refund(refund)
+        return None
+
     async def retrieve_refund(self, reference: str) -> GatewayRefund:
         return to_gateway_refund(await _translate_errors(self._client.v1.refunds.retrieve_async(reference)))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import func, select, text, update
@@ -19,10 +19,7 @@ from db.models.subscriptions import Subscription, TimelineEvent
 from db.queries.payment_reads import PaymentDetails
 from workflows.rules.errors import ErrorCode, RuleViolation
 from workflows.rules.money import Money
-from workflows.rules.payment import PaymentRecord, PaymentStatus
-
-IDEMPOTENCY_KEY_RETENTION = timedelta(hours=23)
-"""Gateways keep idempotency keys for 24 hours; a call is repeated only while there is an hour to spare."""
+from workflows.rules.payment import IDEMPOTENCY_KEY_RETENTION, PaymentRecord, PaymentStatus
 
 _NO_KEY_UPDATE = ForUpdateArg(key_share=True)
 """A row that refers to the locked one can be inserted meanwhile: the transaction may wait for its inserter."""

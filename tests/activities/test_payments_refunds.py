@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 from temporalio.exceptions import ApplicationError
 
-from activities.gateways.protocol import GatewayUnavailable
+from activities.gateways.protocol import GatewayRefund, GatewayUnavailable
+from activities.gateways.stripe import StripeGateway
 from activities.refunds import GatewayRefundActivities
 from db.queries import invoices, ledger
 from db.queries.change_set import ChangeSet
@@ -27,7 +29,7 @@ from workflows.ports.payments import (
 from workflows.rules import ledger as rules
 from workflows.rules.allocations import AllocationSource, SourcePart
 from workflows.rules.errors import ErrorCode
-from workflows.rules.money import zero_money
+from workflows.rules.money import Money, zero_money
 
 
 async def paid(payments: PaymentFixture, amount: int = 10_000, token: str = "pm_card_visa") -> PaymentInput:
@@ -156,6 +158,37 @@ async def test_the_same_refund_again_is_the_same_refund(payments: PaymentFixture
     assert await payments.balances() == (6_000, 0)
     (transaction,) = await payments.rows("SELECT customer_delta_minor FROM ledger_transactions WHERE kind = 'refund'")
     assert transaction["customer_delta_minor"] == -4_000
+
+
+class ForgetfulStripeGateway(StripeGateway):
+    """Stripe a day later: no request is the repetition of an earlier one."""
+
+    async def refund(self, reference: str, amount: Money, *, refund_id: str, key: str) -> GatewayRefund:
+        return await super().refund(reference, amount, refund_id=refund_id, key=TemporalFixture.unique_id(key))
+
+
+@pytest.mark.scenario("B35")
+@pytest.mark.parametrize("fault", ["lost_reply", "server_error"])
+async def test_a_refund_is_given_back_once_after_its_gateway_has_forgotten_the_key(
+    payments: PaymentFixture, fault: str
+) -> None:
+    pay = await paid(payments)
+    assert (await refund(payments, order(payments, pay, 1_000))).status == "succeeded"
+    request = order(payments, pay, 4_000)
+    await run_activity(payments.refund_activities.reserve, ReserveRefund(command=request, now=FIVE_MINUTES_LATER))
+    payments.inject_fault(fault)
+    with pytest.raises(GatewayUnavailable):
+        await run_activity(
+            payments.refund_activities.send, SendRefund(refund_id=request.refund_id, now=FIVE_MINUTES_LATER)
+        )
+    gateway = ForgetfulStripeGateway(api_key=payments.stripe.api_key, base_url=payments.stripe.url)
+    refunds = GatewayRefundActivities(payments.sessions, {gateway.name: gateway})
+    next_day = FIVE_MINUTES_LATER + timedelta(days=1)
+    sent = await run_activity(refunds.send, SendRefund(refund_id=request.refund_id, now=next_day))
+    await gateway.close()
+    assert sent.status == "succeeded"
+    assert [charge["refunded"] for charge in payments.charges(pay)] == [5_000]
+    assert await payments.balances() == (5_000, 0)
 
 
 async def test_a_top_up_that_was_spent_is_not_refunded_to_its_source(payments: PaymentFixture) -> None:

@@ -211,6 +211,22 @@ async def test_a_refund_under_one_key_happens_once(gateway: StripeGateway, strip
         await gateway.refund(paid.reference, money(1101), refund_id="re_2", key=unique("refund"))
 
 
+@pytest.mark.scenario("B35")
+async def test_a_refund_whose_answer_was_lost_is_found(gateway: StripeGateway, stripe: StripeEndpoint) -> None:
+    paid = await gateway.charge(await request(gateway))
+    await gateway.refund(paid.reference, money(300), refund_id="re_1", key=unique("refund"))
+    assert await gateway.find_refund(paid.reference, "re_2") is None
+    fault(stripe, "lost_reply")
+    with pytest.raises(GatewayUnavailable):
+        await gateway.refund(paid.reference, money(400), refund_id="re_2", key=unique("refund"))
+    found = await gateway.find_refund(paid.reference, "re_2")
+    assert found is not None
+    assert found.status is RefundStatus.SUCCEEDED
+    first = await gateway.find_refund(paid.reference, "re_1")
+    assert first is not None
+    assert first.reference != found.reference
+
+
 async def test_a_refund_that_is_on_its_way_is_asked_for_again(gateway: StripeGateway) -> None:
     paid = await gateway.charge(await request(gateway, "pm_card_pendingRefund"))
     refund = await gateway.refund(paid.reference, money(), refund_id="re_1", key=unique("refund"))

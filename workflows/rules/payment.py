@@ -63,7 +63,7 @@ def transition(current: PaymentStatus, target: PaymentStatus) -> PaymentStatus:
 
 
 def apply_gateway_status(current: PaymentStatus, reported: PaymentStatus) -> PaymentStatus:
-    """Return the status after a gateway said ``fact``: a fact that comes late or twice changes nothing."""
+    """Return the status after a gateway has reported one: a report that comes late or twice changes nothing."""
     return reported if reported in TRANSITIONS[current] else current
 
 
@@ -111,6 +111,9 @@ def mismatch_reason(gateway_payment: GatewayPayment, *, amount: Money, reference
         return "gateway payment id mismatch"
     return None
 
+
+IDEMPOTENCY_KEY_RETENTION = timedelta(hours=23)
+"""Gateways keep idempotency keys for 24 hours; a call is repeated only while there is an hour to spare."""
 
 POLL_DELAYS = (timedelta(minutes=1), timedelta(minutes=5), timedelta(minutes=15), timedelta(hours=1))
 POLL_INTERVAL = timedelta(days=1)
