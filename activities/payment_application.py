@@ -26,7 +26,7 @@ from activities.subscription_transitions import (
     record_period_paid,
 )
 from db.models.payments import Payment
-from db.queries import invoices, payments
+from db.queries import invoices, payments, workflow_recovery
 from db.queries.change_set import ChangeSet
 from db.queries.invoice_allocations import has_allocations
 from db.queries.invoices import Hold, InvoiceSummary
@@ -38,6 +38,7 @@ from workflows.rules.funding import FundingPurpose, GatewayTerms
 from workflows.rules.invoice import BillingReason, InvoiceStatus
 from workflows.rules.money import Money, zero_money
 from workflows.rules.notifications import NotificationKind
+from workflows.rules.payment import PaymentStatus
 from workflows.rules.subscription import LIVE_STATUSES, PAST_DUE_STATUSES, SubscriptionStatus
 
 
@@ -213,6 +214,21 @@ async def credit_unneeded_payment(
 ) -> BillingOutcome:
     """Release the hold and credit the payment to the wallet, because its invoice no longer needs money."""
     await release_hold(session, changes, subscription)
+    await credit_payment(session, changes, received, payment_id)
+    await changes.write(session)
+    outcome = await billing_outcome(session, subscription, invoice, changes)
+    return replace(outcome, past_due_subscription_ids=await list_debtors_if_credited(session, changes))
+
+
+async def credit_captured_payments(session: AsyncSession, changes: ChangeSet) -> None:
+    """Credit to the wallet what was captured of an order that ends: at the gateway by hand, not by its workflow."""
+    for payment in await workflow_recovery.list_unsettled_payments(session, changes.subscription_id):
+        if payment.status is PaymentStatus.SUCCEEDED:
+            await credit_payment(session, changes, payment.amount, payment.payment_id)
+
+
+async def credit_payment(session: AsyncSession, changes: ChangeSet, received: Money, payment_id: str) -> None:
+    """Credit to the wallet what a payment brought, because nothing needs it any more."""
     await payments.mark_credited_to_wallet(session, payment_id)
     posting = ledger.release_transaction(promotional=zero_money(received.currency), wallet=received)
     changes.add_ledger_transaction(
@@ -222,6 +238,3 @@ async def credit_unneeded_payment(
     changes.add_timeline_event(
         "payment.succeeded", message, ref=payment_id, dedup_key=f"payment.succeeded/{payment_id}"
     )
-    await changes.write(session)
-    outcome = await billing_outcome(session, subscription, invoice, changes)
-    return replace(outcome, past_due_subscription_ids=await list_debtors_if_credited(session, changes))

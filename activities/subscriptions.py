@@ -20,6 +20,7 @@ from activities.invoicing import format_money
 from activities.notification_context import ContextFields, notification_context
 from activities.order_records import build_order_insert, build_subscription
 from activities.outcomes import committed_state, repeated_status_outcome, status_outcome
+from activities.payment_application import credit_captured_payments
 from activities.plan_terms import build_plan_terms
 from activities.recorded_orders import replay_creation, to_recorded_order
 from activities.rule_errors import converts_rule_violations
@@ -142,6 +143,7 @@ class PostgresSubscriptionActivities(SubscriptionActivities):
                 return await repeated_status_outcome(session, subscription)
             changes = new_change_set(subscription, command.now, command.actor)
             await release_hold(session, changes, subscription)
+            await credit_captured_payments(session, changes)
             await coupons.release_coupon(session, subscription.id)
             # Provisioning has not started, so no operation on the instance records the deletion.
             await instances.mark_requested_deleted(session, subscription.id, command.now)

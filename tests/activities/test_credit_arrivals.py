@@ -257,6 +257,27 @@ async def aborted_order(billing: BillingFixture, gateway: StripeGateway) -> Arri
     return arrive
 
 
+async def aborted_order_whose_payment_was_captured(billing: BillingFixture, gateway: StripeGateway) -> Arrival:
+    await insert_payment_method(billing.sessions)
+    command = billing.create_command()
+    opened = await billing.subscription_activities.record_order(command)
+    assert opened.card is not None
+    await remove_cards(billing)
+    await insert_card_payment(billing.sessions, "pay_1", command.order.subscription_id, opened.card.amount)
+    abort = AbortOrder(
+        subscription_id=command.order.subscription_id,
+        status=SubscriptionStatus.CANCELLED,
+        reason="cancelled",
+        actor=USER,
+        now=ORDERED_AT,
+    )
+
+    async def arrive() -> list[str]:
+        return (await billing.subscription_activities.abort_order(abort)).past_due_subscription_ids
+
+    return arrive
+
+
 def attach_command(payment_method_id: str = "pm_new", *, default: bool = True) -> AttachPaymentMethod:
     command = AddPaymentMethod(
         payment_method_id=payment_method_id,
@@ -289,6 +310,7 @@ SOURCES: tuple[Prepare, ...] = (
     money_kept_after_a_cancellation,
     voided_invoice,
     aborted_order,
+    aborted_order_whose_payment_was_captured,
     new_card,
 )
 

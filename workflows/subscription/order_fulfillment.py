@@ -19,7 +19,7 @@ from workflows.ports.subscription import (
     StartProvisioning,
 )
 from workflows.rules import dunning, ids
-from workflows.rules.payment import IN_FLIGHT_STATUSES, PaymentStatus
+from workflows.rules.payment import IN_FLIGHT_STATUSES, PAID_STATUSES, PaymentStatus
 from workflows.rules.subscription import PRE_READY_STATUSES, SubscriptionStatus
 from workflows.saga import Saga
 from workflows.subscription import card_payments, recovery
@@ -95,7 +95,8 @@ class OrderFulfillment:
             outcome = await self._authorize(card_payments.build_payment(self._context, card.amount, method, None))
             if outcome is None or not dunning.may_charge_backup(outcome.status, outcome.decline_code):
                 break
-        if self._payment_status() is not PaymentStatus.AUTHORIZED:
+        # An operator may have captured it at the gateway already.
+        if self._payment_status() not in {PaymentStatus.AUTHORIZED, *PAID_STATUSES}:
             raise OrderAborted(SubscriptionStatus.EXPIRED, "the card was declined")
         committed = await workflow.execute_activity_method(
             SubscriptionActivities.start_provisioning,
