@@ -1,4 +1,4 @@
-"""Starts the workflows of payments and subscriptions again that do not run although they should.
+"""Starts the workflows of payments, refunds and subscriptions again that do not run although they should.
 
 Each function checks one page. A workflow that runs is left alone, and the administrators are alerted before anything is
 started: an alert that a crash prevented would not be made up for.
@@ -12,15 +12,18 @@ from datetime import timedelta
 from temporalio import activity
 
 from activities.operator_alerts import daily_dedup_key, list_names
+from db.models.payments import Refund
 from db.queries import outbox, workflow_recovery
 from db.queries.workflow_recovery import OrderedSubscription
 from db.session import SessionFactory
 from workflows import lost_workflows, names
 from workflows.client import WorkflowClient
-from workflows.ports.payments import payment_input_from_record
+from workflows.ports.payments import RefundDestination, RefundInput, payment_input_from_record
 from workflows.ports.reconciliation import RestartLostWorkflows, RestartOutcome
 from workflows.ports.subscription import CreateSubscription
 from workflows.rules.funding import CollectionMethod
+from workflows.rules.money import Money
+from workflows.rules.order_payments import pays_unfinished_order
 from workflows.rules.payment import PaymentRecord
 
 PAYMENT_MINIMUM_AGE = timedelta(minutes=15)
@@ -34,7 +37,9 @@ async def restart_payments(
         page = await workflow_recovery.list_in_flight_payments(
             session, after=command.after, limit=command.limit, minimum_age=PAYMENT_MINIMUM_AGE
         )
-    lost = await _find_lost_payments(sessions, workflows, page)
+    lost = await _find_lost_payments(
+        sessions, workflows, [payment for payment, facts in page if not pays_unfinished_order(facts)]
+    )
     if lost:
         await _alert(sessions, "payments", [payment.payment_id for payment in lost], command)
     restarted = [
@@ -44,7 +49,32 @@ async def restart_payments(
     ]
     _count("payments", len(restarted))
     is_last_page = len(page) < command.limit
-    return RestartOutcome(restarted=len(restarted), last_id=None if is_last_page else page[-1].payment_id)
+    return RestartOutcome(restarted=len(restarted), last_id=None if is_last_page else page[-1][0].payment_id)
+
+
+async def restart_refunds(
+    sessions: SessionFactory, workflows: WorkflowClient, command: RestartLostWorkflows
+) -> RestartOutcome:
+    async with sessions() as session:
+        page = await workflow_recovery.list_pending_refunds(session, after=command.after, limit=command.limit)
+    by_workflow_id = {names.refund_workflow_id(refund.id): refund for refund in page}
+    lost = [
+        by_workflow_id[workflow_id] for workflow_id in await lost_workflows.find_lost(workflows, list(by_workflow_id))
+    ]
+    # The workflow of a refund that was answered since the page was read has ended.
+    async with sessions() as session:
+        pending = await workflow_recovery.pending_refunds_among(session, [refund.id for refund in lost])
+    lost = [refund for refund in lost if refund.id in pending]
+    if lost:
+        await _alert(sessions, "refunds", [refund.id for refund in lost], command)
+    restarted = [
+        refund.id
+        for refund in lost[: command.max_restarts]
+        if await lost_workflows.restart_refund(workflows, _to_refund_input(refund))
+    ]
+    _count("refunds", len(restarted))
+    is_last_page = len(page) < command.limit
+    return RestartOutcome(restarted=len(restarted), last_id=None if is_last_page else page[-1].id)
 
 
 async def restart_subscriptions(
@@ -116,8 +146,21 @@ async def _alert(sessions: SessionFactory, kind: str, ids: Sequence[str], comman
 
 def _count(kind: str, restarted: int) -> None:
     activity.metric_meter().create_counter(
-        "berth_workflows_restarted", "Workflows of payments and subscriptions that were lost and started again"
+        "berth_workflows_restarted", "Workflows of payments, refunds and subscriptions that were lost and started again"
     ).add(restarted, {"kind": kind})
+
+
+def _to_refund_input(refund: Refund) -> RefundInput:
+    return RefundInput(
+        refund_id=refund.id,
+        payment_id=refund.payment_id,
+        organization_id=refund.organization_id,
+        amount=Money(amount_minor=refund.amount_minor, currency=refund.currency),
+        destination=RefundDestination(refund.destination),
+        reason=refund.reason,
+        actor=refund.actor,
+        request_id=refund.request_id or "",
+    )
 
 
 def _to_order(order: OrderedSubscription) -> CreateSubscription:

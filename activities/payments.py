@@ -28,6 +28,7 @@ from workflows.ports.payments import (
     Purpose,
 )
 from workflows.rules.errors import ErrorCode, RuleViolation
+from workflows.rules.order_payments import is_capture_expected, pays_unfinished_order
 from workflows.rules.payment import PAID_STATUSES, UNPAID_FINAL_STATUSES, GatewayPayment, PaymentStatus
 
 FINAL_STATUSES = PAID_STATUSES | UNPAID_FINAL_STATUSES
@@ -65,7 +66,9 @@ class GatewayPaymentActivities(PaymentActivities):
             is_key_retained = await payments.is_idempotency_key_retained(session, payment)
             customer = await payments.get_gateway_customer(session, payment.organization_id, payment.gateway)
             # An order that waits for the capture has not abandoned its payment, even if another run follows it.
-            is_abandoned = command.is_abandoned and not await workflow_recovery.is_capture_expected(session, payment.id)
+            is_abandoned = command.is_abandoned
+            if is_abandoned:
+                is_abandoned = not is_capture_expected(await workflow_recovery.get_purpose_facts(session, payment.id))
         if payment.status in FINAL_STATUSES:
             return progress
         gateway = self._gateways[payment.gateway]
@@ -99,9 +102,9 @@ class GatewayPaymentActivities(PaymentActivities):
                 redirect_url=payment.redirect_url,
             )
             source = EventSource(gateway=event.gateway, event_id=event.event_id)
-            is_abandoned = command.is_abandoned and (
-                command.has_parent or not await workflow_recovery.is_capture_expected(session, payment.id)
-            )
+            is_abandoned = command.is_abandoned
+            if is_abandoned and not command.has_parent:
+                is_abandoned = not is_capture_expected(await workflow_recovery.get_purpose_facts(session, payment.id))
             return await gateway_results.apply_gateway_payment(
                 session, payment, gateway_payment, source=source, is_abandoned=is_abandoned, now=command.now
             )
@@ -212,7 +215,7 @@ class GatewayPaymentActivities(PaymentActivities):
         if payment.status != PaymentStatus.AUTHORIZED:
             return True
         async with self._sessions() as session:
-            return not await workflow_recovery.pays_unfinished_order(session, payment.id)
+            return not pays_unfinished_order(await workflow_recovery.get_purpose_facts(session, payment.id))
 
     async def _apply(
         self, payment: Payment, gateway_payment: GatewayPayment, *, is_abandoned: bool, now: datetime

@@ -84,6 +84,10 @@ class PostgresReconciliationActivities(ReconciliationActivities):
     async def restart_payments(self, command: RestartLostWorkflows) -> RestartOutcome:
         return await lost_workflows.restart_payments(self._sessions, self._workflows(), command)
 
+    @activity.defn(name="reconciliation.restart_refunds")
+    async def restart_refunds(self, command: RestartLostWorkflows) -> RestartOutcome:
+        return await lost_workflows.restart_refunds(self._sessions, self._workflows(), command)
+
     @activity.defn(name="reconciliation.restart_subscriptions")
     async def restart_subscriptions(self, command: RestartLostWorkflows) -> RestartOutcome:
         return await lost_workflows.restart_subscriptions(self._sessions, self._workflows(), command)

@@ -9,7 +9,7 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 
 from workflows import names
 from workflows.client import UPDATE_TIMEOUT, WorkflowClient
-from workflows.ports.payments import PaymentInput
+from workflows.ports.payments import PaymentInput, RefundInput
 from workflows.ports.subscription import CreateSubscription, SubscriptionInput
 from workflows.rpc_errors import translate_rpc_errors
 
@@ -71,6 +71,24 @@ async def restart_payment(workflows: WorkflowClient, payment: PaymentInput) -> b
         payment,
         names.payment_workflow_id(payment.payment_id),
         names.search_attributes(payment.organization_id, "payment", subscription=payment.subscription_id),
+    )
+
+
+async def restart_refund(workflows: WorkflowClient, refund: RefundInput) -> bool:
+    """Start the workflow of a recorded refund again; it continues from its row.
+
+    Returns:
+        Whether it was started; False while it runs.
+
+    Raises:
+        TemporalUnavailable: the server did not respond.
+    """
+    return await _start(
+        workflows,
+        names.REFUND,
+        refund,
+        names.refund_workflow_id(refund.refund_id),
+        names.search_attributes(refund.organization_id, "refund"),
     )
 
 

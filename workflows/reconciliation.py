@@ -56,18 +56,20 @@ class Reconciliation:
             audit = await workflow.execute_activity_method(
                 ReconciliationActivities.audit_ledger, AuditLedger(now=workflow.now()), **policies.RECONCILIATION
             )
-        payments = subscriptions = 0
+        payments = refunds = subscriptions = 0
         if command.restart_lost_workflows:
             # Payments first: a subscription that is started below takes over its own.
             payments = await self._restart(ReconciliationActivities.restart_payments, command.max_restarts)
+            refunds = await self._restart(ReconciliationActivities.restart_refunds, command.max_restarts)
             subscriptions = await self._restart(ReconciliationActivities.restart_subscriptions, command.max_restarts)
-        if not audit.is_balanced or payments or subscriptions:
+        if not audit.is_balanced or payments or refunds or subscriptions:
             workflow.upsert_search_attributes([names.NEEDS_ATTENTION_KEY.value_set(True)])
         return ReconciliationOutcome(
             balance_mismatches=audit.balance_mismatches,
             unbalanced_transactions=audit.unbalanced_transactions,
             webhooks_delivered=delivered,
             payments_restarted=payments,
+            refunds_restarted=refunds,
             subscriptions_restarted=subscriptions,
         )
 

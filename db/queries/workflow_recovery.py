@@ -1,4 +1,4 @@
-"""Subscriptions and payments whose workflow has to run, and what a lost run of a subscription left."""
+"""Subscriptions, payments and refunds whose workflow has to run, and what a lost run of a subscription left."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from sqlalchemy import and_, func, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.models.invoices import Invoice, InvoiceAllocation
-from db.models.payments import Payment
+from db.models.payments import Payment, PaymentMethod, Refund
 from db.models.subscriptions import Subscription
 from db.queries.payments import to_payment_record
 from workflows.rules.instance import InstanceStatus
-from workflows.rules.payment import IN_FLIGHT_STATUSES, PaymentRecord, PaymentStatus
-from workflows.rules.subscription import PRE_READY_STATUSES, TERMINAL_STATUSES, SubscriptionStatus
+from workflows.rules.invoice import BillingReason, InvoiceStatus
+from workflows.rules.order_payments import PaymentPurposeFacts
+from workflows.rules.payment import IN_FLIGHT_STATUSES, PaymentRecord, PaymentStatus, RefundStatus
+from workflows.rules.subscription import TERMINAL_STATUSES, SubscriptionStatus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,28 +72,14 @@ _INVOICE_PAYMENTS = text(
 
 _TERMINAL = [status.value for status in TERMINAL_STATUSES]
 
-_EXPECTS_CAPTURE = and_(
-    Payment.purpose == "order",
-    select(Invoice.id)
-    .where(
-        Invoice.subscription_id == Payment.subscription_id,
-        Invoice.billing_reason == "order",
-        Invoice.status == "open",
-        Invoice.subscription_id == Subscription.id,
-        Subscription.status == SubscriptionStatus.ACTIVE,
-    )
-    .exists(),
+_FIRST_INVOICE_STATUS = (
+    select(Invoice.status)
+    .where(Invoice.subscription_id == Payment.subscription_id, Invoice.billing_reason == BillingReason.ORDER)
+    .limit(1)
+    .scalar_subquery()
 )
-"""The order's instance is ready, and its first invoice waits for the money that was authorized."""
 
-_PAYS_UNFINISHED_ORDER = or_(
-    select(Subscription.id)
-    .where(Subscription.id == Payment.subscription_id, Subscription.status.in_(PRE_READY_STATUSES))
-    .exists(),
-    _EXPECTS_CAPTURE,
-)
-"""The order's workflow starts its payment again itself, to capture it or to void it. A run without a parent would void
-the authorization that the order is fulfilled on."""
+_PURPOSE_FACTS = (Payment.purpose == "order", Subscription.status, _FIRST_INVOICE_STATUS)
 
 
 async def list_unfinished(session: AsyncSession, *, after: str, limit: int) -> Sequence[OrderedSubscription]:
@@ -175,24 +163,24 @@ async def list_unsettled_payments(session: AsyncSession, subscription_id: str) -
 
 async def list_in_flight_payments(
     session: AsyncSession, *, after: str, limit: int, minimum_age: timedelta
-) -> list[PaymentRecord]:
-    """Return payments without an outcome, by id, from the first id above ``after``, but those of unfinished orders.
+) -> list[tuple[PaymentRecord, PaymentPurposeFacts]]:
+    """Return payments without an outcome and what they are for, by id, from the first id above ``after``.
 
     Args:
         minimum_age: How long ago, by the database's clock, the gateway was asked for them at least.
     """
-    rows = await session.scalars(
-        select(Payment)
+    rows = await session.execute(
+        select(Payment, *_PURPOSE_FACTS)
+        .outerjoin(Subscription, Subscription.id == Payment.subscription_id)
         .where(
             Payment.id > after,
             Payment.status.in_(IN_FLIGHT_STATUSES),
             Payment.gateway_requested_at < func.now() - minimum_age,
-            ~_PAYS_UNFINISHED_ORDER,
         )
         .order_by(Payment.id)
         .limit(limit)
     )
-    return [to_payment_record(payment) for payment in rows]
+    return [(to_payment_record(payment), _to_purpose_facts(*facts)) for payment, *facts in rows]
 
 
 async def in_flight_among(session: AsyncSession, ids: Collection[str]) -> set[str]:
@@ -201,13 +189,34 @@ async def in_flight_among(session: AsyncSession, ids: Collection[str]) -> set[st
     return set((await session.scalars(query)).all())
 
 
-async def pays_unfinished_order(session: AsyncSession, payment_id: str) -> bool:
-    """Return whether an order that has neither ended nor been paid counts on this payment's authorization."""
-    query = select(Payment.id).where(Payment.id == payment_id, _PAYS_UNFINISHED_ORDER)
-    return await session.scalar(query) is not None
+async def list_pending_refunds(session: AsyncSession, *, after: str, limit: int) -> Sequence[Refund]:
+    """Return refunds that the gateway has to answer, by id, from the first id above ``after``."""
+    query = select(Refund).where(Refund.id > after, Refund.status == RefundStatus.PENDING).order_by(Refund.id)
+    return (await session.scalars(query.limit(limit))).all()
 
 
-async def is_capture_expected(session: AsyncSession, payment_id: str) -> bool:
-    """Return whether the first invoice of an order waits for the capture of this payment."""
-    query = select(Payment.id).where(Payment.id == payment_id, _EXPECTS_CAPTURE)
-    return await session.scalar(query) is not None
+async def pending_refunds_among(session: AsyncSession, ids: Collection[str]) -> set[str]:
+    """Return those of the refunds ``ids`` that the gateway has to answer."""
+    query = select(Refund.id).where(Refund.id.in_(ids), Refund.status == RefundStatus.PENDING)
+    return set((await session.scalars(query)).all())
+
+
+async def get_purpose_facts(session: AsyncSession, payment_id: str) -> PaymentPurposeFacts:
+    """Return what a payment is for, and where that stands."""
+    query = (
+        select(*_PURPOSE_FACTS)
+        .select_from(Payment)
+        .outerjoin(Subscription, Subscription.id == Payment.subscription_id)
+        .where(Payment.id == payment_id)
+    )
+    return _to_purpose_facts(*(await session.execute(query)).one())
+
+
+def _to_purpose_facts(
+    is_for_order: bool, subscription_status: str | None, first_invoice_status: str | None
+) -> PaymentPurposeFacts:
+    return PaymentPurposeFacts(
+        is_for_order=is_for_order,
+        subscription_status=SubscriptionStatus(subscription_status) if subscription_status is not None else None,
+        first_invoice_status=InvoiceStatus(first_invoice_status) if first_invoice_status is not None else None,
+    )

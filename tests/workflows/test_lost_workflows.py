@@ -302,6 +302,7 @@ async def test_the_scheduled_reconciliation_restarts_a_lost_workflow(
         activities=[
             reconciliation.deliver_pending_webhooks,
             reconciliation.restart_payments,
+            reconciliation.restart_refunds,
             reconciliation.restart_subscriptions,
         ],
     ):

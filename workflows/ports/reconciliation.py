@@ -15,7 +15,8 @@ class ReconciliationInput:
 
     Attributes:
         audit_ledger: Add up the books, which reads every entry.
-        restart_lost_workflows: Start the workflows again that payments in flight and subscriptions have lost.
+        restart_lost_workflows: Start the workflows again that payments in flight, pending refunds and subscriptions
+            have lost.
         max_restarts: How many of each at most; the next one goes on. To restart more at once, start the workflow by
             hand with a larger number.
     """
@@ -31,6 +32,7 @@ class ReconciliationOutcome:
     unbalanced_transactions: int = 0
     webhooks_delivered: int = 0
     payments_restarted: int = 0
+    refunds_restarted: int = 0
     subscriptions_restarted: int = 0
 
 
@@ -69,7 +71,7 @@ class WebhookDeliveryOutcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestartLostWorkflows:
-    """One page of payments or subscriptions, by id.
+    """One page of payments, refunds or subscriptions, by id.
 
     Attributes:
         after: The last id of the page before; empty for the first page.
@@ -107,6 +109,14 @@ class ReconciliationActivities(Protocol):
         """Start the workflow again of each payment that has been in flight for a while and whose workflow does not run.
 
         A payment of a subscription whose own workflow was lost is left to that one. The administrators get a mail.
+        """
+        ...
+
+    @activity.defn(name="reconciliation.restart_refunds")
+    async def restart_refunds(self, command: RestartLostWorkflows) -> RestartOutcome:
+        """Start the workflow again of each pending refund whose workflow does not run.
+
+        The administrators get a mail first.
         """
         ...
 

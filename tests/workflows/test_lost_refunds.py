@@ -1,0 +1,145 @@
+"""Refunds whose workflow was lost: reconciliation starts it again, and the money is given back once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import pytest_asyncio
+from temporalio.worker import Worker
+
+from activities.reconciliation import PostgresReconciliationActivities
+from tests.support.databases import DatabaseFixture
+from tests.support.payment_fixture import PaymentFixture, create_payment_fixture, money, run_activity
+from tests.support.sandboxes import StripeEndpoint
+from tests.support.temporal import TemporalFixture
+from tests.support.wait import wait_until
+from workflows import names
+from workflows.client import WorkflowClient
+from workflows.lost_workflows import find_lost
+from workflows.ports.payments import ChargePayment, PaymentInput, RefundDestination, RefundInput
+from workflows.ports.reconciliation import ReconciliationInput, ReconciliationOutcome
+from workflows.reconciliation import Reconciliation
+from workflows.refund import Refund
+
+
+@dataclass
+class LostRefunds:
+    temporal: TemporalFixture
+    payments: PaymentFixture
+    workflows: WorkflowClient
+
+    async def top_up(self, token: str) -> PaymentInput:
+        top_up = self.payments.payment_input(10_000, gateway_token=token)
+        await run_activity(self.payments.payment_activities.charge, ChargePayment(input=top_up, now=datetime.now(UTC)))
+        return top_up
+
+    def command(self, top_up: PaymentInput) -> RefundInput:
+        return RefundInput(
+            refund_id=TemporalFixture.unique_id("re"),
+            payment_id=top_up.payment_id,
+            organization_id=self.payments.organization,
+            amount=money(4_000),
+            destination=RefundDestination.SOURCE,
+            reason="goodwill",
+            actor="usr_admin",
+        )
+
+    async def lose(self, refund_id: str) -> None:
+        """Terminate the workflow, as an operator does, and wait until the server's list shows it."""
+        workflow_id = names.refund_workflow_id(refund_id)
+        await self.temporal.client.get_workflow_handle(workflow_id).terminate()
+
+        async def listed() -> bool:
+            return await find_lost(self.workflows, [workflow_id]) == [workflow_id]
+
+        await wait_until(listed, description="the server's list shows the termination")
+
+    async def reconcile(self) -> ReconciliationOutcome:
+        outcome: ReconciliationOutcome = await self.temporal.client.execute_workflow(
+            names.RECONCILIATION,
+            ReconciliationInput(audit_ledger=False, restart_lost_workflows=True),
+            id=self.temporal.unique_id("reconciliation"),
+            task_queue=names.PLATFORM_QUEUE,
+            result_type=ReconciliationOutcome,
+            execution_timeout=timedelta(seconds=30),
+        )
+        return outcome
+
+    async def status(self, refund_id: str) -> str:
+        (row,) = await self.payments.rows("SELECT status FROM refunds WHERE id = :id", id=refund_id)
+        return str(row["status"])
+
+    async def assert_given_back_once(self, top_up: PaymentInput, refund_id: str) -> None:
+        handle = self.temporal.client.get_workflow_handle(names.refund_workflow_id(refund_id))
+        await handle.result()
+        assert await self.status(refund_id) == "succeeded"
+        assert [charge["refunded"] for charge in self.payments.charges(top_up)] == [4_000]
+        assert await self.payments.balances() == (6_000, 0)
+
+
+@asynccontextmanager
+async def lost_refunds(temporal: TemporalFixture, payments: PaymentFixture) -> AsyncIterator[LostRefunds]:
+    reconciliation = PostgresReconciliationActivities(payments.sessions)
+    async with Worker(
+        temporal.client,
+        task_queue=names.PLATFORM_QUEUE,
+        workflows=[Reconciliation, Refund],
+        activities=[
+            reconciliation.deliver_pending_webhooks,
+            reconciliation.restart_payments,
+            reconciliation.restart_refunds,
+            reconciliation.restart_subscriptions,
+            payments.refund_activities.reserve,
+            payments.refund_activities.send,
+        ],
+        graceful_shutdown_timeout=timedelta(seconds=1),
+    ):
+        yield LostRefunds(temporal, payments, WorkflowClient(temporal.client))
+
+
+@pytest_asyncio.fixture
+async def refunds(
+    temporal: TemporalFixture, database: DatabaseFixture, stripe: StripeEndpoint
+) -> AsyncIterator[LostRefunds]:
+    async with (
+        create_payment_fixture(database, stripe) as payments,
+        lost_refunds(temporal, payments) as fixture,
+    ):
+        yield fixture
+
+
+@pytest.mark.scenario("B35")
+async def test_a_refund_that_is_lost_while_the_gateway_calls_it_pending_is_followed_to_its_end(
+    refunds: LostRefunds,
+) -> None:
+    top_up = await refunds.top_up("pm_card_pendingRefund")
+    command = refunds.command(top_up)
+    answered = await refunds.workflows.refund_payment(command)
+    assert answered.result is not None
+    assert answered.result.status == "pending"
+    assert (await refunds.reconcile()).refunds_restarted == 0, "its workflow runs"
+    await refunds.lose(command.refund_id)
+    assert await refunds.reconcile() == ReconciliationOutcome(refunds_restarted=1)
+    await refunds.assert_given_back_once(top_up, command.refund_id)
+    (alert,) = await refunds.payments.notifications("operator_alert")
+    assert command.refund_id in alert["template_context"]["details"]
+    assert await refunds.reconcile() == ReconciliationOutcome()
+
+
+@pytest.mark.scenario("B35")
+async def test_a_refund_that_is_lost_while_the_gateway_is_asked_is_given_back_once(refunds: LostRefunds) -> None:
+    top_up = await refunds.top_up("pm_card_visa")
+    command = refunds.command(top_up)
+    refunds.payments.inject_fault("stall", seconds=3, path="/v1/refunds")
+    ordering = asyncio.ensure_future(refunds.workflows.refund_payment(command))
+    await wait_until(lambda: [charge["refunded"] for charge in refunds.payments.charges(top_up)] == [4_000])
+    await refunds.lose(command.refund_id)
+    await asyncio.gather(ordering, return_exceptions=True)
+    assert await refunds.status(command.refund_id) == "pending"
+    assert await refunds.reconcile() == ReconciliationOutcome(refunds_restarted=1)
+    await refunds.assert_given_back_once(top_up, command.refund_id)
