@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from sqlalchemy import func
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from temporalio import activity
@@ -100,7 +101,7 @@ class GatewayPaymentMethodActivities(PaymentMethodActivities):
             if method is None:
                 raise non_retryable_error(ErrorCode.NOT_FOUND, "Payment method not found.")
             await _clear_default(session, await payments.list_payment_methods(session, order.organization_id))
-            method.is_default = True
+            method.is_default, method.offered_at = True, func.now()
             await session.flush()
             return await list_debtors(session, order.organization_id)
 
@@ -127,7 +128,7 @@ class GatewayPaymentMethodActivities(PaymentMethodActivities):
                 # The old default must be detached before the new one stands: the database allows one.
                 await session.flush()
                 if method.is_default and others:
-                    others[0].is_default = True
+                    others[0].is_default, others[0].offered_at = True, func.now()
             # A detached default stays marked, so that a repetition returns the same subscriptions.
             past_due_ids = await list_debtors(session, order.organization_id) if method.is_default else []
             gateway, reference = self._gateways[method.gateway], method.gateway_reference
@@ -153,7 +154,8 @@ async def _keep_on_file(session: AsyncSession, method: PaymentMethod, order: Add
     if (order.default or not others) and not method.is_default:
         await _clear_default(session, others)
         method.is_default = True
-        await session.flush()
+    method.offered_at = func.now()
+    await session.flush()
     past_due_ids = await list_debtors(session, order.organization_id)
     return AttachOutcome(added=_to_outcome(method), past_due_subscription_ids=past_due_ids)
 

@@ -77,6 +77,9 @@ async def _with_dunning(session: AsyncSession, subscription: LockedSubscription,
     is_fraud_suspected = not FRAUD_DECLINES.isdisjoint(code for code in declined.values() if code is not None)
     return replace(
         recovery,
+        has_untried_payment_method=await workflow_recovery.has_untried_payment_method(
+            session, subscription.id, subscription.organization_id
+        ),
         failed_attempts=attempts.count,
         last_attempt_at=attempts.last_at,
         # A default that was not charged yet has come after the decline.

@@ -81,7 +81,10 @@ CHARGE_ORDER = "m.is_default DESC, m.charge_order, m.id"
 class PaymentMethod(Base):
     """A card on file: the gateway's name of it, and what a person recognizes it by. Never card data.
 
-    ``charge_order`` orders the backups; a detached method stays for the history of what it paid.
+    ``charge_order`` orders the backups; a detached method stays for the history of what it paid. ``offered_at`` is when
+    open debts were last signaled to try this method: when it was saved or became the default. It is an instant of the
+    database's clock, to be compared with ``Payment.gateway_requested_at``; None for one that was saved before the
+    instant was recorded.
     """
 
     __tablename__ = "payment_methods"
@@ -111,6 +114,7 @@ class PaymentMethod(Base):
     charge_order: Mapped[int]
     created_at: Mapped[datetime]
     detached_at: Mapped[datetime | None]
+    offered_at: Mapped[datetime | None] = mapped_column(server_default=func.now())
 
     @property
     def expires(self) -> str | None:

@@ -137,6 +137,21 @@ async def list_invoice_payments(session: AsyncSession, invoice_id: str) -> list[
     ]
 
 
+async def has_untried_payment_method(session: AsyncSession, subscription_id: str, organization_id: str) -> bool:
+    """Return whether a payment method was saved or became the default after the subscription's last card payment."""
+    last_requested_at = (
+        select(func.max(Payment.gateway_requested_at))
+        .where(Payment.subscription_id == subscription_id, Payment.purpose != "top_up")
+        .scalar_subquery()
+    )
+    query = select(PaymentMethod.id).where(
+        PaymentMethod.organization_id == organization_id,
+        PaymentMethod.detached_at.is_(None),
+        PaymentMethod.offered_at > func.coalesce(last_requested_at, text("'-infinity'::timestamptz")),
+    )
+    return (await session.scalars(query.limit(1))).first() is not None
+
+
 async def was_payment_credited(session: AsyncSession, invoice_id: str) -> bool:
     """Return whether a payment of an invoice became wallet credit, because no workflow awaited it when it succeeded."""
     query = select(Payment.id).where(Payment.invoice_id == invoice_id, Payment.credited_to_wallet)

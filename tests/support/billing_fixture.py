@@ -129,14 +129,15 @@ async def insert_card_payment(
 async def insert_payment_method(
     sessions: SessionFactory, *, default: bool = True, charge_order: int = 0, gateway: str = "stripe"
 ) -> str:
+    """Insert a card, which open debts were tried with already, and return its id."""
     payment_method_id = f"pm_{next(_sequence)}"
     async with sessions.begin() as session:
         await session.execute(
             text(
                 "INSERT INTO payment_methods (id, organization_id, gateway, gateway_reference,"
                 " gateway_customer_reference, brand, last4,"
-                " exp_month, exp_year, is_default, charge_order, created_at)"
-                " VALUES (:id, :org, :gateway, :id, 'cus', 'visa', '4242', 12, 2040, :default, :charge_order, :at)"
+                " exp_month, exp_year, is_default, charge_order, created_at, offered_at) VALUES"
+                " (:id, :org, :gateway, :id, 'cus', 'visa', '4242', 12, 2040, :default, :charge_order, :at, NULL)"
             ),
             {
                 "id": payment_method_id,

@@ -23,7 +23,17 @@ from tests.support.temporal import TemporalFixture
 from tests.support.wait import wait_until
 from workflows import names
 from workflows.lost_workflows import find_lost
-from workflows.ports.payments import AddPaymentMethod, AttachPaymentMethod, GatewayEvent, PaymentInput, Purpose
+from workflows.ports.payments import (
+    AddPaymentMethod,
+    AttachPaymentMethod,
+    DetachPaymentMethod,
+    GatewayEvent,
+    MakePaymentMethodDefault,
+    PaymentInput,
+    Purpose,
+    RemovePaymentMethod,
+    SetDefault,
+)
 from workflows.ports.reconciliation import RestartLostWorkflows
 from workflows.rules.money import Money
 from workflows.rules.payment import PaymentStatus
@@ -38,16 +48,31 @@ class LostPayments:
     stripe: StripeEndpoint
     methods: GatewayPaymentMethodActivities
 
-    async def add_card(self, token: str = "pm_card_visa") -> None:
+    async def add_card(self, token: str = "pm_card_visa", *, default: bool = True) -> str:
+        """Save a card, as its workflow does without the signals, and return its id."""
         command = AddPaymentMethod(
             payment_method_id=TemporalFixture.unique_id("pm"),
             organization_id=ORGANIZATION,
             gateway="stripe",
             token=token,
-            default=True,
+            default=default,
             actor=USER,
         )
         await run_activity(self.methods.attach, AttachPaymentMethod(command=command, now=datetime.now(UTC)))
+        return command.payment_method_id
+
+    async def make_default(self, payment_method_id: str) -> None:
+        command = MakePaymentMethodDefault(
+            default_change_id=TemporalFixture.unique_id("default"),
+            payment_method_id=payment_method_id,
+            organization_id=ORGANIZATION,
+            actor=USER,
+        )
+        await run_activity(self.methods.set_default, SetDefault(command=command, now=datetime.now(UTC)))
+
+    async def remove_card(self, payment_method_id: str) -> None:
+        command = RemovePaymentMethod(payment_method_id=payment_method_id, organization_id=ORGANIZATION, actor=USER)
+        await run_activity(self.methods.detach, DetachPaymentMethod(command=command, now=datetime.now(UTC)))
 
     def stall_gateway(self, path: str = "/v1/payment_intents", *, seconds: float = STALL_SECONDS) -> None:
         """Let the gateway execute the next request without responding for a while."""

@@ -42,6 +42,8 @@ class Recovery:
         hard_declined: No card is charged again for the open invoice by itself: each was declined for good, or the last
             one for suspected fraud.
         hard_declined_payment_method_ids: The cards that were declined for good for the open invoice.
+        has_untried_payment_method: Whether a payment method was saved, or became the default, that the open invoice was
+            not tried with; False unless the subscription is past due.
         is_instance_running: Whether the instance is not scaled to zero.
         is_stopped_by_customer: Whether the customer stopped the instance.
         has_plan_resources: Whether the instance has the resources of the subscription's plan.
@@ -53,6 +55,7 @@ class Recovery:
     payment_method_ids: list[str] = field(default_factory=list)
     hard_declined: bool = False
     hard_declined_payment_method_ids: list[str] = field(default_factory=list)
+    has_untried_payment_method: bool = False
     is_instance_running: bool = True
     is_stopped_by_customer: bool = False
     has_plan_resources: bool = True
@@ -77,8 +80,11 @@ class RecoveryActivities(Protocol):
 
     @activity.defn(name="recovery.resume_collection")
     async def resume_collection(self, command: ResumeCollection) -> BillingOutcome:
-        """Void the drafts whose command was lost, release their holds, and return the open invoice of an active
-        subscription with what a card has to pay for it. Called once every payment is settled.
+        """Void the drafts whose command was lost, release their holds, and pay what credit covers of the open invoice.
+
+        It pays the invoice of an active subscription if its own payment became credit, and the debt of a past-due one
+        from credit that arrived meanwhile; a trial's draft is left to the schedule. Returns the invoice of an active
+        subscription that is still open with what a card has to pay for it. Called once every payment is settled.
 
         Refuses: ``NOT_FOUND``.
         """
