@@ -1,4 +1,5 @@
-"""Starts the workflows of payments, refunds and subscriptions again that do not run although they should.
+"""Starts the workflows of payments, refunds and subscriptions again that do not run although they should, and cancels
+operations on instances whose workflow does not run.
 
 Each function checks one page. A workflow that runs is left alone, and the administrators are alerted before anything is
 started: an alert that a crash prevented would not be made up for.
@@ -7,13 +8,14 @@ started: an alert that a crash prevented would not be made up for.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from temporalio import activity
 
 from activities.operator_alerts import daily_dedup_key, list_names
 from db.models.payments import Refund
-from db.queries import outbox, workflow_recovery
+from db.queries import instances, outbox, workflow_recovery
+from db.queries.outbox import OutboxNotification
 from db.queries.workflow_recovery import OrderedSubscription
 from db.session import SessionFactory
 from workflows import lost_workflows, names
@@ -28,6 +30,11 @@ from workflows.rules.payment import PaymentRecord
 
 PAYMENT_MINIMUM_AGE = timedelta(minutes=15)
 """Younger payments may be between two workflows: a webhook or a restarted subscription starts them."""
+
+OPERATION_MINIMUM_AGE = timedelta(hours=1)
+"""The workflow of a younger operation may not have started yet: the subscription starts it once its worker is back."""
+
+LOST_OPERATION_MESSAGE = "It was interrupted. Start it again if it is still needed."
 
 
 async def restart_payments(
@@ -96,6 +103,30 @@ async def restart_subscriptions(
     return RestartOutcome(restarted=len(restarted), last_id=None if is_last_page else page[-1].subscription_id)
 
 
+async def cancel_lost_operations(
+    sessions: SessionFactory, workflows: WorkflowClient, command: RestartLostWorkflows
+) -> RestartOutcome:
+    async with sessions() as session:
+        page = await instances.list_unfinished_operations(
+            session, after=command.after, limit=command.limit, minimum_age=OPERATION_MINIMUM_AGE
+        )
+    by_workflow_id = {
+        names.operation_workflow_id(operation.instance_id, operation.id): operation.id for operation in page
+    }
+    lost = [
+        by_workflow_id[workflow_id] for workflow_id in await lost_workflows.find_lost(workflows, list(by_workflow_id))
+    ]
+    async with sessions.begin() as session:
+        # The workflow of an operation that ended since the page was read has ended.
+        unfinished = await instances.unfinished_operations_among(session, lost)
+        if unfinished:
+            activity.logger.error("operations without a workflow: %s", ", ".join(sorted(unfinished)))
+            await outbox.enqueue(session, _build_operations_alert(sorted(unfinished), command.now))
+            await instances.cancel_operations(session, unfinished, message=LOST_OPERATION_MESSAGE, at=command.now)
+    is_last_page = len(page) < command.limit
+    return RestartOutcome(restarted=len(unfinished), last_id=None if is_last_page else page[-1].id)
+
+
 async def _find_lost_subscriptions(
     sessions: SessionFactory, workflows: WorkflowClient, subscription_ids: Sequence[str]
 ) -> list[str]:
@@ -142,6 +173,17 @@ async def _alert(sessions: SessionFactory, kind: str, ids: Sequence[str], comman
     )
     async with sessions.begin() as session:
         await outbox.enqueue(session, alert)
+
+
+def _build_operations_alert(ids: Sequence[str], now: datetime) -> OutboxNotification:
+    return outbox.build_operator_alert(
+        daily_dedup_key("operations/lost", ids, now),
+        now,
+        "Workflows of operations were lost",
+        f"{len(ids)} operations on instances had no running workflow: {list_names(ids)}. They are cancelled and not"
+        " repeated: order them again where they are still needed.",
+        severity="warning",
+    )
 
 
 def _count(kind: str, restarted: int) -> None:

@@ -92,6 +92,10 @@ class PostgresReconciliationActivities(ReconciliationActivities):
     async def restart_subscriptions(self, command: RestartLostWorkflows) -> RestartOutcome:
         return await lost_workflows.restart_subscriptions(self._sessions, self._workflows(), command)
 
+    @activity.defn(name="reconciliation.cancel_lost_operations")
+    async def cancel_lost_operations(self, command: RestartLostWorkflows) -> RestartOutcome:
+        return await lost_workflows.cancel_lost_operations(self._sessions, self._workflows(), command)
+
     def _workflows(self) -> WorkflowClient:
         return WorkflowClient(self._client or activity.client())
 

@@ -56,13 +56,14 @@ class Reconciliation:
             audit = await workflow.execute_activity_method(
                 ReconciliationActivities.audit_ledger, AuditLedger(now=workflow.now()), **policies.RECONCILIATION
             )
-        payments = refunds = subscriptions = 0
+        payments = refunds = subscriptions = operations = 0
         if command.restart_lost_workflows:
             # Payments first: a subscription that is started below takes over its own.
             payments = await self._restart(ReconciliationActivities.restart_payments, command.max_restarts)
             refunds = await self._restart(ReconciliationActivities.restart_refunds, command.max_restarts)
             subscriptions = await self._restart(ReconciliationActivities.restart_subscriptions, command.max_restarts)
-        if not audit.is_balanced or payments or refunds or subscriptions:
+            operations = await self._restart(ReconciliationActivities.cancel_lost_operations, command.max_restarts)
+        if not audit.is_balanced or payments or refunds or subscriptions or operations:
             workflow.upsert_search_attributes([names.NEEDS_ATTENTION_KEY.value_set(True)])
         return ReconciliationOutcome(
             balance_mismatches=audit.balance_mismatches,
@@ -71,6 +72,7 @@ class Reconciliation:
             payments_restarted=payments,
             refunds_restarted=refunds,
             subscriptions_restarted=subscriptions,
+            operations_cancelled=operations,
         )
 
     async def _deliver_pending_webhooks(self) -> int:

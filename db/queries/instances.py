@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -17,6 +17,8 @@ from db.models.identity import User
 from db.models.instances import Installation, Instance, InstanceOperation
 from db.models.subscriptions import Subscription
 from workflows.rules.instance import InstanceStatus
+
+_UNFINISHED = ("pending", "running")
 
 
 async def get_instance(session: AsyncSession, instance_id: str, *, lock: bool = False) -> Instance | None:
@@ -94,8 +96,45 @@ async def cancel_unfinished_operations(
         .where(
             InstanceOperation.instance_id == instance_id,
             InstanceOperation.id != except_id,
-            InstanceOperation.status.in_(("pending", "running")),
+            InstanceOperation.status.in_(_UNFINISHED),
         )
+        .values(status="cancelled", message=message, finished_at=at)
+    )
+
+
+async def list_unfinished_operations(
+    session: AsyncSession, *, after: str, limit: int, minimum_age: timedelta
+) -> Sequence[InstanceOperation]:
+    """Return operations that have not ended, but deletions, by id, from the first id above ``after``.
+
+    Args:
+        minimum_age: How long ago, by the database's clock, they were ordered at least.
+    """
+    operations = await session.scalars(
+        select(InstanceOperation)
+        .where(
+            InstanceOperation.id > after,
+            InstanceOperation.status.in_(_UNFINISHED),
+            InstanceOperation.kind != "delete",
+            InstanceOperation.created_at < func.now() - minimum_age,
+        )
+        .order_by(InstanceOperation.id)
+        .limit(limit)
+    )
+    return operations.all()
+
+
+async def unfinished_operations_among(session: AsyncSession, ids: Collection[str]) -> set[str]:
+    """Return those of the operations ``ids`` that have not ended."""
+    query = select(InstanceOperation.id).where(InstanceOperation.id.in_(ids), InstanceOperation.status.in_(_UNFINISHED))
+    return set((await session.scalars(query)).all())
+
+
+async def cancel_operations(session: AsyncSession, ids: Collection[str], *, message: str, at: datetime) -> None:
+    """Cancel those of the operations ``ids`` that have not ended."""
+    await session.execute(
+        update(InstanceOperation)
+        .where(InstanceOperation.id.in_(ids), InstanceOperation.status.in_(_UNFINISHED))
         .values(status="cancelled", message=message, finished_at=at)
     )
 

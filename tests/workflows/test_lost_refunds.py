@@ -94,6 +94,7 @@ async def lost_refunds(temporal: TemporalFixture, payments: PaymentFixture) -> A
             reconciliation.restart_payments,
             reconciliation.restart_refunds,
             reconciliation.restart_subscriptions,
+            reconciliation.cancel_lost_operations,
             payments.refund_activities.reserve,
             payments.refund_activities.send,
         ],

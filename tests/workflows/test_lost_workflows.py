@@ -304,6 +304,7 @@ async def test_the_scheduled_reconciliation_restarts_a_lost_workflow(
             reconciliation.restart_payments,
             reconciliation.restart_refunds,
             reconciliation.restart_subscriptions,
+            reconciliation.cancel_lost_operations,
         ],
     ):
         outcome = await temporal.client.execute_workflow(

@@ -16,7 +16,7 @@ class ReconciliationInput:
     Attributes:
         audit_ledger: Add up the books, which reads every entry.
         restart_lost_workflows: Start the workflows again that payments in flight, pending refunds and subscriptions
-            have lost.
+            have lost, and cancel operations on instances that have lost theirs.
         max_restarts: How many of each at most; the next one goes on. To restart more at once, start the workflow by
             hand with a larger number.
     """
@@ -34,6 +34,7 @@ class ReconciliationOutcome:
     payments_restarted: int = 0
     refunds_restarted: int = 0
     subscriptions_restarted: int = 0
+    operations_cancelled: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,11 +72,11 @@ class WebhookDeliveryOutcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestartLostWorkflows:
-    """One page of payments, refunds or subscriptions, by id.
+    """One page of payments, refunds, subscriptions or operations, by id.
 
     Attributes:
         after: The last id of the page before; empty for the first page.
-        max_restarts: How many workflows the page starts at most.
+        max_restarts: How many workflows the page starts at most. Operations are cancelled without a limit.
         limit: How many of them the page has.
     """
 
@@ -87,7 +88,9 @@ class RestartLostWorkflows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestartOutcome:
-    """``last_id``: where the next page begins; None after the last one."""
+    """What one page has restarted, or cancelled of operations. ``last_id``: where the next page begins; None after the
+    last one.
+    """
 
     restarted: int
     last_id: str | None
@@ -125,5 +128,14 @@ class ReconciliationActivities(Protocol):
         """Start the workflow again of each subscription that has not ended and whose workflow does not run.
 
         The administrators get a mail first. A running workflow is left alone.
+        """
+        ...
+
+    @activity.defn(name="reconciliation.cancel_lost_operations")
+    async def cancel_lost_operations(self, command: RestartLostWorkflows) -> RestartOutcome:
+        """Cancel each operation on an instance that has not ended for a while and whose workflow does not run.
+
+        It is not repeated: the customer may have ordered another one since. A deletion is left to its subscription,
+        which repeats it. The administrators get a mail first.
         """
         ...
