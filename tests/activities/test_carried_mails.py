@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tests.activities.test_carried_debt import account_with_card, carried  # noqa: F401 - fixtures
+from tests.activities.test_carried_debt import account_with_card, carried, set_minimum_charge  # noqa: F401 - fixtures
 from tests.activities.test_data_deletion_mails import sent_text
-from tests.support.billing_commands import top_up
+from tests.support.billing_commands import collect, plan_change_command, top_up
 from tests.support.billing_fixture import BillingFixture, OpenedSubscription
 from workflows.rules.notifications import NotificationKind
 
@@ -36,6 +36,33 @@ async def test_an_order_names_what_is_reserved_and_what_is_carried(account_with_
     ready = await sent_text(billing, NotificationKind.SERVICE_READY)
     assert "Charged: US$0.15" in ready
     assert "Added to the next payment: US$0.05" in ready
+
+
+async def test_a_recovery_names_what_is_paid_and_what_is_carried(account_with_card: BillingFixture) -> None:  # noqa: F811
+    billing = account_with_card
+    await billing.execute("UPDATE coupons SET duration = 'forever'")
+    ordered = await billing.create_active_subscription(coupon="SMALL")
+    await billing.execute("UPDATE payment_methods SET detached_at = created_at")
+    await billing.billing_activities.start_period(billing.start_period_command(ordered))
+    await billing.execute("UPDATE payment_methods SET detached_at = NULL")
+    await top_up(billing, 5)
+    assert (await collect(billing, ordered)).paid
+    recovered = await sent_text(billing, NotificationKind.SUBSCRIPTION_RECOVERED)
+    assert "We received US$0.05." in recovered
+    assert "Added to the next payment: US$0.15" in recovered
+
+
+async def test_a_plan_change_names_what_is_charged_and_what_is_carried(account_with_card: BillingFixture) -> None:  # noqa: F811
+    billing = account_with_card
+    await top_up(billing, 600)
+    ordered = await billing.create_active_subscription()
+    set_minimum_charge(billing, 5_000)
+    changed = await billing.billing_activities.change_plan(plan_change_command(ordered, "pro"))
+    assert changed.card is None
+    assert await billing.balance("debt") == -916
+    text = await sent_text(billing, NotificationKind.PLAN_CHANGED)
+    assert "Charged now: US$1.00" in text
+    assert "Added to the next payment: US$9.16" in text
 
 
 async def test_an_order_names_the_debt_that_its_card_is_charged_for(

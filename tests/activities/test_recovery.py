@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from activities.recovery import PostgresRecoveryActivities
+from db.queries import workflow_recovery
 from tests.support.billing_commands import (
     DAY,
     TEN_DAYS_AFTER_ORDER,
     change_status_command,
     collect_command,
+    create_past_due_subscriptions,
     plan_change_command,
+    start_first_period_with_card,
     top_up,
     usd,
 )
-from tests.support.billing_fixture import ORGANIZATION, BillingFixture, insert_card_payment, insert_payment_method
+from tests.support.billing_fixture import (
+    ORDERED_AT,
+    ORGANIZATION,
+    BillingFixture,
+    insert_card_payment,
+    insert_payment_method,
+)
 from workflows.ports.billing import ApplyCardPayment
 from workflows.ports.recovery import LoadRecovery, Recovery, ResumeCollection
+from workflows.rules.order_payments import pays_unfinished_order
 from workflows.rules.renewal import PeriodKind, PeriodOutcome
 from workflows.rules.subscription import SubscriptionStatus
 
@@ -31,15 +44,25 @@ async def _hold_statuses(billing: BillingFixture) -> list[str]:
     return [row["status"] for row in await billing.query("SELECT status FROM holds ORDER BY id")]
 
 
-async def _insert_payment(
-    billing: BillingFixture, subscription_id: str, invoice_id: str, method: str, decline_code: str
-) -> None:
-    await billing.execute(
-        "INSERT INTO payments (id, organization_id, subscription_id, invoice_id, purpose, gateway, amount_minor,"
-        " currency, status, decline_code, payment_method_id, idempotency_key, workflow_id, created_at, updated_at)"
-        f" VALUES ('pay_failed', '{ORGANIZATION}', '{subscription_id}', '{invoice_id}', 'invoice', 'stripe', 500,"
-        f" 'USD', 'failed', '{decline_code}', '{method}', 'pay_failed:1', 'payment/pay_failed', now(), now())"
-    )
+async def _insert_payment(billing: BillingFixture, subscription_id: str, amount: int, **columns: Any) -> None:
+    """Insert the row of a card payment, without its ledger transaction."""
+    values = {
+        "id": "pay_1",
+        "organization_id": ORGANIZATION,
+        "subscription_id": subscription_id,
+        "purpose": "invoice",
+        "gateway": "stripe",
+        "amount_minor": amount,
+        "currency": "USD",
+        "idempotency_key": "pay_1:1",
+        "workflow_id": "payment/pay_1",
+        "created_at": ORDERED_AT,
+        "updated_at": ORDERED_AT,
+        **columns,
+    }
+    places = ", ".join(f":{name}" for name in values)
+    async with billing.sessions.begin() as session:
+        await session.execute(text(f"INSERT INTO payments ({', '.join(values)}) VALUES ({places})"), values)
 
 
 async def test_a_subscription_at_rest_leaves_nothing_to_settle(billing: BillingFixture) -> None:
@@ -175,8 +198,15 @@ async def test_a_debt_remembers_its_attempts_and_whether_its_card_was_declined_f
     collect = collect_command(ordered, opened)
     await billing.billing_activities.collect_invoice(collect)
     declined = await insert_payment_method(billing.sessions)
-    assert opened.invoice_id is not None
-    await _insert_payment(billing, ordered.id, opened.invoice_id, declined, decline_code)
+    await _insert_payment(
+        billing,
+        ordered.id,
+        500,
+        invoice_id=opened.invoice_id,
+        status="failed",
+        decline_code=decline_code,
+        payment_method_id=declined,
+    )
     if not charged_first:
         await billing.execute("UPDATE payment_methods SET is_default = false")
         await insert_payment_method(billing.sessions)
@@ -204,26 +234,25 @@ async def test_the_instance_is_as_its_row_says(billing: BillingFixture, status: 
     assert loaded == replace(expected, has_plan_resources=False)
 
 
-async def _insert_credited_payment(billing: BillingFixture, subscription_id: str, invoice_id: str, amount: int) -> None:
-    """Insert a card payment of an invoice that a webhook completed while nothing awaited it: it is wallet credit."""
-    await top_up(billing, amount)
-    await billing.execute(
-        "INSERT INTO payments (id, organization_id, subscription_id, invoice_id, purpose, gateway, amount_minor,"
-        " currency, captured_minor, status, credited_to_wallet, idempotency_key, workflow_id, created_at, updated_at)"
-        f" VALUES ('pay_credited', '{ORGANIZATION}', '{subscription_id}', '{invoice_id}', 'invoice', 'stripe',"
-        f" {amount}, 'USD', {amount}, 'succeeded', true, 'pay_credited:1', 'payment/pay_credited', now(), now())"
-    )
-
-
 async def test_the_end_of_a_trial_whose_payment_a_webhook_completed_charges_no_card(billing: BillingFixture) -> None:
     await top_up(billing, 100)
     await insert_payment_method(billing.sessions)
     ordered = await billing.create_active_subscription("trial")
     command = billing.start_period_command(ordered, kind=PeriodKind.TRIAL_END)
     drafted = await billing.billing_activities.start_period(command)
-    assert drafted.invoice_id is not None
     assert drafted.card_charge is not None
-    await _insert_credited_payment(billing, ordered.id, drafted.invoice_id, drafted.card_charge.amount.amount_minor)
+    # A webhook has completed the payment while nothing awaited it: it is wallet credit.
+    amount = drafted.card_charge.amount.amount_minor
+    await top_up(billing, amount)
+    await _insert_payment(
+        billing,
+        ordered.id,
+        amount,
+        invoice_id=drafted.invoice_id,
+        status="succeeded",
+        captured_minor=amount,
+        credited_to_wallet=True,
+    )
     resume = ResumeCollection(subscription_id=ordered.id, now=ordered.period.end)
     assert (await _recovery(billing).resume_collection(resume)).card_charge is None
     paid = await billing.billing_activities.start_period(command)
@@ -231,6 +260,19 @@ async def test_the_end_of_a_trial_whose_payment_a_webhook_completed_charges_no_c
     assert (await billing.balance(), await billing.balance("held")) == (0, 0)
     await billing.assert_ledger_balanced()
     await billing.assert_allocations_match_invoices()
+
+
+async def test_credit_that_arrived_while_the_workflow_was_lost_is_left_to_the_older_debt(
+    billing: BillingFixture,
+) -> None:
+    older, younger = await create_past_due_subscriptions(billing, "starter", "starter")
+    await top_up(billing, 500)
+    for ordered, status in ((younger, SubscriptionStatus.PAST_DUE), (older, SubscriptionStatus.ACTIVE)):
+        outcome = await _recovery(billing).resume_collection(
+            ResumeCollection(subscription_id=ordered.id, now=ordered.period.end + 2 * DAY)
+        )
+        assert outcome.state.status is status
+    assert await billing.balance() == 0
 
 
 @pytest.mark.parametrize("held", [0, 100])
@@ -251,3 +293,43 @@ async def test_a_debt_is_paid_by_credit_that_arrived_while_the_workflow_was_lost
     assert (await billing.balance(), await billing.balance("held")) == (0, 0)
     await billing.assert_ledger_balanced()
     await billing.assert_allocations_match_invoices()
+
+
+@pytest.mark.parametrize("is_paid", [False, True])
+async def test_an_order_needs_its_authorization_until_its_first_invoice_is_paid(
+    billing: BillingFixture, is_paid: bool
+) -> None:
+    if is_paid:
+        await top_up(billing, 500)
+        ordered = await billing.create_active_subscription()
+    else:
+        await insert_payment_method(billing.sessions)
+        ordered, _ = await start_first_period_with_card(billing)
+    await _insert_payment(billing, ordered.id, 500, purpose="order", status="authorized")
+    async with billing.sessions() as session:
+        facts = await workflow_recovery.get_purpose_facts(session, "pay_1")
+        ((payment, listed),) = await workflow_recovery.list_in_flight_payments(
+            session, after="", limit=10, minimum_age=timedelta()
+        )
+    assert (payment.payment_id, listed) == ("pay_1", facts)
+    assert pays_unfinished_order(facts) is not is_paid
+
+
+@pytest.mark.parametrize("is_offered", [True, False])
+@pytest.mark.parametrize("is_tried", [True, False])
+async def test_a_payment_method_is_untried_until_a_payment_follows_its_offer(
+    billing: BillingFixture, is_offered: bool, is_tried: bool
+) -> None:
+    ordered, _ = await billing.create_past_due_subscription()
+    method = await insert_payment_method(billing.sessions)
+    if is_offered:
+        await billing.execute("UPDATE payment_methods SET offered_at = now() - interval '1 hour'")
+    requested_at = datetime.now(UTC) - (timedelta() if is_tried else 2 * timedelta(hours=1))
+    await _insert_payment(
+        billing, ordered.id, 500, status="failed", payment_method_id=method, gateway_requested_at=requested_at
+    )
+    loaded = await _recovery(billing).load(LoadRecovery(subscription_id=ordered.id))
+    assert loaded.has_untried_payment_method is (is_offered and not is_tried)
+    await billing.execute("UPDATE payment_methods SET is_default = false, detached_at = now()")
+    loaded = await _recovery(billing).load(LoadRecovery(subscription_id=ordered.id))
+    assert not loaded.has_untried_payment_method
