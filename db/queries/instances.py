@@ -18,7 +18,7 @@ from db.models.instances import Installation, Instance, InstanceOperation
 from db.models.subscriptions import Subscription
 from workflows.rules.instance import InstanceStatus
 
-_UNFINISHED = ("pending", "running")
+_UNFINISHED_STATUSES = ("pending", "running")
 
 
 async def get_instance(session: AsyncSession, instance_id: str, *, lock: bool = False) -> Instance | None:
@@ -96,7 +96,7 @@ async def cancel_unfinished_operations(
         .where(
             InstanceOperation.instance_id == instance_id,
             InstanceOperation.id != except_id,
-            InstanceOperation.status.in_(_UNFINISHED),
+            InstanceOperation.status.in_(_UNFINISHED_STATUSES),
         )
         .values(status="cancelled", message=message, finished_at=at)
     )
@@ -114,7 +114,7 @@ async def list_unfinished_operations(
         select(InstanceOperation)
         .where(
             InstanceOperation.id > after,
-            InstanceOperation.status.in_(_UNFINISHED),
+            InstanceOperation.status.in_(_UNFINISHED_STATUSES),
             InstanceOperation.kind != "delete",
             InstanceOperation.created_at < func.now() - minimum_age,
         )
@@ -126,7 +126,9 @@ async def list_unfinished_operations(
 
 async def unfinished_operations_among(session: AsyncSession, ids: Collection[str]) -> set[str]:
     """Return those of the operations ``ids`` that have not ended."""
-    query = select(InstanceOperation.id).where(InstanceOperation.id.in_(ids), InstanceOperation.status.in_(_UNFINISHED))
+    query = select(InstanceOperation.id).where(
+        InstanceOperation.id.in_(ids), InstanceOperation.status.in_(_UNFINISHED_STATUSES)
+    )
     return set((await session.scalars(query)).all())
 
 
@@ -134,7 +136,7 @@ async def cancel_operations(session: AsyncSession, ids: Collection[str], *, mess
     """Cancel those of the operations ``ids`` that have not ended."""
     await session.execute(
         update(InstanceOperation)
-        .where(InstanceOperation.id.in_(ids), InstanceOperation.status.in_(_UNFINISHED))
+        .where(InstanceOperation.id.in_(ids), InstanceOperation.status.in_(_UNFINISHED_STATUSES))
         .values(status="cancelled", message=message, finished_at=at)
     )
 

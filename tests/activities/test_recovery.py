@@ -324,9 +324,9 @@ async def test_a_payment_method_is_untried_until_a_payment_follows_its_offer(
     method = await insert_payment_method(billing.sessions)
     if is_offered:
         await billing.execute("UPDATE payment_methods SET offered_at = now() - interval '1 hour'")
-    requested_at = datetime.now(UTC) - (timedelta() if is_tried else 2 * timedelta(hours=1))
+    gateway_requested_at = datetime.now(UTC) - (timedelta() if is_tried else 2 * timedelta(hours=1))
     await _insert_payment(
-        billing, ordered.id, 500, status="failed", payment_method_id=method, gateway_requested_at=requested_at
+        billing, ordered.id, 500, status="failed", payment_method_id=method, gateway_requested_at=gateway_requested_at
     )
     loaded = await _recovery(billing).load(LoadRecovery(subscription_id=ordered.id))
     assert loaded.has_untried_payment_method is (is_offered and not is_tried)

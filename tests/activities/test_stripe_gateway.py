@@ -219,12 +219,12 @@ async def test_a_refund_whose_answer_was_lost_is_found(gateway: StripeGateway, s
     fault(stripe, "lost_reply")
     with pytest.raises(GatewayUnavailable):
         await gateway.refund(paid.reference, money(400), refund_id="re_2", key=unique("refund"))
-    found = await gateway.find_refund(paid.reference, "re_2")
-    assert found is not None
-    assert found.status is RefundStatus.SUCCEEDED
+    refund = await gateway.find_refund(paid.reference, "re_2")
+    assert refund is not None
+    assert refund.status is RefundStatus.SUCCEEDED
     first = await gateway.find_refund(paid.reference, "re_1")
     assert first is not None
-    assert first.reference != found.reference
+    assert first.reference != refund.reference
 
 
 async def test_a_refund_that_is_on_its_way_is_asked_for_again(gateway: StripeGateway) -> None:

@@ -61,7 +61,7 @@ class LostPayments:
         await run_activity(self.methods.attach, AttachPaymentMethod(command=command, now=datetime.now(UTC)))
         return command.payment_method_id
 
-    async def make_default(self, payment_method_id: str) -> None:
+    async def set_default_payment_method(self, payment_method_id: str) -> None:
         command = MakePaymentMethodDefault(
             default_change_id=TemporalFixture.unique_id("default"),
             payment_method_id=payment_method_id,

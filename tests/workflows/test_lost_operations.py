@@ -73,7 +73,9 @@ async def test_operations_that_are_young_or_running_and_deletions_are_left_alone
         assert (await _cancel_lost(instances, temporal)).restarted == 0
     finally:
         await handle.terminate()
-    assert {(await instances.operation(kept))["status"] for kept in (young, deletion, running)} == {"pending"}
+    assert {(await instances.operation(operation_id))["status"] for operation_id in (young, deletion, running)} == {
+        "pending"
+    }
     assert await instances.alerts() == []
 
 

@@ -55,7 +55,7 @@ async def test_a_card_that_became_the_default_meanwhile_is_tried_once(lost: Lost
     subscription = await _create_debt(lost, days=8)
     before = await _count_charges(lost, subscription)
     await lost.lose(subscription)
-    await lost.make_default(backup)
+    await lost.set_default_payment_method(backup)
     await _restart(lost, subscription)
     payments = sorted(await lost.payments(subscription), key=lambda row: row["gateway_requested_at"])
     assert [row["payment_method_id"] for row in payments[before:]] == [backup, default]
