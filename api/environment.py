@@ -194,6 +194,11 @@ def is_deployed(info: ValidationInfo) -> bool:
     return info.data.get("environment", "production") in DEPLOYED_ENVIRONMENTS
 
 
+def is_production(info: ValidationInfo) -> bool:
+    """Whether money is real: `is_deployed` without ``staging``, which may use the test modes of gateways."""
+    return is_deployed(info) and info.data.get("environment") != "staging"
+
+
 def split_list(value: Any) -> Any:
     """Read ``a, b`` or a JSON list; anything but text passes through."""
     if not isinstance(value, str):
@@ -251,6 +256,19 @@ def check_http_url(value: str | None) -> str | None:
         return None
     parse_http_url(value)
     return value.rstrip("/")
+
+
+def check_service_url(value: str | None, info: ValidationInfo) -> str | None:
+    """As `check_http_url`, for a service that is sent keys: where customers are real, over TLS and not a stand-in."""
+    url = check_http_url(value)
+    if url is None or not is_deployed(info):
+        return url
+    parts = urlsplit(url)
+    if parts.scheme != "https":
+        raise ValueError(f"is {url}: keys and payments would travel in clear text. Set an address with https://")
+    if is_loopback(parts.hostname or ""):
+        raise ValueError(f"is {url}, a stand-in on this machine. Leave it unset for the service's own address")
+    return url
 
 
 def check_origin(value: str) -> str:

@@ -27,6 +27,11 @@ from api.environment import (
     load,
     split_list,
 )
+from api.gateway_secrets import (
+    check_midtrans_server_key,
+    check_razorpay_webhook_secret,
+    check_stripe_webhook_secret,
+)
 from db.encryption import FieldEncryption
 from workflows.settings import TemporalSettings, parse_encryption_keys
 
@@ -122,6 +127,21 @@ class ApiSettings(EnvironmentSettings):
     def _require_webhook_secret(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
         if is_deployed(info) and not (value and value.get_secret_value()):
             raise ValueError("is not set: it verifies Stripe's webhooks. Set the endpoint's signing secret")
+        check_stripe_webhook_secret(value.get_secret_value() if value else "", info)
+        return value
+
+    @field_validator("midtrans_server_key")
+    @classmethod
+    def _require_midtrans_production_key(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if value is not None:
+            check_midtrans_server_key(value.get_secret_value(), info)
+        return value
+
+    @field_validator("razorpay_webhook_secret")
+    @classmethod
+    def _require_razorpay_secret(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if value is not None:
+            check_razorpay_webhook_secret(value.get_secret_value(), info)
         return value
 
     @field_validator("rate_limit")

@@ -21,12 +21,13 @@ from api.environment import (
     check_base_domain,
     check_database_url,
     check_host_and_port,
-    check_http_url,
     check_mail_address,
     check_mail_sender,
     check_public_url,
+    check_service_url,
     is_deployed,
 )
+from api.gateway_secrets import check_stripe_key
 from api.settings import check_encryption_key
 from workflows.settings import TemporalSettings, parse_encryption_keys
 
@@ -43,7 +44,7 @@ class WorkerSettings(EnvironmentSettings):
     )
     temporal_namespace: str = "default"
     encryption_key: SecretStr = SecretStr("")
-    stripe_url: Annotated[str | None, AfterValidator(check_http_url)] = None
+    stripe_url: Annotated[str | None, AfterValidator(check_service_url)] = None
     stripe_api_key: SecretStr = SecretStr("")
     smtp_host: str = "127.0.0.1"
     smtp_port: Annotated[int, Field(ge=1, le=65_535)] = 25
@@ -93,6 +94,7 @@ class WorkerSettings(EnvironmentSettings):
     def _require_gateway_key(cls, value: SecretStr, info: ValidationInfo) -> SecretStr:
         if is_deployed(info) and not value.get_secret_value():
             raise ValueError("is not set: no payment could be collected. Set Stripe's secret key")
+        check_stripe_key(value.get_secret_value(), info)
         return value
 
     @field_validator("smtp_security")

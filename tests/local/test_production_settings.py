@@ -44,8 +44,8 @@ COMPLETE = {
     "worker": SHARED
     | {
         "BERTH_WORKER_DATABASE_URL": "postgresql+psycopg://berth_worker@127.0.0.1:9/berth",
-        "BERTH_STRIPE_API_KEY": "sk_test_0123456789",
-        "BERTH_STRIPE_URL": "http://127.0.0.1:9",
+        "BERTH_STRIPE_API_KEY": "sk_live_0123456789",
+        "BERTH_STRIPE_URL": "https://stripe.invalid",
         "BERTH_SMTP_SECURITY": "starttls",
         "BERTH_MAIL_FROM": "Berth <billing@berth.company.com>",
     },
@@ -123,6 +123,10 @@ def test_nothing_set_names_every_missing_and_unsafe_setting(module: str, environ
         ("api", "BERTH_PORT", "abc", "BERTH_PORT must be a valid integer."),
         ("api", "BERTH_RATE_LIMIT", "maybe", "BERTH_RATE_LIMIT must be 'on' or 'off'."),
         ("worker", "BERTH_SUPPORT_EMAIL", "help@example.com", "BERTH_SUPPORT_EMAIL is help@example.com, a placeholder"),
+        ("worker", "BERTH_STRIPE_API_KEY", "sk_test_0123456789", "BERTH_STRIPE_API_KEY is a key of Stripe's test mode"),
+        ("worker", "BERTH_STRIPE_URL", "http://stripe.invalid", "BERTH_STRIPE_URL is http://stripe.invalid: keys and"),
+        ("api", "BERTH_STRIPE_WEBHOOK_SECRET", "whsec_sandbox", "BERTH_STRIPE_WEBHOOK_SECRET is not a signing secret"),
+        ("api", "BERTH_MIDTRANS_SERVER_KEY", "SB-Mid-server-0123456789", "BERTH_MIDTRANS_SERVER_KEY is a key of Mid"),
         ("api", "BERTH_JWT_SECRET_FILE", "/no/such/file", "BERTH_JWT_SECRET_FILE names a file that cannot be read"),
     ],
 )

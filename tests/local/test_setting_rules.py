@@ -82,6 +82,45 @@ def test_a_malformed_setting_of_the_worker_is_one_fault(name: str, value: str, e
 
 
 @pytest.mark.parametrize(
+    ("settings", "name", "value", "expected"),
+    [
+        (WorkerSettings, "BERTH_STRIPE_API_KEY", "rk_test_0123456789", "is a key of Stripe's test mode"),
+        (WorkerSettings, "BERTH_STRIPE_API_KEY", "pk_live_0123456789", "is not a secret key of Stripe"),
+        (WorkerSettings, "BERTH_STRIPE_URL", "http://127.0.0.1:9", "is http://127.0.0.1:9: keys and payments would"),
+        (WorkerSettings, "BERTH_STRIPE_URL", "https://localhost:9/", "is https://localhost:9, a stand-in"),
+        (ApiSettings, "BERTH_STRIPE_WEBHOOK_SECRET", "0123456789abcdef", "is not a signing secret of Stripe"),
+        (ApiSettings, "BERTH_MIDTRANS_SERVER_KEY", "Mid-server", "is too short: webhooks could be forged"),
+        (ApiSettings, "BERTH_RAZORPAY_WEBHOOK_SECRET", "secret", "is too short: webhooks could be forged"),
+    ],
+)
+def test_production_refuses_stand_ins_and_test_modes_of_gateways(
+    settings: type[EnvironmentSettings], name: str, value: str, expected: str
+) -> None:
+    fault = fault_of(settings, **{name: value})
+    assert fault.startswith(f"{name} {expected}")
+    assert name.endswith("URL") or value not in fault
+
+
+def test_staging_may_use_the_test_modes_of_gateways_but_no_clear_text() -> None:
+    api = COMPLETE["api"] | {"BERTH_ENVIRONMENT": "staging", "BERTH_MIDTRANS_SERVER_KEY": "SB-Mid-server-0123456789"}
+    worker = COMPLETE["worker"] | {"BERTH_ENVIRONMENT": "staging", "BERTH_STRIPE_API_KEY": "sk_test_0123456789"}
+    assert check_environment(ApiSettings, api) == []
+    assert check_environment(WorkerSettings, worker) == []
+    (fault,) = check_environment(WorkerSettings, worker | {"BERTH_STRIPE_URL": "http://stripe.invalid"})
+    assert fault.startswith("BERTH_STRIPE_URL is http://stripe.invalid: keys and payments")
+    (fault,) = check_environment(WorkerSettings, worker | {"BERTH_STRIPE_API_KEY": "pk_test_0123456789"})
+    assert fault.startswith("BERTH_STRIPE_API_KEY is not a secret key of Stripe")
+
+
+@pytest.mark.parametrize("key", ["sk_live_0123456789", "rk_live_0123456789"])
+def test_production_accepts_secret_and_restricted_keys_of_the_live_mode(key: str) -> None:
+    complete = COMPLETE["worker"] | {"BERTH_STRIPE_API_KEY": key, "BERTH_STRIPE_URL": ""}
+    assert check_environment(WorkerSettings, complete) == []
+    others = {"BERTH_MIDTRANS_SERVER_KEY": "Mid-server-0123456789", "BERTH_RAZORPAY_WEBHOOK_SECRET": "0123456789abcdef"}
+    assert check_environment(ApiSettings, COMPLETE["api"] | others) == []
+
+
+@pytest.mark.parametrize(
     "url",
     [
         "postgresql+psycopg://berth_api:p#ss?word@db:5432/berth",
