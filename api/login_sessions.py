@@ -15,7 +15,7 @@ from api.ids import generate_id, generate_secret, hash_token
 from api.schemas.identity import TokensOut
 from api.tokens import Caller
 from db.queries import identity
-from db.queries.identity import RefreshTokenRecord
+from db.queries.identity import CredentialsRecord, RefreshTokenRecord
 
 MAX_USER_AGENT_LENGTH = 300
 DEFAULT_ROLE = "USER"
@@ -56,11 +56,11 @@ async def login(ctx: AppContext, email: str, password: str, visitor: ClientInfo)
     """
     async with transaction(ctx, None) as session:
         credentials = await identity.find_credentials(session, email.strip())
-    await rate_limit_by_email(ctx, "login", credentials.email if credentials else email)
+    rejection = await rate_limit_account(ctx, credentials, email, visitor.address)
     # No transaction waits for the hashing, and an unknown address takes as long as a credentials one.
     right, renewed = await ctx.passwords.verify(password, credentials.password_hash if credentials else None)
     if credentials is None or not right or credentials.disabled_at is not None:
-        raise invalid_credentials_error()
+        raise rejection or invalid_credentials_error()
     at = datetime.now(UTC)
     caller = Caller(
         user_id=credentials.user_id,
@@ -97,7 +97,46 @@ async def login(ctx: AppContext, email: str, password: str, visitor: ClientInfo)
             at=at,
             expires_at=expires_at,
         )
+    await remember_address(ctx, caller.user_id, visitor.address)
     return _token_response(ctx, caller, refresh_token, at)
+
+
+async def rate_limit_account(
+    ctx: AppContext, credentials: CredentialsRecord | None, email: str, address: str
+) -> ApiError | None:
+    """Count one try to sign in to an account, whatever address it comes from.
+
+    Anyone can use up the limit of an account and would so keep its owner out. The right password is therefore accepted
+    beyond it: from an address that the owner came from before, and for a few tries from any address that is new to the
+    account. A wrong one is answered as if it had not been looked at. All of it applies to unknown accounts as well.
+
+    Returns:
+        None within the limit; the error that answers a wrong password beyond it.
+
+    Raises:
+        ApiError: 429 ``RATE_LIMITED``: the password is not looked at.
+    """
+    try:
+        await rate_limit_by_email(ctx, "login", credentials.email if credentials else email)
+    except ApiError as rejection:
+        limits, network = ctx.rate_limits, ratelimit.limited_network(address)
+        account = credentials.user_id if credentials else hash_token(email.strip().lower())
+        if (
+            await limits.is_marked(ratelimit.KNOWN_ADDRESS, account, network)
+            # An address without tries left does not use up those of the others.
+            or (
+                await limits.count(ratelimit.SIGN_IN_OF_NEW_ADDRESS, account, network)
+                and await limits.count(ratelimit.SIGN_IN_OF_NEW_ADDRESSES, account)
+            )
+        ):
+            return rejection
+        raise
+    return None
+
+
+async def remember_address(ctx: AppContext, user_id: str, address: str) -> None:
+    """Remember that the owner of an account came from ``address``: they knew its password or opened its mail."""
+    await ctx.rate_limits.mark(ratelimit.KNOWN_ADDRESS, user_id, ratelimit.limited_network(address))
 
 
 async def rotate_refresh_token(ctx: AppContext, token: str) -> TokensOut:

@@ -1,20 +1,28 @@
-"""How often one may ask: by user where one is known, by address otherwise; sign-in by both and more strictly."""
+"""How often one may ask: by user where one is known, by address otherwise; sign-in by both and more strictly.
+
+What reaches others is limited as well: mails to one recipient, and the declined cards of one organization.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import math
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from ipaddress import IPv6Address, IPv6Network, ip_address
+from typing import TypeVar
 
 import structlog
-from limits import RateLimitItem, RateLimitItemPerMinute
+from limits import RateLimitItem, RateLimitItemPerHour, RateLimitItemPerMinute
 from limits.aio.storage import Storage
 from limits.aio.strategies import MovingWindowRateLimiter
 from limits.errors import StorageError
 from limits.storage import storage_from_string
 
 from api.errors import ApiError
+
+T = TypeVar("T")
 
 log = structlog.get_logger("api.ratelimit")
 
@@ -26,6 +34,23 @@ RETRY_SECONDS = 5.0
 AUTH = RateLimitItemPerMinute(5, namespace="auth")
 API = RateLimitItemPerMinute(100, namespace="api")
 ADMIN = RateLimitItemPerMinute(200, namespace="admin")
+
+SIGN_IN_OF_NEW_ADDRESS = RateLimitItemPerHour(3, namespace="sign-in-of-new-address")
+SIGN_IN_OF_NEW_ADDRESSES = RateLimitItemPerHour(60, namespace="sign-in-of-new-addresses")
+"""Tries that one address, and all together, have for one account while the tries of others use up its `AUTH` limit."""
+KNOWN_ADDRESS = RateLimitItemPerHour(1, 90 * 24, namespace="known-address")
+"""Not a limit but a mark: an address from which the owner of an account came, remembered for 90 days."""
+
+RESET_MAILS = RateLimitItemPerHour(3, namespace="reset-mails")
+VERIFICATION_MAILS = RateLimitItemPerHour(5, namespace="verification-mails")
+"""Mails to one recipient that others can cause."""
+
+DECLINED_CARDS = RateLimitItemPerHour(20, namespace="declined-cards")
+DECLINED_CARDS_UNVERIFIED = RateLimitItemPerHour(5, namespace="declined-cards-unverified")
+DECLINED_CARDS_OF_ADDRESS = RateLimitItemPerHour(20, namespace="declined-cards-of-address")
+CARDS_UNVERIFIED = RateLimitItemPerMinute(20, namespace="cards-unverified")
+"""Cards of one organization: declined ones, while its user's mail address is unverified fewer, also of all such
+organizations at one address; and tries at the same time, none of which is declined yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,32 +82,85 @@ class RateLimiter:
         self._retry_at = 0.0
 
     async def consume(self, limit: RateLimitItem, *key: str) -> RateLimitStatus | None:
-        """Count one request of ``who``.
+        """Count one request of ``key``.
 
         Raises:
             ApiError: 429 ``RATE_LIMITED``, with when to come back.
         """
         if self._limiter is None:
             return None
+        allowed, status = await self._ask(self._limiter, lambda limiter: _count(limiter, limit, key))
+        if not allowed:
+            raise _rate_limited_error(status)
+        return status
+
+    async def require_left(self, limit: RateLimitItem, *key: str) -> None:
+        """Refuse if the limit is used up, without counting.
+
+        Raises:
+            ApiError: 429 ``RATE_LIMITED``, with when to come back.
+        """
+        if self._limiter is None:
+            return
+        status = await self._ask(self._limiter, lambda limiter: _status(limiter, limit, key))
+        if status.remaining == 0:
+            raise _rate_limited_error(status)
+
+    async def count(self, limit: RateLimitItem, *key: str) -> bool:
+        """Count one event, and return whether it is within the limit."""
+        if self._limiter is None:
+            return True
+        return await self._ask(self._limiter, lambda limiter: limiter.hit(limit, *key))
+
+    async def reset(self, limit: RateLimitItem, *key: str) -> None:
+        """Forget what was counted."""
+        if self._limiter is not None:
+            await self._ask(self._limiter, lambda limiter: limiter.clear(limit, *key))
+
+    async def mark(self, limit: RateLimitItem, *key: str) -> None:
+        """Remember ``key`` for the window of ``limit`` from now on."""
+        await self.reset(limit, *key)
+        await self.count(limit, *key)
+
+    async def is_marked(self, limit: RateLimitItem, *key: str) -> bool:
+        """Return whether `mark` was called within the window of ``limit``."""
+        if self._limiter is None:
+            return False
+        return not await self._ask(self._limiter, lambda limiter: limiter.test(limit, *key))
+
+    async def _ask(
+        self, shared: MovingWindowRateLimiter, question: Callable[[MovingWindowRateLimiter], Awaitable[T]]
+    ) -> T:
+        """Ask the shared storage, or the one of this process while that is unavailable."""
         if time.monotonic() >= self._retry_at:
             try:
                 async with asyncio.timeout(STORAGE_TIMEOUT_SECONDS):
-                    allowed, status = await _count(self._limiter, limit, key)
+                    return await question(shared)
             except (StorageError, OSError) as error:
                 self._retry_at = time.monotonic() + RETRY_SECONDS
                 log.warning("rate_limits.storage_unavailable", error=type(error).__name__)
-                allowed, status = await _count(self._own_limiter, limit, key)
-        else:
-            allowed, status = await _count(self._own_limiter, limit, key)
-        if not allowed:
-            raise ApiError(
-                429,
-                "RATE_LIMITED",
-                f"Rate limit exceeded. Retry after {status.reset} s.",
-                {"retry_after_seconds": status.reset},
-                {**status.headers, "Retry-After": str(status.reset)},
-            )
-        return status
+        return await question(self._own_limiter)
+
+
+def limited_network(host: str) -> str:
+    """Return an address as limits count it: of IPv6 the /64, all of which one client may use."""
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return host
+    if not isinstance(address, IPv6Address):
+        return str(address)
+    return str(address.ipv4_mapped or IPv6Network((int(address), 64), strict=False))
+
+
+def _rate_limited_error(status: RateLimitStatus) -> ApiError:
+    return ApiError(
+        429,
+        "RATE_LIMITED",
+        f"Rate limit exceeded. Retry after {status.reset} s.",
+        {"retry_after_seconds": status.reset},
+        {**status.headers, "Retry-After": str(status.reset)},
+    )
 
 
 def _limiter(storage: str) -> MovingWindowRateLimiter:
@@ -97,6 +175,10 @@ async def _count(
 ) -> tuple[bool, RateLimitStatus]:
     """Count one request; return whether it is within the limit, and what is left of it."""
     allowed = await limiter.hit(limit, *key)
+    return allowed, await _status(limiter, limit, key)
+
+
+async def _status(limiter: MovingWindowRateLimiter, limit: RateLimitItem, key: tuple[str, ...]) -> RateLimitStatus:
     window = await limiter.get_window_stats(limit, *key)
     reset = max(1, math.ceil(window.reset_time - time.time()))
-    return allowed, RateLimitStatus(limit=limit.amount, remaining=max(0, window.remaining), reset=reset)
+    return RateLimitStatus(limit=limit.amount, remaining=max(0, window.remaining), reset=reset)

@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime, timedelta
 
+import structlog
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from api import ratelimit
 from api.app_context import AppContext
 from api.dependencies.transactions import transaction
 from api.errors import ApiError
@@ -21,6 +23,7 @@ from api.login_sessions import (
     caller_for,
     invalid_credentials_error,
     rate_limit_by_email,
+    remember_address,
     revoke_sessions_in,
 )
 from api.schemas.identity import OrganizationOut, RegistrationIn, RegistrationOut, UserOut
@@ -29,6 +32,8 @@ from db.queries import audit, identity
 from db.queries.identity import RESET_PASSWORD, VERIFY_EMAIL, NewAccount, TokenOwner
 from db.queries.outbox import OutboxNotification, enqueue
 from workflows.rules.notifications import NotificationKind
+
+log = structlog.get_logger("api.registration")
 
 FORGOT_PASSWORD_MIN_SECONDS = 0.15
 """How long the answer takes at least: longer than the work for an account that exists."""
@@ -67,6 +72,7 @@ async def register(ctx: AppContext, registration: RegistrationIn, visitor: Clien
         if "uq_users_email_lower" in str(error.orig):
             raise ApiError(409, "EMAIL_TAKEN", "A user with this email address already exists.") from None
         raise
+    await remember_address(ctx, account.user_id, visitor.address)
     return RegistrationOut(
         user=UserOut(id=account.user_id, email=account.email, name=account.name, role="USER", email_verified=False),
         organization=OrganizationOut(
@@ -149,10 +155,13 @@ async def verify_email(ctx: AppContext, token: str, visitor: ClientInfo) -> None
                     request_id=visitor.request_id,
                 ),
             )
+    await remember_address(ctx, holder.user_id, visitor.address)
 
 
 async def forgot_password(ctx: AppContext, email: str, visitor: ClientInfo) -> None:
     """Send a reset link if the address is registered. Response and response time do not depend on whether it is.
+
+    One recipient gets a few mails an hour, as anyone can ask for them.
 
     Raises:
         ApiError: 429 ``RATE_LIMITED``.
@@ -169,6 +178,10 @@ async def _enqueue_reset_mail(ctx: AppContext, email: str, visitor: ClientInfo) 
         credentials = await identity.find_credentials(session, email.strip())
         await rate_limit_by_email(ctx, "forgot", credentials.email if credentials else email)
         if credentials is None or credentials.disabled_at is not None:
+            return
+        if not await ctx.rate_limits.count(ratelimit.RESET_MAILS, credentials.user_id):
+            # No answer: it would tell that there is an account. The link of the last mail is still valid.
+            log.info("password_reset.mail_withheld", user_id=credentials.user_id)
             return
         holder = TokenOwner(user_id=credentials.user_id, organization_id=credentials.organization_id, role=DEFAULT_ROLE)
         await identity.act_as_token_owner(session, holder)
@@ -199,6 +212,8 @@ async def reset_password(ctx: AppContext, token: str, password: str, visitor: Cl
         await _set_password_and_revoke(ctx, session, holder, password_hash, visitor, because="password reset")
         # The mail was read, so the address is verified.
         await identity.mark_email_verified(session, holder.user_id, at)
+    await remember_address(ctx, holder.user_id, visitor.address)
+    await ctx.rate_limits.reset(ratelimit.RESET_MAILS, holder.user_id)
 
 
 async def change_password(ctx: AppContext, caller: Caller, current: str, password: str, visitor: ClientInfo) -> None:

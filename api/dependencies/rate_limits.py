@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv6Address, IPv6Network, ip_address
-
 from fastapi import Request
 from limits import RateLimitItem
 
@@ -23,15 +21,8 @@ async def consume(request: Request, limit: RateLimitItem, *key: str) -> None:
 
 
 def limited_address(request: Request) -> str:
-    """Return the client's address as limits count it: of IPv6 the /64, all of which one client may use."""
-    host = client_address(request)
-    try:
-        address = ip_address(host)
-    except ValueError:
-        return host
-    if not isinstance(address, IPv6Address):
-        return str(address)
-    return str(address.ipv4_mapped or IPv6Network((int(address), 64), strict=False))
+    """Return the client's address as limits count it."""
+    return ratelimit.limited_network(client_address(request))
 
 
 async def rate_limit_by_address(request: Request) -> None:

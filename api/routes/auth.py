@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from api import login_sessions, registration
+from api import login_sessions, ratelimit, registration
 from api.dependencies.authentication import AuthenticatedCaller
 from api.dependencies.context import Address, AppContextDep, RequestId
 from api.dependencies.rate_limits import rate_limit_by_address, rate_limit_sign_in
@@ -64,6 +64,8 @@ async def resend_verification(
 ) -> JsonResponse:
     """Mail a fresh link, unless the address is verified already. Links sent before stop working."""
     await login_sessions.rate_limit_by_email(ctx, "resend", caller.user_id)
+    # The address may be another person's until it is verified.
+    await ctx.rate_limits.consume(ratelimit.VERIFICATION_MAILS, caller.user_id)
     async with units.open() as session:
         if not await accounts.is_email_verified(session, caller.user_id):
             await registration.send_verification(
