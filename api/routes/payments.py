@@ -9,8 +9,9 @@ from fastapi import Query
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.responses import Response
 
+from api.card_tries import CardTries
 from api.dependencies.authentication import AuthenticatedCaller
-from api.dependencies.context import Workflows
+from api.dependencies.context import Address, Workflows
 from api.dependencies.transactions import Reads, Session
 from api.errors import (
     AUTHENTICATED_RESPONSES,
@@ -47,7 +48,7 @@ from workflows.ports.payments import (
     payment_input_from_record,
 )
 from workflows.rules.currencies import require_chargeable
-from workflows.rules.errors import ErrorCode
+from workflows.rules.errors import ErrorCode, RuleViolation
 from workflows.rules.money import Money
 from workflows.rules.payment import PaymentStatus
 
@@ -64,11 +65,16 @@ PAYMENT_METHOD_ID = re.compile(r"pm_[a-z2-7]{24}")
     "/payments/create-intent", response_model=Envelope[PaymentOut], status_code=201, responses=PAYMENT_RESPONSES,
     name="create_intent",
 )  # fmt: skip
-async def top_up(body: TopUpIn, once: RequiredIdempotency, workflows: Workflows) -> Response:
+async def top_up(body: TopUpIn, once: RequiredIdempotency, workflows: Workflows, address: Address) -> Response:
     """Charge a payment method and credit the wallet. 201 once it succeeded or needs the customer; 402 if declined."""
+    tries = CardTries(once.ctx, once.caller, address)
 
     async def prepare(session: AsyncSession) -> PaymentInput:
         return await _payment_input(body, once, session)
+
+    async def send(command: PaymentInput) -> UpdateResult[PaymentOutcome]:
+        await tries.require_left()
+        return await workflows.start_top_up(command)
 
     async def present(
         session: AsyncSession, command: PaymentInput, accepted: UpdateResult[PaymentOutcome]
@@ -77,6 +83,7 @@ async def top_up(body: TopUpIn, once: RequiredIdempotency, workflows: Workflows)
         payment = payment_out(row) if row is not None else _provisional_payment(command, accepted)
         status = PaymentStatus(accepted.result.status if accepted.result else payment.status)
         if status in UNPAID_STATUSES:
+            await tries.count_declined()
             raise _declined_error(command, accepted.result.decline_code if accepted.result else payment.decline_code)
         if accepted.result is not None:
             redirect = accepted.result.redirect_url
@@ -85,7 +92,7 @@ async def top_up(body: TopUpIn, once: RequiredIdempotency, workflows: Workflows)
         message = "Top-up succeeded." if status is PaymentStatus.SUCCEEDED else "Top-up is being processed."
         return success(payment, status=201 if is_known else 202, message=message, is_final=accepted.result is not None)
 
-    return await once.run_and_read(prepare, workflows.start_top_up, present)
+    return await once.run_and_read(prepare, send, present)
 
 
 @router.get("/billing/payments", response_model=Page[PaymentOut])
@@ -131,23 +138,31 @@ async def payment_methods(session: Session, caller: AuthenticatedCaller, page: F
     status_code=201,
     responses=error_responses(402),
 )
-async def add_payment_method(body: PaymentMethodIn, once: OptionalIdempotency, workflows: Workflows) -> Response:
+async def add_payment_method(
+    body: PaymentMethodIn, once: OptionalIdempotency, workflows: Workflows, address: Address
+) -> Response:
     """Save a card at its gateway. Open invoices are collected with it at once."""
+    tries = CardTries(once.ctx, once.caller, address)
 
     async def work() -> JsonResponse:
         _check_gateway(body.gateway)
+        await tries.require_left()
         account = once.caller.organization_id
-        added = await workflows.add_payment_method(
-            AddPaymentMethod(
-                payment_method_id=once.derive_id("pm"),
-                organization_id=account,
-                gateway=body.gateway,
-                token=body.token,
-                default=body.default,
-                actor=once.caller.user_id,
-                request_id=once.request_id,
-            )
+        command = AddPaymentMethod(
+            payment_method_id=once.derive_id("pm"),
+            organization_id=account,
+            gateway=body.gateway,
+            token=body.token,
+            default=body.default,
+            actor=once.caller.user_id,
+            request_id=once.request_id,
         )
+        try:
+            added = await workflows.add_payment_method(command)
+        except RuleViolation as violation:
+            if violation.code is ErrorCode.PAYMENT_DECLINED:
+                await tries.count_declined()
+            raise
         method = PaymentMethodOut(
             id=added.payment_method_id,
             gateway=body.gateway,

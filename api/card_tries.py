@@ -1,0 +1,53 @@
+"""Limits on declined cards: a stolen card is tried where nothing stops the next one.
+
+Tries are counted where card data enters, when a payment method is saved and when a token is charged. Ordering needs a
+verified mail address; topping up does not, so that organizations without one have less.
+"""
+
+from __future__ import annotations
+
+from api import ratelimit
+from api.app_context import AppContext
+from api.dependencies.transactions import transaction
+from api.errors import ApiError
+from api.tokens import Caller
+from db.queries import identity
+
+
+class CardTries:
+    """The tries of one caller from one address."""
+
+    def __init__(self, ctx: AppContext, caller: Caller, address: str) -> None:
+        self._ctx = ctx
+        self._caller = caller
+        self._network = ratelimit.limited_network(address)
+
+    async def require_left(self) -> None:
+        """Count one try, and refuse it after too many declined cards.
+
+        Raises:
+            ApiError: 429 ``RATE_LIMITED``.
+        """
+        limits, organization_id = self._ctx.rate_limits, self._caller.organization_id
+        await limits.require_left(ratelimit.DECLINED_CARDS, organization_id)
+        if self._caller.email_verified:
+            return
+        try:
+            await limits.require_left(ratelimit.DECLINED_CARDS_UNVERIFIED, organization_id)
+            await limits.require_left(ratelimit.DECLINED_CARDS_OF_ADDRESS, self._network)
+            await limits.consume(ratelimit.CARDS_UNVERIFIED, organization_id)
+        except ApiError:
+            # The token may be older than the verification.
+            if not await self._is_verified():
+                raise
+
+    async def count_declined(self) -> None:
+        limits, organization_id = self._ctx.rate_limits, self._caller.organization_id
+        await limits.count(ratelimit.DECLINED_CARDS, organization_id)
+        if not self._caller.email_verified:
+            await limits.count(ratelimit.DECLINED_CARDS_UNVERIFIED, organization_id)
+            await limits.count(ratelimit.DECLINED_CARDS_OF_ADDRESS, self._network)
+
+    async def _is_verified(self) -> bool:
+        async with transaction(self._ctx, self._caller) as session:
+            return await identity.is_email_verified(session, self._caller.user_id)

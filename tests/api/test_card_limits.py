@@ -1,0 +1,124 @@
+"""Declined cards are limited: an account is no place to try stolen cards, and good cards are not held up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest_asyncio
+
+from tests.support.api import ApiFixture, RegisteredUser, parse_error
+from tests.support.databases import DatabaseFixture
+from tests.support.fake_workflow_client import ApiWithCatalogue, serve_api_with_catalogue
+from workflows.ports.payments import PaymentOutcome
+from workflows.rules.errors import ErrorCode, RuleViolation
+from workflows.rules.payment import PaymentStatus
+
+TOP_UP = {"amount_minor": 5000, "currency": "USD", "gateway": "stripe", "payment_method": "pm_card_visa"}
+CARD = {"gateway": "stripe", "token": "pm_card_visa"}
+DECLINED = PaymentOutcome(payment_id="p", status=PaymentStatus.FAILED, decline_code="generic_decline")
+
+
+@pytest_asyncio.fixture
+async def limited_api(database: DatabaseFixture) -> AsyncIterator[ApiWithCatalogue]:
+    async with serve_api_with_catalogue(database, rate_limit="on") as fixture:
+        yield fixture
+
+
+async def _save_card(user: RegisteredUser) -> int:
+    return (await user.http.post("/billing/payment-methods", json=CARD)).status_code
+
+
+async def _top_up(user: RegisteredUser, **headers: str) -> httpx.Response:
+    return await user.http.post("/billing/topups", json=TOP_UP, headers=headers or user.idempotency_header())
+
+
+def _decline(api: ApiWithCatalogue) -> None:
+    api.workflows.payment = DECLINED
+    api.workflows.raises = RuleViolation(ErrorCode.PAYMENT_DECLINED, "The card was declined.")
+
+
+def _accept(api: ApiWithCatalogue) -> None:
+    api.workflows.payment, api.workflows.raises = None, None
+
+
+async def _login_from(api: ApiFixture, user: RegisteredUser, address: str) -> RegisteredUser:
+    await api.login(user)
+    user.http = httpx.AsyncClient(
+        transport=httpx.ASGITransport(api.app, client=(address, 1)),
+        base_url="http://api/api/v1",
+        headers={"Authorization": f"Bearer {user.tokens['access_token']}"},
+    )
+    return user
+
+
+async def test_an_unverified_user_tries_five_declined_cards_an_hour(limited_api: ApiWithCatalogue) -> None:
+    eve = await limited_api.api.login(await limited_api.api.register())
+    _decline(limited_api)
+    assert [await _save_card(eve) for _ in range(3)] == [402] * 3
+    limited_api.workflows.raises = None
+    assert [(await _top_up(eve)).status_code for _ in range(2)] == [402] * 2
+    calls = len(limited_api.workflows.calls)
+    refused = await _top_up(eve)
+    assert (refused.status_code, parse_error(refused)["code"]) == (429, "RATE_LIMITED")
+    assert 0 < int(refused.headers["Retry-After"]) <= 3600
+    assert await _save_card(eve) == 429
+    # Repeating the request under its key is another try.
+    key = eve.idempotency_header()
+    assert [(await _top_up(eve, **key)).status_code for _ in range(2)] == [429] * 2
+    assert len(limited_api.workflows.calls) == calls
+
+
+async def test_good_cards_of_an_unverified_user_are_not_counted(limited_api: ApiWithCatalogue) -> None:
+    bob = await limited_api.api.login(await limited_api.api.register())
+    assert [(await _top_up(bob)).status_code for _ in range(7)] == [201] * 7
+    assert [await _save_card(bob) for _ in range(7)] == [201] * 7
+
+
+async def test_a_declined_top_up_is_counted_once_however_often_it_is_repeated(limited_api: ApiWithCatalogue) -> None:
+    bob = await limited_api.api.login(await limited_api.api.register())
+    _decline(limited_api)
+    limited_api.workflows.raises = None
+    key = bob.idempotency_header()
+    assert [(await _top_up(bob, **key)).status_code for _ in range(8)] == [402] * 8
+    _accept(limited_api)
+    assert (await _top_up(bob)).status_code == 201
+
+
+async def test_a_verified_user_has_more_tries_and_they_end_too(limited_api: ApiWithCatalogue) -> None:
+    customer = limited_api.customer
+    _decline(limited_api)
+    assert [await _save_card(customer) for _ in range(21)] == [402] * 20 + [429]
+
+
+async def test_verifying_the_address_lifts_the_lower_limit_without_a_new_token(limited_api: ApiWithCatalogue) -> None:
+    bob = await limited_api.api.login(await limited_api.api.register())
+    _decline(limited_api)
+    assert [await _save_card(bob) for _ in range(6)] == [402] * 5 + [429]
+    await limited_api.api.verify(bob)
+    _accept(limited_api)
+    assert await _save_card(bob) == 201
+
+
+async def test_many_unverified_organizations_at_one_address_share_a_limit(limited_api: ApiWithCatalogue) -> None:
+    api = limited_api.api
+    users = []
+    for number in range(5):
+        transport = httpx.ASGITransport(api.app, client=(f"10.0.0.{number}", 1))
+        api.http = httpx.AsyncClient(transport=transport, base_url="http://api/api/v1")
+        users.append(await _login_from(api, await api.register(), "10.9.9.9"))
+    _decline(limited_api)
+    for user in users[:4]:
+        assert [await _save_card(user) for _ in range(5)] == [402] * 5
+    assert await _save_card(users[4]) == 429
+    elsewhere = await _login_from(api, users[4], "10.9.9.10")
+    assert await _save_card(elsewhere) == 402
+
+
+async def test_tries_at_the_same_time_are_bounded(limited_api: ApiWithCatalogue) -> None:
+    eve = await limited_api.api.login(await limited_api.api.register())
+    _decline(limited_api)
+    statuses = await asyncio.gather(*(_save_card(eve) for _ in range(40)))
+    assert set(statuses) == {402, 429}
+    assert statuses.count(402) <= 20
