@@ -8,7 +8,8 @@ from db.driver import DriverStatement
 from db.queries.locked_subscriptions import AvailableFunds, LockedSubscription, PlanWithPrice
 from db.queries.orders import order_insert
 from workflows.ports.subscription import RecordOrder
-from workflows.rules.ids import choose_host_label, to_dns_label
+from workflows.rules.host_labels import choose_host_label
+from workflows.rules.ids import to_dns_label
 from workflows.rules.instance import InstanceStatus
 from workflows.rules.pricing import Discount
 from workflows.rules.subscription import SubscriptionStatus

@@ -10,6 +10,7 @@ from jsonschema.protocols import Validator
 
 from api.errors import validation_error
 from workflows.json_schema import ParameterValidator
+from workflows.rules.host_labels import require_available_label
 
 MAX_KEPT_VALIDATORS = 256
 
@@ -34,6 +35,13 @@ def check_parameters(schema: str, parameters: dict[str, Any]) -> None:
         "enum": f"Must be one of: {_allowed_values(error)}.",
     }.get(str(error.validator), f"Violates the schema constraint {error.validator}: {error.validator_value}.")
     raise validation_error(field, reason)
+
+
+def check_host_label(parameters: dict[str, Any]) -> None:
+    """Refuse a subdomain that is not for customers. Raises ``RuleViolation`` ``VALIDATION_ERROR`` (422)."""
+    subdomain = parameters.get("subdomain")
+    if isinstance(subdomain, str):
+        require_available_label(subdomain)
 
 
 def _allowed_values(error: Any) -> str:

@@ -14,7 +14,7 @@ from api.dependencies.transactions import Reads, Transactions, VerifiedCaller, t
 from api.errors import AUTHENTICATED_RESPONSES, PAYMENT_RESPONSES, error_responses, not_found_error
 from api.idempotency import IdempotentRequest, OptionalIdempotency, PreparedByRead, RequiredIdempotency
 from api.locks import SUBSCRIPTION_LOCKS
-from api.order_parameters import check_parameters
+from api.order_parameters import check_host_label, check_parameters
 from api.pagination import FullPage, TimelinePage, created_cursor, parse_cursor_instant
 from api.response_envelope import Envelope, JsonResponse, Page, list_response, success, to_utc
 from api.router_factory import PathId, api_router
@@ -79,6 +79,7 @@ async def create_subscription(
             raise not_found_error("plan")
         if not once.is_retry:
             check_parameters(plan.parameters_schema, body.parameters)
+            check_host_label(body.parameters)
         return plan
 
     async def send(plan: PlanToOrder) -> UpdateResult[SubscriptionResult]:

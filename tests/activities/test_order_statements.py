@@ -30,6 +30,17 @@ async def test_an_order_whose_host_name_is_taken_writes_nothing(billing: Billing
     assert await billing.dump_tables() == before
 
 
+async def test_an_order_for_a_name_of_the_platform_writes_nothing(billing: BillingFixture) -> None:
+    """The rule holds in the worker as well: services of an administrator may have a schema that allows the name."""
+    await top_up(billing, 600)
+    before = await billing.dump_tables()
+    for name in ("www", "shop.www"):
+        with pytest.raises(ApplicationError, match="Invalid subdomain") as refused:
+            await billing.subscription_activities.record_order(billing.create_command(parameters={"subdomain": name}))
+        assert (refused.value.type, refused.value.non_retryable) == (ErrorCode.VALIDATION_ERROR, True)
+    assert await billing.dump_tables() == before
+
+
 async def test_an_order_replaces_a_connection_that_the_server_has_closed(
     billing: BillingFixture, database: DatabaseFixture
 ) -> None:

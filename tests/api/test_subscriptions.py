@@ -83,6 +83,20 @@ async def test_parameters_are_validated_by_the_schema_of_the_service(seeded_api:
     assert seeded_api.workflows.calls == []
 
 
+@pytest.mark.scenario("P21")
+@pytest.mark.parametrize("plan", [STARTER, "wordpress-starter"])
+async def test_a_name_of_the_platform_cannot_be_ordered(seeded_api: ApiWithCatalogue, plan: str) -> None:
+    customer = seeded_api.customer
+    for name in ("www", "Login", "mail", "ns1", "xn--pple-43d"):
+        body = {"plan_id": plan, "parameters": {"subdomain": name}}
+        response = await customer.http.post("/subscriptions", json=body, headers=customer.idempotency_header())
+        error = parse_error(response)
+        assert (response.status_code, error["code"]) == (422, "VALIDATION_ERROR"), name
+        assert error["details"]["field"] == "parameters.subdomain"
+        assert error["details"]["reason"] == "This name is reserved. Choose another one."
+    assert seeded_api.workflows.calls == []
+
+
 async def test_an_unknown_plan_is_not_found(seeded_api: ApiWithCatalogue) -> None:
     response = await seeded_api.customer.http.post(
         "/subscriptions", json={"plan_id": "x"}, headers=seeded_api.customer.idempotency_header()

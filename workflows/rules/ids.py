@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 
 
 def derive_id(prefix: str, *parts: str) -> str:
@@ -20,11 +19,3 @@ def derive_id(prefix: str, *parts: str) -> str:
 def to_dns_label(identifier: str) -> str:
     """Return the identifier as a DNS label: ``ins_abc`` becomes ``ins-abc``."""
     return identifier.replace("_", "-")
-
-
-def choose_host_label(requested: str | None, name: str, instance_id: str) -> str:
-    """Return an instance's label under the platform's domain: the requested one, or a unique one."""
-    if requested:
-        return requested.lower()
-    words = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:30].strip("-")
-    return f"{words or 'app'}-{to_dns_label(instance_id)[-8:]}"
