@@ -21,6 +21,10 @@ MAX_CONCURRENT_JOBS = 2
 """Space in the quota beside the plan's resources for jobs that run next to the application (install, backup), and for
 one readiness probe."""
 
+SOLVER_CPU_MILLICORES, SOLVER_CPU_REQUEST_MILLICORES = 100, 10
+SOLVER_MEMORY_MIB = 64
+"""Space for the pod with which cert-manager answers an HTTP-01 challenge, by default as large as this."""
+
 RETENTION = "backup_retention_days"
 DEFAULT_RETENTION_DAYS = 7
 
@@ -87,10 +91,10 @@ def build_template_context(service: ServiceTemplate, spec: InstanceSpec, platfor
         "job_resources": job_resources,
         "probe_resources": _container_resources(PROBE_CPU_MILLICORES, PROBE_MEMORY_MIB, platform),
         "quota": {
-            "requests_cpu": f"{reserved_cpu + 50}m",
-            "requests_memory": f"{reserved_memory + 64}Mi",
-            "limits_cpu": f"{limited_cpu}m",
-            "limits_memory": f"{limited_memory}Mi",
+            "requests_cpu": f"{reserved_cpu + 50 + SOLVER_CPU_REQUEST_MILLICORES}m",
+            "requests_memory": f"{reserved_memory + 64 + SOLVER_MEMORY_MIB}Mi",
+            "limits_cpu": f"{limited_cpu + SOLVER_CPU_MILLICORES}m",
+            "limits_memory": f"{limited_memory + SOLVER_MEMORY_MIB}Mi",
             "storage": f"{sum(volumes.values())}Gi",
             "persistent_volume_claims": str(len(volumes)),
         },

@@ -45,14 +45,17 @@ def selects(selector: Mapping[str, Any], labels: Labels) -> bool:
     return bool(selector.get("matchLabels", {}).items() <= labels.items())
 
 
-def allows(policies: Iterable[Any], own: Labels, peer: Labels, namespace: Labels | None, direction: str) -> bool:
-    """Evaluate NetworkPolicies as a network plugin does, ports aside.
+def allows(
+    policies: Iterable[Any], own: Labels, peer: Labels, namespace: Labels | None, direction: str, port: Any = None
+) -> bool:
+    """Evaluate NetworkPolicies as a network plugin does.
 
     Args:
         own: Labels of the pod that the policies apply to.
         peer: Labels of the other pod.
         namespace: Labels of the other pod's namespace; None for the pods' own.
         direction: ``Ingress`` or ``Egress``.
+        port: Number or name of the TCP port; None does not look at ports.
     """
     specs = [policy["spec"] for policy in policies]
     applied = [spec for spec in specs if selects(spec["podSelector"], own) and direction in spec["policyTypes"]]
@@ -60,6 +63,11 @@ def allows(policies: Iterable[Any], own: Labels, peer: Labels, namespace: Labels
         return True
     side = {"Ingress": "from", "Egress": "to"}[direction]
     for rule in (rule for spec in applied for rule in spec.get(direction.lower(), [])):
+        if port is not None and not any(
+            (each["port"], each["protocol"]) == (port, "TCP")
+            for each in rule.get("ports", [{"port": port, "protocol": "TCP"}])
+        ):
+            continue
         for other in rule[side]:
             if "ipBlock" in other:
                 continue
@@ -91,6 +99,20 @@ def test_behind_an_enforcing_network_the_probe_reaches_the_application_and_names
     assert not allows(policies, app, probe, {"kubernetes.io/metadata.name": "default"}, "Ingress")
     # No visitor is sent to the probe's pod.
     assert not service["spec"]["selector"].items() <= probe.items()
+
+
+@pytest.mark.scenario("P25")
+@pytest.mark.parametrize("slug", SERVICES)
+def test_behind_an_enforcing_network_the_ingress_controller_reaches_the_solver_of_a_challenge(slug: str) -> None:
+    policies = render(slug).of_kind("NetworkPolicy")
+    solver = {"acme.cert-manager.io/http01-solver": "true", "acme.cert-manager.io/http-domain": "1"}
+    controller = {"app.kubernetes.io/name": "ingress-nginx"}
+    ingress, other = ({"kubernetes.io/metadata.name": name} for name in ("ingress-nginx", "berth-ins-other"))
+    assert allows(policies, solver, controller, ingress, "Ingress", 8089)
+    assert not allows(policies, solver, controller, ingress, "Ingress", 22)
+    assert not allows(policies, solver, controller, other, "Ingress", 8089)
+    # The exception is the solver's alone.
+    assert not allows(policies, {"app.kubernetes.io/name": "database"}, controller, ingress, "Ingress", 8089)
 
 
 @pytest.mark.parametrize("slug", SERVICES)

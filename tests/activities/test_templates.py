@@ -175,6 +175,24 @@ def test_what_is_asked_for_fits_the_quota(slug: str) -> None:
                 assert used <= int(hard[f"{bound}.{resource}"].removesuffix(unit)), (bound, resource)
 
 
+@pytest.mark.scenario("P25")
+@pytest.mark.parametrize("slug", SERVICES)
+def test_the_quota_has_room_for_the_solver_of_a_challenge(slug: str) -> None:
+    """With cert-manager's defaults: limits of 100m and 64Mi, requests of 10m and 64Mi, a Service of type NodePort."""
+    rendered = render(slug)
+    (quota,) = rendered.of_kind("ResourceQuota")
+    hard = quota["spec"]["hard"]
+    assert (hard["services.nodeports"], hard["services.loadbalancers"]) == ("1", "0")
+    for bound, cpu, memory in (("limits", 100, 64), ("requests", 10, 64)):
+        for resource, unit, requested in (("cpu", "m", cpu), ("memory", "Mi", memory)):
+            used = sum(
+                int(container["resources"][bound][resource].removesuffix(unit))
+                for _, pod in pods(rendered)
+                for container in pod["spec"]["containers"]
+            )
+            assert used + requested <= int(hard[f"{bound}.{resource}"].removesuffix(unit)), (bound, resource)
+
+
 @pytest.mark.parametrize("slug", SERVICES)
 def test_no_secret_is_in_a_manifest_and_every_one_that_is_named_is_declared(slug: str) -> None:
     rendered = render(slug)
