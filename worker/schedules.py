@@ -40,8 +40,9 @@ class ScheduleDefinition:
         return Schedule(
             action=ScheduleActionStartWorkflow(self.workflow, self.input, id=self.id, task_queue=names.PLATFORM_QUEUE),
             spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=self.every, offset=self.offset)]),
-            # A sweep that is late is no reason for two at once, and after an outage one is enough.
-            policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP, catchup_window=timedelta(minutes=1)),
+            # What fell due while the server was down runs once when it is back, however long that took: within one
+            # interval exactly one start falls due, and a shorter window would drop the audit of a whole day.
+            policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP, catchup_window=self.every),
         )
 
 

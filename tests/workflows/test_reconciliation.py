@@ -6,12 +6,19 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pytest
 import pytest_asyncio
-from temporalio.client import ScheduleState, ScheduleUpdate, ScheduleUpdateInput, WorkflowExecutionStatus
+from temporalio.client import (
+    ScheduleOverlapPolicy,
+    ScheduleState,
+    ScheduleUpdate,
+    ScheduleUpdateInput,
+    WorkflowExecutionStatus,
+)
 from temporalio.service import RPCError
 from temporalio.worker import Worker
 
@@ -234,6 +241,19 @@ async def test_schedules_are_created_once_and_keep_the_operators_state(temporal:
     finally:
         for definition in definitions:
             await temporal.client.get_schedule_handle(definition.id).delete()
+
+
+async def test_an_outage_delays_a_scheduled_run_but_does_not_drop_it(temporal: TemporalFixture) -> None:
+    """The server starts what fell due within the catch-up window. After any outage the last run that fell due, at most
+    one interval ago, has to be in it, and not a second one."""
+    definitions = tuple(replace(definition, id=temporal.unique_id("schedule")) for definition in schedules.SCHEDULES)
+    await schedules.upsert_schedules(temporal.client, definitions)
+    for definition in definitions:
+        handle = temporal.client.get_schedule_handle(definition.id)
+        policy = (await handle.describe()).schedule.policy
+        await handle.delete()
+        assert policy.catchup_window == definition.every
+        assert policy.overlap is ScheduleOverlapPolicy.SKIP
 
 
 async def test_a_worker_puts_a_terminated_dispatcher_and_deleted_schedules_in_place_again(
