@@ -148,9 +148,8 @@ class PostgresSubscriptionActivities(SubscriptionActivities):
             # Provisioning has not started, so no operation on the instance records the deletion.
             await instances.mark_requested_deleted(session, subscription.id, command.now)
             changes.add_timeline_event(f"subscription.{command.status}", status_message(command.status, command.reason))
-            changes.enqueue_notification(
-                _NOTIFICATION_KINDS[command.status], notification_context(subscription, reason=command.reason)
-            )
+            context = notification_context(subscription, reason=command.reason)
+            changes.enqueue_notification(_NOTIFICATION_KINDS[command.status], context)
             columns = {"cancelled_at": command.now} if command.status is SubscriptionStatus.CANCELLED else {}
             _transition(changes, subscription, command.status, command.reason, **columns)
             await changes.write(session)

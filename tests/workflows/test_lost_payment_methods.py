@@ -74,6 +74,17 @@ async def test_the_backup_of_a_default_that_was_removed_meanwhile_is_tried(lost:
     assert [row["payment_method_id"] for row in (await lost.payments(subscription))[before:]] == [backup]
 
 
+async def test_a_card_that_was_saved_again_meanwhile_is_tried(lost: LostPayments) -> None:
+    card = await lost.add_card(DECLINED)
+    subscription = await _create_debt(lost, days=8)
+    before = await _count_charges(lost, subscription)
+    await lost.lose(subscription)
+    (row,) = await lost.subscriptions.rows("SELECT gateway_reference FROM payment_methods")
+    await lost.add_card(row["gateway_reference"])
+    await _restart(lost, subscription)
+    assert [row["payment_method_id"] for row in (await lost.payments(subscription))[before:]] == [card]
+
+
 @pytest.mark.parametrize("days", [2, 8])
 async def test_a_card_that_declined_already_is_left_to_the_schedule(lost: LostPayments, days: int) -> None:
     await lost.add_card(DECLINED)
