@@ -15,7 +15,7 @@ from sqlalchemy import Select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.util import greenlet_spawn
 
-from db.driver import DIALECT, driver_connection
+from db.driver import DIALECT, DriverStatement, driver_connection
 from db.session import REUSED, SET_CONTEXT, RlsContext, to_sqlalchemy_error
 
 RowT = TypeVar("RowT", bound=NamedTuple)
@@ -41,9 +41,8 @@ class PreparedRead(Generic[RowT]):
     query: PreparedQuery[RowT]
     values: Mapping[str, Any]
 
-    def to_driver(self) -> tuple[bytes, Mapping[str, Any]]:
-        """Return the statement and its values as the driver takes them."""
-        return self.query.statement, {**self.query.constants, **self.values}
+    def to_driver(self) -> DriverStatement:
+        return DriverStatement(self.query.statement.decode(), {**self.query.constants, **self.values})
 
 
 def prepare(query: Select[*tuple[Any, ...]], row: type[RowT]) -> PreparedQuery[RowT]:

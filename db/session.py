@@ -1,15 +1,13 @@
-"""Engines and units of work. Nothing here runs at import."""
+"""Engines, sessions and the context of row-level security. Nothing here runs at import."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import psycopg
-from psycopg.rows import DictRow, dict_row
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
@@ -57,8 +55,8 @@ def create_database_engine(
         pool_size: Connections kept open; as many again are opened under load.
         timeout_seconds: Seconds to wait for a connection of the pool, and for a new one.
         pre_ping: Test each connection before use, for one round trip per transaction.
-        explicit_begin: A transaction begins at ``begin_transaction``, which replaces closed connections itself: no
-            pre-ping. A statement outside of one commits at once.
+        explicit_begin: A transaction begins at ``db.driver.begin_and_fetch``, which replaces closed connections
+            itself: no pre-ping. A statement outside of one commits at once.
     """
     options: dict[str, Any] = (
         {"isolation_level": "AUTOCOMMIT", "execution_options": {_EXPLICIT_BEGIN: True}} if explicit_begin else {}
@@ -98,72 +96,6 @@ async def connect_without_begin(session: AsyncSession) -> tuple[AsyncConnection,
     return connection, raw
 
 
-async def begin_transaction(
-    session: AsyncSession, statement: str, parameters: Mapping[str, Any], *, commit: bool = False
-) -> DictRow:
-    """Begin a transaction and execute its first statement, in one round trip.
-
-    Arguments and errors are those of ``begin_and_fetch``.
-
-    Returns:
-        The first row.
-    """
-    row, _ = await begin_and_fetch(session, statement, parameters, None, commit=commit)
-    return row
-
-
-async def begin_and_fetch(
-    session: AsyncSession,
-    statement: str,
-    parameters: Mapping[str, Any],
-    query: tuple[bytes, Mapping[str, Any]] | None,
-    *,
-    commit: bool = False,
-) -> tuple[DictRow, list[tuple[Any, ...]]]:
-    """Begin a transaction and execute its first statement and a query, in one round trip.
-
-    A connection that the server has closed fails before anything is committed; it is replaced and all is sent again.
-
-    Args:
-        session: A session without a transaction, and outside of ``session.begin()``.
-        statement: SQL with psycopg's placeholders that returns at least one row.
-        parameters: Values of the placeholders.
-        query: A second statement and its values; None for no more.
-        commit: Commit in the same round trip. Only for a statement whose repetition changes nothing more.
-
-    Returns:
-        The first row of the statement, and all rows of the query.
-
-    Raises:
-        DBAPIError: The statement failed, or no connection could be opened.
-    """
-    while True:
-        connection, raw = await connect_without_begin(session)
-        # Replacing closed connections ends at the first one that is new.
-        is_reused = REUSED in connection.info
-        connection.info[REUSED] = True
-        try:
-            cursor = raw.cursor(row_factory=dict_row)
-            query_cursor = raw.cursor() if query is not None else None
-            async with raw.pipeline():
-                await raw.execute("BEGIN")
-                await cursor.execute(statement.encode(), parameters)
-                if query is not None and query_cursor is not None:
-                    await query_cursor.execute(*query)
-                if commit:
-                    await raw.execute("COMMIT")
-            row = await cursor.fetchone()
-            rows = await query_cursor.fetchall() if query_cursor is not None else []
-        except psycopg.Error as error:
-            if raw.closed:
-                await discard_closed_connections(session)
-                if is_reused:
-                    continue
-            raise to_sqlalchemy_error(statement, error) from error
-        assert row is not None
-        return row, rows
-
-
 async def discard_closed_connections(session: AsyncSession) -> None:
     """Discard the session's connection, which the server has closed, and those of the pool that are as old.
 
@@ -173,14 +105,6 @@ async def discard_closed_connections(session: AsyncSession) -> None:
     with suppress(DBAPIError):
         await session.execute(text("SELECT 1"))
     await session.invalidate()
-
-
-async def begin_with_rls_context(
-    session: AsyncSession, *, organization_id: str | None, user_id: str | None, role: str | None
-) -> None:
-    """Begin a transaction in which row-level security admits this organization, user and role; one round trip."""
-    context = RlsContext(organization_id=organization_id, user_id=user_id, role=role)
-    await begin_transaction(session, SET_CONTEXT, context.parameters())
 
 
 def to_sqlalchemy_error(statement: str, error: psycopg.Error) -> BaseException:

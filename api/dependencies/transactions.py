@@ -16,9 +16,10 @@ from api.dependencies.authentication import Administrator, AuthenticatedCaller, 
 from api.dependencies.context import app_context
 from api.errors import ApiError, forbidden_error, unavailable_error
 from api.tokens import Caller
+from db.driver import begin_with_rls_context
 from db.queries import identity
 from db.reads import PreparedQuery, RowT, read_alone
-from db.session import RlsContext, begin_with_rls_context
+from db.session import RlsContext
 
 T = TypeVar("T")
 

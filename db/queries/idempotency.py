@@ -13,9 +13,8 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db.driver import DriverStatement, execute_together
+from db.driver import DriverStatement, begin_and_fetch, execute_together
 from db.reads import PreparedRead
-from db.session import begin_and_fetch, begin_transaction
 
 CLAIM_LEASE = timedelta(seconds=12)
 """How long a claim is held; a later request under the key takes over the claim of a process that died."""
@@ -75,8 +74,7 @@ async def claim_key(
     for the disk, so write nothing else in it. The first commit that does wait, of the work, covers the claim too; a
     claim that a power failure took before that leaves the key free, and the ids that derive from it are the same.
     """
-    row, rows = await begin_and_fetch(
-        session,
+    claiming = DriverStatement(
         _CLAIM,
         {
             "organization": organization_id,
@@ -89,8 +87,12 @@ async def claim_key(
             "at": at,
             "lease": CLAIM_LEASE,
         },
-        read.to_driver() if read is not None else None,
     )
+    if read is None:
+        ((row,),) = await begin_and_fetch(session, claiming)
+        rows = []
+    else:
+        (row,), rows = await begin_and_fetch(session, claiming, read.to_driver())
     claim = KeyClaim(
         acquired=row["acquired"],
         is_same_request=row["is_same_request"],
@@ -99,7 +101,7 @@ async def claim_key(
         status=row["response_status"],
         body=row["response_body"],
     )
-    return claim, [read.query.make_row(values) for values in rows] if read is not None else []
+    return claim, [read.query.make_row(list(values.values())) for values in rows] if read is not None else []
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +146,7 @@ async def store_and_commit(session: AsyncSession, response: StoredResponse) -> N
 
 async def store_alone(session: AsyncSession, response: StoredResponse) -> None:
     """Store the response in a separate transaction: one round trip."""
-    await begin_transaction(session, _STORE, response.parameters(), commit=True)
+    await begin_and_fetch(session, DriverStatement(_STORE, response.parameters()), commit=True)
 
 
 async def find_accepted_response(

@@ -8,11 +8,10 @@ from datetime import datetime
 from typing import Any
 
 import orjson
-from psycopg.rows import DictRow
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db.driver import DriverStatement, driver_sql, fetch_one
+from db.driver import DriverStatement, begin_and_fetch_one, driver_sql, fetch_one
 from db.models.instances import Instance
 from db.models.subscriptions import Subscription
 from db.queries.json_inserts import JsonInsert
@@ -26,7 +25,6 @@ from db.queries.locked_subscriptions import (
     to_funds,
     to_plan_with_price,
 )
-from db.session import begin_transaction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,9 +101,10 @@ async def begin_order(
         "plan_id": plan_id,
         "now": now,
     }
-    row: DictRow | None = await begin_transaction(session, _FACTS, parameters)
+    statement = DriverStatement(_FACTS, parameters)
+    row = await begin_and_fetch_one(session, statement)
     while row is not None and row["has_waited"]:
-        row = await fetch_one(session, DriverStatement(_FACTS, parameters))
+        row = await fetch_one(session, statement)
     if row is None or row["timezone"] is None:
         return None
     return OrderFacts(

@@ -11,7 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.driver import DriverStatement, begin_and_fetch_one, execute_together, fetch_one
-from db.session import begin_transaction, create_database_engine, session_factory
+from db.session import create_database_engine, session_factory
 from tests.support.databases import DatabaseFixture
 from tests.support.wait import wait_until
 
@@ -27,15 +27,11 @@ async def _execute(session: AsyncSession) -> None:
     await execute_together(session, DriverStatement("SELECT 1", {}), DriverStatement(LOCK, {}), commit=True)
 
 
-async def _begin(session: AsyncSession) -> None:
-    await begin_transaction(session, LOCK, {})
-
-
 async def _begin_and_fetch(session: AsyncSession) -> None:
     await begin_and_fetch_one(session, DriverStatement(LOCK, {}))
 
 
-@pytest.mark.parametrize("send", [_fetch, _execute, _begin, _begin_and_fetch])
+@pytest.mark.parametrize("send", [_fetch, _execute, _begin_and_fetch])
 async def test_a_connection_that_was_interrupted_is_not_used_again(
     database: DatabaseFixture, send: Callable[[AsyncSession], Awaitable[None]]
 ) -> None:
