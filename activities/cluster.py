@@ -195,8 +195,8 @@ class KubernetesClusterActivities(ClusterActivities):
             rendered = await self._render_for_operation(command)
             if command.resources is not None:
                 async with self._sessions() as session:
-                    terms = await queries.get_instance_terms(session, command.subscription_id)
-                resized = replace(rendered.spec, resources=command.resources, entitlements=terms.entitlements)
+                    entitlements = await queries.get_plan_entitlements(session, command.subscription_id)
+                resized = replace(rendered.spec, resources=command.resources, entitlements=entitlements)
                 rendered = self._templates.render(resized)
             await operations.resize(self._client, rendered)
 

@@ -184,9 +184,7 @@ class PostgresInstanceActivities(InstanceActivities):
             row.finished_at = command.now
             self._apply_operation_result(instance, command)
             if _is_resized(command):
-                instance.entitlements = (
-                    await queries.get_instance_terms(session, instance.subscription_id)
-                ).entitlements
+                instance.entitlements = await queries.get_plan_entitlements(session, instance.subscription_id)
             if command.instance_status is InstanceStatus.DELETED:
                 await credentials.erase(session, instance.id)
             if operation.kind is OperationKind.BACKUP:

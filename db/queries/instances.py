@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -13,7 +12,6 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.models.catalogue import Plan
-from db.models.identity import User
 from db.models.instances import Installation, Instance, InstanceOperation
 from db.models.subscriptions import Subscription
 from workflows.rules.instance import InstanceStatus
@@ -28,25 +26,11 @@ async def get_instance(session: AsyncSession, instance_id: str, *, lock: bool = 
     return instance
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InstanceTerms:
-    """Entitlements of the subscription's plan; ``customer_email`` is empty when the user does not exist."""
-
-    entitlements: dict[str, Any]
-    customer_email: str
-
-
-async def get_instance_terms(session: AsyncSession, subscription_id: str) -> InstanceTerms:
-    """Return the present plan's entitlements and the address of the user who ordered."""
-    query = (
-        select(Plan.entitlements, User.email)
-        .select_from(Subscription)
-        .join(Plan, Plan.id == Subscription.plan_id)
-        .outerjoin(User, User.id == Subscription.user_id)
-        .where(Subscription.id == subscription_id)
-    )
-    entitlements, email = (await session.execute(query)).one()
-    return InstanceTerms(entitlements=entitlements, customer_email=email or "")
+async def get_plan_entitlements(session: AsyncSession, subscription_id: str) -> dict[str, Any]:
+    """Return the entitlements of the subscription's present plan."""
+    query = select(Plan.entitlements).join(Subscription, Subscription.plan_id == Plan.id)
+    entitlements: dict[str, Any] = (await session.scalars(query.where(Subscription.id == subscription_id))).one()
+    return entitlements
 
 
 async def installation_id(session: AsyncSession) -> str:
