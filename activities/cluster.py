@@ -21,7 +21,7 @@ from activities.adapters.kubernetes.errors import ClusterError
 from activities.adapters.kubernetes.informer import Informer
 from activities.adapters.kubernetes.ownership import Owner
 from activities.adapters.kubernetes.readiness import ReadinessWaiter
-from activities.instances import CAPACITY_MESSAGE, begin_with_locked_instance, lock_instance, record_operation_start
+from activities.instances import CAPACITY_MESSAGE, lock_instance, record_operation_start
 from activities.orphans import OrphanCleaner
 from activities.service_templates.definitions import ServiceTemplate
 from activities.service_templates.manifests import InstanceSpec, InvalidTemplate
@@ -221,7 +221,7 @@ class KubernetesClusterActivities(ClusterActivities):
         """Mark the instance ``provisioning`` and return its spec; None if it is already provisioned."""
         installation_id = await self._load_installation_id()
         async with self._sessions() as session:
-            locked = await begin_with_locked_instance(session, instance_id)
+            locked = await locked_instances.begin_with_locked_instance(session, instance_id)
             status = InstanceStatus(locked.instance.status)
             if status in PROVISIONED_STATUSES:
                 return None

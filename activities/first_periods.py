@@ -13,10 +13,10 @@ from activities.invoicing import add_invoice, add_invoice_paid_events, line_desc
 from activities.notification_context import notification_context, paid_fields
 from activities.outcomes import billing_outcome, replay_result
 from activities.periods import build_period_invoice
-from activities.subscription_transitions import begin_with_locked_subscription, new_change_set, transition_subscription
+from activities.subscription_transitions import new_change_set, transition_subscription
 from db.queries import invoices
 from db.queries.change_set import ChangeSet
-from db.queries.locked_subscriptions import LockedSubscription
+from db.queries.locked_subscriptions import LockedSubscription, begin_with_locked_subscription
 from workflows.ports.billing import BillingOutcome, StartFirstPeriod
 from workflows.rules import ledger
 from workflows.rules.allocations import AllocationSource, SourcePart

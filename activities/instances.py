@@ -6,6 +6,7 @@ Each activity is one transaction; its instants are the business time of the comm
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 from temporalio import activity
@@ -13,7 +14,6 @@ from temporalio import activity
 from db.models.instances import Instance
 from db.queries import credentials, locked_instances
 from db.queries import instances as queries
-from db.queries.locked_instances import LockedInstance
 from db.queries.outbox import build_operator_alert, enqueue
 from db.session import SessionFactory
 from workflows.errors import to_application_error
@@ -58,18 +58,6 @@ async def lock_instance(session: AsyncSession, instance_id: str) -> Instance:
     return instance
 
 
-async def begin_with_locked_instance(session: AsyncSession, instance_id: str) -> LockedInstance:
-    """Begin a transaction, and lock and return the instance.
-
-    Raises:
-        RuleViolation: ``NOT_FOUND``.
-    """
-    locked = await locked_instances.begin_with_locked_instance(session, instance_id)
-    if locked is None:
-        raise RuleViolation(ErrorCode.NOT_FOUND, f"There is no instance {instance_id}.")
-    return locked
-
-
 async def record_operation_start(session: AsyncSession, operation: OperationInput) -> Instance:
     """Mark the operation as running if the instance's status allows it, and return the locked instance.
 
@@ -111,21 +99,21 @@ class PostgresInstanceActivities(InstanceActivities):
     async def record_ready(self, command: RecordReady) -> None:
         try:
             async with self._sessions() as session:
-                instance = (await begin_with_locked_instance(session, command.instance_id)).instance
-                _set_ready_condition(instance, command.now)
+                instance = (await locked_instances.begin_with_locked_instance(session, command.instance_id)).instance
+                conditions = queries.replace_condition(instance.conditions, _ready_condition(command.now))
                 for observed in command.conditions:
                     condition = queries.build_condition(
                         observed.type, observed.status, observed.reason, observed.message, command.now
                     )
-                    instance.conditions = queries.replace_condition(instance.conditions, condition)
+                    conditions = queries.replace_condition(conditions, condition)
                 await locked_instances.write_and_commit(
                     session,
                     instance.id,
                     status=transition_idempotently(InstanceStatus(instance.status), InstanceStatus.READY),
                     ready_at=instance.ready_at or command.now,
                     url=f"https://{instance.hostname}",
-                    failure_reason=instance.failure_reason,
-                    conditions=instance.conditions,
+                    failure_reason=None,
+                    conditions=conditions,
                 )
         except RuleViolation as violation:
             raise to_application_error(violation) from violation
@@ -209,7 +197,8 @@ class PostgresInstanceActivities(InstanceActivities):
         instance.status = transition_idempotently(InstanceStatus(instance.status), command.instance_status)
         if command.instance_status is InstanceStatus.READY:
             instance.saved_replicas = None
-            _set_ready_condition(instance, command.now)
+            instance.failure_reason = None
+            instance.conditions = queries.replace_condition(instance.conditions, _ready_condition(command.now))
         else:
             _set_failed_condition(
                 instance, command.reason or command.instance_status.title(), command.message or "", command.now
@@ -258,11 +247,8 @@ def _operation_row(operation: OperationInput) -> dict[str, object]:
     }
 
 
-def _set_ready_condition(instance: Instance, now: datetime) -> None:
-    instance.failure_reason = None
-    instance.conditions = queries.replace_condition(
-        instance.conditions, queries.build_condition("Ready", "True", "Ready", "", now)
-    )
+def _ready_condition(now: datetime) -> dict[str, Any]:
+    return queries.build_condition("Ready", "True", "Ready", "", now)
 
 
 def _set_failed_condition(instance: Instance, reason: str, message: str, now: datetime) -> None:

@@ -18,11 +18,11 @@ from activities.invoice_allocations import allocate, credit_parts
 from activities.invoicing import line_description
 from activities.notification_context import notification_context
 from activities.outcomes import billing_outcome, replay_result
-from activities.subscription_transitions import begin_with_locked_subscription, new_change_set, record_period_paid
+from activities.subscription_transitions import new_change_set, record_period_paid
 from db.queries import invoices, workflow_recovery
 from db.queries.change_set import ChangeSet
 from db.queries.invoices import InvoiceSummary
-from db.queries.locked_subscriptions import LockedSubscription
+from db.queries.locked_subscriptions import LockedSubscription, begin_with_locked_subscription
 from workflows.ports.billing import BillingOutcome, CollectInvoice
 from workflows.rules import ledger
 from workflows.rules.funding import FundingPurpose, GatewayTerms

@@ -19,7 +19,6 @@ from activities.notification_context import notification_context
 from activities.outcomes import billing_outcome, unpaid_outcome
 from activities.plan_change_records import with_period_terms
 from activities.subscription_transitions import (
-    begin_with_locked_subscription,
     mark_past_due,
     new_change_set,
     pause_unpaid_trial,
@@ -30,7 +29,7 @@ from db.queries import invoices, payments, workflow_recovery
 from db.queries.change_set import ChangeSet
 from db.queries.invoice_allocations import has_allocations
 from db.queries.invoices import Hold, InvoiceSummary
-from db.queries.locked_subscriptions import LockedSubscription
+from db.queries.locked_subscriptions import LockedSubscription, begin_with_locked_subscription
 from workflows.ports.billing import ApplyCardPayment, BillingOutcome, RecordPaymentFailure
 from workflows.rules import ledger
 from workflows.rules.allocations import AllocationSource, SourcePart

@@ -24,7 +24,6 @@ from activities.notification_context import notification_context, paid_fields
 from activities.outcomes import billing_outcome, replay_result, unpaid_outcome
 from activities.plan_change_records import add_scheduled_change, with_period_terms
 from activities.subscription_transitions import (
-    begin_with_locked_subscription,
     mark_past_due,
     new_change_set,
     pause_unpaid_trial,
@@ -33,7 +32,7 @@ from activities.subscription_transitions import (
 )
 from db.queries import invoices
 from db.queries.change_set import ChangeSet
-from db.queries.locked_subscriptions import LockedSubscription
+from db.queries.locked_subscriptions import LockedSubscription, begin_with_locked_subscription
 from workflows.ports.billing import BillingOutcome, StartPeriod
 from workflows.rules import dunning
 from workflows.rules.funding import GatewayTerms

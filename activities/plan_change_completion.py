@@ -22,11 +22,11 @@ from activities.payment_application import (
     payment_application_key,
 )
 from activities.plan_change_records import apply_plan_change, plan_changed_context
-from activities.subscription_transitions import begin_with_locked_subscription, new_change_set
+from activities.subscription_transitions import new_change_set
 from db.queries import invoices, locked_subscriptions
 from db.queries.change_set import ChangeSet
 from db.queries.invoice_allocations import list_plan_change_credits
-from db.queries.locked_subscriptions import LockedSubscription
+from db.queries.locked_subscriptions import LockedSubscription, begin_with_locked_subscription
 from workflows.ports.billing import BillingOutcome, CompletePlanChange, RollbackPlanChange
 from workflows.ports.subscription import StatusOutcome
 from workflows.rules import ledger

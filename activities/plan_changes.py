@@ -17,12 +17,12 @@ from activities.notification_context import paid_fields
 from activities.outcomes import committed_state
 from activities.plan_change_records import apply_plan_change, plan_change_dedup_key, plan_changed_context
 from activities.plan_terms import build_plan_terms
-from activities.subscription_transitions import begin_with_locked_subscription, new_change_set
+from activities.subscription_transitions import new_change_set
 from db.models.subscriptions import Subscription
 from db.queries import catalogue, invoices, locked_subscriptions
 from db.queries.change_set import ChangeSet, timeline_event_exists
 from db.queries.invoice_allocations import list_invoice_balances
-from db.queries.locked_subscriptions import LockedSubscription, PlanWithPrice
+from db.queries.locked_subscriptions import LockedSubscription, PlanWithPrice, begin_with_locked_subscription
 from db.queries.plan_changes import load_plan_change_facts
 from workflows.errors import non_retryable_error
 from workflows.ports.billing import ApplyPlanChange, PlanChangeOutcome, PlanChangeResult

@@ -12,10 +12,10 @@ from activities.holds import ORDER_HOLD, agreed_card_charge, release_hold, with_
 from activities.invoice_collection import pay_if_credit_covers, pay_with_credited_payment
 from activities.outcomes import billing_outcome
 from activities.rule_errors import converts_rule_violations
-from activities.subscription_transitions import begin_with_locked_subscription, new_change_set
+from activities.subscription_transitions import new_change_set
 from db.queries import invoices, workflow_recovery
 from db.queries.invoices import InvoiceSummary
-from db.queries.locked_subscriptions import LockedSubscription
+from db.queries.locked_subscriptions import LockedSubscription, begin_with_locked_subscription
 from db.session import SessionFactory
 from workflows.ports.billing import BillingOutcome
 from workflows.ports.payments import payment_input_from_record

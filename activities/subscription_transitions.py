@@ -1,4 +1,4 @@
-"""Locks a subscription and changes its status, inside the caller's transaction."""
+"""Changes the status of a locked subscription, inside the caller's transaction."""
 
 from __future__ import annotations
 
@@ -15,31 +15,17 @@ from activities.invoicing import add_invoice_paid_events
 from activities.notification_context import notification_context, paid_fields
 from activities.outcomes import committed_state
 from activities.plan_change_records import add_scheduled_change
-from db.queries import invoices, locked_subscriptions
+from db.queries import invoices
 from db.queries.change_set import ChangeSet
 from db.queries.invoices import InvoiceSummary
 from db.queries.locked_subscriptions import LockedSubscription
-from workflows.errors import non_retryable_error
 from workflows.ports.billing import BillingOutcome
 from workflows.rules import dunning
-from workflows.rules.errors import ErrorCode
 from workflows.rules.invoice import BillingReason, InvoiceStatus
 from workflows.rules.money import Money
 from workflows.rules.notifications import NotificationKind
 from workflows.rules.renewal import PeriodOutcome
 from workflows.rules.subscription import SubscriptionStatus, transition
-
-
-async def begin_with_locked_subscription(session: AsyncSession, subscription_id: str) -> LockedSubscription:
-    """Begin the session's transaction, and lock and return the subscription.
-
-    Raises:
-        ApplicationError: ``NOT_FOUND``.
-    """
-    subscription = await locked_subscriptions.begin_with_locked_subscription(session, subscription_id)
-    if subscription is None:
-        raise non_retryable_error(ErrorCode.NOT_FOUND, "Subscription not found.")
-    return subscription
 
 
 def new_change_set(subscription: LockedSubscription, at: datetime, actor: str) -> ChangeSet:

@@ -24,12 +24,18 @@ from activities.payment_application import credit_captured_payments
 from activities.plan_terms import build_plan_terms
 from activities.recorded_orders import replay_creation, to_recorded_order
 from activities.rule_errors import converts_rule_violations
-from activities.subscription_transitions import begin_with_locked_subscription, new_change_set, status_message
+from activities.subscription_transitions import new_change_set, status_message
 from db.errors import violated_constraint
-from db.queries import instances, invoices, locked_subscriptions, orders
+from db.queries import instances, invoices, orders
 from db.queries import reminders as reminder_rows
 from db.queries.change_set import ChangeSet
-from db.queries.locked_subscriptions import AvailableFunds, LockedSubscription, PlanWithPrice
+from db.queries.locked_subscriptions import (
+    AvailableFunds,
+    LockedSubscription,
+    PlanWithPrice,
+    begin_with_locked_subscription,
+    lock_subscription,
+)
 from db.session import SessionFactory
 from workflows.errors import non_retryable_error
 from workflows.ports.billing import SubscriptionActivities
@@ -247,8 +253,7 @@ class PostgresSubscriptionActivities(SubscriptionActivities):
         if facts is None:
             raise non_retryable_error(ErrorCode.NOT_FOUND, "Organization not found.")
         if facts.is_recorded:
-            recorded = await locked_subscriptions.lock_subscription(session, order.subscription_id)
-            assert recorded is not None
+            recorded = await lock_subscription(session, order.subscription_id)
             return await replay_creation(session, recorded, command.now)
         plan = facts.plan
         if plan is None:

@@ -19,6 +19,7 @@ from db.models.catalogue import Plan
 from db.models.identity import User
 from db.models.instances import Instance
 from db.models.subscriptions import Subscription
+from workflows.rules.errors import ErrorCode, RuleViolation
 
 _COLUMNS = Instance.__table__.columns
 
@@ -55,11 +56,15 @@ async def read_instance(session: AsyncSession, instance_id: str) -> Instance | N
     return None if row is None else Instance(**row)
 
 
-async def begin_with_locked_instance(session: AsyncSession, instance_id: str) -> LockedInstance | None:
-    """Begin a transaction, and lock and return an instance; None when there is none. One round trip."""
+async def begin_with_locked_instance(session: AsyncSession, instance_id: str) -> LockedInstance:
+    """Begin a transaction, and lock and return an instance; one round trip.
+
+    Raises:
+        RuleViolation: ``NOT_FOUND``.
+    """
     row = await begin_and_fetch_one(session, DriverStatement(_LOCK_SQL, {"instance_id": instance_id}))
     if row is None:
-        return None
+        raise RuleViolation(ErrorCode.NOT_FOUND, f"There is no instance {instance_id}.")
     plan_entitlements, email = row.pop("plan_entitlements"), row.pop("customer_email")
     return LockedInstance(instance=Instance(**row), plan_entitlements=plan_entitlements, customer_email=email or "")
 

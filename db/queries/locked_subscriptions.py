@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.driver import DriverStatement, begin_and_fetch_one, driver_sql, fetch_one
 from db.models.payments import CHARGE_ORDER
+from workflows.rules.errors import ErrorCode, RuleViolation
 from workflows.rules.funding import CollectionMethod, PaymentMethodReference
 from workflows.rules.money import Money
 from workflows.rules.pricing import CouponDuration, CouponKind, Discount
@@ -171,23 +172,26 @@ _PLAN = text(
 )
 
 
-async def begin_with_locked_subscription(session: AsyncSession, subscription_id: str) -> LockedSubscription | None:
+async def begin_with_locked_subscription(session: AsyncSession, subscription_id: str) -> LockedSubscription:
     """Begin a transaction, and lock and return a subscription with everything that billing it needs.
 
-    One round trip, and a second one if another transaction held the balance. None when there is none.
+    One round trip, and a second one if another transaction held the balance.
+
+    Raises:
+        RuleViolation: ``NOT_FOUND``.
     """
     row = await begin_and_fetch_one(session, DriverStatement(_LOCK_SUBSCRIPTION, {"id": subscription_id}))
     if row is not None and row["has_waited"]:
         return await lock_subscription(session, subscription_id)
-    return None if row is None else _to_locked_subscription(row)
+    return _to_locked_subscription(row)
 
 
-async def lock_subscription(session: AsyncSession, subscription_id: str) -> LockedSubscription | None:
+async def lock_subscription(session: AsyncSession, subscription_id: str) -> LockedSubscription:
     """Lock and return a subscription as ``begin_with_locked_subscription``, in a transaction that has begun."""
     row = await fetch_one(session, DriverStatement(_LOCK_SUBSCRIPTION, {"id": subscription_id}))
     while row is not None and row["has_waited"]:
         row = await fetch_one(session, DriverStatement(_LOCK_SUBSCRIPTION, {"id": subscription_id}))
-    return None if row is None else _to_locked_subscription(row)
+    return _to_locked_subscription(row)
 
 
 async def get_plan_with_price(
@@ -216,7 +220,9 @@ def to_funds(row: RowMapping | Mapping[str, Any], currency: str) -> AvailableFun
     )
 
 
-def _to_locked_subscription(row: RowMapping | Mapping[str, Any]) -> LockedSubscription:
+def _to_locked_subscription(row: Mapping[str, Any] | None) -> LockedSubscription:
+    if row is None:
+        raise RuleViolation(ErrorCode.NOT_FOUND, "Subscription not found.")
     return LockedSubscription(
         id=row["id"],
         organization_id=row["organization_id"],

@@ -73,8 +73,7 @@ async def test_provisioning_locks_the_instance_until_it_is_written(instances: In
     instance_id = await instances.insert_instance()
     with psycopg.connect(instances.database.superuser_dsn()) as other:
         async with session_factory(instances.database.worker)() as session:
-            locked = await begin_with_locked_instance(session, instance_id)
-            assert locked is not None
+            await begin_with_locked_instance(session, instance_id)
             with pytest.raises(psycopg.errors.LockNotAvailable):
                 other.execute("SELECT 1 FROM instances WHERE id = %s FOR UPDATE NOWAIT", (instance_id,))
             other.rollback()
