@@ -103,7 +103,7 @@ class GatewayPaymentActivities(PaymentActivities):
             )
             source = EventSource(gateway=event.gateway, event_id=event.event_id)
             is_abandoned = command.is_abandoned
-            if is_abandoned and not command.has_parent:
+            if is_abandoned and not command.is_awaited:
                 is_abandoned = not is_capture_expected(await workflow_recovery.get_purpose_facts(session, payment.id))
             return await gateway_results.apply_gateway_payment(
                 session, payment, gateway_payment, source=source, is_abandoned=is_abandoned, now=command.now
@@ -126,7 +126,7 @@ class GatewayPaymentActivities(PaymentActivities):
     @activity.defn(name="payments.cancel")
     async def cancel(self, command: CancelPayment) -> PaymentProgress:
         payment, progress = await self._lock_payment(command.payment_id)
-        if payment.status in PAID_STATUSES or not (command.has_parent or await self._may_void(payment)):
+        if payment.status in PAID_STATUSES or not (command.is_awaited or await self._may_void(payment)):
             return progress
         reference = payment.gateway_reference
         if reference is None:

@@ -54,10 +54,11 @@ class Payment:
         self._input = input
         self._events: deque[GatewayEvent] = deque()
         self._capture_requested = False
-        # Hazard: the workflow that ordered the payment may have ended; its signal then fails.
-        self._is_abandoned = input.purpose is not Purpose.TOP_UP and workflow.info().parent is None
-        # It may also run, and await another run of this payment, which an operator terminated.
-        self._has_parent = not self._is_abandoned
+        # False: restarted without a parent, by a webhook or the reconciliation. The workflow that ordered the payment
+        # has ended, or it runs and awaits another run of this payment, which an operator terminated.
+        self._is_awaited = input.purpose is Purpose.TOP_UP or workflow.info().parent is not None
+        # Also an awaited payment is abandoned later, by the signal `cancel_authorization`.
+        self._is_abandoned = not self._is_awaited
         self._progress: PaymentProgress | None = None
         self._outcome_for_parent: PaymentOutcome | None = None
         self._error: ApplicationError | None = None
@@ -182,7 +183,7 @@ class Payment:
             event=event,
             is_abandoned=self._is_abandoned,
             now=self._business_time(),
-            has_parent=self._has_parent,
+            is_awaited=self._is_awaited,
         )
         try:
             progress = await workflow.execute_activity_method(
@@ -198,7 +199,7 @@ class Payment:
             payment_id=self._input.payment_id,
             final_status=final_status,
             now=self._business_time(),
-            has_parent=self._has_parent,
+            is_awaited=self._is_awaited,
         )
         await self._request_transition(PaymentActivities.cancel, command)
 

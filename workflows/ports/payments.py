@@ -206,7 +206,7 @@ class ApplyGatewayEvent:
     """Apply what a webhook said.
 
     Attributes:
-        has_parent: False for a run that no workflow awaits: money that the first invoice of an order waits for does not
+        is_awaited: False for a run that no workflow awaits: money that the first invoice of an order waits for does not
             become wallet credit.
     """
 
@@ -214,7 +214,7 @@ class ApplyGatewayEvent:
     event: GatewayEvent
     is_abandoned: bool
     now: datetime
-    has_parent: bool = True
+    is_awaited: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,13 +228,13 @@ class CancelPayment:
     """Cancel at the gateway; ``final_status`` is ``cancelled`` or ``expired``.
 
     Attributes:
-        has_parent: False for a run that no workflow awaits: an authorization that an order counts on is kept.
+        is_awaited: False for a run that no workflow awaits: an authorization that an order counts on is kept.
     """
 
     payment_id: str
     final_status: PaymentStatus
     now: datetime
-    has_parent: bool = True
+    is_awaited: bool = True
 
 
 class PaymentActivities(Protocol):
