@@ -9,6 +9,7 @@ from workflows.rules.subscription import (
     LIVE_STATUSES,
     PAST_DUE_STATUSES,
     PRE_READY_STATUSES,
+    STOPPED_STATUSES,
     TERMINAL_STATUSES,
     SubscriptionStatus,
     transition,
@@ -52,5 +53,6 @@ def test_the_groups_of_statuses() -> None:
     assert {status.value for status in PRE_READY_STATUSES} == {"pending", "provisioning"}
     assert {status.value for status in PAST_DUE_STATUSES} == {"past_due", "suspended"}
     assert {status.value for status in TERMINAL_STATUSES} == {"terminated", "failed", "expired"}
+    assert {status.value for status in STOPPED_STATUSES} == {"suspended", "paused", "cancelled"}
     ended = {"cancelled", "terminated", "failed", "expired"}
     assert {status.value for status in LIVE_STATUSES} == set(ALLOWED) - ended

@@ -72,6 +72,9 @@ In these alone a subscription can be paused, change its plan or be cancelled at 
 RUNNING_STATUSES = RENEWING_STATUSES | {SubscriptionStatus.PAST_DUE}
 """Statuses in which the instance runs and the customer can operate it."""
 
+STOPPED_STATUSES = frozenset({SubscriptionStatus.SUSPENDED, SubscriptionStatus.PAUSED, SubscriptionStatus.CANCELLED})
+"""Statuses in which the instance is stopped by the platform and its data is kept."""
+
 PRE_READY_STATUSES = frozenset({SubscriptionStatus.PENDING, SubscriptionStatus.PROVISIONING})
 PAST_DUE_STATUSES = frozenset({SubscriptionStatus.PAST_DUE, SubscriptionStatus.SUSPENDED})
 TERMINAL_STATUSES = frozenset(state for state, targets in TRANSITIONS.items() if not targets)

@@ -27,12 +27,8 @@ from workflows.ports.instances import (
 )
 from workflows.ports.subscription import Resources, StartOperation
 from workflows.rules import ids
-from workflows.rules.subscription import RUNNING_STATUSES, SubscriptionStatus
+from workflows.rules.subscription import RUNNING_STATUSES, STOPPED_STATUSES
 from workflows.subscription.context import PLATFORM_ACTOR, SubscriptionContext
-
-SCALED_DOWN_STATUSES = frozenset(
-    {SubscriptionStatus.SUSPENDED, SubscriptionStatus.PAUSED, SubscriptionStatus.CANCELLED}
-)
 
 
 class InstanceReconciler:
@@ -109,7 +105,7 @@ class InstanceReconciler:
 
     def _desired_operation(self) -> OperationKind | None:
         state = self._context.require_state()
-        if self._context.status in SCALED_DOWN_STATUSES:
+        if self._context.status in STOPPED_STATUSES:
             return OperationKind.SUSPEND if state.instance_desired_running else None
         if self._context.status not in RUNNING_STATUSES or state.is_stopped_by_customer:
             return None
