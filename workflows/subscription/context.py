@@ -80,7 +80,7 @@ class SubscriptionContext:
             ApplicationError: ``ILLEGAL_MOVE``: the order is not recorded yet.
         """
         if self.state is None:
-            raise non_retryable_error(ErrorCode.ILLEGAL_MOVE, "The order is not open.")
+            raise non_retryable_error(ErrorCode.ILLEGAL_MOVE, "The order is not recorded yet. Retry when it is.")
         return self.state
 
     def require_status(self, allowed: bool, verb: str) -> None:
