@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 from temporalio import workflow
@@ -32,12 +33,18 @@ START_KINDS = frozenset({OperationKind.RESTART, OperationKind.START, OperationKi
 
 
 class _OperationFailed(Exception):
-    """An operation did not succeed; ``instance`` is what it left behind, None if it changed nothing."""
+    """An operation did not succeed.
 
-    def __init__(self, error: ActivityError, instance: InstanceStatus | None) -> None:
+    Attributes:
+        reason: A ``FailureReason`` or ``ErrorCode``.
+        message: For the customer.
+        instance_status: What the instance is now; None if it is unchanged.
+    """
+
+    def __init__(self, error: ActivityError, instance_status: InstanceStatus | None) -> None:
         super().__init__(str(error))
-        self.error = error
-        self.instance_status = instance
+        self.reason, self.message = failure_reason(error)
+        self.instance_status = instance_status
 
 
 @workflow.defn(name=names.INSTANCE_OPERATION)
@@ -56,34 +63,34 @@ class InstanceOperation:
         if command.kind is OperationKind.DELETE:
             return await self._run_to_completion(self._delete())
         try:
-            instance = await self._execute()
+            instance_status = await self._execute()
         except _OperationFailed as failed:
-            reason, message = failure_reason(failed.error)
-            return await self._finish(OperationStatus.FAILED, failed.instance_status, reason, message)
+            return await self._finish(OperationStatus.FAILED, failed.instance_status, failed.reason, failed.message)
         except asyncio.CancelledError:
             await self._run_to_completion(self._finish(OperationStatus.CANCELLED, None, None, None))
             raise
-        return await self._finish(OperationStatus.SUCCEEDED, instance, None, None)
+        return await self._finish(OperationStatus.SUCCEEDED, instance_status, None, None)
 
     async def _execute(self) -> InstanceStatus | None:
         """Do it and return what the instance is afterwards; None means unchanged."""
-        match self._input.kind:
+        command = self._input
+        match command.kind:
             case OperationKind.RESTART:
-                await self._run_cluster_activity(ClusterActivities.restart)
+                await self._run_cluster_activity(ClusterActivities.restart, command)
                 await self._await_ready()
                 return InstanceStatus.READY
             case OperationKind.START | OperationKind.RESUME:
-                await self._run_cluster_activity(ClusterActivities.scale_up)
+                await self._run_cluster_activity(ClusterActivities.scale_up, command)
                 await self._await_ready()
                 return InstanceStatus.READY
             case OperationKind.STOP:
-                await self._run_cluster_activity(ClusterActivities.scale_down)
+                await self._run_cluster_activity(ClusterActivities.scale_down, command)
                 return InstanceStatus.STOPPED
             case OperationKind.SUSPEND:
-                await self._run_cluster_activity(ClusterActivities.scale_down)
+                await self._run_cluster_activity(ClusterActivities.scale_down, command)
                 return InstanceStatus.SUSPENDED
             case OperationKind.BACKUP:
-                await self._run_cluster_activity(ClusterActivities.run_backup)
+                await self._run_cluster_activity(ClusterActivities.run_backup, command, policies.CLUSTER_WAIT)
                 return None
             case OperationKind.RESIZE:
                 await self._resize()
@@ -94,17 +101,25 @@ class InstanceOperation:
     async def _resize(self) -> None:
         """Resize; an instance that does not get ready in its new envelope goes back to the former one."""
         try:
-            await self._run_cluster_activity(ClusterActivities.resize)
-            await self._await_ready()
+            await self._apply_resources(self._input)
         except _OperationFailed as failed:
-            if failure_reason(failed.error)[0] == ErrorCode.ILLEGAL_MOVE:
+            if failed.reason == ErrorCode.ILLEGAL_MOVE:
                 raise
-            try:
-                await self._run_cluster_activity(ClusterActivities.resize, use_recorded_resources=True)
-                await self._await_ready()
-            except _OperationFailed as again:
-                raise _OperationFailed(failed.error, InstanceStatus.DEGRADED) from again
-            raise _OperationFailed(failed.error, None) from failed
+            failed.instance_status = await self._restore_resources()
+            raise
+
+    async def _restore_resources(self) -> InstanceStatus | None:
+        """Apply the recorded resources again; return ``DEGRADED`` if the instance does not get ready with them."""
+        try:
+            await self._apply_resources(replace(self._input, resources=None))
+        except _OperationFailed:
+            return InstanceStatus.DEGRADED
+        return None
+
+    async def _apply_resources(self, command: OperationInput) -> None:
+        """Apply the command's resources, or those on record if it names none, and wait until the instance is ready."""
+        await self._run_cluster_activity(ClusterActivities.resize, command)
+        await self._await_ready()
 
     async def _delete(self) -> OperationOutcome:
         await self._run_database_activity(InstanceActivities.start_deletion, self._input)
@@ -138,46 +153,34 @@ class InstanceOperation:
         except ActivityError as error:
             return DeletionOutcome(is_verified=False, blockers=failure_reason(error))
 
-    async def _run_cluster_activity(self, step: Any, *, use_recorded_resources: bool = False) -> None:
-        command = self._input
-        if use_recorded_resources:
-            command = OperationInput(
-                operation_id=command.operation_id,
-                instance_id=command.instance_id,
-                subscription_id=command.subscription_id,
-                organization_id=command.organization_id,
-                kind=command.kind,
-                actor=command.actor,
-                business_time=command.business_time,
-            )
-        policy = policies.CLUSTER_WAIT if command.kind is OperationKind.BACKUP else policies.CLUSTER_CALL
+    async def _await_ready(self) -> None:
+        command = AwaitReady(instance_id=self._input.instance_id, is_starting=self._input.kind in START_KINDS)
+        await self._run_cluster_activity(
+            ClusterActivities.await_ready, command, policies.CLUSTER_WAIT, status_on_failure=InstanceStatus.DEGRADED
+        )
+
+    async def _run_cluster_activity(
+        self,
+        step: Any,
+        command: OperationInput | AwaitReady,
+        policy: policies.ActivityOptions = policies.CLUSTER_CALL,
+        *,
+        status_on_failure: InstanceStatus | None = None,
+    ) -> None:
         try:
             await workflow.execute_activity_method(step, command, task_queue=names.INFRASTRUCTURE_QUEUE, **policy)
         except ActivityError as error:
             if is_cancelled_exception(error):
                 raise asyncio.CancelledError from error
-            raise _OperationFailed(error, None) from error
-
-    async def _await_ready(self) -> None:
-        try:
-            await workflow.execute_activity_method(
-                ClusterActivities.await_ready,
-                AwaitReady(instance_id=self._input.instance_id, is_starting=self._input.kind in START_KINDS),
-                task_queue=names.INFRASTRUCTURE_QUEUE,
-                **policies.CLUSTER_WAIT,
-            )
-        except ActivityError as error:
-            if is_cancelled_exception(error):
-                raise asyncio.CancelledError from error
-            raise _OperationFailed(error, InstanceStatus.DEGRADED) from error
+            raise _OperationFailed(error, status_on_failure) from error
 
     async def _finish(
-        self, status: OperationStatus, instance: InstanceStatus | None, reason: str | None, message: str | None
+        self, status: OperationStatus, instance_status: InstanceStatus | None, reason: str | None, message: str | None
     ) -> OperationOutcome:
         finish = FinishOperation(
             operation=self._input,
             status=status,
-            instance_status=instance,
+            instance_status=instance_status,
             reason=reason,
             message=message,
             now=workflow.now(),
