@@ -46,9 +46,7 @@ from workflows.rules.renewal import (
     FUNDING_PURPOSES,
     PeriodKind,
     PeriodOutcome,
-    UnpaidEffect,
     decide_period,
-    unpaid_effect,
 )
 from workflows.rules.subscription import LIVE_STATUSES, SubscriptionStatus
 
@@ -159,7 +157,7 @@ async def _refuse_period(
     session: AsyncSession, changes: ChangeSet, subscription: LockedSubscription, command: StartPeriod
 ) -> BillingOutcome:
     """Start no period because nothing can pay: a trial ends paused (scenario B16), a paused subscription stays so."""
-    if unpaid_effect(command.kind) is UnpaidEffect.PAUSE:
+    if command.kind is PeriodKind.TRIAL_END:
         context = notification_context(subscription, amount=command.terms.price, status=SubscriptionStatus.PAUSED)
         changes.enqueue_notification(NotificationKind.PAYMENT_FAILED, context)
         subscription = pause_unpaid_trial(changes, subscription)

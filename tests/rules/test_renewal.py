@@ -15,7 +15,7 @@ from workflows.rules.funding import (
     decide_funding,
 )
 from workflows.rules.money import Money
-from workflows.rules.renewal import FUNDING_PURPOSES, PeriodKind, PeriodOutcome, UnpaidEffect, decide_period
+from workflows.rules.renewal import FUNDING_PURPOSES, PeriodKind, PeriodOutcome, decide_period
 
 STRIPE = GatewayTerms(name="stripe", minimum_minor={"USD": 50})
 RENEWAL, TRIAL_END, RESUMPTION = PeriodKind.RENEWAL, PeriodKind.TRIAL_END, PeriodKind.RESUMPTION
@@ -66,22 +66,11 @@ def test_a_free_period_is_paid(kind: PeriodKind) -> None:
     assert decide_period(kind, fund(kind, 0, 0, card=False)).outcome is PeriodOutcome.PAID
 
 
-@pytest.mark.parametrize(
-    ("kind", "effect"),
-    [
-        (RENEWAL, UnpaidEffect.PAST_DUE),
-        (TRIAL_END, UnpaidEffect.PAUSE),
-        (RESUMPTION, UnpaidEffect.STAY_PAUSED),
-    ],
-)
-def test_what_follows_when_nothing_pays(kind: PeriodKind, effect: UnpaidEffect) -> None:
-    assert decide_period(kind, fund(kind, 1500, 0, card=False)).unpaid_effect is effect
-
-
 @given(kind=st.sampled_from(PeriodKind), due=st.integers(0, 200), wallet=st.integers(0, 200), card=st.booleans())
 def test_only_a_renewal_starts_a_period_that_is_not_paid(kind: PeriodKind, due: int, wallet: int, card: bool) -> None:
-    decision = decide_period(kind, fund(kind, due, wallet, card=card))
+    funding = fund(kind, due, wallet, card=card)
+    decision = decide_period(kind, funding)
     paid = decision.outcome is PeriodOutcome.PAID
     assert decision.starts_period == (paid or kind is RENEWAL)
-    assert paid == (decision.funding.is_sufficient and decision.payment is None)
-    assert decision.is_unpaid_now == (not decision.funding.is_sufficient)
+    assert paid == (funding.is_sufficient and funding.payment is None)
+    assert decision.is_unpaid_now == (not paid and funding.payment is None)
