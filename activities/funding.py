@@ -23,10 +23,12 @@ from workflows.rules.money import Money, zero_money
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FundingSplit:
-    """How an amount due is paid: ``promotional + wallet + card + carried`` equals it plus ``repaid``.
+class InvoiceFunding:
+    """How an invoice's amount due is paid, and what that changes of the organization's debt.
 
-    Where there is a ``shortfall``, nothing can be collected and the other amounts are zero.
+    The rule's ``Funding`` pays one amount, which may include earlier debt. Here the debt is separate: ``promotional +
+    wallet + card + carried`` equals the amount due plus ``repaid``. Where there is a ``shortfall``, nothing can be
+    collected and the other amounts are zero.
 
     Attributes:
         card: What a card has to pay.
@@ -59,7 +61,7 @@ def split_funding(
     method: CollectionMethod,
     purpose: FundingPurpose,
     gateways: Mapping[str, GatewayTerms],
-) -> FundingSplit:
+) -> InvoiceFunding:
     """Split ``due``, and the organization's debt where the rule includes it, over credit and the saved cards.
 
     Args:
@@ -79,7 +81,7 @@ def split_funding(
     funding = decide_funding_with_debt(due, funds.debt, available, purpose=purpose, method=method)
     debt = funding.total - due if funding.is_sufficient else zero
     owed = funding.amount_from(AllocationSource.DEBT) - debt
-    return FundingSplit(
+    return InvoiceFunding(
         promotional=funding.amount_from(AllocationSource.PROMOTIONAL),
         wallet=funding.amount_from(AllocationSource.WALLET),
         card=funding.amount_from(AllocationSource.PAYMENT),
@@ -93,7 +95,7 @@ def split_funding(
 
 def split_funding_for(
     subscription: LockedSubscription, due: Money, purpose: FundingPurpose, gateways: Mapping[str, GatewayTerms]
-) -> FundingSplit:
+) -> InvoiceFunding:
     """Split ``due`` by the collection method of the subscription."""
     return split_funding(
         due, subscription.funds, method=subscription.collection_method, purpose=purpose, gateways=gateways
@@ -137,7 +139,7 @@ def reserve_older_debts(
     return replace(subscription, funds=remaining)
 
 
-def card_charge_for(funding: FundingSplit) -> CardCharge | None:
+def card_charge_for(funding: InvoiceFunding) -> CardCharge | None:
     """Return the card charge; None if credit covers everything, or if no card can be charged."""
     if not funding.card:
         return None

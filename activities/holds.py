@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from activities.funding import FundingSplit
+from activities.funding import InvoiceFunding
 from db.driver import DriverStatement, execute_together
 from db.queries import invoices
 from db.queries.change_set import ChangeSet
@@ -25,14 +25,14 @@ ORDER_HOLD = "order"
 
 
 async def place_hold(
-    session: AsyncSession, changes: ChangeSet, subscription: LockedSubscription, funding: FundingSplit, dedup_key: str
+    session: AsyncSession, changes: ChangeSet, subscription: LockedSubscription, funding: InvoiceFunding, dedup_key: str
 ) -> None:
     """Hold what credit contributes, and record what a card is charged beside it."""
     await execute_together(session, add_hold(changes, subscription, funding, dedup_key))
 
 
 def add_hold(
-    changes: ChangeSet, subscription: LockedSubscription, funding: FundingSplit, dedup_key: str
+    changes: ChangeSet, subscription: LockedSubscription, funding: InvoiceFunding, dedup_key: str
 ) -> DriverStatement:
     """Like ``place_hold``, for a caller that executes the returned statement before it writes ``changes``."""
     statement = invoices.hold_insert(

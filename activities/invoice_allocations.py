@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from activities.funding import FundingSplit
+from activities.funding import InvoiceFunding
 from db.queries.change_set import ChangeSet
 from db.queries.invoice_allocations import list_allocations, list_carried_debt
 from db.queries.invoices import Hold
@@ -22,7 +22,7 @@ from workflows.rules.allocations import (
 from workflows.rules.money import Money, zero_money
 
 
-def credit_parts(funding: FundingSplit) -> tuple[SourcePart, ...]:
+def credit_parts(funding: InvoiceFunding) -> tuple[SourcePart, ...]:
     """Return the parts of a funding that needs no card, in payment order."""
     return (
         SourcePart(source=AllocationSource.PROMOTIONAL, amount=funding.promotional),

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from activities.funding import (
-    FundingSplit,
+    InvoiceFunding,
     card_charge_for,
     reserve_older_debts,
     split_funding_for,
@@ -78,7 +78,7 @@ async def pay_from_credit(
     changes: ChangeSet,
     subscription: LockedSubscription,
     invoice: InvoiceSummary,
-    funding: FundingSplit,
+    funding: InvoiceFunding,
     *,
     renewed: LockedSubscription | None = None,
 ) -> BillingOutcome:

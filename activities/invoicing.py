@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from activities import formatting
-from activities.funding import FundingSplit
+from activities.funding import InvoiceFunding
 from activities.invoice_allocations import allocate, credit_parts
 from db.queries.change_set import ChangeSet
 from db.queries.invoices import InvoiceSummary
@@ -114,7 +114,7 @@ def _line_row(
 
 
 async def post_invoice_transaction(
-    session: AsyncSession, changes: ChangeSet, draft: InvoiceDraft, description: str, funding: FundingSplit | None
+    session: AsyncSession, changes: ChangeSet, draft: InvoiceDraft, description: str, funding: InvoiceFunding | None
 ) -> None:
     """Post a finalized invoice: paid at once by ``funding``, or receivable if that is None."""
     zero = zero_money(draft.total.currency)

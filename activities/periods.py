@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from activities import coupons
 from activities.explanations import build_explanation
-from activities.funding import FundingSplit, card_charge_for, split_funding_for
+from activities.funding import InvoiceFunding, card_charge_for, split_funding_for
 from activities.holds import place_hold
 from activities.invoice_collection import pay_with_credited_payment
 from activities.invoicing import (
@@ -182,7 +182,7 @@ def _add_renewal_events(
     before: SubscriptionStatus,
     subscription: LockedSubscription,
     draft: InvoiceDraft,
-    funding: FundingSplit,
+    funding: InvoiceFunding,
 ) -> None:
     kind = "resumed" if before is SubscriptionStatus.PAUSED else "renewed"
     context = notification_context(

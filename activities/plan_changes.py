@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from activities.credit_arrivals import list_debtors, list_debtors_if_credited
 from activities.explanations import build_explanation
 from activities.formatting import format_date, timezone_or_utc
-from activities.funding import FundingSplit, card_charge_for, split_funding_for
+from activities.funding import InvoiceFunding, card_charge_for, split_funding_for
 from activities.holds import agreed_card_charge, place_hold
 from activities.invoicing import InvoiceDraft, add_invoice, add_invoice_paid_events, post_invoice_transaction
 from activities.notification_context import paid_fields
@@ -260,7 +260,7 @@ async def _credit_change(
         price_id=plan.price_id,
         plan_change_id=command.plan_change_id,
     )
-    funding = FundingSplit(
+    funding = InvoiceFunding(
         promotional=draft.total,
         wallet=zero,
         card=zero,

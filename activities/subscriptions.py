@@ -13,7 +13,7 @@ from temporalio.exceptions import ApplicationError
 
 from activities import coupons, reminders
 from activities.formatting import format_date, timezone_or_utc
-from activities.funding import FundingSplit, card_charge_for, split_funding
+from activities.funding import InvoiceFunding, card_charge_for, split_funding
 from activities.holds import ORDER_HOLD, add_hold, release_hold
 from activities.invoice_allocations import reverse_all
 from activities.invoicing import format_money
@@ -313,7 +313,7 @@ class PostgresSubscriptionActivities(SubscriptionActivities):
 
 def _fund_first_period(
     order: CreateSubscription, due: Money, funds: AvailableFunds, gateways: Mapping[str, GatewayTerms]
-) -> FundingSplit:
+) -> InvoiceFunding:
     """Return the funding of the first period. Credit pays for this order only; a card pays earlier debt as well.
 
     Raises:
