@@ -18,6 +18,7 @@ from activities.invoice_allocations import allocate, credit_parts
 from activities.invoicing import line_description
 from activities.notification_context import notification_context
 from activities.outcomes import billing_outcome, replay_result
+from activities.plan_change_records import RenewedSubscription, with_current_terms
 from activities.subscription_transitions import new_change_set, record_period_paid
 from db.queries import invoices, workflow_recovery
 from db.queries.change_set import ChangeSet
@@ -48,7 +49,9 @@ async def collect_invoice(
     available = reserve_older_debts(chargeable, debts, gateways)
     funding = split_funding_for(available, invoice.due, FundingPurpose.DUNNING, gateways)
     if funding.covered:
-        return await pay_from_credit(session, changes, subscription, invoice, funding)
+        return await pay_from_credit(
+            session, changes, subscription, invoice, funding, renewed=with_current_terms(subscription)
+        )
     card = None if command.credit_only else card_charge_for(funding)
     if card is not None:
         dedup_key = f"{invoice.id}/{command.now.isoformat()}"
@@ -80,13 +83,13 @@ async def pay_from_credit(
     invoice: InvoiceSummary,
     funding: InvoiceFunding,
     *,
-    renewed: LockedSubscription | None = None,
+    renewed: RenewedSubscription,
 ) -> BillingOutcome:
     """Pay an open invoice or a draft of a period without a card.
 
     Args:
         funding: The parts that pay the invoice.
-        renewed: For a draft: the subscription with the terms of the period that the draft starts.
+        renewed: The subscription with the terms of the invoice's period.
     """
     draft = invoice.status is InvoiceStatus.DRAFT
     parts = {
@@ -100,7 +103,7 @@ async def pay_from_credit(
         ledger.paid_invoice_transaction(tax=invoice.tax, **parts) if draft else ledger.collection_transaction(**parts)
     )
     transaction_id = changes.add_ledger_transaction(
-        post, key=f"paid/{invoice.id}", description=line_description(renewed or subscription), ref=invoice.id
+        post, key=f"paid/{invoice.id}", description=line_description(renewed), ref=invoice.id
     )
     await allocate(
         session,
@@ -120,7 +123,7 @@ async def pay_with_credited_payment(
     subscription: LockedSubscription,
     invoice: InvoiceSummary | None,
     *,
-    renewed: LockedSubscription | None = None,
+    renewed: RenewedSubscription,
 ) -> BillingOutcome | None:
     """Pay an invoice from credit if a webhook completed its payment, which nothing awaited, as wallet credit.
 
@@ -140,7 +143,7 @@ async def pay_if_credit_covers(
     subscription: LockedSubscription,
     invoice: InvoiceSummary,
     *,
-    renewed: LockedSubscription | None = None,
+    renewed: RenewedSubscription,
 ) -> BillingOutcome | None:
     """Pay an invoice from credit, that of an open hold included; None, and nothing changes, if it does not cover it.
 

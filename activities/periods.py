@@ -22,7 +22,7 @@ from activities.invoicing import (
 )
 from activities.notification_context import notification_context, paid_fields
 from activities.outcomes import billing_outcome, replay_result, unpaid_outcome
-from activities.plan_change_records import add_scheduled_change, with_period_terms
+from activities.plan_change_records import RenewedSubscription, add_scheduled_change, with_period_terms
 from activities.subscription_transitions import (
     mark_past_due,
     new_change_set,
@@ -136,7 +136,7 @@ async def _find_earlier_outcome(
 
 def _enter_period(
     changes: ChangeSet,
-    subscription: LockedSubscription,
+    renewed: RenewedSubscription,
     command: StartPeriod,
     period: BillingPeriod,
     columns: dict[str, Any],
@@ -145,12 +145,12 @@ def _enter_period(
 ) -> LockedSubscription:
     """Move the subscription into the period; with ``is_unpaid`` it is past due at once."""
     columns = {**columns, "current_period_start": period.start, "current_period_end": period.end}
-    if command.anchor != subscription.billing_anchor:
+    if command.anchor != renewed.billing_anchor:
         columns["billing_anchor"] = command.anchor
     if is_unpaid:
-        return mark_past_due(changes, subscription, command.period_start, "renewal payment failed", **columns)
+        return mark_past_due(changes, renewed, command.period_start, "renewal payment failed", **columns)
     changes.schedule_reminders(period.end)
-    return transition_subscription(changes, subscription, SubscriptionStatus.ACTIVE, "new billing period", **columns)
+    return transition_subscription(changes, renewed, SubscriptionStatus.ACTIVE, "new billing period", **columns)
 
 
 async def _refuse_period(

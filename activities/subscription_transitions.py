@@ -14,7 +14,7 @@ from activities.formatting import format_date, timezone_or_utc
 from activities.invoicing import add_invoice_paid_events
 from activities.notification_context import notification_context, paid_fields
 from activities.outcomes import committed_state
-from activities.plan_change_records import add_scheduled_change
+from activities.plan_change_records import RenewedSubscription, add_scheduled_change
 from db.queries import invoices
 from db.queries.change_set import ChangeSet
 from db.queries.invoices import InvoiceSummary
@@ -90,22 +90,22 @@ async def record_period_paid(
     subscription: LockedSubscription,
     invoice: InvoiceSummary,
     *,
-    renewed: LockedSubscription | None = None,
+    renewed: RenewedSubscription,
     carried: Money | None = None,
 ) -> BillingOutcome:
     """Record that the invoice of a period is paid, and write ``changes``: the subscription is active from now on.
 
     Args:
         invoice: The invoice, open or a draft.
-        renewed: For a draft: the subscription with the terms of the period that the draft starts.
+        renewed: The subscription with the terms of the invoice's period.
         carried: The part of the total that became debt of the organization.
     """
     before, is_draft = subscription.status, invoice.status is InvoiceStatus.DRAFT
     columns: dict[str, Any] = {"past_due_since": None}
     period_end = subscription.period_end
     if is_draft:
-        columns |= await _drafted_period(session, changes, subscription, invoice, renewed or subscription)
-        subscription, period_end = renewed or subscription, invoice.period_end
+        columns |= await _drafted_period(session, changes, subscription, invoice, renewed)
+        subscription, period_end = renewed, invoice.period_end
     subscription = transition_subscription(changes, subscription, SubscriptionStatus.ACTIVE, "invoice paid", **columns)
     if before is not SubscriptionStatus.ACTIVE and period_end is not None:
         changes.schedule_reminders(period_end)
@@ -126,7 +126,7 @@ async def _drafted_period(
     changes: ChangeSet,
     subscription: LockedSubscription,
     draft: InvoiceSummary,
-    renewed: LockedSubscription,
+    renewed: RenewedSubscription,
 ) -> dict[str, Any]:
     """Add the scheduled plan change that takes effect, and return the columns of the period that a draft starts."""
     return {

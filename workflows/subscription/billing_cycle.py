@@ -16,7 +16,7 @@ from workflows.ports.subscription import PlanTerms
 from workflows.rules import dunning
 from workflows.rules.errors import ErrorCode
 from workflows.rules.notifications import reminder_times
-from workflows.rules.renewal import PeriodKind, PeriodOutcome
+from workflows.rules.renewal import PeriodKind
 from workflows.rules.schedule import ScheduledAction
 from workflows.rules.subscription import PAST_DUE_STATUSES, RENEWING_STATUSES, SubscriptionStatus
 from workflows.subscription import card_payments
@@ -56,11 +56,8 @@ async def renew(context: SubscriptionContext, action: ScheduledAction) -> None:
             if anchor is None or terms.interval is not state.terms.interval:
                 anchor = action.at
             outcome = await _request_period(context, PeriodKind.RENEWAL, terms, action.at, anchor, PLATFORM_ACTOR)
-        match outcome.result:
-            case PeriodOutcome.OPEN | PeriodOutcome.DRAFT if outcome.card_charge is not None:
-                await card_payments.charge_invoice(context, outcome, outcome.card_charge, terms)
-            case _:
-                pass  # Paid, or past due: the row says which.
+        # Without a card charge it is paid, or past due: the row says which.
+        await card_payments.charge_invoice(context, outcome)
 
 
 async def end_trial(context: SubscriptionContext, action: ScheduledAction) -> None:
@@ -72,11 +69,8 @@ async def end_trial(context: SubscriptionContext, action: ScheduledAction) -> No
             state = context.require_state()
             terms = state.pending_terms or state.terms
             outcome = await _request_period(context, PeriodKind.TRIAL_END, terms, action.at, action.at, PLATFORM_ACTOR)
-        match outcome.result:
-            case PeriodOutcome.DRAFT | PeriodOutcome.OPEN if outcome.card_charge is not None:
-                await card_payments.charge_invoice(context, outcome, outcome.card_charge, terms)
-            case _:
-                pass  # Paid, or paused: the row says which.
+        # Without a card charge it is paid, or paused: the row says which.
+        await card_payments.charge_invoice(context, outcome, terms)
 
 
 async def resume_from_pause(context: SubscriptionContext, actor: str) -> None:
@@ -95,15 +89,9 @@ async def resume_from_pause(context: SubscriptionContext, actor: str) -> None:
                 )
             terms, now = state.pending_terms or state.terms, workflow.now()
             outcome = await _request_period(context, PeriodKind.RESUMPTION, terms, now, now, actor)
-        match outcome.result:
-            case PeriodOutcome.PAID:
-                return
-            case PeriodOutcome.DRAFT | PeriodOutcome.OPEN if outcome.card_charge is not None:
-                charged, decline_code = await card_payments.charge_invoice(context, outcome, outcome.card_charge, terms)
-                if not charged.paid:
-                    raise card_payments.unpaid_error(context, decline_code)
-            case _:
-                raise card_payments.unpaid_error(context, None)
+        outcome, decline_code = await card_payments.charge_invoice(context, outcome, terms)
+        if not outcome.paid:
+            raise card_payments.unpaid_error(context, decline_code)
 
 
 async def collect(
@@ -158,9 +146,7 @@ async def collect(
                 **policies.DATABASE,
             )
             context.store_committed(outcome.state)
-        decline_code = None
-        if outcome.card_charge is not None:
-            outcome, decline_code = await card_payments.charge_invoice(context, outcome, outcome.card_charge)
+        outcome, decline_code = await card_payments.charge_invoice(context, outcome)
         if fail_if_unpaid and not outcome.paid:
             raise card_payments.unpaid_error(context, decline_code)
 

@@ -142,22 +142,21 @@ def judge_payment(
 
 
 async def charge_invoice(
-    context: SubscriptionContext, outcome: BillingOutcome, card: CardCharge, terms: PlanTerms | None = None
+    context: SubscriptionContext, outcome: BillingOutcome, terms: PlanTerms | None = None
 ) -> tuple[BillingOutcome, str | None]:
-    """Charge a card for an invoice of a period.
+    """Charge the cards that have to pay what credit does not cover of a period's invoice, if any have to.
 
     Args:
         context: The subscription.
-        outcome: The invoice.
-        card: The amount and the card.
-        terms: Terms of the period that a draft starts.
+        outcome: The invoice and the card charge.
+        terms: Terms of the period that a draft starts; None for an open invoice, whose period has started.
 
     Returns:
-        The recorded outcome and the decline code, None when the card paid.
+        The recorded outcome and the decline code, None when a card paid. ``outcome`` and None without a card charge.
     """
-    if outcome.invoice_id is None:
+    if outcome.card_charge is None or outcome.invoice_id is None:
         return outcome, None
-    charged = await charge(context, card, outcome.invoice_id)
+    charged = await charge(context, outcome.card_charge, outcome.invoice_id)
     async with context.state_lock:
         recorded = await record_payment(context, outcome.invoice_id, charged, terms)
     return recorded, decline_code_or_status(charged.payment)

@@ -57,8 +57,7 @@ async def settle(context: SubscriptionContext) -> None:
             )
             context.store_committed(outcome.state)
             await context.signal_past_due(outcome.past_due_subscription_ids, FundsKind.RELEASED_CREDIT)
-        if outcome.card_charge is not None:
-            await card_payments.charge_invoice(context, outcome, outcome.card_charge)
+        await card_payments.charge_invoice(context, outcome)
     if context.recovery is not None and context.recovery.has_untried_payment_method:
         # It was signaled to no workflow. The loop collects from it, unless the invoice is paid.
         context.pending_funds.add(FundsKind.PAYMENT_METHOD)
