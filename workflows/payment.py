@@ -1,7 +1,7 @@
-"""One payment: charged once, and followed until its outcome is certain.
+"""``Payment``: creates one charge at its gateway, then polls it until a final status.
 
-A gateway's silence is ``unknown``, never ``failed``. The parent workflow receives each status by the
-signal ``payment_status_changed``, and the final one as this workflow's result. Status arrives from responses, polls
+A gateway that times out makes the payment ``unknown``, never ``failed``. The parent workflow receives each status by
+the signal ``payment_status_changed``, and the final one as this workflow's result. Status arrives from responses, polls
 and webhooks in any order; ``rules.payment`` resolves conflicts. A webhook for a closed payment restarts the workflow
 under the same id.
 """
@@ -112,7 +112,7 @@ class Payment:
     # Steps
 
     async def _charge(self) -> None:
-        """Charge; a webhook that is faster than the gateway's answer is heard meanwhile."""
+        """Charge, and apply a webhook that arrives before the gateway's response."""
         charging = asyncio.create_task(
             self._call_gateway(PaymentActivities.charge, ChargePayment(input=self._input, now=self._business_time()))
         )
@@ -134,7 +134,7 @@ class Payment:
             await self._apply_progress(progress)
 
     async def _run_next_step(self) -> None:
-        """Do the one thing that is due, or wait until one is."""
+        """Execute the step that is due, or wait until one is."""
         if self._events:
             await self._apply_gateway_event(self._events.popleft())
         elif self._should_capture():
@@ -173,7 +173,7 @@ class Payment:
         except ActivityError as error:
             if is_cancelled_exception(error):
                 raise
-            workflow.logger.warning("the gateway does not say where the payment stands: %s", error.cause)
+            workflow.logger.warning("payment status poll failed: %s", error.cause)
         else:
             await self._apply_progress(progress)
 
@@ -204,16 +204,16 @@ class Payment:
         await self._request_transition(PaymentActivities.cancel, command)
 
     async def _request_transition(self, method: Callable[[Any, Any], Any], command: object) -> None:
-        """Ask for a move. When the gateway leaves the payment as it is, the next try comes with the next poll."""
+        """Request a transition. If the gateway leaves the status as it is, it is requested again after the next poll."""
         before = self._status()
         await self._apply_progress(await self._call_gateway(method, command))
         self._retry_at_next_poll = self._status() is before
 
     async def _call_gateway(self, method: Callable[[Any, Any], Any], command: object) -> PaymentProgress:
-        """Ask the gateway; when it stays silent over all retries, the payment is unknown.
+        """Call the gateway; if no retry gets a response, mark the payment as unknown.
 
         Raises:
-            ActivityError: a refusal, or the process is being cancelled.
+            ActivityError: The command was rejected, or the workflow is being cancelled.
         """
         try:
             progress: PaymentProgress = await workflow.execute_activity_method(method, command, **policies.GATEWAY)
@@ -254,12 +254,12 @@ class Payment:
         try:
             await handle.signal("payment_status_changed", outcome)
         except FailureError as ended:
-            workflow.logger.info("the workflow that waited for the payment has ended: %s", ended)
+            workflow.logger.info("parent workflow is closed; payment result not delivered: %s", ended)
 
-    # What it looks at
+    # State
 
     def _business_time(self) -> datetime:
-        """The subscription's clock where it is ahead, else this workflow's own."""
+        """Return the subscription's time if it is ahead, else this workflow's."""
         return max(self._input.business_time or workflow.now(), workflow.now())
 
     def _status(self) -> PaymentStatus | None:

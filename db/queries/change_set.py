@@ -1,4 +1,4 @@
-"""Everything that one fact of a subscription writes, collected and then written by one statement.
+"""Change set of one fact of a subscription: everything that it writes, collected and then flushed in one statement.
 
 A fact updates the subscription, moves money, writes an invoice, timeline events and change records, and enqueues mails:
 row by row these are ten round trips. The statement comes last in its transaction, because it locks the series that
