@@ -39,9 +39,13 @@ CACHEABLE_ERROR_STATUSES = frozenset({402, 403, 404, 409, 410, 422})
 """Errors that a retry would not change, if they are final. After any other (401, 429, 5xx) a retry does the work."""
 
 
+Preparation = Callable[[AsyncSession], Awaitable[P]]
+"""What is read before the work, in the transaction that claims the key. If it raises, the key stays as it was."""
+
+
 @dataclass(frozen=True, slots=True)
 class PreparedByRead(Generic[P]):
-    """A preparation that reads once: the read shares a round trip with the claim of the key.
+    """A ``Preparation`` of one read, which shares a round trip with the claim of the key.
 
     Attributes:
         prepare: Returns what the work needs, from the rows that were read.
@@ -50,13 +54,23 @@ class PreparedByRead(Generic[P]):
     read: PreparedRead[Any]
     prepare: Callable[[Sequence[Any]], P]
 
+    async def __call__(self, session: AsyncSession) -> P:
+        return self.prepare(await SessionReader(session).fetch(self.read.query, self.read.values))
 
-Preparation = Callable[[AsyncSession], Awaitable[P]] | PreparedByRead[P]
-"""What reads before the work, in the transaction that claims the key."""
 
-
-def _present_nothing(prepared: object, result: object) -> JsonResponse | None:
+async def _prepare_nothing(_: AsyncSession) -> None:
     return None
+
+
+async def _present_nothing(_: AsyncSession, __: object, ___: object) -> JsonResponse:
+    raise AssertionError("the work returned no response")
+
+
+@dataclass(frozen=True, slots=True)
+class _PreparedWork(Generic[P]):
+    """What the preparation of the work returned, which may be None."""
+
+    prepared: P
 
 
 @dataclass(slots=True, kw_only=True)
@@ -101,127 +115,106 @@ class IdempotentRequest:
         Raises:
             ApiError: 422 ``IDEMPOTENCY_KEY_REUSED`` for another body; 409 while another request does the work.
         """
-
-        async def no_prepare(_: AsyncSession) -> None:
-            return None
-
-        async def run(_: None) -> JsonResponse:
-            return await work()
-
-        return await self.run_prepared(no_prepare, run)
+        return await self.run_prepared(_prepare_nothing, lambda _: work())
 
     async def run_prepared(
         self,
-        prepare: Callable[[AsyncSession], Awaitable[P]],
+        prepare: Preparation[P],
         work: Callable[[P], Awaitable[JsonResponse]],
         *,
         as_administrator: bool = False,
     ) -> Response:
         """Like a call, for work that needs to read first.
 
-        ``prepare`` reads in the transaction that claims the key. The transaction ends before ``work`` begins; if
-        ``prepare`` raises, the key stays as it was. On a retry ``prepare`` must not refuse by the present state.
+        The transaction of ``prepare`` ends before ``work`` begins. On a retry ``prepare`` must not refuse by the
+        present state.
         """
-
-        async def finish(prepared: P, claimed_key: StoredResponse | None) -> JsonResponse:
-            response = await work(prepared)
-            if claimed_key is not None:
-                await asyncio.shield(self._store(_with_response(claimed_key, response)))
-            return response
-
-        return await self._run(prepare, finish, as_administrator)
+        return await self.run_and_read(prepare, work, _present_nothing, as_administrator=as_administrator)
 
     async def run_and_read(
         self,
         prepare: Preparation[P],
-        work: Callable[[P], Awaitable[R]],
+        work: Callable[[P], Awaitable[JsonResponse | R]],
         present: Callable[[AsyncSession, P, R], Awaitable[JsonResponse]],
         *,
-        present_result: Callable[[P, R], JsonResponse | None] = _present_nothing,
         as_administrator: bool = False,
     ) -> Response:
         """Like ``run_prepared``, for a response that is read after the work.
 
-        ``present`` reads in the transaction that stores the response: two transactions in all. ``present_result`` may
-        build the response from the result of the work; it returns None where that says too little.
+        ``present`` builds the response from the result of ``work``; it reads in the transaction that stores the
+        response: two transactions in all. It is not called if ``work`` returns the response itself.
         """
+        if as_administrator and not self.caller.is_administrator:
+            raise forbidden_error()
 
-        async def finish(prepared: P, claimed_key: StoredResponse | None) -> JsonResponse:
+        async def respond(prepared: P, claimed_key: StoredResponse | None) -> JsonResponse:
             result = await work(prepared)
-            complete = present_result(prepared, result)
-            if complete is not None:
+            if isinstance(result, JsonResponse):
                 if claimed_key is not None:
-                    await asyncio.shield(self._store(_with_response(claimed_key, complete)))
-                return complete
+                    await asyncio.shield(self._store(_with_response(claimed_key, result)))
+                return result
             async with transaction(self.ctx, self.caller, as_administrator=as_administrator) as session:
                 response = await present(session, prepared, result)
                 if claimed_key is not None:
                     await idempotency.store_and_commit(session, _with_response(claimed_key, response))
             return response
 
-        return await self._run(prepare, finish, as_administrator)
-
-    async def _run(
-        self,
-        prepare: Preparation[P],
-        finish: Callable[[P, StoredResponse | None], Awaitable[JsonResponse]],
-        as_administrator: bool,
-    ) -> Response:
-        if as_administrator and not self.caller.is_administrator:
-            raise forbidden_error()
         if self.key is None:
             async with transaction(self.ctx, self.caller, as_administrator=as_administrator) as session:
-                if isinstance(prepare, PreparedByRead):
-                    rows = await SessionReader(session).fetch(prepare.read.query, prepare.read.values)
-                    prepared = prepare.prepare(rows)
-                else:
-                    prepared = await prepare(session)
-            return await finish(prepared, None)
-        claim_id = generate_id("clm")
-        claim, result = await self._claim(self.key, claim_id, prepare, as_administrator)
-        if result is None:
-            return _replay(claim)
+                prepared = await prepare(session)
+            return await respond(prepared, None)
         claimed_key = StoredResponse(
             organization_id=self.caller.organization_id,
             route=self.route,
             key=self.key,
-            claim_id=claim_id,
+            claim_id=generate_id("clm"),
             status=None,
             body=None,
         )
+        claimed = await self._claim(claimed_key, prepare, as_administrator)
+        if isinstance(claimed, Response):
+            return claimed
         try:
-            return await finish(result[0], claimed_key)
+            return await respond(claimed.prepared, claimed_key)
         except Exception as error:
-            refused = to_api_error(error)
-            if refused is None or not refused.is_final or refused.status not in CACHEABLE_ERROR_STATUSES:
-                ends_attempt = isinstance(error, RuleViolation) and error.is_retryable
-                await asyncio.shield(self._store(replace(claimed_key, ends_attempt=ends_attempt)))
+            rejection = await self._end_failed_work(claimed_key, error)
+            if rejection is None:
                 raise
-            response = error_response(refused, self.request_id)
-            rejection = replace(_with_response(claimed_key, response), waits_for_disk=True)
-            await asyncio.shield(self._store(rejection))
-            return response
+            return rejection
         except asyncio.CancelledError:
             await asyncio.shield(self._store(claimed_key))
             raise
 
+    async def _end_failed_work(self, claimed_key: StoredResponse, error: Exception) -> JsonResponse | None:
+        """Store and return the rejection if a retry would be rejected as well; otherwise release the key."""
+        refused = to_api_error(error)
+        if refused is None or not refused.is_final or refused.status not in CACHEABLE_ERROR_STATUSES:
+            ends_attempt = isinstance(error, RuleViolation) and error.is_retryable
+            await asyncio.shield(self._store(replace(claimed_key, ends_attempt=ends_attempt)))
+            return None
+        response = error_response(refused, self.request_id)
+        await asyncio.shield(self._store(replace(_with_response(claimed_key, response), waits_for_disk=True)))
+        return response
+
     async def _claim(
-        self, key: str, claim_id: str, prepare: Preparation[P], as_administrator: bool
-    ) -> tuple[KeyClaim, tuple[P] | None]:
+        self, claimed_key: StoredResponse, prepare: Preparation[P], as_administrator: bool
+    ) -> _PreparedWork[P] | Response:
+        """Claim the key once no other request holds it, and prepare the work; or return the response that is stored."""
         deadline = time.monotonic() + WAIT_SECONDS
+        read = prepare.read if isinstance(prepare, PreparedByRead) else None
 
         async def claim(session: AsyncSession) -> tuple[KeyClaim, list[Any]]:
             return await idempotency.claim_key(
                 session,
-                organization_id=self.caller.organization_id,
+                organization_id=claimed_key.organization_id,
                 user_id=self.caller.user_id,
                 role=self.caller.platform_role if as_administrator else "USER",
-                route=self.route,
-                key=key,
+                route=claimed_key.route,
+                key=claimed_key.key,
                 request_hash=self.body_hash,
-                claim_id=claim_id,
+                claim_id=claimed_key.claim_id,
                 at=datetime.now(UTC),
-                read=prepare.read if isinstance(prepare, PreparedByRead) else None,
+                read=read,
             )
 
         while True:
@@ -229,8 +222,8 @@ class IdempotentRequest:
                 if state.acquired:
                     self.attempt, self.is_retry = state.attempt, state.is_retry
                     if isinstance(prepare, PreparedByRead):
-                        return state, (prepare.prepare(rows),)
-                    return state, (await prepare(session),)
+                        return _PreparedWork(prepare.prepare(rows))
+                    return _PreparedWork(await prepare(session))
             if not state.is_same_request:
                 raise ApiError(
                     422,
@@ -238,7 +231,7 @@ class IdempotentRequest:
                     "This Idempotency-Key was used with a different request. Send a new key.",
                 )
             if state.status is not None:
-                return state, None
+                return _replay(state)
             if time.monotonic() >= deadline:
                 raise conflict_error("A request with this Idempotency-Key is still in progress. Retry later.")
             await asyncio.sleep(POLL_INTERVAL_SECONDS)

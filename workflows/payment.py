@@ -204,7 +204,7 @@ class Payment:
         await self._request_transition(PaymentActivities.cancel, command)
 
     async def _request_transition(self, method: Callable[[Any, Any], Any], command: object) -> None:
-        """Request a transition. If the gateway leaves the status as it is, it is requested again after the next poll."""
+        """Request a transition; if the gateway keeps the status, request it again after the next poll."""
         before = self._status()
         await self._apply_progress(await self._call_gateway(method, command))
         self._retry_at_next_poll = self._status() is before

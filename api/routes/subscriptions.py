@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -65,6 +66,12 @@ ACCEPTED_RESPONSE: dict[int | str, dict[str, Any]] = {
 CHARGING_RESPONSES = ACCEPTED_RESPONSE | error_responses(402)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _PlannedOrder:
+    command: CreateSubscription
+    plan: PlanToOrder
+
+
 @router.post(
     "", response_model=Envelope[SubscriptionOut], status_code=201, responses=PAYMENT_RESPONSES | ACCEPTED_RESPONSE
 )
@@ -73,42 +80,19 @@ async def create_subscription(
 ) -> Response:
     """Order a plan. 201 with the subscription; 202 if the order was accepted but not created within 3 s."""
 
-    def require_orderable_plan(plans: Sequence[PlanToOrder]) -> PlanToOrder:
-        plan = plans[0] if plans else None
-        if plan is None or not (plan.is_published or once.is_retry):
-            raise not_found_error("plan")
-        if not once.is_retry:
-            check_parameters(plan.parameters_schema, body.parameters)
-            check_host_label(body.parameters)
-        return plan
+    def prepare(plans: Sequence[PlanToOrder]) -> _PlannedOrder:
+        plan = _require_orderable(plans, body, is_retry=once.is_retry)
+        return _PlannedOrder(command=_create_command(once, caller, plan, body), plan=plan)
 
-    async def send(plan: PlanToOrder) -> UpdateResult[SubscriptionResult]:
-        return await workflows.create_subscription(_create_command(once, caller, plan, body))
-
-    def present_recorded(plan: PlanToOrder, accepted: UpdateResult[SubscriptionResult]) -> JsonResponse | None:
+    async def send(order: _PlannedOrder) -> JsonResponse | UpdateResult[SubscriptionResult]:
+        accepted = await workflows.create_subscription(order.command)
         if accepted.result is None or accepted.result.order is None:
-            return None
-        recorded = _recorded_subscription(_create_command(once, caller, plan, body), plan, accepted)
-        return success(recorded, status=201, message="Order accepted.")
+            return accepted
+        return _created_response(_accepted_subscription(order, accepted))
 
-    async def present(
-        session: AsyncSession, plan: PlanToOrder, accepted: UpdateResult[SubscriptionResult]
-    ) -> JsonResponse:
-        command = _create_command(once, caller, plan, body)
-        row = await subscriptions.get_subscription(
-            SessionReader(session), command.subscription_id, caller.organization_id
-        )
-        if row is None:
-            return success(
-                _recorded_subscription(command, plan, accepted),
-                status=202,
-                message="Order accepted; poll the subscription for its status.",
-                is_final=False,
-            )
-        return success(subscription_out(row), status=201, message="Order accepted.")
-
-    prepare = PreparedByRead(catalogue.read_plan_to_order(body.plan_id), require_orderable_plan)
-    return await once.run_and_read(prepare, send, present, present_result=present_recorded)
+    return await once.run_and_read(
+        PreparedByRead(catalogue.read_plan_to_order(body.plan_id), prepare), send, _present_order
+    )
 
 
 @router.get("", response_model=Page[SubscriptionOut])
@@ -287,6 +271,21 @@ async def _pending_subscription(
     return accepted
 
 
+def _require_orderable(plans: Sequence[PlanToOrder], body: CreateSubscriptionIn, *, is_retry: bool) -> PlanToOrder:
+    """Return the plan that was found. A retry is not refused by the present catalogue: the order may be recorded.
+
+    Raises:
+        ApiError: 404 for the plan; 422 for a parameter or the host name.
+    """
+    plan = plans[0] if plans else None
+    if plan is None or not (plan.is_published or is_retry):
+        raise not_found_error("plan")
+    if not is_retry:
+        check_parameters(plan.parameters_schema, body.parameters)
+        check_host_label(body.parameters)
+    return plan
+
+
 def _create_command(
     once: IdempotentRequest, caller: Caller, plan: PlanToOrder, body: CreateSubscriptionIn
 ) -> CreateSubscription:
@@ -304,25 +303,43 @@ def _create_command(
     )
 
 
-def _recorded_subscription(
-    command: CreateSubscription, plan: PlanToOrder, accepted: UpdateResult[SubscriptionResult]
-) -> SubscriptionOut:
+async def _present_order(
+    session: AsyncSession, order: _PlannedOrder, accepted: UpdateResult[SubscriptionResult]
+) -> JsonResponse:
+    """Return the recorded subscription, or the accepted order if it has no row yet."""
+    command = order.command
+    row = await subscriptions.get_subscription(SessionReader(session), command.subscription_id, command.organization_id)
+    if row is not None:
+        return _created_response(subscription_out(row))
+    return success(
+        _accepted_subscription(order, accepted),
+        status=202,
+        message="Order accepted; poll the subscription for its status.",
+        is_final=False,
+    )
+
+
+def _created_response(subscription: SubscriptionOut) -> JsonResponse:
+    return success(subscription, status=201, message="Order accepted.")
+
+
+def _accepted_subscription(order: _PlannedOrder, accepted: UpdateResult[SubscriptionResult]) -> SubscriptionOut:
     """Return an order whose instance was not ready yet; without a result its rows may not exist yet."""
-    result = accepted.result
-    order = result.order if result is not None else None
+    command, result = order.command, accepted.result
+    recorded = result.order if result is not None else None
     return SubscriptionOut(
         id=command.subscription_id,
         status=result.state if result is not None else SubscriptionStatus.PENDING,
         name=command.name,
-        service=plan.service,
-        plan=PlanRef(id=plan.id, code=plan.code),
+        service=order.plan.service,
+        plan=PlanRef(id=order.plan.id, code=order.plan.code),
         pending_plan_id=None,
-        price=to_amount(order.price) if order is not None else None,
+        price=to_amount(recorded.price) if recorded is not None else None,
         instance=SubscriptionInstanceOut(
             id=command.instance_id,
             status=InstanceStatus.REQUESTED,
             url=None,
-            hostname=order.hostname if order is not None else None,
+            hostname=recorded.hostname if recorded is not None else None,
         ),
         current_period=None,
         trial_end=None,
@@ -330,6 +347,6 @@ def _recorded_subscription(
         cancelled_at=None,
         delete_at=None,
         coupon=command.coupon,
-        created_at=to_utc(order.created_at) if order is not None else None,
+        created_at=to_utc(recorded.created_at) if recorded is not None else None,
         workflow_id=accepted.workflow_id,
     )
