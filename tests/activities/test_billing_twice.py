@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from tests.support.billing_commands import (
     DAY,
     TEN_DAYS_AFTER_ORDER,
@@ -78,6 +80,7 @@ async def test_an_order_with_a_trial(billing: BillingFixture) -> None:
     assert (outcome.paid, outcome.invoice_id, outcome.state.status) == (True, None, SubscriptionStatus.TRIALING)
 
 
+@pytest.mark.scenario("B18")
 async def test_an_order_that_ends_gives_coupon_credit_and_host_name_back(billing: BillingFixture) -> None:
     await insert_coupon(billing.sessions, "WELCOME", 20, "once")
     await insert_payment_method(billing.sessions)
@@ -132,6 +135,7 @@ async def test_a_renewal_that_the_wallet_pays(billing: BillingFixture) -> None:
     assert await billing.balance() == 1000
 
 
+@pytest.mark.scenario("B30")
 async def test_a_renewal_that_nothing_pays(billing: BillingFixture) -> None:
     await top_up(billing, 500)
     ordered = await billing.create_active_subscription()
@@ -217,6 +221,7 @@ async def test_the_end_of_a_trial_that_a_card_pays_or_not(billing: BillingFixtur
     assert [row["status"] for row in await billing.invoices(ordered.id)] == ["void", "paid"]
 
 
+@pytest.mark.scenario("B27")
 async def test_a_card_that_pays_after_the_cancellation(billing: BillingFixture) -> None:
     await top_up(billing, 600)
     await insert_payment_method(billing.sessions)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import timedelta
 
+import pytest
 import pytest_asyncio
 
 from activities.billing import PostgresBillingActivities
@@ -65,6 +66,7 @@ def set_minimum_charge(billing: BillingFixture, amount_minor: int) -> None:
     billing.subscription_activities = PostgresSubscriptionActivities(billing.sessions, "apps.test", cards)
 
 
+@pytest.mark.scenario("B13")
 async def test_debt_that_is_carried_after_an_order_is_not_added_to_what_its_card_pays(
     account_with_card: BillingFixture,
 ) -> None:
@@ -82,6 +84,7 @@ async def test_debt_that_is_carried_after_an_order_is_not_added_to_what_its_card
     assert outcome.card_charge.amount.amount_minor == PRICE
 
 
+@pytest.mark.scenario("B13")
 async def test_an_amount_that_an_order_carries_stays_carried_when_the_gateways_minimum_falls(
     account_with_card: BillingFixture,
 ) -> None:
@@ -95,6 +98,7 @@ async def test_an_amount_that_an_order_carries_stays_carried_when_the_gateways_m
     assert await billing.balance("debt") == -20
 
 
+@pytest.mark.scenario("B13")
 async def test_a_wallet_that_covers_a_renewal_pays_it_without_the_card(
     billing: BillingFixture, carried: OpenedSubscription
 ) -> None:
@@ -106,6 +110,7 @@ async def test_a_wallet_that_covers_a_renewal_pays_it_without_the_card(
     assert (await billing.balance(), await billing.balance("debt")) == (0, -20)
 
 
+@pytest.mark.scenario("B13")
 async def test_a_wallet_that_covers_a_renewal_and_the_debt_pays_both(
     billing: BillingFixture, carried: OpenedSubscription
 ) -> None:
@@ -114,6 +119,7 @@ async def test_a_wallet_that_covers_a_renewal_and_the_debt_pays_both(
     assert (await billing.balance(), await billing.balance("debt")) == (0, 0)
 
 
+@pytest.mark.scenario("B13")
 async def test_a_card_that_pays_a_renewal_anyway_pays_the_debt_as_well(
     billing: BillingFixture, carried: OpenedSubscription
 ) -> None:
@@ -122,6 +128,7 @@ async def test_a_card_that_pays_a_renewal_anyway_pays_the_debt_as_well(
     assert outcome.card_charge.amount.amount_minor == PRICE + 20
 
 
+@pytest.mark.scenario("B13")
 async def test_the_receipt_of_an_invoice_names_the_debt_that_was_paid_with_it(
     billing: BillingFixture, carried: OpenedSubscription
 ) -> None:
@@ -158,6 +165,7 @@ async def test_credit_that_arrives_during_a_declined_charge_pays_the_renewal(
     assert (failed.paid, failed.state.status) == (True, SubscriptionStatus.ACTIVE)
 
 
+@pytest.mark.scenario("B30")
 async def test_credit_that_covers_a_past_due_invoice_pays_it_at_each_attempt(
     billing: BillingFixture, carried: OpenedSubscription
 ) -> None:
@@ -171,6 +179,7 @@ async def test_credit_that_covers_a_past_due_invoice_pays_it_at_each_attempt(
         assert (collected.paid, collected.state.status) == (True, SubscriptionStatus.ACTIVE)
 
 
+@pytest.mark.scenario("B13")
 async def test_an_order_that_the_wallet_covers_needs_no_card(
     billing: BillingFixture, carried: OpenedSubscription
 ) -> None:
@@ -179,6 +188,7 @@ async def test_an_order_that_the_wallet_covers_needs_no_card(
     assert (opened.card, opened.state.status) == (None, SubscriptionStatus.PROVISIONING)
 
 
+@pytest.mark.scenario("B13")
 async def test_a_change_of_the_interval_charges_carried_debt_once(
     billing: BillingFixture, carried: OpenedSubscription
 ) -> None:
@@ -204,6 +214,7 @@ async def test_a_change_of_the_interval_charges_carried_debt_once(
     assert [invoice["total_minor"] for invoice in await billing.invoices(carried.id)] == [20, 19_980]
 
 
+@pytest.mark.scenario("B13")
 async def test_a_plan_change_that_the_wallet_covers_needs_no_card(
     billing: BillingFixture, carried: OpenedSubscription
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.activities.test_carried_debt import account_with_card, carried, set_minimum_charge  # noqa: F401 - fixtures
 from tests.activities.test_data_deletion_mails import sent_text
 from tests.support.billing_commands import collect, plan_change_command, top_up
@@ -14,6 +16,7 @@ async def messages(billing: BillingFixture, kind: str) -> list[str]:
     return [row["message"].replace("\u00a0", " ") for row in rows]
 
 
+@pytest.mark.scenario("B13")
 async def test_an_amount_that_is_carried_is_not_said_to_be_received(account_with_card: BillingFixture) -> None:  # noqa: F811
     billing = account_with_card
     await billing.execute("UPDATE coupons SET duration = 'forever'")
@@ -28,6 +31,7 @@ async def test_an_amount_that_is_carried_is_not_said_to_be_received(account_with
     assert await messages(billing, "payment.authorized") == []
 
 
+@pytest.mark.scenario("B13")
 async def test_an_order_names_what_is_reserved_and_what_is_carried(account_with_card: BillingFixture) -> None:  # noqa: F811
     billing = account_with_card
     await top_up(billing, 15)
@@ -38,6 +42,7 @@ async def test_an_order_names_what_is_reserved_and_what_is_carried(account_with_
     assert "Added to the next payment: US$0.05" in ready
 
 
+@pytest.mark.scenario("B13")
 async def test_a_recovery_names_what_is_paid_and_what_is_carried(account_with_card: BillingFixture) -> None:  # noqa: F811
     billing = account_with_card
     await billing.execute("UPDATE coupons SET duration = 'forever'")
@@ -52,6 +57,7 @@ async def test_a_recovery_names_what_is_paid_and_what_is_carried(account_with_ca
     assert "Added to the next payment: US$0.15" in recovered
 
 
+@pytest.mark.scenario("B13")
 async def test_a_plan_change_names_what_is_charged_and_what_is_carried(account_with_card: BillingFixture) -> None:  # noqa: F811
     billing = account_with_card
     await top_up(billing, 600)
@@ -65,6 +71,7 @@ async def test_a_plan_change_names_what_is_charged_and_what_is_carried(account_w
     assert "Added to the next payment: US$9.16" in text
 
 
+@pytest.mark.scenario("B13")
 async def test_an_order_names_the_debt_that_its_card_is_charged_for(
     account_with_card: BillingFixture,  # noqa: F811
     carried: OpenedSubscription,  # noqa: F811

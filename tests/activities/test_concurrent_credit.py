@@ -10,6 +10,7 @@ from collections.abc import Awaitable
 from typing import TypeVar
 
 import psycopg
+import pytest
 
 from db.queries import ledger as ledger_rows
 from tests.support.billing_commands import grant_promotional_credit, usd
@@ -56,6 +57,7 @@ async def test_an_order_is_paid_by_the_first_top_up(billing: BillingFixture, dat
     await billing.assert_ledger_balanced()
 
 
+@pytest.mark.scenario("B30")
 async def test_a_renewal_is_paid_by_the_first_top_up(billing: BillingFixture, database: DatabaseFixture) -> None:
     await grant_promotional_credit(billing, 500)
     ordered = await billing.create_active_subscription()

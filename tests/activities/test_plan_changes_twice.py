@@ -136,6 +136,7 @@ async def test_a_change_that_a_card_pays(billing: BillingFixture) -> None:
     assert (await billing.balance(), await billing.balance("held")) == (0, 0)
 
 
+@pytest.mark.scenario("B11")
 async def test_a_change_that_the_card_declined_is_never_given_by_asking_again(billing: BillingFixture) -> None:
     ordered, changed, _ = await _changed_by_card(billing, "pro")
     declined = RecordPaymentFailure(
@@ -166,6 +167,7 @@ async def test_a_change_to_a_longer_interval_that_a_card_pays(billing: BillingFi
     assert row["current_period_start"] == row["billing_anchor"] == TEN_DAYS_AFTER_ORDER
 
 
+@pytest.mark.scenario("B27")
 async def test_a_change_that_a_card_pays_after_the_cancellation(billing: BillingFixture) -> None:
     ordered, _, complete = await _changed_by_card(billing, "pro")
     await billing.assert_idempotent(

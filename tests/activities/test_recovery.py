@@ -151,6 +151,7 @@ async def test_a_plan_change_that_was_not_paid_is_dropped(billing: BillingFixtur
     assert (await billing.balance(), await _hold_statuses(billing)) == (100, ["captured", "released"])
 
 
+@pytest.mark.scenario("B27")
 @pytest.mark.parametrize("plan", ["pro", "pro-yearly"])
 async def test_a_card_that_paid_for_a_plan_change_that_was_lost_is_credited(billing: BillingFixture, plan: str) -> None:
     await top_up(billing, 500)
@@ -171,6 +172,7 @@ async def test_a_card_that_paid_for_a_plan_change_that_was_lost_is_credited(bill
     assert [row["status"] for row in await billing.invoices(ordered.id)] == ["paid", "void"]
 
 
+@pytest.mark.scenario("B23")
 async def test_a_payment_that_succeeded_and_was_not_applied_is_found_with_its_invoice(billing: BillingFixture) -> None:
     await top_up(billing, 500)
     ordered = await billing.create_active_subscription()
@@ -234,6 +236,7 @@ async def test_the_instance_is_as_its_row_says(billing: BillingFixture, status: 
     assert loaded == replace(expected, has_plan_resources=False)
 
 
+@pytest.mark.scenario("B20", "B23")
 async def test_the_end_of_a_trial_whose_payment_a_webhook_completed_charges_no_card(billing: BillingFixture) -> None:
     await top_up(billing, 100)
     await insert_payment_method(billing.sessions)
@@ -275,6 +278,7 @@ async def test_credit_that_arrived_while_the_workflow_was_lost_is_left_to_the_ol
     assert await billing.balance() == 0
 
 
+@pytest.mark.scenario("B30")
 @pytest.mark.parametrize("held", [0, 100])
 async def test_a_debt_is_paid_by_credit_that_arrived_while_the_workflow_was_lost(
     billing: BillingFixture, held: int

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+import pytest
+
 from tests.support.lost_payments import LostPayments
 from tests.support.wait import wait_until
 from workflows.rules.payment import PaymentStatus
 
 
+@pytest.mark.scenario("B23")
 async def test_an_order_with_an_authorized_card_is_captured_once(lost: LostPayments) -> None:
     subscription = await lost.start_order()
     await lost.lose(subscription)
@@ -19,6 +22,7 @@ async def test_an_order_with_an_authorized_card_is_captured_once(lost: LostPayme
     await lost.assert_collected_once(subscription, 500)
 
 
+@pytest.mark.scenario("B23")
 async def test_an_order_that_is_lost_during_the_capture_is_captured_once(lost: LostPayments) -> None:
     subscription = await lost.lose_order_during_capture()
     assert [row["status"] for row in await lost.subscriptions.invoices(subscription)] == ["open"]
@@ -27,6 +31,7 @@ async def test_an_order_that_is_lost_during_the_capture_is_captured_once(lost: L
     await lost.assert_collected_once(subscription, 500)
 
 
+@pytest.mark.scenario("B48")
 async def test_an_order_that_is_cancelled_after_its_workflow_was_lost_voids_the_authorization(
     lost: LostPayments,
 ) -> None:
@@ -38,6 +43,7 @@ async def test_an_order_that_is_cancelled_after_its_workflow_was_lost_voids_the_
     assert [row["status"] for row in await lost.payments(subscription)] == ["cancelled"]
 
 
+@pytest.mark.scenario("B23")
 async def test_an_authorization_whose_workflow_is_terminated_is_captured(lost: LostPayments) -> None:
     subscription = await lost.start_order()
     (payment,) = await lost.payments(subscription)
@@ -47,6 +53,7 @@ async def test_an_authorization_whose_workflow_is_terminated_is_captured(lost: L
     await lost.assert_collected_once(subscription, 500)
 
 
+@pytest.mark.scenario("B23")
 async def test_an_authorization_is_left_to_the_order_that_is_being_fulfilled(lost: LostPayments) -> None:
     subscription = await lost.start_order()
     (payment,) = await lost.payments(subscription)
@@ -58,6 +65,7 @@ async def test_an_authorization_is_left_to_the_order_that_is_being_fulfilled(los
     await lost.assert_collected_once(subscription, 500)
 
 
+@pytest.mark.scenario("B20")
 async def test_a_webhook_does_not_void_the_authorization_of_an_order_that_is_being_fulfilled(
     lost: LostPayments,
 ) -> None:
@@ -70,6 +78,7 @@ async def test_a_webhook_does_not_void_the_authorization_of_an_order_that_is_bei
     await lost.assert_collected_once(subscription, 500)
 
 
+@pytest.mark.scenario("B48")
 async def test_a_webhook_voids_the_authorization_once_its_order_has_ended(lost: LostPayments) -> None:
     subscription = await lost.start_order_with_terminated_payment()
     handle = await lost.deliver_webhook(subscription, PaymentStatus.AUTHORIZED)
@@ -85,6 +94,7 @@ async def test_a_webhook_voids_the_authorization_once_its_order_has_ended(lost: 
     assert not charge["captured"]
 
 
+@pytest.mark.scenario("B20", "B23")
 async def test_a_capture_that_a_webhook_completes_pays_the_order(lost: LostPayments) -> None:
     """The subscription's workflow is started again after the webhook. The card was charged a second time."""
     subscription = await lost.lose_order_during_capture()
@@ -95,6 +105,7 @@ async def test_a_capture_that_a_webhook_completes_pays_the_order(lost: LostPayme
     await lost.assert_collected_once(subscription, 500)
 
 
+@pytest.mark.scenario("B22", "B23")
 async def test_a_capture_that_a_poll_finds_pays_the_order(lost: LostPayments) -> None:
     """A late webhook of the authorization starts the payment again; the webhook of the capture is delayed."""
     subscription = await lost.lose_order_during_capture()
@@ -107,6 +118,7 @@ async def test_a_capture_that_a_poll_finds_pays_the_order(lost: LostPayments) ->
     await lost.assert_collected_once(subscription, 500)
 
 
+@pytest.mark.scenario("B48")
 async def test_an_authorization_of_an_order_that_has_ended_is_voided(lost: LostPayments) -> None:
     subscription = await lost.start_order_with_terminated_payment()
     await lost.subscriptions.cancel(subscription)

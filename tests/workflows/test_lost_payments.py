@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 
+import pytest
+
 from tests.support.billing_fixture import ORGANIZATION
 from tests.support.lost_payments import LostPayments
 from tests.support.temporal import TemporalFixture
@@ -14,6 +16,7 @@ from workflows.rules.money import Money
 from workflows.rules.payment import PaymentStatus
 
 
+@pytest.mark.scenario("B23")
 async def test_a_renewal_whose_charge_is_in_flight_is_collected_once(lost: LostPayments) -> None:
     subscription = await lost.start_renewal()
     await lost.lose(subscription)
@@ -23,6 +26,7 @@ async def test_a_renewal_whose_charge_is_in_flight_is_collected_once(lost: LostP
     await lost.assert_collected_once(subscription, 400)
 
 
+@pytest.mark.scenario("B23")
 async def test_a_renewal_whose_payment_was_lost_as_well_is_collected_once(lost: LostPayments) -> None:
     subscription = await lost.start_renewal()
     await lost.lose(subscription, payments=True)
@@ -32,6 +36,7 @@ async def test_a_renewal_whose_payment_was_lost_as_well_is_collected_once(lost: 
     await lost.assert_collected_once(subscription, 400)
 
 
+@pytest.mark.scenario("B23")
 async def test_a_payment_that_succeeded_while_the_subscription_was_lost_pays_its_invoice(lost: LostPayments) -> None:
     subscription = await lost.start_renewal()
     await lost.lose(subscription)
@@ -46,6 +51,7 @@ async def test_a_payment_that_succeeded_while_the_subscription_was_lost_pays_its
     await lost.assert_collected_once(subscription, 400)
 
 
+@pytest.mark.scenario("B20", "B23")
 async def test_a_payment_that_a_webhook_completed_while_everything_was_lost_is_not_made_again(
     lost: LostPayments,
 ) -> None:
@@ -60,6 +66,7 @@ async def test_a_payment_that_a_webhook_completed_while_everything_was_lost_is_n
     await lost.subscriptions.assert_ledger_balanced()
 
 
+@pytest.mark.scenario("B20", "B23")
 async def test_the_end_of_a_trial_that_a_webhook_completed_while_everything_was_lost_is_not_charged_again(
     lost: LostPayments,
 ) -> None:
@@ -80,6 +87,7 @@ async def test_the_end_of_a_trial_that_a_webhook_completed_while_everything_was_
     await lost.subscriptions.assert_ledger_balanced()
 
 
+@pytest.mark.scenario("B27")
 async def test_a_card_that_paid_for_a_lost_plan_change_is_credited_to_the_wallet(lost: LostPayments) -> None:
     await lost.subscriptions.top_up(500)
     subscription = await lost.subscriptions.create_active_subscription("starter")
@@ -104,6 +112,7 @@ async def test_a_card_that_paid_for_a_lost_plan_change_is_credited_to_the_wallet
     await lost.subscriptions.assert_ledger_balanced()
 
 
+@pytest.mark.scenario("B23")
 async def test_a_top_up_whose_workflow_was_lost_is_credited_once(lost: LostPayments) -> None:
     top_up = PaymentInput(
         payment_id=TemporalFixture.unique_id("pay"),
@@ -130,6 +139,7 @@ async def test_a_top_up_whose_workflow_was_lost_is_credited_once(lost: LostPayme
     await lost.subscriptions.assert_ledger_balanced()
 
 
+@pytest.mark.scenario("B23")
 async def test_a_renewal_whose_payment_is_terminated_is_collected_once(lost: LostPayments) -> None:
     subscription = await lost.start_renewal()
     (payment,) = await lost.payments(subscription)
@@ -138,6 +148,7 @@ async def test_a_renewal_whose_payment_is_terminated_is_collected_once(lost: Los
     await lost.assert_collected_once(subscription, 400)
 
 
+@pytest.mark.scenario("B23")
 async def test_a_payment_of_a_lost_subscription_is_left_to_its_next_run(lost: LostPayments) -> None:
     subscription = await lost.start_renewal()
     await lost.lose(subscription, payments=True)

@@ -93,6 +93,7 @@ async def test_a_trial_is_charged_at_its_end(subscriptions: SubscriptionFixture)
     assert [row["status"] for row in await subscriptions.invoices(subscription)] == ["paid"]
 
 
+@pytest.mark.scenario("B46")
 async def test_a_past_due_subscription_makes_the_retries_that_are_left(subscriptions: SubscriptionFixture) -> None:
     await subscriptions.top_up(500)
     await subscriptions.add_card()
@@ -114,6 +115,7 @@ async def test_a_past_due_subscription_makes_the_retries_that_are_left(subscript
     assert await _status(subscriptions, subscription) == "suspended"
 
 
+@pytest.mark.scenario("B30", "B46")
 async def test_a_suspended_subscription_recovers_when_credit_arrives(subscriptions: SubscriptionFixture) -> None:
     await subscriptions.top_up(500)
     subscription = await subscriptions.create_active_subscription("starter")
@@ -129,6 +131,7 @@ async def test_a_suspended_subscription_recovers_when_credit_arrives(subscriptio
     assert subscriptions.external.operations() == ["suspend", "resume"]
 
 
+@pytest.mark.scenario("B30", "B46")
 @pytest.mark.parametrize(("days", "status"), [(2, "past_due"), (8, "suspended")])
 async def test_credit_that_arrived_while_the_workflow_was_lost_pays_the_debt(
     subscriptions: SubscriptionFixture, days: int, status: str
@@ -147,6 +150,7 @@ async def test_credit_that_arrived_while_the_workflow_was_lost_pays_the_debt(
     assert await subscriptions.balance() == 0
 
 
+@pytest.mark.scenario("B46")
 async def test_a_suspended_subscription_is_given_up_in_time(subscriptions: SubscriptionFixture) -> None:
     await subscriptions.top_up(500)
     subscription = await subscriptions.create_active_subscription("starter")
@@ -161,6 +165,7 @@ async def test_a_suspended_subscription_is_given_up_in_time(subscriptions: Subsc
     assert await _restart_lost(subscriptions) == 0
 
 
+@pytest.mark.scenario("B49")
 async def test_a_paused_subscription_is_resumed_by_the_customer_alone(subscriptions: SubscriptionFixture) -> None:
     await subscriptions.top_up(1000)
     subscription = await subscriptions.create_active_subscription("starter")
@@ -185,6 +190,7 @@ async def test_a_scheduled_cancellation_is_executed(subscriptions: SubscriptionF
     assert (await _status(subscriptions, subscription), await subscriptions.balance()) == ("cancelled", 500)
 
 
+@pytest.mark.scenario("B15")
 async def test_a_scheduled_plan_change_takes_effect_at_the_price_that_was_agreed(
     subscriptions: SubscriptionFixture,
 ) -> None:
@@ -218,6 +224,7 @@ async def test_a_resize_that_the_lost_run_had_not_made_is_made(subscriptions: Su
     await wait_until(lambda: subscriptions.external.operations() == ["resize"])
 
 
+@pytest.mark.scenario("B47")
 async def test_an_order_that_is_lost_during_provisioning_is_completed(subscriptions: SubscriptionFixture) -> None:
     await subscriptions.top_up(600)
     subscription = await subscriptions.create_subscription("starter")
@@ -249,6 +256,7 @@ async def test_an_order_that_a_backup_card_secured_and_that_is_lost_takes_over_i
     assert len(set(authorized)) == 2
 
 
+@pytest.mark.scenario("B48")
 async def test_an_order_that_is_lost_during_provisioning_can_be_cancelled(subscriptions: SubscriptionFixture) -> None:
     await subscriptions.top_up(600)
     subscription = await subscriptions.create_subscription("starter")
