@@ -203,7 +203,7 @@ class PollPayment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApplyGatewayEvent:
-    """Apply what a webhook said.
+    """Apply the status that a webhook reports.
 
     Attributes:
         is_awaited: False for a run that no workflow awaits: money that the first invoice of an order waits for does not
@@ -238,7 +238,7 @@ class CancelPayment:
 
 
 class PaymentActivities(Protocol):
-    """A payment's records and its gateway. ``Progress`` is the same however often the same is asked."""
+    """A payment's records and its gateway. A repeated command returns the same progress."""
 
     @activity.defn(name="payments.charge")
     async def charge(self, command: ChargePayment) -> PaymentProgress:
@@ -256,7 +256,7 @@ class PaymentActivities(Protocol):
 
     @activity.defn(name="payments.apply_gateway_event")
     async def apply_gateway_event(self, command: ApplyGatewayEvent) -> PaymentProgress:
-        """Apply a gateway's event; one that contradicts the payment moves nothing and alerts.
+        """Apply a gateway's event; one that contradicts the payment changes nothing and alerts the operators.
 
         Raises (non-retryable): ``NOT_FOUND``.
         """
@@ -269,12 +269,12 @@ class PaymentActivities(Protocol):
 
     @activity.defn(name="payments.cancel")
     async def cancel(self, command: CancelPayment) -> PaymentProgress:
-        """Cancel at the gateway, or record that the money was faster."""
+        """Cancel at the gateway, or record that the payment succeeded before."""
         ...
 
     @activity.defn(name="payments.mark_unknown")
     async def mark_unknown(self, command: ChargePayment) -> PaymentProgress:
-        """The gateway's answer stayed out: ``unknown`` until it is heard."""
+        """Record that the gateway did not respond: the payment is ``unknown`` until a poll or a webhook reports it."""
         ...
 
 

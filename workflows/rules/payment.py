@@ -121,8 +121,8 @@ CUSTOMER_ACTION_TIMEOUT = timedelta(hours=24)
 """How long a customer may take to complete a payment that waits for them."""
 
 
-def next_poll_at(silent_since: datetime, polls: int) -> datetime:
-    """Return when to ask the gateway next: 1, 5, 15 minutes and 1 hour after it fell silent, then daily."""
+def next_poll_at(status_since: datetime, polls: int) -> datetime:
+    """Return when to poll the gateway next: 1, 5, 15 minutes and 1 hour after the status began, then daily."""
     if polls < len(POLL_DELAYS):
-        return silent_since + POLL_DELAYS[polls]
-    return silent_since + POLL_DELAYS[-1] + (polls - len(POLL_DELAYS) + 1) * POLL_INTERVAL
+        return status_since + POLL_DELAYS[polls]
+    return status_since + POLL_DELAYS[-1] + (polls - len(POLL_DELAYS) + 1) * POLL_INTERVAL
