@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from sqlalchemy.ext.asyncio import AsyncSession
 from temporalio import activity
 
 from activities.credit_arrivals import list_debtors
+from activities.funding import reserve_older_debts, split_funding_for
 from activities.holds import ORDER_HOLD, agreed_card_charge, release_hold, with_released
 from activities.invoice_collection import pay_if_credit_covers, pay_with_credited_payment
 from activities.outcomes import billing_outcome
@@ -22,14 +24,22 @@ from workflows.ports.billing import BillingOutcome
 from workflows.ports.payments import payment_input_from_record
 from workflows.ports.recovery import LoadRecovery, Recovery, RecoveryActivities, ResumeCollection, UnsettledPayment
 from workflows.rules.dunning import FRAUD_DECLINES, is_hard_decline
+from workflows.rules.funding import FundingPurpose, GatewayTerms
 from workflows.rules.instance import SCALED_DOWN_STATUSES, InstanceStatus
+from workflows.rules.invoice import BillingReason
 from workflows.rules.payment import PaymentStatus
 from workflows.rules.subscription import PAST_DUE_STATUSES, SubscriptionStatus
 
 
 class PostgresRecoveryActivities(RecoveryActivities):
-    def __init__(self, sessions: SessionFactory) -> None:
+    def __init__(self, sessions: SessionFactory, gateways: Mapping[str, GatewayTerms]) -> None:
+        """Initialize.
+
+        Args:
+            gateways: What each gateway that charges saved cards can do, by name.
+        """
         self._sessions = sessions
+        self._gateways = gateways
 
     @activity.defn(name="recovery.load")
     @converts_rule_violations
@@ -44,7 +54,7 @@ class PostgresRecoveryActivities(RecoveryActivities):
                 is_stopped_by_customer=instance.status is InstanceStatus.STOPPED,
                 has_plan_resources=instance.has_plan_resources,
             )
-            return await _with_dunning(session, subscription, recovery)
+            return await _with_dunning(session, subscription, recovery, self._gateways)
 
     @activity.defn(name="recovery.resume_collection")
     @converts_rule_violations
@@ -62,7 +72,9 @@ async def _unsettled_payments(session: AsyncSession, subscription: LockedSubscri
     ]
 
 
-async def _with_dunning(session: AsyncSession, subscription: LockedSubscription, recovery: Recovery) -> Recovery:
+async def _with_dunning(
+    session: AsyncSession, subscription: LockedSubscription, recovery: Recovery, gateways: Mapping[str, GatewayTerms]
+) -> Recovery:
     """Add what the attempts to collect the open invoice say of the retries that were made."""
     invoice_id = await invoices.find_open_invoice_id(session, subscription.id)
     if subscription.status not in PAST_DUE_STATUSES or subscription.past_due_since is None or invoice_id is None:
@@ -76,21 +88,40 @@ async def _with_dunning(session: AsyncSession, subscription: LockedSubscription,
     hard_declined = [method_id for method_id, code in declined.items() if is_hard_decline(code)]
     method_ids = recovery.payment_method_ids
     is_fraud_suspected = not FRAUD_DECLINES.isdisjoint(code for code in declined.values() if code is not None)
+    # A default that was not charged yet has come after the decline.
+    is_hard_declined = bool(method_ids) and (
+        all(method_id in hard_declined for method_id in method_ids)
+        or (is_fraud_suspected and method_ids[0] in declined)
+    )
     return replace(
         recovery,
+        has_untried_credit=not is_hard_declined
+        and await _has_untried_credit(session, subscription, invoice_id, gateways),
         has_untried_payment_method=await workflow_recovery.has_untried_payment_method(
             session, subscription.id, subscription.organization_id
         ),
         failed_attempts=attempts.count,
         last_attempt_at=attempts.last_at,
-        # A default that was not charged yet has come after the decline.
-        hard_declined=bool(method_ids)
-        and (
-            all(method_id in hard_declined for method_id in method_ids)
-            or (is_fraud_suspected and method_ids[0] in declined)
-        ),
+        hard_declined=is_hard_declined,
         hard_declined_payment_method_ids=hard_declined,
     )
+
+
+async def _has_untried_credit(
+    session: AsyncSession, subscription: LockedSubscription, invoice_id: str, gateways: Mapping[str, GatewayTerms]
+) -> bool:
+    """Return whether a card has to pay less of the open invoice than was agreed for the last attempt."""
+    invoice = await invoices.lock_invoice(session, invoice_id)
+    assert invoice is not None  # it is the open one
+    key = ORDER_HOLD if invoice.billing_reason is BillingReason.ORDER else f"{invoice.id}/"
+    last = await invoices.find_last_hold(session, subscription.id, key)
+    if last is None:
+        return False
+    held = await invoices.lock_open_hold(session, subscription.id)
+    debts = await invoices.list_older_debts(session, subscription.id)
+    available = reserve_older_debts(with_released(subscription, held), debts, gateways)
+    funding = split_funding_for(available, invoice.due, FundingPurpose.DUNNING, gateways)
+    return bool(funding.card) and funding.card < last.card
 
 
 async def _resume_collection(session: AsyncSession, command: ResumeCollection) -> BillingOutcome:

@@ -143,7 +143,7 @@ def activities_by_queue(dependencies: Dependencies) -> dict[str, Sequence[Activi
             *activity_methods(GatewayPaymentMethodActivities(sessions, dependencies.gateways)),
             *activity_methods(GatewayRefundActivities(sessions, dependencies.gateways)),
             *activity_methods(PostgresInstanceActivities(sessions)),
-            *activity_methods(PostgresRecoveryActivities(sessions)),
+            *activity_methods(PostgresRecoveryActivities(sessions, gateway_terms)),
             *activity_methods(PostgresReconciliationActivities(sessions, audits=dependencies.audits)),
         ],
         names.INFRASTRUCTURE_QUEUE: activity_methods(dependencies.cluster),

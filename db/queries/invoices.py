@@ -238,6 +238,16 @@ async def find_hold(session: AsyncSession, subscription_id: str, dedup_key: str)
     return None if row is None else _to_hold(row)
 
 
+async def find_last_hold(session: AsyncSession, subscription_id: str, key_prefix: str) -> Hold | None:
+    """Return the newest hold whose key begins so, whether it is open or not."""
+    statement = text(
+        f"SELECT {_HOLD_COLUMNS} FROM holds WHERE subscription_id = :id AND starts_with(dedup_key, :prefix)"
+        " ORDER BY id DESC LIMIT 1"
+    )
+    row = (await session.execute(statement, {"id": subscription_id, "prefix": key_prefix})).mappings().one_or_none()
+    return None if row is None else _to_hold(row)
+
+
 def hold_insert(
     *,
     organization_id: str,

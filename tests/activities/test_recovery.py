@@ -31,13 +31,14 @@ from tests.support.billing_fixture import (
 )
 from workflows.ports.billing import ApplyCardPayment
 from workflows.ports.recovery import LoadRecovery, Recovery, ResumeCollection
+from workflows.rules.funding import GatewayTerms
 from workflows.rules.order_payments import pays_unfinished_order
 from workflows.rules.renewal import PeriodKind, PeriodOutcome
 from workflows.rules.subscription import SubscriptionStatus
 
 
 def _recovery(billing: BillingFixture) -> PostgresRecoveryActivities:
-    return PostgresRecoveryActivities(billing.sessions)
+    return PostgresRecoveryActivities(billing.sessions, {"stripe": GatewayTerms(name="stripe")})
 
 
 async def _hold_statuses(billing: BillingFixture) -> list[str]:

@@ -261,7 +261,7 @@ async def run_subscription_fixture(
         PostgresBillingActivities(sessions, cards),
         PostgresSubscriptionActivities(sessions, "apps.test", cards),
     )
-    recovery = PostgresRecoveryActivities(sessions)
+    recovery = PostgresRecoveryActivities(sessions, cards)
     payments = GatewayPaymentActivities(sessions, {gateway.name: gateway}) if gateway is not None else None
     worker = Worker(
         temporal.client,

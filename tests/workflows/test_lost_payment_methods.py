@@ -1,8 +1,10 @@
-"""Payment methods that arrive while the workflow of a debt is lost: the debt is tried with them after the restart."""
+"""Payment methods and credit that arrive while the workflow of a debt is lost: they are tried after the restart."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -24,6 +26,11 @@ async def _create_debt(lost: LostPayments, *, days: int) -> str:
 
 async def _count_charges(lost: LostPayments, subscription: str) -> int:
     return len(await lost.payments(subscription))
+
+
+async def _charges_after(lost: LostPayments, subscription: str, count: int) -> list[Mapping[str, Any]]:
+    """Return the payments after the first ones; a restarted run is no longer ahead of the server's clock."""
+    return sorted(await lost.payments(subscription), key=lambda row: row["gateway_requested_at"])[count:]
 
 
 async def _restart(lost: LostPayments, subscription: str) -> None:
@@ -57,8 +64,8 @@ async def test_a_card_that_became_the_default_meanwhile_is_tried_once(lost: Lost
     await lost.lose(subscription)
     await lost.set_default_payment_method(backup)
     await _restart(lost, subscription)
-    payments = sorted(await lost.payments(subscription), key=lambda row: row["gateway_requested_at"])
-    assert [row["payment_method_id"] for row in payments[before:]] == [backup, default]
+    charges = await _charges_after(lost, subscription, before)
+    assert [row["payment_method_id"] for row in charges] == [backup, default]
     await lost.lose(subscription)
     await _restart(lost, subscription)
     assert await _count_charges(lost, subscription) == before + 2
@@ -71,7 +78,7 @@ async def test_the_backup_of_a_default_that_was_removed_meanwhile_is_tried(lost:
     await lost.lose(subscription)
     await lost.remove_card(default)
     await _restart(lost, subscription)
-    assert [row["payment_method_id"] for row in (await lost.payments(subscription))[before:]] == [backup]
+    assert [row["payment_method_id"] for row in await _charges_after(lost, subscription, before)] == [backup]
 
 
 async def test_a_card_that_was_saved_again_meanwhile_is_tried(lost: LostPayments) -> None:
@@ -82,7 +89,22 @@ async def test_a_card_that_was_saved_again_meanwhile_is_tried(lost: LostPayments
     (row,) = await lost.subscriptions.rows("SELECT gateway_reference FROM payment_methods")
     await lost.add_card(row["gateway_reference"])
     await _restart(lost, subscription)
-    assert [row["payment_method_id"] for row in (await lost.payments(subscription))[before:]] == [card]
+    assert [row["payment_method_id"] for row in await _charges_after(lost, subscription, before)] == [card]
+
+
+@pytest.mark.scenario("B30")
+async def test_a_card_is_charged_once_for_what_credit_that_arrived_meanwhile_leaves(lost: LostPayments) -> None:
+    await lost.add_card(DECLINED)
+    subscription = await _create_debt(lost, days=8)
+    before = await _count_charges(lost, subscription)
+    await lost.lose(subscription)
+    await lost.subscriptions.top_up(200)
+    await _restart(lost, subscription)
+    assert [row["amount_minor"] for row in await _charges_after(lost, subscription, before)] == [300]
+    await lost.lose(subscription)
+    await _restart(lost, subscription)
+    assert await _count_charges(lost, subscription) == before + 1
+    assert (await lost.subscriptions.balance(), await lost.subscriptions.balance("held")) == (200, 0)
 
 
 @pytest.mark.parametrize("days", [2, 8])

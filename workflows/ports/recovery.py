@@ -44,6 +44,8 @@ class Recovery:
         hard_declined_payment_method_ids: The cards that were declined for good for the open invoice.
         has_untried_payment_method: Whether a payment method was saved, or became the default, that the open invoice was
             not tried with; False unless the subscription is past due.
+        has_untried_credit: Whether credit arrived that pays a part of the open invoice, so that a card has to pay less
+            than at the last attempt; False unless the subscription is past due.
         is_instance_running: Whether the instance is not scaled to zero.
         is_stopped_by_customer: Whether the customer stopped the instance.
         has_plan_resources: Whether the instance has the resources of the subscription's plan.
@@ -56,6 +58,7 @@ class Recovery:
     hard_declined: bool = False
     hard_declined_payment_method_ids: list[str] = field(default_factory=list)
     has_untried_payment_method: bool = False
+    has_untried_credit: bool = False
     is_instance_running: bool = True
     is_stopped_by_customer: bool = False
     has_plan_resources: bool = True

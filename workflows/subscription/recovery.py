@@ -59,8 +59,10 @@ async def settle(context: SubscriptionContext) -> None:
             await context.signal_past_due(outcome.past_due_subscription_ids, FundsKind.RELEASED_CREDIT)
         await card_payments.charge_invoice(context, outcome)
     if context.recovery is not None and context.recovery.has_untried_payment_method:
-        # It was signaled to no workflow. The loop collects from it, unless the invoice is paid.
+        # What arrived was signaled to no workflow. The loop collects from it, unless the invoice is paid.
         context.pending_funds.add(FundsKind.PAYMENT_METHOD)
+    if context.recovery is not None and context.recovery.has_untried_credit:
+        context.pending_funds.add(FundsKind.CREDIT)
     context.recovery = None
 
 
