@@ -6,7 +6,7 @@ No transaction is open during a call to the cluster.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -333,29 +333,34 @@ def _instance_spec(instance: Instance, installation_id: str) -> InstanceSpec:
     )
 
 
-def _retry_age() -> timedelta:
-    """Return how long after the first attempt the current one was scheduled."""
+def _first_attempt_started() -> datetime:
+    """Return when the first attempt started, which each attempt hands to the next one with its heartbeats.
+
+    If an attempt ended before its first heartbeat arrived, this is when the activity was scheduled.
+    """
     info = activity.info()
-    return info.current_attempt_scheduled_time - info.scheduled_time
+    if info.attempt == 1:
+        return info.started_time
+    if info.heartbeat_details:
+        return datetime.fromisoformat(info.heartbeat_details[0])
+    return info.scheduled_time
 
 
 @asynccontextmanager
-async def heartbeating(
-    heartbeat: Callable[[], None] = activity.heartbeat, *, give_up_after: timedelta | None = None
-) -> AsyncIterator[None]:
+async def heartbeating(*, give_up_after: timedelta | None = None) -> AsyncIterator[None]:
     """Send heartbeats during the block, and raise its errors as ``ApplicationError``.
 
     The heartbeats let the server notice a dead worker and deliver a cancellation.
 
     Args:
-        heartbeat: Sends one heartbeat.
-        give_up_after: Age of the activity from which on an error of the cluster is not retried; None retries it until
-            the activity's own timeout.
+        give_up_after: How long after the start of the first attempt an error of the cluster is still retried; the time
+            in the queue before does not count. None retries it until the activity's own timeout.
     """
+    first_started = _first_attempt_started()
 
     async def beat() -> None:
         while True:
-            heartbeat()
+            activity.heartbeat(first_started.isoformat())
             await asyncio.sleep(HEARTBEAT_SECONDS)
 
     heartbeat_task = asyncio.create_task(beat())
@@ -363,7 +368,8 @@ async def heartbeating(
         yield
     except ClusterError as error:
         delay = None if error.retry_after is None else timedelta(seconds=error.retry_after)
-        is_last_attempt = give_up_after is not None and _retry_age() >= give_up_after
+        age = activity.info().current_attempt_scheduled_time - first_started
+        is_last_attempt = give_up_after is not None and age >= give_up_after
         raise ApplicationError(
             error.message,
             type=error.reason,

@@ -56,7 +56,9 @@ async def run_workers(
     settings = dependencies.settings
     limits = {
         names.PLATFORM_QUEUE: settings.max_concurrent_activities,
-        names.INFRASTRUCTURE_QUEUE: settings.max_concurrent_cluster_activities,
+        names.INFRASTRUCTURE_QUEUE: (
+            settings.max_concurrent_cluster_activities + settings.max_concurrent_cluster_waits
+        ),
         names.NOTIFICATIONS_QUEUE: 8,
     }
     workers = []

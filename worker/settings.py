@@ -76,6 +76,10 @@ class WorkerSettings(EnvironmentSettings):
     burst of 2,000 renewals that are due at once (decision 13)."""
     max_concurrent_activities: PositiveInt = 60
     max_concurrent_cluster_activities: PositiveInt = 24
+    """Requests to the cluster at the same time, a thread each, and as many activities that do not wait."""
+    max_concurrent_cluster_waits: PositiveInt = 200
+    """Further activities: most wait for readiness or removal, for minutes and without a thread, and others must not
+    queue behind them."""
 
     @field_validator("template_directory")
     @classmethod

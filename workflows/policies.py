@@ -61,11 +61,13 @@ CLUSTER_CALL = ActivityOptions(
 
 CLUSTER_APPLY = ActivityOptions(
     start_to_close_timeout=timedelta(minutes=2),
-    schedule_to_close_timeout=timedelta(minutes=40),
     heartbeat_timeout=timedelta(seconds=15),
-    retry_policy=RetryPolicy(initial_interval=timedelta(milliseconds=500), maximum_interval=timedelta(seconds=10)),
+    retry_policy=RetryPolicy(
+        initial_interval=timedelta(milliseconds=500), maximum_interval=timedelta(seconds=10), maximum_attempts=200
+    ),
 )
-"""Applying the objects of an order. The activity itself gives up once a failure reason has persisted too long."""
+"""Applying the objects of an order. The activity itself gives up once it has failed for too long; attempts bound one
+that hangs. No limit from schedule to close: it would run while the order waits for a worker."""
 
 CLUSTER_WAIT = ActivityOptions(
     start_to_close_timeout=timedelta(minutes=40),

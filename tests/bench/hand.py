@@ -175,7 +175,8 @@ def _worker(
     counting: Interceptor,
 ) -> Worker:
     main = queue in (names.PLATFORM_QUEUE, bare.QUEUE)
-    limit = settings.max_concurrent_activities if main else settings.max_concurrent_cluster_activities
+    cluster_limit = settings.max_concurrent_cluster_activities + settings.max_concurrent_cluster_waits
+    limit = settings.max_concurrent_activities if main else cluster_limit
     return Worker(
         client,
         task_queue=queue,

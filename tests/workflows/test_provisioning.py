@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 import pytest_asyncio
-from temporalio.client import WorkflowFailureError, WorkflowHandle
+from pydantic import SecretStr
+from temporalio.client import WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import CancelledError, WorkflowAlreadyStartedError
 from temporalio.worker import Worker
 
+from activities.adapters.kubernetes.client import MAX_ATTEMPTS
 from tests.support.databases import DatabaseFixture
 from tests.support.instance_fixture import LARGE, InstanceFixture, create_instance_fixture
 from tests.support.sandboxes import ClusterEndpoint
 from tests.support.temporal import TemporalFixture
 from tests.support.wait import wait_until
+from worker.main import run_workers
+from worker.registry import open_dependencies
+from worker.settings import WorkerSettings
 from workflows import names
 from workflows.instance_operation import InstanceOperation
 from workflows.ports.instances import (
@@ -42,41 +49,47 @@ async def instances(database: DatabaseFixture, cluster: ClusterEndpoint) -> Asyn
         yield fixture
 
 
+def platform_worker(temporal: TemporalFixture, instances: InstanceFixture) -> Worker:
+    records = instances.instance_activities
+    return Worker(
+        temporal.client,
+        task_queue=names.PLATFORM_QUEUE,
+        workflows=[Provisioning, InstanceOperation],
+        activities=[
+            records.create_operation,
+            records.record_ready,
+            records.record_provisioning_rollback,
+            records.start_deletion,
+            records.record_deletion_blocked,
+            records.finish_operation,
+        ],
+    )
+
+
+def infrastructure_worker(temporal: TemporalFixture, instances: InstanceFixture) -> Worker:
+    cluster = instances.cluster_activities
+    return Worker(
+        temporal.client,
+        task_queue=names.INFRASTRUCTURE_QUEUE,
+        activities=[
+            cluster.apply,
+            cluster.await_ready,
+            cluster.delete_namespace,
+            cluster.restart,
+            cluster.scale_down,
+            cluster.scale_up,
+            cluster.resize,
+            cluster.run_backup,
+            cluster.clean_up_orphans,
+        ],
+        graceful_shutdown_timeout=timedelta(seconds=2),
+    )
+
+
 @asynccontextmanager
 async def workers(temporal: TemporalFixture, instances: InstanceFixture) -> AsyncIterator[None]:
     """Run the platform's and the infrastructure's worker with the workflows and activities of instances."""
-    cluster, records = instances.cluster_activities, instances.instance_activities
-    async with (
-        Worker(
-            temporal.client,
-            task_queue=names.PLATFORM_QUEUE,
-            workflows=[Provisioning, InstanceOperation],
-            activities=[
-                records.create_operation,
-                records.record_ready,
-                records.record_provisioning_rollback,
-                records.start_deletion,
-                records.record_deletion_blocked,
-                records.finish_operation,
-            ],
-        ),
-        Worker(
-            temporal.client,
-            task_queue=names.INFRASTRUCTURE_QUEUE,
-            activities=[
-                cluster.apply,
-                cluster.await_ready,
-                cluster.delete_namespace,
-                cluster.restart,
-                cluster.scale_down,
-                cluster.scale_up,
-                cluster.resize,
-                cluster.run_backup,
-                cluster.clean_up_orphans,
-            ],
-            graceful_shutdown_timeout=timedelta(seconds=2),
-        ),
-    ):
+    async with platform_worker(temporal, instances), infrastructure_worker(temporal, instances):
         yield
 
 
@@ -152,6 +165,68 @@ async def test_a_successful_provisioning_takes_three_activities(
         if event.HasField("activity_task_scheduled_event_attributes")
     ]
     assert scheduled == ["cluster.apply", "cluster.await_ready", "instances.record_ready"]
+
+
+@pytest.mark.scenario("P5")
+async def test_the_time_in_a_queue_is_no_time_of_an_attempt(
+    temporal: TemporalFixture, database: DatabaseFixture, cluster: ClusterEndpoint
+) -> None:
+    """An order that waited for a worker is tried as long as one that did not."""
+    threshold = timedelta(seconds=6)
+    async with (
+        create_instance_fixture(
+            database, cluster, failure_threshold=threshold, deletion_timeout=timedelta(seconds=5)
+        ) as instances,
+        platform_worker(temporal, instances),
+    ):
+        instance_id = await instances.insert_instance()
+        handle = await start_provisioning(temporal, instances, instance_id)
+
+        async def has_waited_longer_than_failures_may_last() -> bool:
+            pending = (await handle.describe()).raw_description.pending_activities
+            return any(datetime.now(UTC) - waiting.scheduled_time.ToDatetime(UTC) > threshold for waiting in pending)
+
+        await wait_until(has_waited_longer_than_failures_may_last)
+        # The cluster is overloaded when the worker starts: two attempts fail, each of which sends its request again.
+        await instances.inject_fault("server_error", instance_id, count=2 * MAX_ATTEMPTS)
+        async with infrastructure_worker(temporal, instances):
+            assert await handle.result() == ProvisioningOutcome(ready=True)
+    # Nor does a time limit of the activity run while it waits: workers may be down for longer than that.
+    scheduled = await scheduled_activity(handle, "cluster.apply")
+    assert scheduled.schedule_to_close_timeout.ToTimedelta() == timedelta(0)
+    assert scheduled.schedule_to_start_timeout.ToTimedelta() == timedelta(0)
+
+
+async def test_waiting_for_one_instance_does_not_hold_up_the_next(
+    temporal: TemporalFixture, instances: InstanceFixture, database: DatabaseFixture, cluster: ClusterEndpoint
+) -> None:
+    settings = WorkerSettings(
+        environment="test",
+        worker_database_url=database.worker_url,
+        temporal_address=temporal.address,
+        encryption_key=SecretStr(base64.b64encode(bytes(range(32))).decode()),
+        kubeconfig=cluster.kubeconfig,
+        max_concurrent_cluster_activities=1,
+    )
+    slow, quick = await instances.insert_instance(), await instances.insert_instance()
+    await instances.inject_fault("slow_ready", slow, seconds=20)
+    async with open_dependencies(settings) as dependencies, run_workers(dependencies, temporal.client):
+        waiting = await start_provisioning(temporal, instances, slow)
+        await wait_until(lambda: instances.get_live_object("Deployment", slow, "app"))
+        assert await (await start_provisioning(temporal, instances, quick)).result() == ProvisioningOutcome(ready=True)
+        assert (await waiting.describe()).status is WorkflowExecutionStatus.RUNNING
+        await instances.clear_faults()
+        assert await waiting.result() == ProvisioningOutcome(ready=True)
+
+
+async def scheduled_activity(handle: WorkflowHandle[Any, Any], name: str) -> Any:
+    """Return the attributes with which the activity was scheduled."""
+    (scheduled,) = (
+        event.activity_task_scheduled_event_attributes
+        for event in (await handle.fetch_history()).events
+        if event.activity_task_scheduled_event_attributes.activity_type.name == name
+    )
+    return scheduled
 
 
 async def test_the_customers_operations(temporal: TemporalFixture, instances: InstanceFixture) -> None:
