@@ -319,6 +319,18 @@ def check_host_and_port(value: str) -> str:
     return value
 
 
+def check_temporal_tls(value: str, info: ValidationInfo) -> str:
+    """Refuse clear text towards Temporal where customers are real, unless it runs on this machine."""
+    if value == "on" and bool(info.data.get("temporal_certificate")) != bool(info.data.get("temporal_key")):
+        raise ValueError("needs both BERTH_TEMPORAL_CERTIFICATE and BERTH_TEMPORAL_KEY, or neither")
+    host = str(info.data.get("temporal_address", "")).rpartition(":")[0].strip("[]")
+    if value == "off" and is_deployed(info) and not info.data.get("temporal_api_key") and not is_loopback(host):
+        raise ValueError(
+            f"is off: commands to {host} would travel without encryption and anyone could send them. Set it to on"
+        )
+    return value
+
+
 def check_mail_sender(value: str, info: ValidationInfo) -> str:
     """Require ``name@domain`` or ``Name <name@domain>``, of a domain that receives mail where customers are real."""
     address = parseaddr(value)[1]

@@ -23,6 +23,7 @@ from api.environment import (
     check_networks,
     check_origin,
     check_public_url,
+    check_temporal_tls,
     is_deployed,
     load,
     split_list,
@@ -55,6 +56,13 @@ class ApiSettings(EnvironmentSettings):
     database_pool_size: int = Field(default=10, ge=1)
     temporal_address: Annotated[str, AfterValidator(check_host_and_port)] = "127.0.0.1:7233"
     temporal_namespace: str = "default"
+    temporal_api_key: SecretStr | None = None
+    temporal_ca: str | None = None
+    """PEM of the authority of Temporal's certificate. None: the system's. ``BERTH_TEMPORAL_CA_FILE`` names a file."""
+    temporal_certificate: str | None = None
+    temporal_key: SecretStr | None = None
+    """PEM of this process's certificate and private key, where Temporal requires them."""
+    temporal_tls: Annotated[Literal["on", "off"], AfterValidator(check_temporal_tls)] = "off"
     jwt_secret: SecretStr = Field(
         description=f"it signs access tokens. Set at least {MIN_JWT_SECRET_BYTES} random bytes"
     )
@@ -205,6 +213,11 @@ class ApiSettings(EnvironmentSettings):
             address=self.temporal_address,
             namespace=self.temporal_namespace,
             encryption_keys=self.encryption_keys,
+            tls=self.temporal_tls == "on",
+            ca=self.temporal_ca,
+            certificate=self.temporal_certificate,
+            key=self.temporal_key.get_secret_value() if self.temporal_key else None,
+            api_key=self.temporal_api_key.get_secret_value() if self.temporal_api_key else None,
         )
 
 

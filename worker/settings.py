@@ -25,6 +25,7 @@ from api.environment import (
     check_mail_sender,
     check_public_url,
     check_service_url,
+    check_temporal_tls,
     is_deployed,
 )
 from api.gateway_secrets import check_stripe_key
@@ -43,6 +44,13 @@ class WorkerSettings(EnvironmentSettings):
         description="it is the host and port of the Temporal server"
     )
     temporal_namespace: str = "default"
+    temporal_api_key: SecretStr | None = None
+    temporal_ca: str | None = None
+    """PEM of the authority of Temporal's certificate. None: the system's. ``BERTH_TEMPORAL_CA_FILE`` names a file."""
+    temporal_certificate: str | None = None
+    temporal_key: SecretStr | None = None
+    """PEM of this process's certificate and private key, where Temporal requires them."""
+    temporal_tls: Annotated[Literal["on", "off"], AfterValidator(check_temporal_tls)] = "off"
     encryption_key: SecretStr = SecretStr("")
     stripe_url: Annotated[str | None, AfterValidator(check_service_url)] = None
     stripe_api_key: SecretStr = SecretStr("")
@@ -145,4 +153,9 @@ class WorkerSettings(EnvironmentSettings):
             address=self.temporal_address,
             namespace=self.temporal_namespace,
             encryption_keys=parse_encryption_keys(self.encryption_key.get_secret_value()),
+            tls=self.temporal_tls == "on",
+            ca=self.temporal_ca,
+            certificate=self.temporal_certificate,
+            key=self.temporal_key.get_secret_value() if self.temporal_key else None,
+            api_key=self.temporal_api_key.get_secret_value() if self.temporal_api_key else None,
         )

@@ -7,7 +7,7 @@ from typing import Any
 
 import temporalio.converter
 from temporalio.client import Client
-from temporalio.service import RetryConfig
+from temporalio.service import RetryConfig, TLSConfig
 
 from workflows.codec import EncryptionCodec
 from workflows.converter import PayloadConverter
@@ -31,7 +31,18 @@ async def connect(settings: TemporalSettings, *, lazy: bool = False, **options: 
         settings.address,
         namespace=settings.namespace,
         data_converter=data_converter(settings),
+        tls=_tls(settings),
+        api_key=settings.api_key,
         lazy=lazy,
         retry_config=RetryConfig(max_retries=2, max_elapsed_time_millis=2_000),
         **options,
     )
+
+
+def _tls(settings: TemporalSettings) -> TLSConfig | bool:
+    if not settings.tls and settings.api_key is None:
+        return False
+    ca, certificate, key = (
+        text.encode() if text else None for text in (settings.ca, settings.certificate, settings.key)
+    )
+    return TLSConfig(server_root_ca_cert=ca, client_cert=certificate, client_private_key=key)

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TemporalSettings:
-    """Where the Temporal server is. ``encryption_keys`` maps key ids to 32-byte keys; the first one encrypts."""
+    """Where the Temporal server is. ``encryption_keys`` maps key ids to 32-byte keys; the first one encrypts.
+
+    Attributes:
+        tls: Whether the connection is encrypted; an API key is sent over TLS only.
+        ca: PEM of the authority that signed the server's certificate; None: those of the system.
+        certificate, key: PEM of the client's certificate and its private key (mTLS).
+    """
 
     address: str
     namespace: str = "default"
+    tls: bool = False
+    ca: str | None = None
+    certificate: str | None = None
+    key: str | None = field(default=None, repr=False)
+    api_key: str | None = field(default=None, repr=False)
     encryption_keys: tuple[tuple[str, bytes], ...] = ()
 
 

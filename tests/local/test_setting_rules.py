@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from api.environment import EnvironmentSettings, check_environment
+from api.environment import EnvironmentSettings, check_environment, load
 from api.ratelimit import RateLimiter
 from api.settings import ApiSettings, load_settings
 from deploy.local.data_directory import Home
@@ -99,6 +99,29 @@ def test_production_refuses_stand_ins_and_test_modes_of_gateways(
     fault = fault_of(settings, **{name: value})
     assert fault.startswith(f"{name} {expected}")
     assert name.endswith("URL") or value not in fault
+
+
+@pytest.mark.parametrize("settings", [ApiSettings, WorkerSettings])
+def test_production_speaks_to_a_distant_temporal_server_over_tls(
+    settings: type[EnvironmentSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distant = {"BERTH_TEMPORAL_ADDRESS": "temporal.company.com:7233"}
+    fault = fault_of(settings, **distant)
+    assert fault.startswith("BERTH_TEMPORAL_TLS is off: commands to temporal.company.com would travel without")
+    complete = COMPLETE["api" if settings is ApiSettings else "worker"] | distant
+    for secured in ({"BERTH_TEMPORAL_TLS": "on"}, {"BERTH_TEMPORAL_API_KEY": "key"}):
+        assert check_environment(settings, complete | secured) == []
+    for near in ("127.0.0.1:7233", "[::1]:7233", "localhost:7233"):
+        assert check_environment(settings, complete | {"BERTH_TEMPORAL_ADDRESS": near}) == []
+    fault = fault_of(settings, **distant, BERTH_TEMPORAL_TLS="on", BERTH_TEMPORAL_CERTIFICATE="pem")
+    assert fault.startswith("BERTH_TEMPORAL_TLS needs both BERTH_TEMPORAL_CERTIFICATE and BERTH_TEMPORAL_KEY")
+    (tmp_path / "ca.pem").write_text("authority\n")
+    monkeypatch.setenv("BERTH_TEMPORAL_CA_FILE", str(tmp_path / "ca.pem"))
+    values = {name.removeprefix("BERTH_").lower(): value for name, value in complete.items()}
+    loaded = load(settings, **values, temporal_tls="on", temporal_api_key="key")
+    assert isinstance(loaded, ApiSettings | WorkerSettings)
+    temporal = loaded.temporal if isinstance(loaded, ApiSettings) else loaded.temporal_settings()
+    assert (temporal.tls, temporal.ca, temporal.api_key) == (True, "authority", "key")
 
 
 def test_staging_may_use_the_test_modes_of_gateways_but_no_clear_text() -> None:

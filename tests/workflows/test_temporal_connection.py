@@ -1,0 +1,114 @@
+"""The connection to a Temporal server behind TLS: its certificate is verified, and the client's is presented."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from tests.support.temporal import TemporalFixture
+from workflows.connection import connect
+from workflows.settings import TemporalSettings
+
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A self-signed certificate for loopback and its private key, both PEM."""
+
+    certificate: str
+    key: str
+
+
+def create_identity() -> Identity:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "temporal")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(minutes=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address(LOOPBACK))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return Identity(certificate.public_bytes(serialization.Encoding.PEM).decode(), private.decode())
+
+
+@asynccontextmanager
+async def tls_proxy(upstream: str, server: Identity, client: Identity, folder: Path) -> AsyncIterator[str]:
+    """Terminate TLS before the server ``upstream``, as a load balancer that knows one client does."""
+    chain = folder / "server.pem"
+    chain.write_text(server.certificate + server.key)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(chain)
+    context.load_verify_locations(cadata=client.certificate)
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.set_alpn_protocols(["h2"])
+    host, _, port = upstream.rpartition(":")
+
+    async def copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        try:
+            while data := await source.read(65_536):
+                target.write(data)
+                await target.drain()
+        except OSError:
+            pass
+        finally:
+            target.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upstream_reader, upstream_writer = await asyncio.open_connection(host, int(port))
+        await asyncio.gather(copy(reader, upstream_writer), copy(upstream_reader, writer))
+
+    listener = await asyncio.start_server(serve, LOOPBACK, 0, ssl=context)
+    try:
+        yield f"{LOOPBACK}:{listener.sockets[0].getsockname()[1]}"
+    finally:
+        listener.close()
+
+
+async def test_the_connection_is_encrypted_and_both_sides_are_verified(
+    temporal: TemporalFixture, tmp_path: Path
+) -> None:
+    server, client, stranger = create_identity(), create_identity(), create_identity()
+    async with tls_proxy(temporal.address, server, client, tmp_path) as address:
+        trusted = TemporalSettings(
+            address=address, tls=True, ca=server.certificate, certificate=client.certificate, key=client.key
+        )
+        connected = await connect(trusted)
+        assert (await connected.count_workflows("WorkflowId = 'none'")).count == 0
+        for refused in (
+            TemporalSettings(address=address),
+            TemporalSettings(address=address, tls=True, certificate=client.certificate, key=client.key),
+            TemporalSettings(
+                address=address, tls=True, ca=stranger.certificate, certificate=client.certificate, key=client.key
+            ),
+            TemporalSettings(
+                address=address, tls=True, ca=server.certificate, certificate=stranger.certificate, key=stranger.key
+            ),
+        ):
+            with pytest.raises(RuntimeError, match="connect"):
+                await connect(refused)
+
+
+def test_keys_are_not_shown() -> None:
+    assert "hidden" not in repr(TemporalSettings(address="a:1", key="hidden", api_key="hidden"))
