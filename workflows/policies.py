@@ -104,10 +104,10 @@ UPDATE_ANSWERED_WITHIN = timedelta(seconds=10)
 """How long an update waits for the payment that it started. The payment goes on afterwards; the update is answered, so
 that updates in flight stay below the server's limit (10 per workflow) and do not block continue-as-new."""
 
-CONTINUE_AS_NEW_EVENTS = 50
-"""History events after which a subscription continues as new at its next period start: every fifth one, since a renewal
-adds 11. The new run costs some 20 ms once, replaying an evicted run 0.2 ms per event at each renewal: their sum is the
-least at about five (`make bench`, "a year old" and "a year old, evicted")."""
+CONTINUE_AS_NEW_EVENTS = 36
+"""History events after which a subscription continues as new at its next period start: every sixth one, since a renewal
+adds 6. The new run costs some 20 ms once, replaying an evicted run 0.2 ms per event at each renewal: their sum is the
+least at about six (`make bench`, "a year old" and "a year old, evicted")."""
 
 DRAIN_DURATION = timedelta(seconds=55)
 """How long one drain keeps polling."""

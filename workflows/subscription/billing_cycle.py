@@ -1,6 +1,6 @@
 """Renewal, trial end, resumption and collection of the open invoice.
 
-A renewal that credit covers is one activity; only a card needs a ``Payment`` child workflow.
+A renewal that credit covers is one local activity in one workflow task; only a card needs a ``Payment`` child workflow.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from datetime import datetime
 
 from temporalio import workflow
 
-from workflows import policies
+from workflows import local_first, policies
 from workflows.errors import in_progress_error, non_retryable_error
 from workflows.ports.billing import BillingActivities, BillingOutcome, CollectInvoice, StartPeriod
 from workflows.ports.subscription import PlanTerms
@@ -159,7 +159,7 @@ def _is_renewal_due(context: SubscriptionContext) -> bool:
 async def _request_period(
     context: SubscriptionContext, kind: PeriodKind, terms: PlanTerms, start: datetime, anchor: datetime, actor: str
 ) -> BillingOutcome:
-    outcome = await workflow.execute_activity_method(
+    outcome: BillingOutcome = await local_first.execute(
         BillingActivities.start_period,
         StartPeriod(
             subscription_id=context.command.subscription_id,
@@ -170,7 +170,6 @@ async def _request_period(
             actor=actor,
             now=workflow.now(),
         ),
-        **policies.DATABASE,
     )
     context.store_committed(outcome.state, terms)
     return outcome
