@@ -103,6 +103,7 @@ def _lifespan(settings: ApiSettings, metrics: ApiMetrics) -> Callable[[FastAPI],
             revocation_task.cancel()
             with suppress(asyncio.CancelledError):
                 await revocation_task
+            await app.state.context.wait_for_tasks_after_responses()
             await app.state.context.cancel_detached()
             await engine.dispose()
 

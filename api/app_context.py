@@ -35,6 +35,7 @@ class AppContext:
     rate_limits: RateLimiter
     metrics: ApiMetrics
     _detached_tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _tasks_after_responses: set[asyncio.Task[None]] = field(default_factory=set)
 
     def detach_hanging_work(self, work: asyncio.Future[Any], session: AsyncSession | None = None) -> None:
         """Leave work that hangs to end by itself: a connection that hangs cannot be closed in time either.
@@ -42,18 +43,36 @@ class AppContext:
         ``session`` is closed after it.
         """
         work.cancel()
-        self._track(_close_after(work, session))
+        _start(_close_after(work, session), self._detached_tasks)
 
-    def _track(self, ending: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(ending)
-        self._detached_tasks.add(task)
-        task.add_done_callback(self._detached_tasks.discard)
+    def run_after_response(self, work: Coroutine[Any, Any, None]) -> None:
+        """Begin work that the client need not wait for, and that may fail: it is logged. The process ends after it."""
+        _start(_log_failure(work), self._tasks_after_responses)
+
+    async def wait_for_tasks_after_responses(self) -> None:
+        """Wait for the work that ``run_after_response`` began; for what hangs, as long as the database may take."""
+        if self._tasks_after_responses:
+            await asyncio.wait(self._tasks_after_responses, timeout=2 * self.settings.database_timeout_seconds)
 
     async def cancel_detached(self) -> None:
         """Cancel the detached tasks at the end of the process."""
         for task in tuple(self._detached_tasks):
             task.cancel()
         await asyncio.gather(*self._detached_tasks, return_exceptions=True)
+
+
+def _start(work: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]) -> None:
+    task = asyncio.create_task(work)
+    # The event loop holds no reference to it.
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
+
+
+async def _log_failure(work: Coroutine[Any, Any, None]) -> None:
+    try:
+        await work
+    except Exception as error:  # noqa: BLE001 - the client has its response; nothing else would report it.
+        log.warning("response.not_stored", error=type(error).__name__)
 
 
 async def _close_after(work: asyncio.Future[Any], session: AsyncSession | None) -> None:

@@ -141,6 +141,8 @@ class IdempotentRequest:
     ) -> Response:
         """Like ``run_prepared``, for a response that is read after the work.
 
+        If ``work`` returns the response itself, the client does not wait until it is stored: a retry that comes before
+        waits for it, and after a failure there the work is found by the ids that derive from the key. Otherwise
         ``present`` builds the response from the result of ``work``; it reads in the transaction that stores the
         response: two transactions in all. It is not called if ``work`` returns the response itself.
         """
@@ -151,7 +153,7 @@ class IdempotentRequest:
             result = await work(prepared)
             if isinstance(result, JsonResponse):
                 if claimed_key is not None:
-                    await asyncio.shield(self._store(_with_response(claimed_key, result)))
+                    self.ctx.run_after_response(self._store(_with_response(claimed_key, result)))
                 return result
             async with transaction(self.ctx, self.caller, as_administrator=as_administrator) as session:
                 response = await present(session, prepared, result)

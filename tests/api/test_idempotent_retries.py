@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
+import psycopg
 import pytest
 
 from tests.support.api import parse_error
@@ -75,6 +79,28 @@ async def test_an_accepted_order_outlives_its_service(seeded_api: ApiWithCatalog
     assert created.json()["data"]["id"] == accepted.json()["data"]["id"]
     other = await seeded_api.customer.http.post("/subscriptions", json=order, headers={"Idempotency-Key": "another"})
     assert other.status_code == 404
+
+
+async def test_a_response_does_not_wait_until_it_is_stored(
+    seeded_api: ApiWithCatalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the work on, the row of the key is locked."""
+    create_subscription = seeded_api.workflows.create_subscription
+    with psycopg.connect(seeded_api.api.superuser_dsn) as lock:
+
+        async def lock_and_create(order: Any) -> Any:
+            lock.execute("SELECT 1 FROM idempotency_records FOR UPDATE")
+            return await create_subscription(order)
+
+        monkeypatch.setattr(seeded_api.workflows, "create_subscription", lock_and_create)
+        order = seeded_api.customer.http.post("/subscriptions", json={"plan_id": STARTER}, headers=KEY)
+        created = await asyncio.wait_for(order, timeout=60)
+        stored = seeded_api.api.query_as_superuser("SELECT response_status FROM idempotency_records")
+        lock.rollback()
+    repeated = await seeded_api.customer.http.post("/subscriptions", json={"plan_id": STARTER}, headers=KEY)
+    assert (created.status_code, stored) == (201, [{"response_status": None}])
+    assert (repeated.content, repeated.headers["Idempotent-Replayed"]) == (created.content, "true")
+    assert len(seeded_api.workflows.commands_of("create_subscription")) == 1
 
 
 async def test_a_top_up_outlives_the_card_that_it_charged(seeded_api: ApiWithCatalogue) -> None:

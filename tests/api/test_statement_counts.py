@@ -369,6 +369,7 @@ async def test_each_route_executes_the_counted_statements(records: Records) -> N
             pass
         records.proxy.reset()
         response = await records.catalogue.api.http.send(request)
+        await records.catalogue.api.context.wait_for_tasks_after_responses()
         measured[key] = records.proxy.cost()
         if not response.is_success and not response.is_redirect:
             failed[key] = response.text

@@ -152,6 +152,7 @@ async def latency(ground: Ground, *, requests: int) -> list[Figure]:
             assert response.status_code in (201, 202), response.text
         with recorded_statements() as sent:
             await _post_order(customer)
+            await api.context.wait_for_tasks_after_responses()
     subject, reference = (
         [1000 * seconds for seconds in subject[_WARMUP:]],
         [1000 * seconds for seconds in reference[_WARMUP:]],
