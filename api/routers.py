@@ -26,15 +26,18 @@ from api.routes.admin import organizations as admin_organizations
 
 
 def all_routes(*, sandbox: bool) -> list[BaseRoute]:
-    """Return every route in the order in which the application matches them; sandbox routes only in the sandbox."""
+    """Return every route in the order in which the application matches them; sandbox routes only in the sandbox.
+
+    They are asked one after the other, those that are requested most before others.
+    """
     all_routers = [
+        billing.router,
+        instances.router,
+        subscriptions.router,
+        payments.router,
         auth.router,
         users.router,
         catalogue.router,
-        subscriptions.router,
-        instances.router,
-        billing.router,
-        payments.router,
         webhooks.router,
         admin_organizations.router,
         admin_catalogue.router,
