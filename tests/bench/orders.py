@@ -150,6 +150,7 @@ async def latency(ground: Ground, *, requests: int) -> list[Figure]:
             subject.append(time.perf_counter() - began)
             # 202 says that it took longer than the API waits; what that took is measured like everything else.
             assert response.status_code in (201, 202), response.text
+        await api.context.wait_for_tasks_after_responses()
         with recorded_statements() as sent:
             await _post_order(customer)
             await api.context.wait_for_tasks_after_responses()
