@@ -16,11 +16,14 @@ from workflows.rules.errors import ErrorCode
 from workflows.rules.pricing import CouponDuration, Discount
 
 
-async def reserve_coupon(session: AsyncSession, order: CreateSubscription, now: datetime) -> Discount | None:
+async def reserve_coupon(
+    session: AsyncSession, order: CreateSubscription, currency: str, now: datetime
+) -> Discount | None:
     """Reserve the order's coupon, if it names one, and return its discount.
 
     Raises:
-        ApplicationError: ``COUPON_INVALID`` if it is unknown, used up, expired or inactive.
+        ApplicationError: ``COUPON_INVALID`` if it is unknown, used up, expired, inactive or an amount in another
+            currency than that of the price.
     """
     if order.coupon is None:
         return None
@@ -28,14 +31,17 @@ async def reserve_coupon(session: AsyncSession, order: CreateSubscription, now: 
         """
         UPDATE coupons SET redemption_count = redemption_count + 1
         WHERE code = :code AND is_active AND (max_redemptions IS NULL OR redemption_count < max_redemptions)
-            AND (expires_at IS NULL OR expires_at > :now)
+            AND (expires_at IS NULL OR expires_at > :now) AND (currency IS NULL OR currency = :currency)
         RETURNING discount_type AS coupon_kind, percent AS coupon_percent, amount_minor AS coupon_amount_minor,
             currency AS coupon_currency, duration, duration_periods
         """
     )
-    row = (await session.execute(statement, {"code": order.coupon.upper(), "now": now})).mappings().one_or_none()
+    parameters = {"code": order.coupon.upper(), "currency": currency, "now": now}
+    row = (await session.execute(statement, parameters)).mappings().one_or_none()
     if row is None:
-        raise non_retryable_error(ErrorCode.COUPON_INVALID, "The coupon is invalid, expired or fully redeemed.")
+        raise non_retryable_error(
+            ErrorCode.COUPON_INVALID, "The coupon is invalid, expired, fully redeemed or in another currency."
+        )
     await session.execute(
         text(
             "INSERT INTO coupon_redemptions (subscription_id, coupon_code, organization_id, status)"

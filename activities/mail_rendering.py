@@ -110,7 +110,7 @@ class MailRenderer:
             else None,
             "footnotes": _paragraphs(blocks["footnote"]),
             "support_email": self._support_email,
-            "organization_name": _sanitize_text(recipient.organization_name) if recipient.organization_name else None,
+            "organization_name": _name_without_link(recipient.organization_name),
             "public_url": self._public_url,
         }
         return RenderedMail(
@@ -140,7 +140,7 @@ class MailRenderer:
             "format_datetime": format_datetime,
             "portal_url": self._portal_url,
             "name": next(filter(None, named), FALLBACK_NAME),
-            "recipient_name": _greeting_name(recipient.name),
+            "recipient_name": _name_without_link(recipient.name),
         }
 
     def _portal_url(self, path: str, **query: str) -> str:
@@ -197,8 +197,8 @@ def _sanitize_value(value: Any) -> Any:
     return value
 
 
-def _greeting_name(name: str | None) -> str | None:
-    """Return the name for the greeting; None if it looks like a link.
+def _name_without_link(name: str | None) -> str | None:
+    """Return the name of a user or an organization, which is first its user's; None if it looks like a link.
 
     Anyone can register a foreign address: a link in the name would make the mail a carrier of spam.
     """

@@ -81,9 +81,17 @@ class SmtpNotificationActivities(NotificationActivities):
                 if not claimed:
                     await asyncio.sleep(POLL_INTERVAL_SECONDS)
                     continue
+                outcomes: list[DeliveryOutcome] = []
                 try:
                     async with self._smtp.connect() as connection:
-                        outcomes = [await self._deliver(connection, notification) for notification in claimed]
+                        for notification in claimed:
+                            outcomes.append(await self._deliver(connection, notification))
+                except (SQLAlchemyError, OSError):
+                    # What was sent must not be sent again when the claims expire, nor what follows wait for that.
+                    following = claimed[len(outcomes) + 1 :]
+                    outcomes += [_unclaimed_outcome(notification) for notification in following]
+                    await self._record_deliveries(claim_id, outcomes)
+                    raise
                 except SmtpUnavailable as error:
                     log.warning("mail.unavailable", error=str(error))
                     await self._record_deliveries(
@@ -105,7 +113,7 @@ class SmtpNotificationActivities(NotificationActivities):
                 return DeliveryOutcome(id=notification.id, status="voided")
             message = await self._compose(notification, context)
         except (SQLAlchemyError, OSError):
-            # The database failed, not the message: the claims expire and the messages are claimed again.
+            # The database failed, not the message: its claim expires and it is claimed again.
             raise
         except Exception as error:  # noqa: BLE001 - a message that cannot be rendered must not block the others
             # The text of an unexpected error may contain personal data; its type does not.

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
+from temporalio import activity
+from temporalio.exceptions import ApplicationError
 
 from activities import coupons
 from activities.explanations import build_explanation
@@ -33,6 +35,7 @@ from activities.subscription_transitions import (
 from db.queries import invoices
 from db.queries.change_set import ChangeSet
 from db.queries.locked_subscriptions import LockedSubscription, begin_with_locked_subscription
+from workflows.errors import ORDINARY_ACTIVITY_REQUIRED
 from workflows.ports.billing import BillingOutcome, StartPeriod
 from workflows.rules import dunning
 from workflows.rules.funding import GatewayTerms
@@ -76,6 +79,7 @@ async def start_period(
         return await _refuse_period(session, changes, subscription, command)
     card = card_charge_for(funding)
     if card is not None:
+        _require_ordinary_activity()
         await place_hold(session, changes, subscription, funding, f"{invoice_draft.id}/renewal")
     before = subscription.status
     if decision.starts_period:
@@ -105,6 +109,16 @@ async def start_period(
     outcome = await billing_outcome(session, subscription, invoice, changes, card=card)
     await changes.write_and_commit(session)
     return outcome
+
+
+def _require_ordinary_activity() -> None:
+    """Refuse to place a hold in a local activity, whose result is lost with its workflow task: no payment would follow.
+
+    Raises:
+        ApplicationError: ``ORDINARY_ACTIVITY_REQUIRED``.
+    """
+    if activity.in_activity() and activity.info().is_local:
+        raise ApplicationError("A card has to be charged.", type=ORDINARY_ACTIVITY_REQUIRED, non_retryable=True)
 
 
 async def _find_earlier_outcome(

@@ -113,8 +113,9 @@ async def _has_untried_credit(
     """Return whether a card has to pay less of the open invoice than was agreed for the last attempt."""
     invoice = await invoices.lock_invoice(session, invoice_id)
     assert invoice is not None  # it is the open one
-    key = ORDER_HOLD if invoice.billing_reason is BillingReason.ORDER else f"{invoice.id}/"
-    last = await invoices.find_last_hold(session, subscription.id, key)
+    last = await invoices.find_last_hold(session, subscription.id, f"{invoice.id}/")
+    if last is None and invoice.billing_reason is BillingReason.ORDER:
+        last = await invoices.find_hold(session, subscription.id, ORDER_HOLD)
     if last is None:
         return False
     held = await invoices.lock_open_hold(session, subscription.id)

@@ -263,7 +263,7 @@ class PostgresSubscriptionActivities(SubscriptionActivities):
         terms = build_plan_terms(plan, facts.timezone)
         _require_orderable(plan, facts.past_due_subscription_id)
         # The balances were locked before the coupon, as the end of an order does: otherwise two orders could deadlock.
-        discount = await coupons.reserve_coupon(session, order, command.now)
+        discount = await coupons.reserve_coupon(session, order, plan.price.currency, command.now)
         trial = plan.trial_days > 0
         first_charge = plan.price - discount_amount(plan.price, discount)
         due = Money(amount_minor=0, currency=plan.price.currency) if trial else first_charge

@@ -1,7 +1,8 @@
 """Limits on declined cards: a stolen card is tried where nothing stops the next one.
 
 Tries are counted where card data enters, when a payment method is saved and when a token is charged. Ordering needs a
-verified mail address; topping up does not, so that organizations without one have less.
+verified mail address; topping up does not, so that organizations without one have less. A program verifies addresses as
+well and registers again and again, so that all organizations at one address share a limit.
 """
 
 from __future__ import annotations
@@ -30,12 +31,13 @@ class CardTries:
         """
         limits, organization_id = self._ctx.rate_limits, self._caller.organization_id
         await limits.require_left(ratelimit.DECLINED_CARDS, organization_id)
+        await limits.require_left(ratelimit.DECLINED_CARDS_OF_ALL_AT_ADDRESS, self._network)
+        await limits.consume(ratelimit.CARDS, organization_id)
         if self._caller.email_verified:
             return
         try:
             await limits.require_left(ratelimit.DECLINED_CARDS_UNVERIFIED, organization_id)
             await limits.require_left(ratelimit.DECLINED_CARDS_OF_ADDRESS, self._network)
-            await limits.consume(ratelimit.CARDS_UNVERIFIED, organization_id)
         except ApiError:
             # The token may be older than the verification.
             if not await self._is_verified():
@@ -44,6 +46,7 @@ class CardTries:
     async def count_declined(self) -> None:
         limits, organization_id = self._ctx.rate_limits, self._caller.organization_id
         await limits.count(ratelimit.DECLINED_CARDS, organization_id)
+        await limits.count(ratelimit.DECLINED_CARDS_OF_ALL_AT_ADDRESS, self._network)
         if not self._caller.email_verified:
             await limits.count(ratelimit.DECLINED_CARDS_UNVERIFIED, organization_id)
             await limits.count(ratelimit.DECLINED_CARDS_OF_ADDRESS, self._network)

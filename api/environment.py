@@ -311,6 +311,21 @@ def check_database_url(value: str) -> str:
     return value
 
 
+def check_database_tls(value: str, info: ValidationInfo) -> str:
+    """Refuse clear text towards a distant database where customers are real. The error does not quote the address."""
+    if not is_deployed(info):
+        return value
+    libpq = conninfo_to_dict(value.replace("+psycopg", "", 1))
+    hosts = str(libpq.get("hostaddr") or libpq.get("host") or "").split(",")
+    distant = [host for host in hosts if host and not host.startswith(("/", "@")) and not is_loopback(host)]
+    if distant and libpq.get("sslmode") not in ("require", "verify-ca", "verify-full"):
+        raise ValueError(
+            f"does not require TLS: customers' data would travel to {distant[0]} in clear text."
+            " Add ?sslmode=verify-full (with sslrootcert=… for a private authority)"
+        )
+    return value
+
+
 def check_host_and_port(value: str) -> str:
     """Require ``host:port``."""
     host, _, port = value.rpartition(":")

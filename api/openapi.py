@@ -18,7 +18,12 @@ COMMITTED = Path(__file__).resolve().parents[1] / "openapi.json"
 def build_schema() -> dict[str, Any]:
     """As production shows it: the sandbox's routes are absent."""
     url = "postgresql+psycopg://berth_api@/berth"
-    settings = ApiSettings(environment="test", api_database_url=SecretStr(url), jwt_secret=SecretStr("0" * 32))
+    settings = ApiSettings(
+        environment="test",
+        api_database_url=SecretStr(url),
+        jwt_secret=SecretStr("0" * 32),
+        temporal_address="127.0.0.1:7233",
+    )
     return create_app(settings).openapi()
 
 

@@ -48,9 +48,11 @@ VERIFICATION_MAILS = RateLimitItemPerHour(5, namespace="verification-mails")
 DECLINED_CARDS = RateLimitItemPerHour(20, namespace="declined-cards")
 DECLINED_CARDS_UNVERIFIED = RateLimitItemPerHour(5, namespace="declined-cards-unverified")
 DECLINED_CARDS_OF_ADDRESS = RateLimitItemPerHour(20, namespace="declined-cards-of-address")
-CARDS_UNVERIFIED = RateLimitItemPerMinute(20, namespace="cards-unverified")
-"""Cards of one organization: declined ones, while its user's mail address is unverified fewer, also of all such
-organizations at one address; and tries at the same time, none of which is declined yet."""
+DECLINED_CARDS_OF_ALL_AT_ADDRESS = RateLimitItemPerHour(100, namespace="declined-cards-of-all-at-address")
+CARDS = RateLimitItemPerMinute(20, namespace="cards")
+"""Cards of one organization: declined ones, while its user's mail address is unverified fewer; declined ones of all
+organizations at one address, of those without a verified one fewer; and tries at the same time, none of which is
+declined yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

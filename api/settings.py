@@ -16,6 +16,7 @@ from api.environment import (
     PositiveFloat,
     PositiveInt,
     check_base_domain,
+    check_database_tls,
     check_database_url,
     check_distinct_names,
     check_host_and_port,
@@ -54,7 +55,9 @@ class ApiSettings(EnvironmentSettings):
     base_domain: Annotated[str, AfterValidator(check_base_domain)] = "apps.berth.localhost"
     api_database_url: SecretStr = Field(description="it is the address of the database, as the role berth_api")
     database_pool_size: int = Field(default=10, ge=1)
-    temporal_address: Annotated[str, AfterValidator(check_host_and_port)] = "127.0.0.1:7233"
+    temporal_address: Annotated[str, AfterValidator(check_host_and_port)] = Field(
+        description="it is the host and port of the Temporal server"
+    )
     temporal_namespace: str = "default"
     temporal_api_key: SecretStr | None = None
     temporal_ca: str | None = None
@@ -100,8 +103,8 @@ class ApiSettings(EnvironmentSettings):
 
     @field_validator("api_database_url")
     @classmethod
-    def _require_database_url(cls, value: SecretStr) -> SecretStr:
-        check_database_url(value.get_secret_value())
+    def _require_database_url(cls, value: SecretStr, info: ValidationInfo) -> SecretStr:
+        check_database_tls(check_database_url(value.get_secret_value()), info)
         return value
 
     @field_validator("base_domain")

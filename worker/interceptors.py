@@ -18,6 +18,7 @@ from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, 
 
 from db.errors import describe_database_error
 from worker.metrics import WorkerMetrics
+from workflows.errors import ORDINARY_ACTIVITY_REQUIRED
 from workflows.rules.errors import ErrorCode
 
 log = structlog.get_logger(__name__)
@@ -74,7 +75,8 @@ def classify_outcome(error: BaseException) -> str:
     """``refused``: a rule rejected the command, which is a result. ``failed``: the attempt is retried, or a bug."""
     if is_cancelled_exception(error) or not isinstance(error, Exception):
         return CANCELLED
-    refused = isinstance(error, ApplicationError) and error.type in ErrorCode.__members__
+    rejections = (*ErrorCode.__members__, ORDINARY_ACTIVITY_REQUIRED)
+    refused = isinstance(error, ApplicationError) and error.type in rejections
     return REJECTED if refused else FAILED
 
 

@@ -6,16 +6,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
+from pydantic import TypeAdapter, ValidationError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from api.environment import read_variable
+from api.environment import ConfigurationError, read_variable
 from api.passwords import PasswordHasher
+from api.schemas.identity import MAX_PASSWORD_LENGTH, Email, NewPassword
 from db.queries import identity
 from db.queries.identity import NewAccount
 from db.session import set_rls_context
 from workflows.rules.ids import derive_id
 
 SEED_USERS = (("BERTH_ADMIN", "ADMINISTRATOR", "Administrator"), ("BERTH_CUSTOMER", "USER", "Demo Customer"))
+
+_EMAIL: TypeAdapter[str] = TypeAdapter(Email)
+_PASSWORD: TypeAdapter[str] = TypeAdapter(NewPassword)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,13 +37,24 @@ def seed_users_from_environment(environ: Mapping[str, str]) -> list[SeedUser]:
     """Those that ``BERTH_ADMIN_*`` and ``BERTH_CUSTOMER_*`` (``EMAIL`` and ``PASSWORD``, or ``…_FILE``) name.
 
     Raises:
-        ConfigurationError: A file cannot be read.
+        ConfigurationError: A file cannot be read; no address, or a password that a registration would refuse.
     """
-    users = []
+    users, faults = [], []
     for prefix, role, name in SEED_USERS:
-        email, password = (read_variable(f"{prefix}_{name}", environ) for name in ("EMAIL", "PASSWORD"))
-        if email and password:
-            users.append(SeedUser(email=email, password=password, role=role, name=name))
+        email, password = (read_variable(f"{prefix}_{field}", environ) for field in ("EMAIL", "PASSWORD"))
+        if not email or not password:
+            continue
+        try:
+            email = _EMAIL.validate_python(email)
+        except ValidationError:
+            faults.append(f"{prefix}_EMAIL is not a mail address.")
+        try:
+            _PASSWORD.validate_python(password)
+        except ValidationError:
+            faults.append(f"{prefix}_PASSWORD must have 8 to {MAX_PASSWORD_LENGTH} characters.")
+        users.append(SeedUser(email=email, password=password, role=role, name=name))
+    if faults:
+        raise ConfigurationError(faults)
     return users
 
 

@@ -19,6 +19,7 @@ from api.environment import (
     PositiveFloat,
     PositiveInt,
     check_base_domain,
+    check_database_tls,
     check_database_url,
     check_host_and_port,
     check_mail_address,
@@ -36,7 +37,7 @@ NO_REPLY = re.compile(r"(do[-_.]?not|no)[-_.]?reply\b", re.IGNORECASE)
 
 
 class WorkerSettings(EnvironmentSettings):
-    worker_database_url: Annotated[str, AfterValidator(check_database_url)] = Field(
+    worker_database_url: Annotated[str, AfterValidator(check_database_url), AfterValidator(check_database_tls)] = Field(
         description="it is the address of the database, as the role berth_worker"
     )
     database_pool_size: PositiveInt = 16

@@ -60,6 +60,7 @@ from workflows.rpc_errors import (
     TemporalUnavailable,
     WorkflowNotRunning,
     consume_start_error,
+    from_connect_error,
     from_rpc_error,
     translate_rpc_errors,
 )
@@ -337,6 +338,9 @@ class WorkflowClient:
             if error.status in (RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED):
                 return await self._accepted_if_started(workflow_id)
             raise from_rpc_error(error) from error
+        except RuntimeError as error:
+            await consume_start_error(start)
+            raise from_connect_error(error) from error
         return UpdateResult(workflow_id=workflow_id, result=outcome)
 
     async def _accepted_if_started(self, workflow_id: str) -> UpdateResult[Any]:

@@ -8,6 +8,9 @@ from temporalio.exceptions import ActivityError, ApplicationError
 
 from workflows.rules.errors import RETRYABLE, ErrorCode, RuleViolation
 
+ORDINARY_ACTIVITY_REQUIRED = "OrdinaryActivityRequired"
+"""Type of the error of a local activity that changed nothing, because the ordinary one has to do its work."""
+
 
 def non_retryable_error(code: ErrorCode, message: str, details: Mapping[str, str] | None = None) -> ApplicationError:
     """Return the error that ends an order with ``code`` and is never retried."""

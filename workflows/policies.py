@@ -73,10 +73,11 @@ CLUSTER_WAIT = ActivityOptions(
     start_to_close_timeout=timedelta(minutes=40),
     heartbeat_timeout=timedelta(seconds=15),
     retry_policy=RetryPolicy(
-        initial_interval=timedelta(milliseconds=500), maximum_interval=timedelta(seconds=15), maximum_attempts=8
+        initial_interval=timedelta(milliseconds=500), maximum_interval=timedelta(seconds=15), maximum_attempts=200
     ),
 )
-"""Waiting for readiness. The activity has its own limits: a persistent failure reason, the longest start."""
+"""Waiting for readiness. The activity has its own limits: a persistent failure reason, the longest start. Attempts
+bound an outage of the cluster's API or of the database, which says nothing of the instance: it may last 49 minutes."""
 
 CLUSTER_CLEANUP = ActivityOptions(
     start_to_close_timeout=timedelta(minutes=5),

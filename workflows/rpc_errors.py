@@ -24,6 +24,7 @@ _UNAVAILABLE_STATUSES = (
     RPCStatusCode.CANCELLED,
     RPCStatusCode.RESOURCE_EXHAUSTED,
 )
+_CONNECT_ERROR = "Failed client connect"
 
 
 class TemporalUnavailable(Exception):
@@ -54,6 +55,13 @@ async def translate_rpc_errors(call: Awaitable[T]) -> T:
         raise TemporalUnavailable from error
     except RPCError as error:
         raise from_rpc_error(error) from error
+    except RuntimeError as error:
+        raise from_connect_error(error) from error
+
+
+def from_connect_error(error: RuntimeError) -> Exception:
+    """Return the error of a lazy client whose first connection failed, which the SDK reports as ``RuntimeError``."""
+    return TemporalUnavailable(str(error)) if str(error).startswith(_CONNECT_ERROR) else error
 
 
 def from_rpc_error(error: RPCError) -> Exception:

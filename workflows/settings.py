@@ -23,7 +23,7 @@ class TemporalSettings:
     certificate: str | None = None
     key: str | None = field(default=None, repr=False)
     api_key: str | None = field(default=None, repr=False)
-    encryption_keys: tuple[tuple[str, bytes], ...] = ()
+    encryption_keys: tuple[tuple[str, bytes], ...] = field(default=(), repr=False)
 
 
 def parse_encryption_keys(text: str) -> tuple[tuple[str, bytes], ...]:

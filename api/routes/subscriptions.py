@@ -259,16 +259,17 @@ async def _require_own_subscription(session: AsyncSession, subscription_id: str,
 async def _pending_subscription(
     workflows: WorkflowClient, subscription_id: str, accepted: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """Return an accepted order that has no row yet, as its 202 showed it, unless its workflow has ended."""
+    """Return an accepted order that has no row, as its 202 showed it: expired once its workflow has ended without one.
+
+    Its reason is the response to a repetition under its key.
+    """
     if accepted is None:
         raise not_found_error("subscription")
     try:
         is_running = await workflows.is_running(names.subscription_workflow_id(subscription_id))
     except TemporalUnavailable:
         is_running = True
-    if not is_running:
-        raise not_found_error("subscription")
-    return accepted
+    return accepted if is_running else accepted | {"status": SubscriptionStatus.EXPIRED}
 
 
 def _require_orderable(plans: Sequence[PlanToOrder], body: CreateSubscriptionIn, *, is_retry: bool) -> PlanToOrder:
@@ -314,7 +315,7 @@ async def _present_order(
     return success(
         _accepted_subscription(order, accepted),
         status=202,
-        message="Order accepted; poll the subscription for its status.",
+        message="Order accepted; poll the subscription for its status, or repeat the request with its Idempotency-Key.",
         is_final=False,
     )
 

@@ -14,6 +14,8 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from workflows.rules.notifications import LIMITS
+
 _CLAIM = text(
     """
 WITH due AS (
@@ -79,6 +81,16 @@ ON CONFLICT DO NOTHING
 """
 )
 """Other notifications are added to the timeline when they are enqueued."""
+
+PENDING_BACKLOG = text(
+    """
+SELECT count(*), COALESCE(GREATEST(EXTRACT(EPOCH FROM now() - min(next_attempt_at)), 0), 0)
+FROM notifications WHERE channel = :channel AND status IN ('pending', 'sending')
+    AND next_attempt_at <= now() + make_interval(secs => :longest_delay)
+    AND (scheduled_for IS NULL OR next_attempt_at <= now())
+"""
+)
+"""No mail waits longer than the delay for its next attempt; the reminders of later days are not read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,12 +173,7 @@ async def pending_backlog(session: AsyncSession, channel: str) -> tuple[int, flo
     """Return how many notifications are due, and how many seconds the oldest of them is overdue."""
     row = (
         await session.execute(
-            text(
-                "SELECT count(*), COALESCE(GREATEST(EXTRACT(EPOCH FROM now() - min(next_attempt_at)), 0), 0)"
-                " FROM notifications WHERE channel = :channel AND status IN ('pending', 'sending')"
-                " AND (scheduled_for IS NULL OR next_attempt_at <= now())"
-            ),
-            {"channel": channel},
+            PENDING_BACKLOG, {"channel": channel, "longest_delay": LIMITS.maximum_interval.total_seconds()}
         )
     ).one()
     return int(row[0]), float(row[1])

@@ -67,6 +67,8 @@ _FAILED_ATTEMPTS = text(
 
 _INVOICE_PAYMENTS = text(
     "SELECT status, decline_code, payment_method_id FROM payments WHERE invoice_id = :invoice_id"
+    " OR purpose = 'order' AND subscription_id ="
+    " (SELECT subscription_id FROM invoices WHERE id = :invoice_id AND billing_reason = 'order')"
     " ORDER BY created_at, id"
 )
 
@@ -126,7 +128,7 @@ class InvoicePayment:
 
 
 async def list_invoice_payments(session: AsyncSession, invoice_id: str) -> list[InvoicePayment]:
-    """Return the card payments of an invoice, the oldest first."""
+    """Return the card payments of an invoice, the oldest first; the payment of an order names no invoice."""
     return [
         InvoicePayment(
             status=PaymentStatus(row["status"]),

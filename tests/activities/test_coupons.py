@@ -50,6 +50,27 @@ async def test_an_order_reserves_a_coupon_that_is_active_unexpired_and_not_used_
     assert (await redemption_count(billing), await billing.balance("held")) == (before + 1, 250)
 
 
+@pytest.mark.parametrize(("currency", "accepted"), [("USD", True), ("EUR", False)])
+async def test_an_order_refuses_a_coupon_of_an_amount_in_another_currency(
+    billing: BillingFixture, currency: str, accepted: bool
+) -> None:
+    await insert_coupon(billing.sessions, "THREE", 50, "once")
+    await billing.execute(
+        "UPDATE coupons SET discount_type = 'fixed', percent = NULL, amount_minor = 300, max_redemptions = 1,"
+        f" currency = '{currency}'"
+    )
+    await top_up(billing, 500)
+    command = billing.create_command(coupon="THREE")
+    if not accepted:
+        with pytest.raises(ApplicationError, match="currency") as refused:
+            await billing.subscription_activities.record_order(command)
+        assert refused.value.type == "COUPON_INVALID"
+        assert (await redemption_count(billing), await billing.balance("held")) == (0, 0)
+        return
+    await billing.subscription_activities.record_order(command)
+    assert (await redemption_count(billing), await billing.balance("held")) == (1, 200)
+
+
 async def test_the_last_redemption_returns_when_its_order_is_aborted_and_stays_used_once_it_is_invoiced(
     billing: BillingFixture,
 ) -> None:

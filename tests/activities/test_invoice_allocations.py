@@ -143,10 +143,10 @@ async def test_the_database_refuses_to_allocate_more_of_a_payment_than_it_captur
     await insert_card_payment(billing.sessions, "pay_card", None, usd(499))
     with pytest.raises(IntegrityError, match="payment pay_card captured 499 but its allocations are 500"):
         await billing.execute(_SHIFT_TO_CARD)
-    await billing.execute("UPDATE payments SET amount_minor = 500, captured_minor = 500")
-    await billing.execute(_SHIFT_TO_CARD)
-    with pytest.raises(IntegrityError, match="payment pay_card captured 0 but its allocations are 500"):
-        await billing.execute("UPDATE payments SET captured_minor = 0")
+    await insert_card_payment(billing.sessions, "pay_full", None, usd(500))
+    await billing.execute(_SHIFT_TO_CARD.replace("pay_card", "pay_full"))
+    with pytest.raises(IntegrityError, match="payment pay_full keeps its owner and its amounts"):
+        await billing.execute("UPDATE payments SET captured_minor = 0 WHERE id = 'pay_full'")
 
 
 @pytest.mark.scenario("B21")

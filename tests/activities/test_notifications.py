@@ -10,10 +10,12 @@ from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from email import policy
 from email.message import EmailMessage
+from typing import Any
 
 import httpx
 import pytest
 import pytest_asyncio
+from sqlalchemy.exc import OperationalError
 from temporalio.testing import ActivityEnvironment
 
 from db.queries import outbox_delivery
@@ -140,6 +142,31 @@ async def test_the_claim_of_the_dead_lapses_and_the_mail_keeps_its_name(
     assert (await notifications.drain()).sent == 1
     assert len(await mailbox.messages()) == 1, "the receiver knows the Message-ID"
     assert (notifications.get_notification()["status"], notifications.get_notification()["attempts"]) == ("sent", 2)
+
+
+async def test_a_failure_of_the_database_in_the_middle_of_a_batch_repeats_no_mail(
+    notifications: NotificationFixture, mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await notifications.enqueue(*(notifications.build_notification(fact) for fact in ("a", "b", "c")))
+    faulty = notifications.build_activities()
+    ids = [row["id"] for row in notifications.rows("SELECT id FROM notifications ORDER BY created_at, id")]
+    compose = faulty._compose
+
+    async def interrupted(notification: outbox_delivery.ClaimedNotification, *arguments: Any) -> EmailMessage:
+        if notification.id == ids[1]:
+            raise OperationalError("SELECT", None, Exception("canceling statement due to statement timeout"))
+        return await compose(notification, *arguments)
+
+    monkeypatch.setattr(faulty, "_compose", interrupted)
+    with pytest.raises(OperationalError):
+        await notifications.drain(faulty)
+    rows = {row["id"]: (row["status"], row["attempts"]) for row in notifications.rows()}
+    assert [rows[id] for id in ids] == [("sent", 1), ("sending", 1), ("pending", 0)]
+    assert (await notifications.drain()).sent == 1
+    notifications.make_all_due()
+    assert (await notifications.drain()).sent == 1
+    assert sorted(row["attempts"] for row in notifications.rows()) == [1, 1, 2]
+    assert len(await mailbox.messages()) == 3
 
 
 async def test_whose_claim_was_taken_over_records_nothing(notifications: NotificationFixture) -> None:

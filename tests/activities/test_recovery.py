@@ -17,6 +17,7 @@ from tests.support.billing_commands import (
     change_status_command,
     collect_command,
     create_past_due_subscriptions,
+    payment_failure_command,
     plan_change_command,
     start_first_period_with_card,
     top_up,
@@ -338,3 +339,40 @@ async def test_a_payment_method_is_untried_until_a_payment_follows_its_offer(
     await billing.execute("UPDATE payment_methods SET is_default = false, detached_at = now()")
     loaded = await _recovery(billing).load(LoadRecovery(subscription_id=ordered.id))
     assert not loaded.has_untried_payment_method
+
+
+@pytest.mark.parametrize("later", [0, 200])
+async def test_credit_for_the_invoice_of_an_order_is_untried_only_if_it_came_after_the_last_charge(
+    billing: BillingFixture, later: int
+) -> None:
+    await insert_payment_method(billing.sessions)
+    ordered, opened = await start_first_period_with_card(billing)
+    declined = payment_failure_command(ordered, opened)
+    await billing.billing_activities.record_payment_failure(declined)
+    await top_up(billing, 100)
+    collected = await billing.billing_activities.collect_invoice(collect_command(ordered, opened))
+    assert collected.card_charge is not None
+    assert collected.card_charge.amount == usd(400)
+    await billing.billing_activities.record_payment_failure(replace(declined, payment_id="pay_2"))
+    if later:
+        await top_up(billing, later)
+    loaded = await _recovery(billing).load(LoadRecovery(subscription_id=ordered.id))
+    assert loaded.has_untried_credit is bool(later)
+
+
+@pytest.mark.scenario("B42")
+async def test_the_invoice_of_an_order_remembers_that_its_card_was_declined_for_good(billing: BillingFixture) -> None:
+    card = await insert_payment_method(billing.sessions)
+    ordered, opened = await start_first_period_with_card(billing)
+    await _insert_payment(
+        billing,
+        ordered.id,
+        500,
+        purpose="order",
+        status="failed",
+        decline_code="stolen_card",
+        payment_method_id=card,
+    )
+    await billing.billing_activities.record_payment_failure(payment_failure_command(ordered, opened))
+    loaded = await _recovery(billing).load(LoadRecovery(subscription_id=ordered.id))
+    assert (loaded.hard_declined, loaded.hard_declined_payment_method_ids) == (True, [card])

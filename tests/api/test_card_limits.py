@@ -92,6 +92,26 @@ async def test_a_verified_user_has_more_tries_and_they_end_too(limited_api: ApiW
     assert [await _save_card(customer) for _ in range(21)] == [402] * 20 + [429]
 
 
+async def test_tries_of_a_verified_user_are_bounded_while_none_is_declined_yet(limited_api: ApiWithCatalogue) -> None:
+    assert [await _save_card(limited_api.customer) for _ in range(22)] == [201] * 20 + [429] * 2
+
+
+async def test_many_verified_organizations_at_one_address_share_a_limit(limited_api: ApiWithCatalogue) -> None:
+    api = limited_api.api
+    users = []
+    for number in range(6):
+        transport = httpx.ASGITransport(api.app, client=(f"10.0.0.{number}", 1))
+        api.http = httpx.AsyncClient(transport=transport, base_url="http://api/api/v1")
+        user = await api.register()
+        await api.verify(user)
+        users.append(await _login_from(api, user, "10.9.9.9"))
+    _decline(limited_api)
+    for user in users[:5]:
+        assert [await _save_card(user) for _ in range(20)] == [402] * 20
+    assert await _save_card(users[5]) == 429
+    assert await _save_card(await _login_from(api, users[5], "10.9.9.10")) == 402
+
+
 async def test_verifying_the_address_lifts_the_lower_limit_without_a_new_token(limited_api: ApiWithCatalogue) -> None:
     bob = await limited_api.api.login(await limited_api.api.register())
     _decline(limited_api)

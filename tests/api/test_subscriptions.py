@@ -130,7 +130,9 @@ async def test_an_order_without_a_response_in_time_is_accepted_and_can_be_read(s
     other = await seeded_api.api.register_verified_user()
     assert (await other.http.get(address)).status_code == 404
     seeded_api.workflows.running = False
-    assert (await seeded_api.customer.http.get(address)).status_code == 404
+    refused = (await seeded_api.customer.http.get(address)).json()["data"]
+    assert refused == data | {"status": "expired"}, "a refusal after the 202 leaves no row, and is said all the same"
+    assert (await other.http.get(address)).status_code == 404
 
 
 @pytest.mark.parametrize(("command", "body"), ORDERS)

@@ -185,6 +185,24 @@ REFUSED_STATEMENTS = [
     ("DELETE FROM invoice_lines WHERE invoice_id = 'inv_paid'", NOT_PERMITTED, ""),
     ("UPDATE invoice_allocations SET amount_minor = 1", NOT_PERMITTED, ""),
     ("DELETE FROM invoice_allocations", NOT_PERMITTED, ""),
+    # A void invoice stays void; a payment and a refund keep their owner, their amounts and their outcome.
+    (
+        "UPDATE invoices SET status = 'void', amount_due_minor = 0 WHERE id = 'inv_draft';"
+        " UPDATE invoices SET status = 'draft', amount_due_minor = 100 WHERE id = 'inv_draft'",
+        RESTRICT,
+        "",
+    ),
+    ("UPDATE payments SET amount_minor = 1 WHERE id = 'pay_1'", RESTRICT, ""),
+    ("UPDATE payments SET currency = 'EUR' WHERE id = 'pay_1'", RESTRICT, ""),
+    ("UPDATE payments SET organization_id = '{other}', subscription_id = NULL, payment_method_id = NULL", RESTRICT, ""),
+    ("UPDATE payments SET captured_minor = 100; UPDATE payments SET captured_minor = 0", RESTRICT, ""),
+    (REFUND.replace("{currency}", "USD") + "; UPDATE refunds SET amount_minor = 1", RESTRICT, ""),
+    (
+        REFUND.replace("{currency}", "USD")
+        + "; UPDATE refunds SET status = 'succeeded'; UPDATE refunds SET status = 'pending'",
+        RESTRICT,
+        "",
+    ),
     # No row refers to a row of another organization, or of another currency.
     (owned_by_other(invoice()), FOREIGN, "fk_invoices_subscription"),
     (owned_by_other(line("inv_draft", position=1)), FOREIGN, "fk_invoice_lines_invoice"),

@@ -119,3 +119,18 @@ def test_an_empty_database_has_no_revision(postgres_server: Postgres) -> None:
 
 def test_a_database_that_cannot_be_reached_does_not_keep_a_process_from_starting() -> None:
     assert is_schema_usable("API", "postgresql+psycopg://berth_api@127.0.0.1:9/berth", timeout_seconds=1)
+
+
+def test_a_process_does_not_start_as_a_user_whom_row_level_security_does_not_bind(
+    database: DatabaseFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each tenant would depend on every query's WHERE alone, and nothing would show it."""
+    for program, role, url in (
+        ("API", "berth_api", database.owner_url),
+        ("API", "berth_api", database.worker_url),
+        ("API", "berth_api", database.superuser_dsn()),
+        ("worker", "berth_worker", database.owner_url),
+    ):
+        assert not is_schema_usable(program, url, timeout_seconds=5)
+        assert f"Set an address with the user {role}." in capsys.readouterr().err
+    assert is_schema_usable("worker", database.worker_url, timeout_seconds=5)

@@ -21,10 +21,29 @@ CUSTOMER = SeedUser(email="customer@berth.example", password="second password", 
 
 
 def test_seed_users_come_from_the_environment() -> None:
-    environ = {"BERTH_ADMIN_EMAIL": "a@b.example", "BERTH_ADMIN_PASSWORD": "p", "BERTH_CUSTOMER_EMAIL": "c@b.example"}
+    environ = {
+        "BERTH_ADMIN_EMAIL": "a@b.example",
+        "BERTH_ADMIN_PASSWORD": "password",
+        "BERTH_CUSTOMER_EMAIL": "c@b.example",
+    }
     assert [(account.email, account.role) for account in seed_users_from_environment(environ)] == [
         ("a@b.example", "ADMINISTRATOR")
     ]
+
+
+def test_a_seed_user_signs_in_as_a_registered_one_would() -> None:
+    """The first administrator of an installation has no weaker password than a customer."""
+    environ = {"BERTH_ADMIN_EMAIL": "administrator", "BERTH_ADMIN_PASSWORD": "abc"}
+    with pytest.raises(ConfigurationError) as refused:
+        seed_users_from_environment(environ)
+    assert refused.value.faults == [
+        "BERTH_ADMIN_EMAIL is not a mail address.",
+        "BERTH_ADMIN_PASSWORD must have 8 to 256 characters.",
+    ]
+    (account,) = seed_users_from_environment(
+        {"BERTH_ADMIN_EMAIL": " a@B.Example", "BERTH_ADMIN_PASSWORD": "long enough"}
+    )
+    assert account.email == "a@b.example"
 
 
 def test_secrets_of_seed_users_may_be_files(tmp_path: Path) -> None:
@@ -32,7 +51,7 @@ def test_secrets_of_seed_users_may_be_files(tmp_path: Path) -> None:
     secret.write_text("from a file\n")
     environ = {"BERTH_ADMIN_EMAIL": "a@b.example", "BERTH_ADMIN_PASSWORD_FILE": str(secret)}
     assert [account.password for account in seed_users_from_environment(environ)] == ["from a file"]
-    assert seed_users_from_environment(environ | {"BERTH_ADMIN_PASSWORD": "set"})[0].password == "set"
+    assert seed_users_from_environment(environ | {"BERTH_ADMIN_PASSWORD": "set there"})[0].password == "set there"
     with pytest.raises(ConfigurationError, match=r"^BERTH_ADMIN_PASSWORD_FILE names a file that cannot be read: "):
         seed_users_from_environment(environ | {"BERTH_ADMIN_PASSWORD_FILE": str(tmp_path / "missing")})
 

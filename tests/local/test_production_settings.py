@@ -55,6 +55,7 @@ FAULTS = {
         "BERTH_PUBLIC_URL is http://127.0.0.1:8000, which only this machine reaches",
         "BERTH_BASE_DOMAIN is apps.berth.localhost, which only this machine reaches",
         "BERTH_API_DATABASE_URL is not set",
+        "BERTH_TEMPORAL_ADDRESS is not set",
         "BERTH_JWT_SECRET is not set",
         "BERTH_ENCRYPTION_KEY is not set",
         "BERTH_STRIPE_WEBHOOK_SECRET is not set",

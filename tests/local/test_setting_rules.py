@@ -102,6 +102,21 @@ def test_production_refuses_stand_ins_and_test_modes_of_gateways(
 
 
 @pytest.mark.parametrize("settings", [ApiSettings, WorkerSettings])
+def test_production_speaks_to_a_distant_database_over_tls(settings: type[EnvironmentSettings]) -> None:
+    program = "api" if settings is ApiSettings else "worker"
+    name, user = f"BERTH_{program.upper()}_DATABASE_URL", f"postgresql+psycopg://berth_{program}:hunter2"
+    for clear in ("", "?sslmode=prefer", "?sslmode=disable"):
+        fault = fault_of(settings, **{name: f"{user}@db.company.com/berth{clear}"})
+        assert fault.startswith(f"{name} does not require TLS: customers' data would travel to db.company.com")
+        assert "hunter2" not in fault
+    for secure in (
+        "@db.company.com/berth?sslmode=verify-full", "@db.company.com:5432/berth?sslmode=require",
+        "@127.0.0.1/berth", "@localhost/berth", "@/berth?host=/var/run/postgresql", "@/berth",
+    ):  # fmt: skip
+        assert check_environment(settings, COMPLETE[program] | {name: user + secure}) == []
+
+
+@pytest.mark.parametrize("settings", [ApiSettings, WorkerSettings])
 def test_production_speaks_to_a_distant_temporal_server_over_tls(
     settings: type[EnvironmentSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,9 +161,9 @@ def test_production_accepts_secret_and_restricted_keys_of_the_live_mode(key: str
 @pytest.mark.parametrize(
     "url",
     [
-        "postgresql+psycopg://berth_api:p#ss?word@db:5432/berth",
+        "postgresql+psycopg://berth_api:p#ss?word@db:5432/berth?sslmode=require",
         "postgresql+psycopg://berth_api:p%2Fss%40w%25@db/berth?sslmode=verify-full",
-        "postgresql://berth_api:secret@[fd00::1]:5432/berth",
+        "postgresql://berth_api:secret@[fd00::1]:5432/berth?sslmode=verify-ca",
         "postgresql+psycopg://berth_api@/berth?host=/var/run/postgresql",
     ],
 )
@@ -176,7 +191,9 @@ def test_levels_have_the_names_that_loggers_accept(value: str, level: str) -> No
 
 
 def api_settings(**changed: str) -> ApiSettings:
-    return load_settings(environment="test", api_database_url=DATABASE, jwt_secret="x" * 32, **changed)
+    return load_settings(
+        environment="test", api_database_url=DATABASE, jwt_secret="x" * 32, temporal_address="127.0.0.1:9", **changed
+    )
 
 
 def test_origins_of_applications_are_accepted_as_they_are_sent() -> None:

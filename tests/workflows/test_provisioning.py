@@ -197,6 +197,39 @@ async def test_the_time_in_a_queue_is_no_time_of_an_attempt(
     assert scheduled.schedule_to_start_timeout.ToTimedelta() == timedelta(0)
 
 
+@pytest.mark.scenario("P5")
+async def test_an_instance_survives_an_outage_of_the_clusters_api_while_it_gets_ready(
+    temporal: TemporalFixture, instances: InstanceFixture
+) -> None:
+    """Its objects are applied: an API server that is being upgraded says nothing of it."""
+    instance_id = await instances.insert_instance()
+    await instances.inject_fault("slow_ready", instance_id, seconds=3)
+    async with workers(temporal, instances):
+        handle = await start_provisioning(temporal, instances, instance_id)
+        await wait_until(lambda: has_completed(handle, "cluster.apply"))
+        await instances.inject_fault("server_error", instance_id, count=100_000)
+        await wait_until(lambda: has_attempt(handle, 3))
+        await instances.clear_faults()
+        assert await handle.result() == ProvisioningOutcome(ready=True)
+    scheduled = await scheduled_activity(handle, "cluster.await_ready")
+    retries = scheduled.retry_policy
+    outage = min(retries.maximum_interval.ToTimedelta() * (retries.maximum_attempts - 6), timedelta(hours=1))
+    assert outage > timedelta(minutes=30)
+
+
+async def has_completed(handle: WorkflowHandle[Any, Any], name: str) -> bool:
+    events = (await handle.fetch_history()).events
+    scheduled = {
+        event.event_id for event in events if event.activity_task_scheduled_event_attributes.activity_type.name == name
+    }
+    return any(event.activity_task_completed_event_attributes.scheduled_event_id in scheduled for event in events)
+
+
+async def has_attempt(handle: WorkflowHandle[Any, Any], attempt: int) -> bool:
+    pending = (await handle.describe()).raw_description.pending_activities
+    return any(activity.attempt >= attempt for activity in pending)
+
+
 async def test_waiting_for_one_instance_does_not_hold_up_the_next(
     temporal: TemporalFixture, instances: InstanceFixture, database: DatabaseFixture, cluster: ClusterEndpoint
 ) -> None:

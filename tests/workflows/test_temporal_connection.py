@@ -17,8 +17,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from deploy.ports import free_ports
 from tests.support.temporal import TemporalFixture
+from workflows.client import WorkflowClient
 from workflows.connection import connect
+from workflows.ports.subscription import CreateSubscription, LifecycleCommand
+from workflows.rpc_errors import TemporalUnavailable
 from workflows.settings import TemporalSettings
 
 LOOPBACK = "127.0.0.1"
@@ -110,5 +114,27 @@ async def test_the_connection_is_encrypted_and_both_sides_are_verified(
                 await connect(refused)
 
 
+async def test_a_client_that_never_connected_reports_temporal_as_unavailable() -> None:
+    """The API starts while Temporal is unavailable: an order is then answered 503, as later."""
+    (port,) = free_ports(1)
+    workflows = WorkflowClient(await connect(TemporalSettings(address=f"{LOOPBACK}:{port}"), lazy=True))
+    order = CreateSubscription(
+        subscription_id="sub_1", instance_id="ins_1", organization_id="org_1", user_id="usr_1", plan_id="pln_1"
+    )
+    with pytest.raises(TemporalUnavailable):
+        await workflows.create_subscription(order)
+    with pytest.raises(TemporalUnavailable):
+        await workflows.pause("sub_1", LifecycleCommand(update_id="ord_1", actor="usr_1"))
+    with pytest.raises(TemporalUnavailable):
+        await workflows.is_running("subscription/sub_1")
+
+
+async def test_an_api_key_is_sent_over_tls_only(temporal: TemporalFixture) -> None:
+    with pytest.raises(RuntimeError, match="connect"):
+        await connect(TemporalSettings(address=temporal.address, api_key="key"))
+
+
 def test_keys_are_not_shown() -> None:
-    assert "hidden" not in repr(TemporalSettings(address="a:1", key="hidden", api_key="hidden"))
+    assert "hidden" not in repr(
+        TemporalSettings(address="a:1", key="hidden", api_key="hidden", encryption_keys=(("1", b"hidden"),))
+    )

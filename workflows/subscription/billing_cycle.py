@@ -88,7 +88,12 @@ async def resume_from_pause(context: SubscriptionContext, actor: str) -> None:
                     ErrorCode.ILLEGAL_MOVE, f"A subscription that is {context.status} cannot be resumed."
                 )
             terms, now = state.pending_terms or state.terms, workflow.now()
-            outcome = await _request_period(context, PeriodKind.RESUMPTION, terms, now, now, actor)
+            # Not locally: a task that is repeated after a crash has another time, which would start another period.
+            start = _period_command(context, PeriodKind.RESUMPTION, terms, now, now, actor)
+            outcome: BillingOutcome = await workflow.execute_activity_method(
+                BillingActivities.start_period, start, **policies.DATABASE
+            )
+            context.store_committed(outcome.state, terms)
         outcome, decline_code = await card_payments.charge_invoice(context, outcome, terms)
         if not outcome.paid:
             raise card_payments.unpaid_error(context, decline_code)
@@ -159,17 +164,22 @@ def _is_renewal_due(context: SubscriptionContext) -> bool:
 async def _request_period(
     context: SubscriptionContext, kind: PeriodKind, terms: PlanTerms, start: datetime, anchor: datetime, actor: str
 ) -> BillingOutcome:
-    outcome: BillingOutcome = await local_first.execute(
-        BillingActivities.start_period,
-        StartPeriod(
-            subscription_id=context.command.subscription_id,
-            kind=kind,
-            period_start=start,
-            anchor=anchor,
-            terms=terms,
-            actor=actor,
-            now=workflow.now(),
-        ),
-    )
+    """Start a period whose start is scheduled, so that a repeated workflow task names the same period."""
+    command = _period_command(context, kind, terms, start, anchor, actor)
+    outcome: BillingOutcome = await local_first.execute(BillingActivities.start_period, command)
     context.store_committed(outcome.state, terms)
     return outcome
+
+
+def _period_command(
+    context: SubscriptionContext, kind: PeriodKind, terms: PlanTerms, start: datetime, anchor: datetime, actor: str
+) -> StartPeriod:
+    return StartPeriod(
+        subscription_id=context.command.subscription_id,
+        kind=kind,
+        period_start=start,
+        anchor=anchor,
+        terms=terms,
+        actor=actor,
+        now=workflow.now(),
+    )
