@@ -227,6 +227,15 @@ async def test_a_refund_whose_answer_was_lost_is_found(gateway: StripeGateway, s
     assert first.reference != refund.reference
 
 
+async def test_a_refund_is_found_beyond_the_first_page(gateway: StripeGateway) -> None:
+    """Stripe lists the newest first, a hundred at most."""
+    paid = await gateway.charge(await request(gateway))
+    for number in range(101):
+        await gateway.refund(paid.reference, money(1), refund_id=f"re_{number}", key=unique("refund"))
+    assert await gateway.find_refund(paid.reference, "re_0") is not None
+    assert await gateway.find_refund(paid.reference, "re_101") is None
+
+
 async def test_a_refund_that_is_on_its_way_is_asked_for_again(gateway: StripeGateway) -> None:
     paid = await gateway.charge(await request(gateway, "pm_card_pendingRefund"))
     refund = await gateway.refund(paid.reference, money(), refund_id="re_1", key=unique("refund"))
