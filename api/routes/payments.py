@@ -74,7 +74,10 @@ async def top_up(body: TopUpIn, once: RequiredIdempotency, workflows: Workflows,
 
     async def send(command: PaymentInput) -> UpdateResult[PaymentOutcome]:
         await tries.require_left()
-        return await workflows.start_top_up(command)
+        accepted = await workflows.start_top_up(command)
+        if accepted.result is not None and accepted.result.status in UNPAID_STATUSES:
+            await tries.count_declined()
+        return accepted
 
     async def present(
         session: AsyncSession, command: PaymentInput, accepted: UpdateResult[PaymentOutcome]
@@ -83,7 +86,6 @@ async def top_up(body: TopUpIn, once: RequiredIdempotency, workflows: Workflows,
         payment = payment_out(row) if row is not None else _provisional_payment(command, accepted)
         status = PaymentStatus(accepted.result.status if accepted.result else payment.status)
         if status in UNPAID_STATUSES:
-            await tries.count_declined()
             raise _declined_error(command, accepted.result.decline_code if accepted.result else payment.decline_code)
         if accepted.result is not None:
             redirect = accepted.result.redirect_url
