@@ -181,6 +181,7 @@ async def test_only_the_response_of_work_that_was_done_is_stored_without_waiting
 
     routes.work = refuse
     assert (await ada.http.post("/orders/refused", json={}, headers=KEY)).status_code == 402
+    await api.context.wait_for_tasks_after_responses()
     rows = api.query_as_superuser("SELECT response_status, waits FROM commits")
     assert {(row["response_status"], row["waits"]) for row in rows} == {(201, "off"), (402, "on")}
 
@@ -237,6 +238,7 @@ async def test_a_claim_outlives_the_longest_request(api: ApiFixture, routes: Ord
 async def test_a_claim_whose_process_died_is_taken_over(api: ApiFixture, routes: OrderRoutes) -> None:
     ada = await api.register_verified_user()
     await ada.http.post("/orders/a", json={}, headers=KEY)
+    await api.context.wait_for_tasks_after_responses()
     api.execute(
         "UPDATE idempotency_records"
         " SET response_status = NULL, response_body = NULL, is_final = false, claimed_until = now() - interval '1 s'"
