@@ -53,7 +53,8 @@ async def test_guesses_from_many_addresses_end_but_not_for_addresses_of_the_owne
         assert statuses == [401] * 4 + [429] * 76
         # 60 of them were looked at. Now a new address has no try left, not even with the right password.
         assert await _try(api, "10.2.2.2", ada.email, PASSWORD) == 429
-        # The address that registered the account and the network that its owner signed in from have, and a mailed link makes another one known.
+        # The address that registered the account and the network that its owner signed in from have, and a mailed link
+        # makes another one known.
         assert await _try(api, "127.0.0.1", ada.email, PASSWORD) == 200
         assert await _try(api, "2001:db8:0:1::2", ada.email, PASSWORD) == 200
         async with _from_address(api, "10.2.2.2") as client:
