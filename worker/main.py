@@ -14,7 +14,7 @@ from temporalio.client import Client
 from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.runtime import Runtime
 from temporalio.service import RPCError
-from temporalio.worker import Interceptor, PollerBehaviorAutoscaling, Worker
+from temporalio.worker import Interceptor, Worker
 
 from worker import schedules
 from worker.exit import exit_process
@@ -37,10 +37,6 @@ GRACEFUL_SHUTDOWN_TIMEOUT = timedelta(seconds=4)
 
 FORCED_EXIT_SECONDS = 6.5
 """The process exits after this time, whatever is still running: the supervisor would kill it next."""
-
-POLLERS = PollerBehaviorAutoscaling(maximum=32)
-"""The server says when more or fewer polls are useful. Each of the default's five waits for the server's write when it
-gets a task, so that many renewals that are due at once would wait for polls, not for the worker."""
 
 MAX_BACKOFF_SECONDS = 5.0
 
@@ -73,8 +69,6 @@ async def run_workers(
                 interceptors=interceptors,
                 workflow_runner=sandboxed_runner(),
                 max_cached_workflows=settings.max_cached_workflows if platform else 0,
-                workflow_task_poller_behavior=POLLERS,
-                activity_task_poller_behavior=POLLERS,
                 max_concurrent_activities=limits[queue],
                 max_concurrent_local_activities=limits[queue],
                 graceful_shutdown_timeout=GRACEFUL_SHUTDOWN_TIMEOUT,

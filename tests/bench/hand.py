@@ -36,7 +36,6 @@ from tests.bench import bare
 from tests.support.api import ENCRYPTION_KEY
 from worker import registry
 from worker.exit import exit_process
-from worker.main import POLLERS
 from worker.registry import open_dependencies
 from worker.settings import WorkerSettings
 from worker.workflow_runner import sandboxed_runner
@@ -184,8 +183,6 @@ def _worker(
         activities=activities,
         workflow_runner=runner(),
         max_cached_workflows=settings.max_cached_workflows if main else 0,
-        workflow_task_poller_behavior=POLLERS,
-        activity_task_poller_behavior=POLLERS,
         max_concurrent_activities=limit,
         max_concurrent_local_activities=limit,
         interceptors=[counting],
