@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
+import threading
 from typing import Any
 
 import pytest
@@ -20,6 +20,7 @@ class LostTasks:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
         self._is_next_lost = False
+        self._released = threading.Event()
         execute = workflow.execute_local_activity_method
 
         async def execute_and_lose(*args: Any, **kwargs: Any) -> Any:
@@ -29,14 +30,18 @@ class LostTasks:
                 if self._is_next_lost:
                     self._is_next_lost = False
                     self.count += 1
-                    # So that what a test sends now arrives before the task is repeated.
-                    time.sleep(0.5)
+                    # What the test sends now arrives before the task is repeated. The SDK lets a task block for 2 s.
+                    self._released.wait(timeout=1.5)
                     raise RuntimeError("the worker dies before it completes the workflow task")
 
         monkeypatch.setattr(workflow, "execute_local_activity_method", execute_and_lose)
 
     def lose_next(self) -> None:
         self._is_next_lost = True
+
+    def release(self) -> None:
+        """Let the lost task end, so that the server repeats it."""
+        self._released.set()
 
     async def wait_for_first(self) -> None:
         async def is_lost() -> bool:
@@ -60,6 +65,7 @@ async def test_a_resumption_whose_task_is_lost_starts_one_period(
     await subscriptions.workflows.pause(subscription, subscriptions.lifecycle_command("pause"))
     await subscriptions.wait_until_idle(subscription)
     lost_tasks.lose_next()
+    lost_tasks.release()
     await subscriptions.workflows.resume(subscription, subscriptions.lifecycle_command("resume"))
     await subscriptions.wait_for_status(subscription, "active")
     assert await subscriptions.balance() == 1000
@@ -84,7 +90,12 @@ async def test_a_cancellation_before_a_lost_period_start_is_repeated_leaves_no_d
     )
     await lost_tasks.wait_for_first()
     # It is handled before the repeated task asks for the period again.
-    await subscriptions.cancel(subscription, at)
+    cancelling = asyncio.create_task(subscriptions.cancel(subscription, at))
+    for _ in range(2):
+        # Sent after the cancellation, and answered by the same server.
+        await subscriptions.handle(subscription).describe()
+    lost_tasks.release()
+    await cancelling
     await moving
     await subscriptions.wait_until_idle(subscription)
     assert await subscriptions.balance("held") == 0
