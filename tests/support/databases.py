@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -15,6 +16,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psycopg
 import pytest
 import pytest_asyncio
 from filelock import FileLock
@@ -181,5 +183,6 @@ async def fresh_database(postgres_server: Postgres) -> AsyncIterator[DatabaseFix
         yield database
     finally:
         await database.dispose()
-        with postgres_server.superuser() as connection:
+        # A session that does not end within five seconds keeps its database until the server's folder is deleted.
+        with contextlib.suppress(psycopg.errors.ObjectInUse), postgres_server.superuser() as connection:
             connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))

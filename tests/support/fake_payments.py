@@ -21,6 +21,7 @@ from temporalio.worker import Worker
 
 from tests.support.temporal import TemporalFixture
 from tests.support.wait import wait_until
+from worker.workflow_runner import sandboxed_runner
 from workflows import names
 from workflows.payment import Payment
 from workflows.ports.payments import (
@@ -228,7 +229,7 @@ async def run_payment_fixture(temporal: TemporalFixture, **script: Any) -> Async
     async with Worker(
         temporal.client,
         task_queue=queue,
-        workflows=[Payment, ParentWorkflow, PastDueSubscription],
+        workflows=[Payment, ParentWorkflow, PastDueSubscription], workflow_runner=sandboxed_runner("tests"),
         activities=[
             payments.charge, payments.poll, payments.apply_gateway_event,
             payments.capture, payments.cancel, payments.mark_unknown,

@@ -32,6 +32,7 @@ from tests.support.external_fakes import ExternalFakes
 from tests.support.fake_workflows import FakeInstanceOperation, FakePayment, FakeProvisioning
 from tests.support.temporal import TemporalFixture
 from tests.support.wait import wait_until
+from worker.workflow_runner import sandboxed_runner
 from workflows import names
 from workflows.client import WorkflowClient
 from workflows.payment import Payment
@@ -267,6 +268,7 @@ async def run_subscription_fixture(
         temporal.client,
         task_queue=names.PLATFORM_QUEUE,
         workflows=[Subscription, FakeProvisioning, FakeInstanceOperation, FakePayment if payments is None else Payment],
+        workflow_runner=sandboxed_runner("tests"),
         activities=[
             *(getattr(payments, name) for name in _PAYMENTS if payments is not None),
             *(recovery.load, recovery.resume_collection),

@@ -62,9 +62,17 @@ def temporal_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tempor
 
 
 @pytest_asyncio.fixture
-async def temporal(temporal_server: TemporalServer) -> AsyncIterator[TemporalFixture]:
-    """A connected client with time skipping."""
+async def temporal(temporal_server: TemporalServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[TemporalFixture]:
+    """A connected client with time skipping, and task queues that no other test polls.
+
+    Workflows outlive the test that started them: children with ``ParentClosePolicy.ABANDON``, activities that are
+    retried. On a shared queue they would run on the next test's worker, against its database and its fakes.
+    """
     from temporalio.client import Client
 
+    from workflows import names
+
+    for queue in ("PLATFORM_QUEUE", "INFRASTRUCTURE_QUEUE", "NOTIFICATIONS_QUEUE"):
+        monkeypatch.setattr(names, queue, TemporalFixture.unique_id(getattr(names, queue)))
     client = await Client.connect(temporal_server.address, namespace=NAMESPACE)
     yield TemporalFixture(client=client, address=temporal_server.address, namespace=NAMESPACE)

@@ -18,6 +18,7 @@ from tests.support.payment_fixture import PaymentFixture, create_payment_fixture
 from tests.support.sandboxes import StripeEndpoint
 from tests.support.temporal import TemporalFixture
 from tests.support.wait import wait_until
+from worker.workflow_runner import sandboxed_runner
 from workflows import names
 from workflows.client import WorkflowClient
 from workflows.lost_workflows import find_lost
@@ -89,6 +90,7 @@ async def lost_refunds(temporal: TemporalFixture, payments: PaymentFixture) -> A
         temporal.client,
         task_queue=names.PLATFORM_QUEUE,
         workflows=[Reconciliation, Refund],
+        workflow_runner=sandboxed_runner("tests"),
         activities=[
             reconciliation.deliver_pending_webhooks,
             reconciliation.restart_payments,

@@ -13,6 +13,7 @@ from tests.support.payment_fixture import run_activity
 from tests.support.subscription_fixture import CancelAt, PlanChangeMode, SubscriptionFixture
 from tests.support.temporal import TemporalFixture
 from tests.support.wait import wait_until
+from worker.workflow_runner import sandboxed_runner
 from workflows import names
 from workflows.lost_workflows import find_lost
 from workflows.ports.reconciliation import (
@@ -307,6 +308,7 @@ async def test_the_scheduled_reconciliation_restarts_a_lost_workflow(
         temporal.client,
         task_queue=queue,
         workflows=[Reconciliation],
+        workflow_runner=sandboxed_runner("tests"),
         activities=[
             reconciliation.deliver_pending_webhooks,
             reconciliation.restart_payments,

@@ -21,6 +21,7 @@ from temporalio.worker import (
 
 from tests.support.temporal import TemporalFixture
 from tests.support.wait import wait_until
+from worker.workflow_runner import sandboxed_runner
 from workflows import names, policies
 from workflows.notification_dispatch import NotificationDispatch
 from workflows.ports.notifications import DispatchInput, DrainOutbox, DrainOutcome, NotificationActivities
@@ -74,6 +75,7 @@ async def run_dispatch(
             temporal.client,
             task_queue=names.PLATFORM_QUEUE,
             workflows=[NotificationDispatch],
+            workflow_runner=sandboxed_runner("tests"),
             interceptors=interceptors,
         ),
         Worker(temporal.client, task_queue=queue, activities=[outbox.drain_outbox]),

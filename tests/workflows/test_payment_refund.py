@@ -23,6 +23,7 @@ from temporalio.worker import Worker
 from tests.support.fake_payments import USD, PastDueSubscription, gateway_unavailable_error
 from tests.support.temporal import TemporalFixture
 from tests.support.wait import wait_until
+from worker.workflow_runner import sandboxed_runner
 from workflows import names
 from workflows.errors import non_retryable_error
 from workflows.payment_methods import PaymentMethodDefault, PaymentMethodRemoval, PaymentMethodSetup
@@ -106,6 +107,7 @@ async def run_fakes(temporal: TemporalFixture, **script: Any) -> AsyncIterator[t
         temporal.client,
         task_queue=queue,
         workflows=[Refund, PaymentMethodSetup, PaymentMethodDefault, PaymentMethodRemoval, PastDueSubscription],
+        workflow_runner=sandboxed_runner("tests"),
         activities=[fakes.reserve, fakes.send, fakes.attach, fakes.set_default, fakes.detach],
     ):
         yield fakes, queue

@@ -20,6 +20,7 @@ from tests.support.payment_fixture import PaymentFixture, create_payment_fixture
 from tests.support.sandboxes import StripeEndpoint
 from tests.support.temporal import TemporalFixture
 from tests.support.wait import wait_until
+from worker.workflow_runner import sandboxed_runner
 from workflows import names
 from workflows.client import WorkflowClient
 from workflows.payment import Payment
@@ -85,6 +86,7 @@ async def run_webhook_receiver(
             temporal.client,
             task_queue=names.PLATFORM_QUEUE,
             workflows=[Payment],
+            workflow_runner=sandboxed_runner("tests"),
             activities=[
                 activities.charge,
                 activities.poll,

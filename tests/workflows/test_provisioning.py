@@ -26,6 +26,7 @@ from tests.support.wait import wait_until
 from worker.main import run_workers
 from worker.registry import open_dependencies
 from worker.settings import WorkerSettings
+from worker.workflow_runner import sandboxed_runner
 from workflows import names
 from workflows.instance_operation import InstanceOperation
 from workflows.ports.instances import (
@@ -55,6 +56,7 @@ def platform_worker(temporal: TemporalFixture, instances: InstanceFixture) -> Wo
         temporal.client,
         task_queue=names.PLATFORM_QUEUE,
         workflows=[Provisioning, InstanceOperation],
+        workflow_runner=sandboxed_runner("tests"),
         activities=[
             records.create_operation,
             records.record_ready,

@@ -34,6 +34,7 @@ from tests.support.temporal import TemporalFixture
 from tests.support.wait import wait_until
 from worker import schedules
 from worker.main import keep_dispatchers_and_schedules
+from worker.workflow_runner import sandboxed_runner
 from workflows import names
 from workflows.payment import Payment
 from workflows.ports.instances import CleanUpOrphans, InstanceId, OrphanCleanupOutcome
@@ -62,6 +63,7 @@ async def run_platform_worker(temporal: TemporalFixture, payments: PaymentFixtur
         temporal.client,
         task_queue=names.PLATFORM_QUEUE,
         workflows=[Reconciliation, Payment],
+        workflow_runner=sandboxed_runner("tests"),
         activities=[
             *(reconciliation.audit_ledger, reconciliation.deliver_pending_webhooks),
             *(
@@ -181,7 +183,12 @@ async def test_the_cleanup_deletes_failed_instances_and_reports_unknown_ones(
         await instances.update_instance(orphan, status="failed")
         await instances.forget(unknown)
         async with (
-            Worker(temporal.client, task_queue=names.PLATFORM_QUEUE, workflows=[OrphanCleanup]),
+            Worker(
+                temporal.client,
+                task_queue=names.PLATFORM_QUEUE,
+                workflows=[OrphanCleanup],
+                workflow_runner=sandboxed_runner("tests"),
+            ),
             Worker(
                 temporal.client,
                 task_queue=names.INFRASTRUCTURE_QUEUE,

@@ -15,6 +15,7 @@ from tests.support.databases import DatabaseFixture
 from tests.support.inserts import NOW
 from tests.support.notification_fixture import NotificationFixture
 from tests.support.temporal import TemporalFixture
+from worker.workflow_runner import sandboxed_runner
 from workflows import names
 from workflows.client import WorkflowClient
 from workflows.invoice_rendering import InvoiceRendering
@@ -40,6 +41,7 @@ async def workflow_client(
             temporal.client,
             task_queue=names.PLATFORM_QUEUE,
             workflows=[WalletAdjustment, InvoiceRendering],
+            workflow_runner=sandboxed_runner("tests"),
             activities=[
                 PostgresBillingActivities(notifications.sessions, {"stripe": GatewayTerms(name="stripe")}).adjust_wallet
             ],
