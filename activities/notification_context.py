@@ -38,6 +38,7 @@ class ContextFields(TypedDict, total=False):
     suspends_now: bool
     trial_days: int
     trial_end: datetime | None
+    withdrawn_plan_name: str | None
 
 
 class PaidFields(TypedDict, total=False):

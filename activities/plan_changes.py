@@ -126,6 +126,11 @@ async def _schedule_change(
         changes.record_change(
             "pending_plan", subscription.pending_plan_id, plan.plan_id, "scheduled for the end of the period"
         )
+        if subscription.cancel_at_period_end:
+            changes.record_change("cancel_at_period_end", str(True), str(False), "plan change scheduled")
+            changes.add_timeline_event(
+                "subscription.cancellation_withdrawn", "Scheduled cancellation withdrawn: a plan change is scheduled."
+            )
         message = f"Plan change to {plan.name} scheduled for the end of the billing period."
         if subscription.period_end is not None:
             day = format_date(subscription.period_end, timezone_or_utc(subscription.timezone))

@@ -26,6 +26,7 @@ from activities.recorded_orders import replay_creation, to_recorded_order
 from activities.rule_errors import converts_rule_violations
 from activities.subscription_transitions import new_change_set, status_message
 from db.errors import violated_constraint
+from db.models.catalogue import Plan
 from db.queries import instances, invoices, orders
 from db.queries import reminders as reminder_rows
 from db.queries.change_set import ChangeSet
@@ -219,6 +220,7 @@ class PostgresSubscriptionActivities(SubscriptionActivities):
                         reason=command.reason,
                         period_end=subscription.period_end,
                         cancel_at_period_end=True,
+                        withdrawn_plan_name=await _cancel_scheduled_change(session, changes, subscription, command),
                     )
                     changes.enqueue_notification(NotificationKind.SUBSCRIPTION_CANCELLED, context)
                 else:
@@ -371,6 +373,23 @@ def _cancellation_message(subscription: LockedSubscription) -> str:
     if subscription.period_end is None:
         return "Cancellation scheduled for the end of the first period."
     return f"Cancellation scheduled for {format_date(subscription.period_end, timezone_or_utc(subscription.timezone))}."
+
+
+async def _cancel_scheduled_change(
+    session: AsyncSession, changes: ChangeSet, subscription: LockedSubscription, command: SetCancelAtPeriodEnd
+) -> str | None:
+    """Record that the scheduled plan change does not happen. Return the name of its plan; None if none is dropped."""
+    if subscription.pending_plan_id is None or command.pending_plan_id is not None:
+        return None
+    changes.record_change(
+        "pending_plan", subscription.pending_plan_id, None, "withdrawn by the cancellation at the end of the period"
+    )
+    plan = await session.get_one(Plan, subscription.pending_plan_id)
+    changes.add_timeline_event(
+        "subscription.plan_change_withdrawn",
+        f"Scheduled plan change to {plan.name} withdrawn: the subscription is cancelled at the end of the period.",
+    )
+    return plan.name
 
 
 async def _void_invoices(session: AsyncSession, changes: ChangeSet, subscription: LockedSubscription) -> None:

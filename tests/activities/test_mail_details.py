@@ -144,6 +144,14 @@ def test_the_last_failed_payment_says_that_the_service_is_suspended_now() -> Non
 def test_a_scheduled_cancellation_names_how_to_resume() -> None:
     text = rendered_text(NotificationKind.SUBSCRIPTION_CANCELLED, cancel_at_period_end=True)
     assert "Resume: POST" in text
+    assert "withdrawn" not in text
+
+
+def test_a_scheduled_cancellation_names_the_plan_change_that_it_withdraws() -> None:
+    text = rendered_text(
+        NotificationKind.SUBSCRIPTION_CANCELLED, cancel_at_period_end=True, withdrawn_plan_name="Starter"
+    )
+    assert "The scheduled change to the plan Starter is withdrawn." in text
 
 
 @pytest.mark.parametrize("kind", [NotificationKind.SUBSCRIPTION_EXPIRING, NotificationKind.TOP_UP_RECEIPT])

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from activities.formatting import describe_decline
 from activities.subscription_transitions import status_message
-from tests.support.billing_commands import TEN_DAYS_AFTER_ORDER, change_status_command, top_up
+from tests.support.billing_commands import (
+    TEN_DAYS_AFTER_ORDER,
+    change_status_command,
+    plan_change_command,
+    top_up,
+)
 from tests.support.billing_fixture import BillingFixture
 from workflows.ports.subscription import SetCancelAtPeriodEnd
 from workflows.rules.subscription import SubscriptionStatus
@@ -61,3 +68,59 @@ async def test_a_withdrawn_cancellation_and_a_cancellation_are_messages_with_the
     ]
     assert rows[2]["message"].startswith("Cancelled")
     assert rows[2]["message"].endswith(".")
+
+
+async def test_a_cancellation_says_which_scheduled_plan_change_it_withdraws(billing: BillingFixture) -> None:
+    await top_up(billing, 5000)
+    ordered = await billing.create_active_subscription("pro")
+    await billing.billing_activities.change_plan(plan_change_command(ordered, "starter"))
+    command = SetCancelAtPeriodEnd(
+        subscription_id=ordered.id,
+        cancel_at_period_end=True,
+        pending_plan_id=None,
+        reason="",
+        actor="usr_1",
+        now=TEN_DAYS_AFTER_ORDER,
+    )
+    state = await billing.assert_idempotent(billing.subscription_activities.set_cancel_at_period_end, command)
+    assert (state.cancel_at_period_end, state.pending_plan_id) == (True, None)
+    [event] = await billing.query(
+        "SELECT message FROM timeline_events WHERE kind = 'subscription.plan_change_withdrawn'"
+    )
+    [plan] = await billing.query("SELECT id, name FROM plans WHERE code = 'starter'")
+    assert event["message"] == (
+        f"Scheduled plan change to {plan['name']} withdrawn: the subscription is cancelled at the end of the period."
+    )
+    changes = await billing.query(
+        "SELECT before, after FROM subscription_changes WHERE field = 'pending_plan' ORDER BY id"
+    )
+    assert [(row["before"], row["after"]) for row in changes] == [(None, plan["id"]), (plan["id"], None)]
+    [mail] = await billing.query(
+        "SELECT template_context->>'withdrawn_plan_name' AS plan FROM notifications"
+        " WHERE kind = 'subscription_cancelled'"
+    )
+    assert mail["plan"] == plan["name"]
+
+
+async def test_a_scheduled_plan_change_says_that_it_withdraws_the_cancellation(billing: BillingFixture) -> None:
+    await top_up(billing, 5000)
+    ordered = await billing.create_active_subscription("pro")
+    command = SetCancelAtPeriodEnd(
+        subscription_id=ordered.id,
+        cancel_at_period_end=True,
+        pending_plan_id=None,
+        reason="",
+        actor="usr_1",
+        now=TEN_DAYS_AFTER_ORDER,
+    )
+    await billing.subscription_activities.set_cancel_at_period_end(command)
+    change = replace(plan_change_command(ordered, "starter"), now=TEN_DAYS_AFTER_ORDER)
+    await billing.assert_idempotent(billing.billing_activities.change_plan, change)
+    messages = await billing.query(
+        "SELECT message FROM timeline_events WHERE kind = 'subscription.cancellation_withdrawn'"
+    )
+    assert [row["message"] for row in messages] == ["Scheduled cancellation withdrawn: a plan change is scheduled."]
+    changes = await billing.query(
+        "SELECT before, after FROM subscription_changes WHERE field = 'cancel_at_period_end' ORDER BY id"
+    )
+    assert [(row["before"], row["after"]) for row in changes] == [("False", "True"), ("True", "False")]
