@@ -31,7 +31,7 @@ class Subscription(Base):
             "organization_id",
             "service_id",
             unique=True,
-            postgresql_where=text("is_trial AND status NOT IN ('failed', 'expired')"),
+            postgresql_where=text("is_trial AND (trial_end IS NOT NULL OR status IN ('pending', 'provisioning'))"),
         ),
         CheckConstraint(
             "status IN ('pending', 'provisioning', 'trialing', 'active', 'past_due', 'suspended', 'paused',"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from temporalio.exceptions import ApplicationError
 
 from tests.support.billing_commands import (
     DAY,
@@ -78,6 +79,27 @@ async def test_an_order_with_a_trial(billing: BillingFixture) -> None:
         billing.billing_activities.start_first_period, billing.start_first_period_command(command, opened)
     )
     assert (outcome.paid, outcome.invoice_id, outcome.state.status) == (True, None, SubscriptionStatus.TRIALING)
+
+
+@pytest.mark.scenario("B17")
+async def test_a_trial_is_used_once_it_has_started(billing: BillingFixture) -> None:
+    for ending in (SubscriptionStatus.CANCELLED, SubscriptionStatus.FAILED):
+        aborted = billing.create_command("trial")
+        await billing.subscription_activities.record_order(aborted)
+        with pytest.raises(ApplicationError) as refused:
+            await billing.subscription_activities.record_order(billing.create_command("trial"))
+        assert refused.value.type == "TRIAL_ALREADY_USED"
+        await billing.subscription_activities.abort_order(
+            AbortOrder(
+                subscription_id=aborted.order.subscription_id, status=ending, reason="no", actor=USER, now=ORDERED_AT
+            )
+        )
+    started = await billing.create_active_subscription("trial")
+    for ending in (SubscriptionStatus.CANCELLED, SubscriptionStatus.TERMINATED):
+        await billing.subscription_activities.change_status(change_status_command(started, ending))
+        with pytest.raises(ApplicationError) as refused:
+            await billing.subscription_activities.record_order(billing.create_command("trial"))
+        assert refused.value.type == "TRIAL_ALREADY_USED"
 
 
 @pytest.mark.scenario("B18")
