@@ -19,6 +19,7 @@ class Subscription(Base):
 
     __tablename__ = "subscriptions"
     __table_args__ = (
+        Index("ix_subscriptions_created_at_id", "created_at", "id"),
         Index("ix_subscriptions_organization_id_created_at_id", "organization_id", "created_at", "id"),
         Index(
             "ix_subscriptions_past_due",

@@ -97,15 +97,18 @@ def _details_by_id(*, is_own: bool) -> PreparedQuery[SubscriptionDetails]:
 
 @cache
 def _details_page(*, is_own: bool, is_after: bool, has_status: bool) -> PreparedQuery[SubscriptionDetails]:
-    query = (
-        _select_details(is_own=is_own)
-        .order_by(Subscription.created_at.desc(), Subscription.id.desc())
-        .limit(bindparam("limit", type_=Integer))
-    )
+    query = _select_details(is_own=is_own) if is_own else select(Subscription.id)
+    newest_first = (Subscription.created_at.desc(), Subscription.id.desc())
+    query = query.order_by(*newest_first).limit(bindparam("limit", type_=Integer))
     if is_after:
         query = query.where(follows_bound_place(Subscription.created_at, Subscription.id))
     if has_status:
         query = query.where(Subscription.status == bindparam("status"))
+    if not is_own:
+        # PostgreSQL expects the policies to admit one row of 200, of each table: with the joins it would expect fewer
+        # rows than a page has, and sort all subscriptions. A page that is read first makes it walk the index.
+        page = query.cte("page").prefix_with("MATERIALIZED")
+        query = _select_details(is_own=False).join(page, page.c.id == Subscription.id).order_by(*newest_first)
     return prepare(query, SubscriptionDetails)
 
 
