@@ -8,9 +8,9 @@ import pytest
 
 from tests.support.databases import DatabaseFixture
 from tests.support.instance_fixture import TEMPLATES, create_instance_fixture
+from tests.support.instance_workers import run_operation, start_provisioning, workers
 from tests.support.sandboxes import ClusterEndpoint
 from tests.support.temporal import TemporalFixture
-from tests.workflows.test_provisioning import run_operation, start_provisioning, workers
 from workflows.ports.instances import OperationKind, OperationStatus, ProvisioningOutcome
 
 
