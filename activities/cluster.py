@@ -59,6 +59,11 @@ from workflows.rules.instance import (
 HEARTBEAT_SECONDS = 3.0
 NAMESPACE_TERMINATION_TIMEOUT_SECONDS = 90.0
 NAMESPACE_DELETION_TIMEOUT = timedelta(minutes=2)
+OPERATION_GIVE_UP_AFTER = timedelta(minutes=45)
+"""How long an operation is retried while the cluster fails: an upgrade of its API says nothing of a running instance.
+
+``policies.CLUSTER_CALL`` allows attempts for longer than that.
+"""
 
 
 class KubernetesClusterActivities(ClusterActivities):
@@ -169,20 +174,20 @@ class KubernetesClusterActivities(ClusterActivities):
 
     @activity.defn(name="cluster.restart")
     async def restart(self, command: OperationInput) -> None:
-        async with heartbeating():
+        async with heartbeating(give_up_after=OPERATION_GIVE_UP_AFTER):
             rendered = await self._render_for_operation(command)
             await operations.restart(self._client, rendered, command.operation_id)
 
     @activity.defn(name="cluster.scale_down")
     async def scale_down(self, command: OperationInput) -> None:
-        async with heartbeating():
+        async with heartbeating(give_up_after=OPERATION_GIVE_UP_AFTER):
             rendered = await self._render_for_operation(command)
             await self._save_replicas(command.instance_id, await operations.current_replicas(self._client, rendered))
             await operations.scale_down(self._client, rendered)
 
     @activity.defn(name="cluster.scale_up")
     async def scale_up(self, command: OperationInput) -> None:
-        async with heartbeating():
+        async with heartbeating(give_up_after=OPERATION_GIVE_UP_AFTER):
             rendered = await self._render_for_operation(command)
             async with self._sessions() as session:
                 instance = await queries.get_instance(session, command.instance_id)
@@ -191,7 +196,7 @@ class KubernetesClusterActivities(ClusterActivities):
 
     @activity.defn(name="cluster.resize")
     async def resize(self, command: OperationInput) -> None:
-        async with heartbeating():
+        async with heartbeating(give_up_after=OPERATION_GIVE_UP_AFTER):
             rendered = await self._render_for_operation(command)
             if command.resources is not None:
                 async with self._sessions() as session:

@@ -54,20 +54,11 @@ CLUSTER_CALL = ActivityOptions(
     start_to_close_timeout=timedelta(minutes=2),
     heartbeat_timeout=timedelta(seconds=15),
     retry_policy=RetryPolicy(
-        initial_interval=timedelta(milliseconds=500), maximum_interval=timedelta(seconds=15), maximum_attempts=12
+        initial_interval=timedelta(milliseconds=500), maximum_interval=timedelta(seconds=15), maximum_attempts=200
     ),
 )
-"""Applying or deleting objects. Bounded: an order gives up and undoes rather than waiting for ever."""
-
-CLUSTER_APPLY = ActivityOptions(
-    start_to_close_timeout=timedelta(minutes=2),
-    heartbeat_timeout=timedelta(seconds=15),
-    retry_policy=RetryPolicy(
-        initial_interval=timedelta(milliseconds=500), maximum_interval=timedelta(seconds=10), maximum_attempts=200
-    ),
-)
-"""Applying the objects of an order. The activity itself gives up once it has failed for too long; attempts bound one
-that hangs. No limit from schedule to close: it would run while the order waits for a worker."""
+"""Applying, scaling or resizing objects. The activity itself gives up once it has failed for too long; attempts bound
+one that hangs. No limit from schedule to close: it would run while the activity waits for a worker."""
 
 CLUSTER_WAIT = ActivityOptions(
     start_to_close_timeout=timedelta(minutes=40),

@@ -60,7 +60,7 @@ class Provisioning:
             ClusterActivities.apply,
             InstanceId(instance_id=instance_id),
             task_queue=names.INFRASTRUCTURE_QUEUE,
-            **policies.CLUSTER_APPLY,
+            **policies.CLUSTER_CALL,
         )
         if applied.already_provisioned:
             return

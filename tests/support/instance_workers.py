@@ -74,10 +74,16 @@ async def start_provisioning(
     )
 
 
-async def run_operation(temporal: TemporalFixture, order: OperationInput) -> OperationOutcome:
-    return await temporal.client.execute_workflow(
+async def start_operation(
+    temporal: TemporalFixture, order: OperationInput
+) -> WorkflowHandle[InstanceOperation, OperationOutcome]:
+    return await temporal.client.start_workflow(
         InstanceOperation.run,
         order,
         id=names.operation_workflow_id(order.instance_id, order.operation_id),
         task_queue=names.PLATFORM_QUEUE,
     )
+
+
+async def run_operation(temporal: TemporalFixture, order: OperationInput) -> OperationOutcome:
+    return await (await start_operation(temporal, order)).result()

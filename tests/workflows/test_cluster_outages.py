@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import base64
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
 from pydantic import SecretStr
 from temporalio.client import WorkflowExecutionStatus, WorkflowHandle
 
-from activities.adapters.kubernetes.client import MAX_ATTEMPTS
+from activities.adapters.kubernetes import client
 from tests.support.databases import DatabaseFixture
-from tests.support.instance_fixture import InstanceFixture, create_instance_fixture
-from tests.support.instance_workers import infrastructure_worker, platform_worker, start_provisioning, workers
+from tests.support.instance_fixture import LARGE, InstanceFixture, create_instance_fixture
+from tests.support.instance_workers import (
+    infrastructure_worker,
+    platform_worker,
+    start_operation,
+    start_provisioning,
+    workers,
+)
 from tests.support.sandboxes import ClusterEndpoint
 from tests.support.temporal import TemporalFixture
 from tests.support.wait import wait_until
 from worker.main import run_workers
 from worker.registry import open_dependencies
 from worker.settings import WorkerSettings
-from workflows.ports.instances import ProvisioningOutcome
+from workflows.ports.instances import OperationKind, OperationStatus, ProvisioningOutcome
 
 
 @pytest.mark.scenario("P5")
@@ -44,7 +51,7 @@ async def test_the_time_in_a_queue_is_no_time_of_an_attempt(
 
         await wait_until(has_waited_longer_than_failures_may_last)
         # The cluster is overloaded when the worker starts: two attempts fail, each of which sends its request again.
-        await instances.inject_fault("server_error", instance_id, count=2 * MAX_ATTEMPTS)
+        await instances.inject_fault("server_error", instance_id, count=2 * client.MAX_ATTEMPTS)
         async with infrastructure_worker(temporal, instances):
             assert await handle.result() == ProvisioningOutcome(ready=True)
     # Nor does a time limit of the activity run while it waits: workers may be down for longer than that.
@@ -73,12 +80,68 @@ async def test_an_instance_survives_an_outage_of_the_clusters_api_while_it_gets_
     assert outage > timedelta(minutes=30)
 
 
+@pytest.mark.scenario("P5")
+async def test_an_operation_rides_out_an_outage_of_the_clusters_api(
+    temporal: TemporalFixture, instances: InstanceFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing happened to the instance: an operation that fails says otherwise, and rolls a plan change back."""
+    # The activity fails at the first refused request: its retries are what is waited for.
+    monkeypatch.setattr(client, "MAX_ATTEMPTS", 1)
+    instance_id = await instances.insert_instance()
+    async with workers(temporal, instances):
+        assert (await (await start_provisioning(temporal, instances, instance_id)).result()).ready
+        for kind, status in (
+            (OperationKind.RESTART, "ready"),
+            (OperationKind.RESIZE, "ready"),
+            (OperationKind.STOP, "stopped"),
+            (OperationKind.START, "ready"),
+            (OperationKind.SUSPEND, "suspended"),
+            (OperationKind.RESUME, "ready"),
+        ):
+            await instances.inject_fault("server_error", instance_id, count=100_000)
+            resources = LARGE if kind is OperationKind.RESIZE else None
+            handle = await start_operation(temporal, instances.operate(instance_id, kind, resources))
+            await wait_until(partial(has_attempt, handle, 2))
+            await temporal.fast_forward(handle, timedelta(minutes=10))
+            await instances.clear_faults()
+            await temporal.fast_forward(handle, timedelta(seconds=15))
+            assert (kind, (await handle.result()).status) == (kind, OperationStatus.SUCCEEDED)
+            row = await instances.row(instance_id)
+            assert (kind, row["status"]) == (kind, status)
+
+
+@pytest.mark.scenario("P5")
+async def test_an_operation_that_the_cluster_refuses_fails_at_once(
+    temporal: TemporalFixture, instances: InstanceFixture
+) -> None:
+    instance_id = await instances.insert_instance()
+    async with workers(temporal, instances):
+        assert (await (await start_provisioning(temporal, instances, instance_id)).result()).ready
+        await instances.inject_fault("quota", instance_id, count=1)
+        handle = await start_operation(temporal, instances.operate(instance_id, OperationKind.RESIZE, LARGE))
+        outcome = await handle.result()
+    assert (outcome.status, outcome.reason) == (OperationStatus.FAILED, "QuotaExceeded")
+    # The second one restores the resources.
+    assert await final_attempts(handle, "cluster.resize") == [1, 1]
+    assert (await instances.row(instance_id))["status"] == "ready"
+
+
 async def has_completed(handle: WorkflowHandle[Any, Any], name: str) -> bool:
     events = (await handle.fetch_history()).events
     scheduled = {
         event.event_id for event in events if event.activity_task_scheduled_event_attributes.activity_type.name == name
     }
     return any(event.activity_task_completed_event_attributes.scheduled_event_id in scheduled for event in events)
+
+
+async def final_attempts(handle: WorkflowHandle[Any, Any], name: str) -> list[int]:
+    """Return the number of the attempt with which each activity of this name ended."""
+    events = (await handle.fetch_history()).events
+    scheduled = {
+        event.event_id for event in events if event.activity_task_scheduled_event_attributes.activity_type.name == name
+    }
+    started = [event.activity_task_started_event_attributes for event in events]
+    return [attributes.attempt for attributes in started if attributes.scheduled_event_id in scheduled]
 
 
 async def has_attempt(handle: WorkflowHandle[Any, Any], attempt: int) -> bool:

@@ -1,0 +1,92 @@
+"""What an attempt of a cluster activity hands to the next one: its age at the cluster."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from temporalio.exceptions import ApplicationError
+from temporalio.testing import ActivityEnvironment
+
+from activities.adapters.kubernetes import client
+from activities.cluster import OPERATION_GIVE_UP_AFTER
+from tests.support.databases import DatabaseFixture
+from tests.support.instance_fixture import InstanceFixture, create_instance_fixture
+from tests.support.sandboxes import ClusterEndpoint
+from workflows.ports.instances import OperationKind
+
+START = datetime(2027, 1, 1, tzinfo=UTC)
+THRESHOLD = timedelta(minutes=10)
+
+
+@pytest_asyncio.fixture
+async def instances(
+    database: DatabaseFixture, cluster: ClusterEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[InstanceFixture]:
+    # An attempt fails at the first request that is refused.
+    monkeypatch.setattr(client, "MAX_ATTEMPTS", 1)
+    async with create_instance_fixture(database, cluster, failure_threshold=THRESHOLD) as fixture:
+        yield fixture
+
+
+class Attempts:
+    """Runs the attempts of one activity, each with the last heartbeat of the one before it."""
+
+    def __init__(self, step: Any, command: Any) -> None:
+        self._step = step
+        self._command = command
+        self._attempt = 0
+        self.heartbeat: tuple[Any, ...] = ()
+
+    async def run(self, *, due: timedelta, started: timedelta) -> Any:
+        """Run an attempt that was put into the task queue at ``due`` and started at ``started``."""
+        environment = ActivityEnvironment()
+        self._attempt += 1
+        environment.info = replace(
+            environment.info,
+            attempt=self._attempt,
+            scheduled_time=START,
+            current_attempt_scheduled_time=START + due,
+            started_time=START + started,
+            heartbeat_details=self.heartbeat,
+        )
+
+        def keep(*details: Any) -> None:
+            self.heartbeat = details
+
+        environment.on_heartbeat = keep
+        return await environment.run(self._step, self._command)
+
+    async def fail(self, *, due: timedelta, started: timedelta) -> ApplicationError:
+        """Run an attempt that fails, and return its error."""
+        with pytest.raises(ApplicationError) as raised:
+            await self.run(due=due, started=started)
+        return raised.value
+
+
+@pytest.mark.scenario("P5")
+@pytest.mark.parametrize("kind", [OperationKind.RESTART, OperationKind.STOP, OperationKind.START, OperationKind.RESIZE])
+async def test_an_operation_is_given_up_when_the_cluster_has_failed_for_too_long(
+    instances: InstanceFixture, kind: OperationKind
+) -> None:
+    instance_id = await instances.insert_instance(status="ready")
+    await instances.inject_fault("server_error", instance_id, count=100_000)
+    cluster = instances.cluster_activities
+    steps = {
+        OperationKind.RESTART: cluster.restart,
+        OperationKind.STOP: cluster.scale_down,
+        OperationKind.START: cluster.scale_up,
+        OperationKind.RESIZE: cluster.resize,
+    }
+    attempts = Attempts(steps[kind], instances.operate(instance_id, kind))
+    for at, is_given_up in (
+        (timedelta(), False),
+        (OPERATION_GIVE_UP_AFTER * 0.9, False),
+        (OPERATION_GIVE_UP_AFTER, True),
+    ):
+        error = await attempts.fail(due=at, started=at)
+        assert (error.type, error.non_retryable) == ("Unavailable", is_given_up)
