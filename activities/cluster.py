@@ -339,16 +339,15 @@ def _instance_spec(instance: Instance, installation_id: str) -> InstanceSpec:
 
 
 def _first_attempt_started() -> datetime:
-    """Return when the first attempt started, which each attempt hands to the next one with its heartbeats.
+    """Return when the first attempt started, later by the time that the other attempts waited in the task queue.
 
-    If an attempt ended before its first heartbeat arrived, this is when the activity was scheduled.
+    Each attempt hands it to the next one with its heartbeats. An attempt that receives none counts as the first.
     """
     info = activity.info()
-    if info.attempt == 1:
+    if info.attempt == 1 or not info.heartbeat_details:
         return info.started_time
-    if info.heartbeat_details:
-        return datetime.fromisoformat(info.heartbeat_details[0])
-    return info.scheduled_time
+    time_in_queue = info.started_time - info.current_attempt_scheduled_time
+    return datetime.fromisoformat(info.heartbeat_details[0]) + time_in_queue
 
 
 @asynccontextmanager
@@ -358,8 +357,8 @@ async def heartbeating(*, give_up_after: timedelta | None = None) -> AsyncIterat
     The heartbeats let the server notice a dead worker and deliver a cancellation.
 
     Args:
-        give_up_after: How long after the start of the first attempt an error of the cluster is still retried; the time
-            in the queue before does not count. None retries it until the activity's own timeout.
+        give_up_after: How long after the start of the first attempt an error of the cluster is still retried; time
+            in the task queue does not count. None retries it until the activity's own timeout.
     """
     first_started = _first_attempt_started()
 
@@ -373,7 +372,7 @@ async def heartbeating(*, give_up_after: timedelta | None = None) -> AsyncIterat
         yield
     except ClusterError as error:
         delay = None if error.retry_after is None else timedelta(seconds=error.retry_after)
-        age = activity.info().current_attempt_scheduled_time - first_started
+        age = activity.info().started_time - first_started
         is_last_attempt = give_up_after is not None and age >= give_up_after
         raise ApplicationError(
             error.message,

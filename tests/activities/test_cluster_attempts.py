@@ -17,7 +17,7 @@ from activities.cluster import OPERATION_GIVE_UP_AFTER
 from tests.support.databases import DatabaseFixture
 from tests.support.instance_fixture import InstanceFixture, create_instance_fixture
 from tests.support.sandboxes import ClusterEndpoint
-from workflows.ports.instances import OperationKind
+from workflows.ports.instances import InstanceId, OperationKind
 
 START = datetime(2027, 1, 1, tzinfo=UTC)
 THRESHOLD = timedelta(minutes=10)
@@ -66,6 +66,31 @@ class Attempts:
         with pytest.raises(ApplicationError) as raised:
             await self.run(due=due, started=started)
         return raised.value
+
+
+@pytest.mark.scenario("P5")
+async def test_only_the_time_at_the_cluster_counts_as_the_age_of_an_attempt(instances: InstanceFixture) -> None:
+    instance_id = await instances.insert_instance()
+    await instances.inject_fault("server_error", instance_id, count=100_000)
+    attempts = Attempts(instances.cluster_activities.apply, InstanceId(instance_id=instance_id))
+    second, hour = timedelta(seconds=1), timedelta(hours=1)
+    assert not (await attempts.fail(due=timedelta(), started=hour)).non_retryable
+    # The workers are stopped before the second attempt starts.
+    assert not (await attempts.fail(due=hour + second, started=2 * hour)).non_retryable
+    assert not (await attempts.fail(due=2 * hour + second, started=2 * hour + second)).non_retryable
+    assert not (await attempts.fail(due=2 * hour + THRESHOLD / 2, started=3 * hour)).non_retryable
+    assert (await attempts.fail(due=3 * hour + THRESHOLD, started=3 * hour + THRESHOLD)).non_retryable
+
+
+async def test_an_attempt_after_one_without_a_heartbeat_counts_as_the_first(instances: InstanceFixture) -> None:
+    instance_id = await instances.insert_instance()
+    await instances.inject_fault("server_error", instance_id, count=100_000)
+    attempts = Attempts(instances.cluster_activities.apply, InstanceId(instance_id=instance_id))
+    hour = timedelta(hours=1)
+    await attempts.fail(due=timedelta(), started=hour)
+    # Its worker was killed before the heartbeat was sent.
+    attempts.heartbeat = ()
+    assert not (await attempts.fail(due=hour, started=hour)).non_retryable
 
 
 @pytest.mark.scenario("P5")
