@@ -95,8 +95,14 @@ async def full_page_paging(
     cursor: Annotated[str | None, Query(max_length=512, description="`meta.next_cursor` of the previous page")] = None,
     fields: Annotated[str | None, Query(max_length=512, examples=["id,status"])] = None,
 ) -> PageRequest:
-    names = frozenset(name.strip() for name in fields.split(",") if name.strip()) if fields else None
-    return PageRequest(limit=limit, after=decode_cursor(cursor) if cursor else None, fields=names)
+    return PageRequest(
+        limit=limit, after=decode_cursor(cursor) if cursor else None, fields=parse_fields(fields) if fields else None
+    )
+
+
+def parse_fields(fields: str | None) -> frozenset[str]:
+    """Return the names in ``fields=``."""
+    return frozenset(name.strip() for name in (fields or "").split(",") if name.strip())
 
 
 FullPage = Annotated[PageRequest, Depends(full_page_paging)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any
@@ -14,13 +15,17 @@ from fastapi.dependencies.utils import get_parameterless_sub_dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.params import Depends
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import Scope
 
-from api.response_envelope import JsonResponse
+from api.pagination import parse_fields
+from api.response_envelope import JsonResponse, Page
 
 PREFIX = "/api/v1"
+UNKNOWN = "extra_forbidden"
+"""Pydantic's name of the fault of an unknown field."""
 
 PathId = Annotated[str, Path(max_length=100)]
 """The id, code or slug of an object in the path of a route."""
@@ -29,15 +34,19 @@ PathId = Annotated[str, Path(max_length=100)]
 class StrictRoute(APIRoute):
     """Refuses query parameters and bodies that the route does not declare, as its models refuse unknown fields.
 
-    A misspelled filter would return everything, a misspelled option would be lost.
+    A misspelled filter would return everything, a misspelled option would be lost. A repeated parameter would lose
+    all but one of its values; ``fields=`` with a misspelled name would return items without it.
     """
 
     query_names: frozenset[str]
+    item_members: frozenset[str]
+    """The members of an item of the route's list; empty for a route that returns no list."""
     constant_prefix: str
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         self.constant_prefix = self.path_format.partition("{")[0]
         self.query_names = frozenset(_query_names(self.dependant))
+        self.item_members = _item_members(self.response_model)
         check = get_parameterless_sub_dependant(depends=Depends(reject_undeclared_input), path=self.path_format)
         # The last dependency: an unauthenticated caller learns nothing of a route.
         declared = replace(self.dependant, dependencies=[*self.dependant.dependencies, check])
@@ -88,18 +97,40 @@ def _query_names(dependant: Dependant) -> Iterator[str]:
         yield from _query_names(dependency)
 
 
+def _item_members(response_model: Any) -> frozenset[str]:
+    if not (isinstance(response_model, type) and issubclass(response_model, Page)):
+        return frozenset()
+    (item,) = response_model.__pydantic_generic_metadata__["args"]
+    # Items are models, or dictionaries with declared members.
+    return frozenset(item.model_fields if issubclass(item, BaseModel) else item.__annotations__)
+
+
 async def reject_undeclared_input(request: Request) -> None:
-    """Raise 422 for a query parameter that the route does not declare, and for a body where it takes none.
+    """Raise 422 for what a route does not declare: a query parameter, a body, a name in ``fields=``; or a repetition.
 
     An empty object is no body: some clients always send one.
     """
     route = request.scope["route"]
     assert isinstance(route, StrictRoute)
-    faults = [("query", name) for name in request.query_params if name not in route.query_names]
+    query = request.query_params
+    faults = [_fault("query", name, UNKNOWN) for name in query if name not in route.query_names]
+    counts = Counter(name for name, _ in query.multi_items() if name in route.query_names)
+    faults += [
+        _fault("query", name, "repeated", "Repeated query parameter.")
+        for name, count in counts.items()
+        if count > 1  # No route takes a list.
+    ]
+    if route.item_members and parse_fields(query.get("fields")) - route.item_members:
+        members = ", ".join(sorted(route.item_members))
+        faults.append(_fault("query", "fields", "unknown_member", f"Unknown name. An item has: {members}."))
     if route.body_field is None and (body := await request.body()):
-        faults += [("body", name) for name in _member_names(body)]
+        faults += [_fault("body", name, UNKNOWN) for name in _member_names(body)]
     if faults:
-        raise RequestValidationError([{"type": "extra_forbidden", "loc": place, "msg": ""} for place in faults])
+        raise RequestValidationError(faults)
+
+
+def _fault(place: str, name: str, kind: str, message: str = "") -> dict[str, Any]:
+    return {"type": kind, "loc": (place, name), "msg": message}
 
 
 def _member_names(body: bytes) -> list[str]:

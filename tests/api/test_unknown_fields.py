@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 
+from api.pagination import encode_cursor
 from tests.support.api import ApiFixture, RegisteredUser, parse_error
 
 UNKNOWN_FIELD = "unknown_field_of_the_test"
@@ -108,6 +109,59 @@ async def test_each_route_refuses_an_unknown_query_parameter(api: ApiFixture) ->
         if details != {"field": UNKNOWN_FIELD, "reason": "Unknown query parameter."}:
             accepted.append((method, path, response.status_code, details))
     assert accepted == []
+
+
+def _query_parameters(schema: Json) -> Iterator[tuple[str, str, Json]]:
+    """Yield the method, the path and the schema of each query parameter."""
+    for method, path, operation in _without_gateways(schema):
+        for parameter in operation.get("parameters", ()):
+            if parameter["in"] == "query":
+                yield method, path, parameter
+
+
+def _valid_value(schema: Json, parameter: Json) -> str:
+    if parameter["name"] == "cursor":
+        return encode_cursor("x")
+    if parameter["name"] == "fields":
+        return ""
+    return str(_resolve(schema, parameter["schema"]).get("enum", ["1"])[0])
+
+
+async def test_each_query_parameter_is_refused_if_it_is_repeated(api: ApiFixture) -> None:
+    schema = api.app.openapi()
+    user = await api.administrator()
+    accepted, checked = [], 0
+    for method, path, parameter in _query_parameters(schema):
+        checked += 1
+        pair = f"{parameter['name']}={_valid_value(schema, parameter)}"
+        response = await _send(user, method, f"{path}?{pair}&{pair}", None)
+        details = parse_error(response)["details"] if response.status_code == 422 else {}
+        if details != {"field": parameter["name"], "reason": "Repeated query parameter."}:
+            accepted.append((method, path, pair, response.status_code, details))
+    assert accepted == []
+    assert checked > 40
+
+
+async def test_each_list_refuses_a_name_that_its_items_do_not_have(api: ApiFixture) -> None:
+    user = await api.administrator()
+    accepted, checked = [], 0
+    for method, path, parameter in _query_parameters(api.app.openapi()):
+        if parameter["name"] != "fields":
+            continue
+        checked += 1
+        response = await _send(user, method, f"{path}?fields=id,{UNKNOWN_FIELD}", None)
+        details = parse_error(response)["details"] if response.status_code == 422 else {}
+        if not str(details.get("reason")).startswith("Unknown name. An item has: "):
+            accepted.append((method, path, response.status_code, details))
+    assert accepted == []
+    assert checked > 15
+
+
+async def test_a_list_returns_the_members_that_it_is_asked_for(api: ApiFixture) -> None:
+    user = await api.register_verified_user()
+    response = await user.http.get("/services", params={"fields": "slug, plans"})
+    assert response.status_code == 200
+    assert all(item.keys() == {"id", "slug", "plans"} for item in response.json()["data"])
 
 
 async def test_each_route_without_a_body_refuses_one(api: ApiFixture) -> None:
