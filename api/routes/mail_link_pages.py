@@ -14,7 +14,7 @@ from api.dependencies.rate_limits import rate_limit_by_address, rate_limit_sign_
 from api.errors import ApiError
 from api.html_pages import parse_form, render_page
 from api.routes.auth import ClientInfoDep
-from api.schemas.identity import ResetPasswordIn
+from api.schemas.identity import MAX_PASSWORD_LENGTH, MIN_PASSWORD_LENGTH, ResetPasswordIn
 
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 
@@ -54,8 +54,11 @@ async def reset(request: Request, ctx: AppContextDep, visit: ClientInfoDep) -> R
     token = form.get("token", "")
     try:
         reset = ResetPasswordIn(token=token, password=form.get("password", ""))
-    except ValidationError:
-        problem = "The password must have at least 8 characters."
+    except ValidationError as error:
+        if any(item["loc"] == ("token",) for item in error.errors()):
+            problem = "The link is incomplete."
+            return render_page("reset_password", status=422, token="", done=False, problem=problem)
+        problem = f"The password must have {MIN_PASSWORD_LENGTH} to {MAX_PASSWORD_LENGTH} characters."
         return render_page("reset_password", status=422, token=token, done=False, problem=problem)
     try:
         await registration.reset_password(ctx, reset.token, reset.password, visit)

@@ -15,6 +15,7 @@ from api.schemas.currencies import CurrencyField
 # Installations inside a company and sandboxes send mail to domains that do not exist on the public internet.
 email_validator.SPECIAL_USE_DOMAIN_NAMES.clear()
 
+MIN_PASSWORD_LENGTH = 8
 MAX_PASSWORD_LENGTH = 256
 
 
@@ -43,7 +44,9 @@ def _require_timezone(name: str) -> str:
 
 Email = Annotated[str, Field(max_length=254, examples=["ada@example.com"]), AfterValidator(_normalize_email)]
 Name = Annotated[str, Field(min_length=1, max_length=200, examples=["Ada Lovelace"]), AfterValidator(_single_line)]
-NewPassword = Annotated[str, Field(min_length=8, max_length=MAX_PASSWORD_LENGTH, examples=["correct horse battery"])]
+NewPassword = Annotated[
+    str, Field(min_length=MIN_PASSWORD_LENGTH, max_length=MAX_PASSWORD_LENGTH, examples=["correct horse battery"])
+]
 Password = Annotated[str, Field(max_length=MAX_PASSWORD_LENGTH, examples=["correct horse battery"])]
 Token = Annotated[str, Field(min_length=1, max_length=512)]
 Country = Annotated[str, Field(pattern=r"^[A-Z]{2}$", examples=["DE"])]

@@ -321,8 +321,12 @@ async def test_the_pages_behind_links_of_mails_verify_and_reset(api: ApiFixture)
     await api.http.post("/auth/forgot-password", json={"email": ada.email})
     token = api.latest_mail_token(ada.email, "password_reset")
     assert "New password" in (await api.http.get("http://api/reset-password", params={"token": token})).text
-    short = await api.http.post("http://api/reset-password", data={"token": token, "password": "x"})
-    assert short.status_code == 422
+    for password in ("x", "x" * 300):
+        refused = await api.http.post("http://api/reset-password", data={"token": token, "password": password})
+        assert refused.status_code == 422
+        assert "The password must have 8 to 256 characters." in refused.text
+    refused = await api.http.post("http://api/reset-password", data={"token": "", "password": "a longer password"})
+    assert (refused.status_code, "The link is incomplete." in refused.text) == (422, True)
     done = await api.http.post("http://api/reset-password", data={"token": token, "password": "a longer password"})
     assert done.status_code == 200
     ada.password = "a longer password"
