@@ -131,9 +131,14 @@ class StripeGateway:
         )
 
     async def detach_payment_method(self, reference: str) -> None:
-        method = await _translate_errors(self._client.v1.payment_methods.retrieve_async(reference))
-        if optional(method, "customer") is not None:
-            await _translate_errors(self._client.v1.payment_methods.detach_async(reference))
+        try:
+            method = await _translate_errors(self._client.v1.payment_methods.retrieve_async(reference))
+            if optional(method, "customer") is not None:
+                await _translate_errors(self._client.v1.payment_methods.detach_async(reference))
+        except GatewayRejected as error:
+            # Nothing is left to detach: its customer was deleted at Stripe, or the account is another one.
+            if error.code != "resource_missing":
+                raise
 
     async def charge(self, request: ChargeRequest) -> GatewayPayment:
         params: dict[str, Any] = {

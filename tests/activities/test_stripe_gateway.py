@@ -189,6 +189,10 @@ async def test_a_card_is_saved_charged_off_session_and_forgotten(gateway: Stripe
     await gateway.detach_payment_method(card.reference)
 
 
+async def test_a_card_that_stripe_does_not_know_is_forgotten(gateway: StripeGateway) -> None:
+    await gateway.detach_payment_method("pm_unknown")
+
+
 async def test_a_card_that_its_issuer_refuses_is_not_saved(gateway: StripeGateway) -> None:
     customer = await gateway.create_customer("org_1", key=unique("customer"))
     with pytest.raises(CardDeclined) as refused:

@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
-from activities.gateways.protocol import CardDeclined, ChargeRequest
+from activities.gateways.protocol import CardDeclined, ChargeRequest, GatewayRejected, GatewayUnavailable
 from activities.gateways.stripe import StripeGateway
 from workflows.rules.money import Money
 from workflows.rules.payment import PaymentStatus, RefundStatus
@@ -255,3 +255,17 @@ async def test_a_refund_is_read_without_an_optional_field(
     for loaded in (refund, await gateway.retrieve_refund("re_1")):
         assert (loaded.reference, loaded.status) == ("re_1", expected)
         assert loaded.failure_code == (None if path == "failure_reason" else "lost_or_stolen_card")
+
+
+async def test_only_a_missing_card_counts_as_detached(gateway: StripeGateway, responses: ScriptedResponses) -> None:
+    responses.status = 404
+    responses.body = {"error": {"type": "invalid_request_error", "code": "resource_missing", "message": "No such card"}}
+    await gateway.detach_payment_method("pm_1")
+    responses.status = 400
+    for code in ("parameter_invalid_empty", None):
+        responses.body = {"error": {"type": "invalid_request_error", "code": code, "message": "Refused"}}
+        with pytest.raises(GatewayRejected):
+            await gateway.detach_payment_method("pm_1")
+    responses.status = 500
+    with pytest.raises(GatewayUnavailable):
+        await gateway.detach_payment_method("pm_1")
