@@ -190,7 +190,7 @@ def _refund_amount(payment: Payment, request: RefundInput) -> Money:
         raise RuleViolation(
             ErrorCode.REFUND_EXCEEDS_PAYMENT,
             f"The refund exceeds the refundable amount of {format_money(remaining.amount_minor, remaining.currency)}.",
-            {"left_minor": str(remaining.amount_minor), "currency": remaining.currency},
+            {"left_minor": remaining.amount_minor, "currency": remaining.currency},
         )
     return requested
 

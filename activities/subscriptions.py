@@ -55,7 +55,7 @@ from workflows.ports.subscription import (
 )
 from workflows.rules import ledger
 from workflows.rules.errors import ErrorCode, RuleViolation
-from workflows.rules.funding import FundingPurpose, GatewayTerms
+from workflows.rules.funding import CollectionMethod, FundingPurpose, GatewayTerms
 from workflows.rules.money import Money, zero_money
 from workflows.rules.notifications import NotificationKind
 from workflows.rules.pricing import discount_amount
@@ -328,10 +328,11 @@ def _fund_first_period(
             due, without_debt, method=order.collection_method, purpose=FundingPurpose.ORDER, gateways=gateways
         )
     if funding.shortfall:
+        remedy = "Top up" if order.collection_method is CollectionMethod.WALLET else "Top up or add a card"
         raise non_retryable_error(
             ErrorCode.INSUFFICIENT_FUNDS,
-            "Neither the wallet nor a card on file covers the first period.",
-            {"due_minor": str(due.amount_minor), "currency": due.currency},
+            f"Insufficient funds for the first period ({format_money(due)}). {remedy}, then order again.",
+            {"due_minor": due.amount_minor, "currency": due.currency},
         )
     return funding
 

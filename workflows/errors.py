@@ -12,7 +12,9 @@ ORDINARY_ACTIVITY_REQUIRED = "OrdinaryActivityRequired"
 """Type of the error of a local activity that changed nothing, because the ordinary one has to do its work."""
 
 
-def non_retryable_error(code: ErrorCode, message: str, details: Mapping[str, str] | None = None) -> ApplicationError:
+def non_retryable_error(
+    code: ErrorCode, message: str, details: Mapping[str, str | int] | None = None
+) -> ApplicationError:
     """Return the error that ends an order with ``code`` and is never retried."""
     return ApplicationError(message, dict(details or {}), type=code, non_retryable=True)
 

@@ -29,6 +29,7 @@ from workflows.ports.billing import (
     AdjustWallet,
 )
 from workflows.ports.subscription import AbortOrder, RecordCancellationRequest, SetCancelAtPeriodEnd, StartProvisioning
+from workflows.rules.funding import CollectionMethod
 from workflows.rules.renewal import PeriodKind
 from workflows.rules.subscription import SubscriptionStatus
 
@@ -79,6 +80,21 @@ async def test_an_order_with_a_trial(billing: BillingFixture) -> None:
         billing.billing_activities.start_first_period, billing.start_first_period_command(command, opened)
     )
     assert (outcome.paid, outcome.invoice_id, outcome.state.status) == (True, None, SubscriptionStatus.TRIALING)
+
+
+@pytest.mark.parametrize(
+    ("collection", "remedy"),
+    [(CollectionMethod.WALLET, "Top up"), (CollectionMethod.WALLET_THEN_CARD, "Top up or add a card")],
+)
+async def test_an_order_that_nothing_pays_says_what_to_do(
+    billing: BillingFixture, collection: CollectionMethod, remedy: str
+) -> None:
+    await top_up(billing, 499)
+    with pytest.raises(ApplicationError) as refused:
+        await billing.subscription_activities.record_order(billing.create_command(collection_method=collection))
+    assert refused.value.type == "INSUFFICIENT_FUNDS"
+    assert refused.value.message == (f"Insufficient funds for the first period (US$5.00). {remedy}, then order again.")
+    assert refused.value.details == ({"due_minor": 500, "currency": "USD"},)
 
 
 @pytest.mark.scenario("B17")

@@ -34,7 +34,7 @@ async def test_a_paid_order_becomes_active_and_is_billed_every_period(subscripti
 async def test_an_order_without_funding_leaves_no_rows(subscriptions: SubscriptionFixture) -> None:
     from workflows.rules.errors import RuleViolation
 
-    with pytest.raises(RuleViolation, match="Neither the wallet") as refused:
+    with pytest.raises(RuleViolation, match="Insufficient funds for the first period") as refused:
         await subscriptions.create_subscription("starter")
     assert refused.value.code == "INSUFFICIENT_FUNDS"
     assert await subscriptions.rows("SELECT * FROM subscriptions") == []

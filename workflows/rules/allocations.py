@@ -271,7 +271,7 @@ def plan_refund(
         raise RuleViolation(
             ErrorCode.REFUND_EXCEEDS_PAYMENT,
             "The refund is more than the payment still holds: the remainder was refunded, or credited for unused time.",
-            {"left_minor": str(refundable.amount_minor), "currency": refundable.currency},
+            {"left_minor": refundable.amount_minor, "currency": refundable.currency},
         )
     return RefundParts(reversals=reversals, from_invoices=amount - remaining, from_wallet=remaining)
 

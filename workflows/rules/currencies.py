@@ -53,5 +53,5 @@ def require_chargeable(amount: Money) -> None:
         raise RuleViolation(
             ErrorCode.AMOUNT_TOO_SMALL,
             "The amount is below the minimum of a card charge.",
-            {"field": "amount_minor", "minimum_minor": str(smallest)},
+            {"field": "amount_minor", "minimum_minor": smallest},
         )

@@ -42,10 +42,10 @@ class RuleViolation(Exception):
     Attributes:
         code: Stable reason, part of the public API.
         message: One sentence for a person.
-        details: Further machine-readable facts, values are strings.
+        details: Further machine-readable facts; amounts are integers in minor units, other values strings.
     """
 
-    def __init__(self, code: ErrorCode, message: str, details: Mapping[str, str] = _NO_DETAILS) -> None:
+    def __init__(self, code: ErrorCode, message: str, details: Mapping[str, str | int] = _NO_DETAILS) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
