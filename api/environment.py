@@ -20,6 +20,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+MIN_DIFFERENT_CHARACTERS = 5
+"""Of a secret; a random one of 16 hexadecimal digits has fewer once in a million."""
 PREFIX = "BERTH_"
 DEPLOYED_ENVIRONMENTS = ("production", "staging")
 """Environments with real customers. Unsafe defaults are accepted in ``sandbox`` and ``test`` only."""
@@ -335,9 +337,17 @@ def check_host_and_port(value: str) -> str:
 
 
 def check_temporal_tls(value: str, info: ValidationInfo) -> str:
-    """Refuse clear text towards Temporal where customers are real, unless it runs on this machine."""
-    if value == "on" and bool(info.data.get("temporal_certificate")) != bool(info.data.get("temporal_key")):
+    """Refuse clear text towards Temporal where customers are real, unless it runs on this machine.
+
+    A client certificate is refused without its key, and where the connection would not present it.
+    """
+    certificate, key, api_key = (
+        bool(info.data.get(name)) for name in ("temporal_certificate", "temporal_key", "temporal_api_key")
+    )
+    if certificate != key:
         raise ValueError("needs both BERTH_TEMPORAL_CERTIFICATE and BERTH_TEMPORAL_KEY, or neither")
+    if certificate and value == "off" and not api_key:
+        raise ValueError("is off, so that BERTH_TEMPORAL_CERTIFICATE would not be presented. Set it to on")
     host = str(info.data.get("temporal_address", "")).rpartition(":")[0].strip("[]")
     if value == "off" and is_deployed(info) and not info.data.get("temporal_api_key") and not is_loopback(host):
         raise ValueError(
@@ -385,6 +395,12 @@ def check_base_domain(value: str, info: ValidationInfo) -> str:
     if is_deployed(info) and is_loopback(value):
         raise ValueError(f"is {value}, which only this machine reaches. Set the domain that instances get names below")
     return value
+
+
+def check_not_constant(secret: str | bytes, info: ValidationInfo) -> None:
+    """Refuse a secret such as ``aaaa…`` where customers are real: it is long and can be guessed."""
+    if is_deployed(info) and len(set(secret)) < MIN_DIFFERENT_CHARACTERS:
+        raise ValueError("repeats a few characters, so that it can be guessed. Set random ones")
 
 
 def is_loopback(host: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Any, Literal
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
@@ -22,10 +23,12 @@ from api.environment import (
     check_host_and_port,
     check_http_url,
     check_networks,
+    check_not_constant,
     check_origin,
     check_public_url,
     check_temporal_tls,
     is_deployed,
+    is_loopback,
     load,
     split_list,
 )
@@ -38,7 +41,10 @@ from db.encryption import FieldEncryption
 from workflows.settings import TemporalSettings, parse_encryption_keys
 
 MIN_JWT_SECRET_BYTES = 32
+MIN_PROXY_PREFIX = {4: 8, 6: 16}
+"""Shortest prefix of a network of proxies, by version of IP: that of the largest private network in use, 10.0.0.0/8."""
 RATE_LIMIT_STORAGES = ("memory", "redis", "rediss", "redis+unix", "redis+sentinel", "redis+cluster")
+CLEAR_TEXT_STORAGES = ("redis", "redis+sentinel", "redis+cluster")
 
 TextList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_list)]
 Networks = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_list), AfterValidator(check_networks)]
@@ -120,12 +126,14 @@ class ApiSettings(EnvironmentSettings):
 
     @field_validator("jwt_secret")
     @classmethod
-    def _require_strong_jwt_secret(cls, value: SecretStr) -> SecretStr:
+    def _require_strong_jwt_secret(cls, value: SecretStr, info: ValidationInfo) -> SecretStr:
         keys = _split_jwt_keys(value)
         if not keys or any(len(secret) < MIN_JWT_SECRET_BYTES for _, secret in keys):
             raise ValueError(
                 f"is too short to sign access tokens: every secret has at least {MIN_JWT_SECRET_BYTES} bytes"
             )
+        for _, secret in keys:
+            check_not_constant(secret, info)
         return value
 
     @field_validator("encryption_key")
@@ -170,6 +178,8 @@ class ApiSettings(EnvironmentSettings):
             raise ValueError(f"begins with none of {', '.join(f'{name}://' for name in RATE_LIMIT_STORAGES)}")
         if is_deployed(info) and scheme == "memory":
             raise ValueError("is memory://: each process would count for itself. Set a redis:// address")
+        if is_deployed(info) and scheme in CLEAR_TEXT_STORAGES:
+            _check_storage_password(value)
         return value
 
     @field_validator("trusted_proxies")
@@ -181,8 +191,11 @@ class ApiSettings(EnvironmentSettings):
                 "is not set: every client would have the address of the proxy that terminates HTTPS, for rate limits"
                 " and allowed networks alike. Set the addresses of the proxy"
             )
-        if is_deployed(info) and any(network.prefixlen == 0 for network in networks):
-            raise ValueError("names every address: clients could choose their own. Set the addresses of the proxy")
+        if is_deployed(info) and any(network.prefixlen < MIN_PROXY_PREFIX[network.version] for network in networks):
+            raise ValueError(
+                "names more than the proxy: clients in that network could choose their own address. Set the addresses"
+                " of the proxy, at most an IPv4 /8 or an IPv6 /16"
+            )
         # Uvicorn takes a network with bits of a host for the name of a host.
         return tuple(str(network) for network in networks)
 
@@ -233,6 +246,19 @@ def _split_jwt_keys(ring: SecretStr) -> tuple[tuple[str, bytes], ...]:
     return tuple((key_id or "1", secret.encode()) for key_id, _, secret in pairs if secret)
 
 
+def _check_storage_password(address: str) -> None:
+    """Refuse a password that would travel to another machine in clear text. The error does not quote it."""
+    parts = urlsplit(address)
+    credentials, _, hosts = parts.netloc.rpartition("@")
+    if not credentials.partition(":")[2] and "password" not in parse_qs(parts.query):
+        return
+    distant = [
+        host for host in (urlsplit(f"//{host}").hostname or "" for host in hosts.split(",")) if not is_loopback(host)
+    ]
+    if distant:
+        raise ValueError(f"would send its password to {distant[0]} in clear text. Set a rediss:// address")
+
+
 def check_encryption_key(value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
     """Require a key where customers' data is real, and a well-formed one everywhere."""
     text = value.get_secret_value() if value else ""
@@ -242,6 +268,8 @@ def check_encryption_key(value: SecretStr | None, info: ValidationInfo) -> Secre
         raise ValueError("is malformed: each key is 32 bytes of base64, and each id appears once") from None
     if not keys and is_deployed(info):
         raise ValueError("is not set: it encrypts customers' data. Set 32 random bytes as base64")
+    for _, key in keys:
+        check_not_constant(key, info)
     return value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from deploy.local.stack import ConfigurationError, Stack
 from tests.local.test_production_settings import COMPLETE
 from worker.settings import WorkerSettings
 
+RANDOM = "0123456789abcdef"
 DATABASE = "postgresql+psycopg://berth:secret@127.0.0.1:9/berth"
 
 
@@ -44,7 +46,24 @@ def fault_of(settings: type[EnvironmentSettings], **changed: str) -> str:
         ("BERTH_CORS_ORIGINS", "null", "has an entry that is no origin: 'null'."),
         ("BERTH_TRUSTED_PROXIES", "*", "has an entry that is no network: '*'."),
         ("BERTH_TRUSTED_PROXIES", "10.0.0.1, proxy", "has an entry that is no network: 'proxy'."),
-        ("BERTH_TRUSTED_PROXIES", "10.0.0.1, ::/0", "names every address: clients could choose their own."),
+        ("BERTH_TRUSTED_PROXIES", "10.0.0.1, ::/0", "names more than the proxy: clients"),
+        ("BERTH_TRUSTED_PROXIES", "0.0.0.0/1", "names more than the proxy: clients"),
+        ("BERTH_TRUSTED_PROXIES", "10.0.0.0/7", "names more than the proxy: clients"),
+        ("BERTH_TRUSTED_PROXIES", "2000::/15", "names more than the proxy: clients"),
+        ("BERTH_JWT_SECRET", "a" * 32, "repeats a few characters"),
+        ("BERTH_JWT_SECRET", f"2:{RANDOM * 2},1:{'abcd' * 8}", "repeats a few characters"),
+        ("BERTH_ENCRYPTION_KEY", b64encode(b"a" * 32).decode(), "repeats a few characters"),
+        ("BERTH_STRIPE_WEBHOOK_SECRET", "whsec_" + "a" * 32, "repeats a few characters"),
+        ("BERTH_RAZORPAY_WEBHOOK_SECRET", "a" * 32, "repeats a few characters"),
+        ("BERTH_MIDTRANS_SERVER_KEY", "a" * 32, "repeats a few characters"),
+        ("BERTH_RATE_LIMIT_STORAGE", "redis://:secret@redis.company.com", "would send its password to redis.company"),
+        ("BERTH_RATE_LIMIT_STORAGE", "async+redis://berth:secret@10.1.2.3:6379/0", "would send its password to 10.1."),
+        ("BERTH_RATE_LIMIT_STORAGE", "redis://10.1.2.3?password=secret", "would send its password to 10.1.2.3 in"),
+        (
+            "BERTH_RATE_LIMIT_STORAGE",
+            "redis+cluster://:secret@[::1]:1,b.company.com:2",
+            "would send its password to b.",
+        ),
         ("BERTH_MAILBOX_URL", "localhost:80", "is not a web address."),
         ("BERTH_PUBLIC_URL", "https://berth.io:port", "is not a web address."),
         ("BERTH_API_DATABASE_URL", "mysql://berth:secret@host/berth", "is not an address of PostgreSQL."),
@@ -130,6 +149,12 @@ def test_production_speaks_to_a_distant_temporal_server_over_tls(
         assert check_environment(settings, complete | {"BERTH_TEMPORAL_ADDRESS": near}) == []
     fault = fault_of(settings, **distant, BERTH_TEMPORAL_TLS="on", BERTH_TEMPORAL_CERTIFICATE="pem")
     assert fault.startswith("BERTH_TEMPORAL_TLS needs both BERTH_TEMPORAL_CERTIFICATE and BERTH_TEMPORAL_KEY")
+    fault = fault_of(settings, BERTH_TEMPORAL_CERTIFICATE="pem")
+    assert fault.startswith("BERTH_TEMPORAL_TLS needs both BERTH_TEMPORAL_CERTIFICATE and BERTH_TEMPORAL_KEY")
+    pair = {"BERTH_TEMPORAL_CERTIFICATE": "pem", "BERTH_TEMPORAL_KEY": "pem"}
+    assert fault_of(settings, **pair).startswith("BERTH_TEMPORAL_TLS is off, so that BERTH_TEMPORAL_CERTIFICATE")
+    for secured in ({"BERTH_TEMPORAL_TLS": "on"}, {"BERTH_TEMPORAL_API_KEY": "key"}):
+        assert check_environment(settings, complete | pair | secured) == []
     (tmp_path / "ca.pem").write_text("authority\n")
     monkeypatch.setenv("BERTH_TEMPORAL_CA_FILE", str(tmp_path / "ca.pem"))
     values = {name.removeprefix("BERTH_").lower(): value for name, value in complete.items()}
@@ -137,6 +162,25 @@ def test_production_speaks_to_a_distant_temporal_server_over_tls(
     assert isinstance(loaded, ApiSettings | WorkerSettings)
     temporal = loaded.temporal if isinstance(loaded, ApiSettings) else loaded.temporal_settings()
     assert (temporal.tls, temporal.ca, temporal.api_key) == (True, "authority", "key")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("BERTH_TRUSTED_PROXIES", "10.0.0.0/8, 2001:db8::/32, fd00::/16"),
+        ("BERTH_RATE_LIMIT_STORAGE", "redis://:secret@127.0.0.1:6379"),
+        ("BERTH_RATE_LIMIT_STORAGE", "redis://redis.company.com"),
+        ("BERTH_RATE_LIMIT_STORAGE", "rediss://:secret@redis.company.com"),
+        ("BERTH_RATE_LIMIT_STORAGE", "redis+unix://:secret@/run/redis.sock"),
+    ],
+)
+def test_a_safe_value_of_the_api_is_no_fault(name: str, value: str) -> None:
+    assert check_environment(ApiSettings, COMPLETE["api"] | {name: value}) == []
+
+
+def test_a_constant_encryption_key_of_the_worker_is_a_fault() -> None:
+    fault = fault_of(WorkerSettings, BERTH_ENCRYPTION_KEY=b64encode(b"a" * 32).decode())
+    assert fault.startswith("BERTH_ENCRYPTION_KEY repeats a few characters")
 
 
 def test_staging_may_use_the_test_modes_of_gateways_but_no_clear_text() -> None:
