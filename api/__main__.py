@@ -15,6 +15,7 @@ import uvicorn
 from api import logs
 from api.app import create_app
 from api.environment import ConfigurationError, report_faults
+from api.garbage_collection import tune_garbage_collection
 from api.redaction import mask_text
 from api.schema_check import is_schema_usable
 from api.settings import load_settings
@@ -62,6 +63,7 @@ def main() -> int:
     )
     # The server raises the signal again once it has shut down; its default action would be a death by signal.
     signal.signal(signal.SIGTERM, _handle_signal)
+    tune_garbage_collection()
     server.run()
     return 0 if server.started else 1
 

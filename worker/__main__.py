@@ -9,6 +9,7 @@ import structlog
 
 from activities.adapters.kubernetes.errors import InvalidKubeconfig
 from api.environment import ConfigurationError, load, report_faults
+from api.garbage_collection import tune_garbage_collection
 from api.schema_check import is_schema_usable
 from api.startup_errors import CannotStart
 from worker import logs
@@ -48,6 +49,7 @@ def main() -> None:
         metrics = WorkerMetrics()
         if settings.metrics_port:
             _serve_metrics(metrics, settings)
+        tune_garbage_collection()
         asyncio.run(run(settings, metrics))
     except (CannotStart, InvalidKubeconfig) as error:
         sys.stderr.write(f"The worker does not start: {str(error).rstrip('.')}.\n")

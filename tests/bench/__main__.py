@@ -12,6 +12,7 @@ from pathlib import Path
 
 import structlog
 
+from api.garbage_collection import tune_garbage_collection
 from tests.bench import aged, orders, reads, renewals
 from tests.bench.ground import ground
 from tests.bench.results import Figure, table, write
@@ -84,6 +85,7 @@ def main() -> None:
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
         cache_logger_on_first_use=True,  # as `api.logs` does
     )
+    tune_garbage_collection()
     figures = asyncio.run(run(sizes, arguments.only or list(PARTS)))
     print(table(figures))
     write(figures, arguments.results)

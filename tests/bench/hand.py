@@ -32,6 +32,7 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
 from activities.adapters.kubernetes.client import KubernetesClient
 from activities.service_templates.registry import ServiceTemplateRegistry
+from api.garbage_collection import tune_garbage_collection
 from tests.bench import bare
 from tests.support.api import ENCRYPTION_KEY
 from worker import registry
@@ -191,5 +192,6 @@ def _worker(
 
 
 if __name__ == "__main__":
+    tune_garbage_collection()
     asyncio.run(run(Hand(**json.loads(sys.argv[1]))))
     exit_process(0)
