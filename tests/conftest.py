@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.support import schedule
 from tests.support.failures import FailureReporter
 from tests.support.scenarios import ScenarioRecorder, attach_scenario_numbers
 
@@ -35,6 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(ScenarioRecorder(config), "berth-scenarios")
         config.pluginmanager.register(FailureReporter(config), "berth-failures")
+        config.pluginmanager.register(schedule, "berth-schedule")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -43,6 +45,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if any(item.path.is_relative_to(folder) for folder in IN_OTHER_PROCESSES):
             item.add_marker(pytest.mark.no_cover)
+    items.sort(key=lambda item: schedule.rank(item.nodeid))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

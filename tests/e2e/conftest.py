@@ -13,15 +13,11 @@ from tests.e2e.steps import Sandbox
 from tests.support.running_stack import ApiUser, RunningStack, running_stack
 
 HERE = Path(__file__).parent
-JOURNEYS = {"test_account", "test_money", "test_orders", "test_life", "test_small_amounts", "test_credit_collects"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(HERE):
-            # Two groups, so that two workers with one stack each share the tests.
-            journey = item.path.stem in JOURNEYS
-            item.add_marker(pytest.mark.xdist_group("journeys" if journey else "adversities"))
             item.add_marker(pytest.mark.stack)
 
 

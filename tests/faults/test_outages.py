@@ -22,7 +22,7 @@ from tests.support import invariants
 from tests.support.running_stack import ApiUser, Json, RunningStack, running_stack, start_stack
 from tests.support.wait import scale_timeout, wait_until_sync
 
-pytestmark = [pytest.mark.faults, pytest.mark.stack, pytest.mark.xdist_group("outages")]
+pytestmark = [pytest.mark.faults, pytest.mark.stack]
 
 RESPONSE_TIMEOUT = scale_timeout(5.0)
 V1 = "/api/v1"

@@ -10,11 +10,9 @@ from deploy.controlplane.build import find_binaries
 from deploy.controlplane.control_plane import ControlPlane
 from tests.support.sandboxes import ClusterEndpoint, proxied
 
-# One xdist worker, so that one plane starts: it takes half a gigabyte and several seconds.
-ON_THE_PLANE = (pytest.mark.controlplane, pytest.mark.xdist_group("control-plane"))
-
 SIMULATED = "simulated"
-EACH = [pytest.param(SIMULATED), *([pytest.param("control_plane", marks=ON_THE_PLANE)] if find_binaries() else [])]
+ON_THE_PLANE = pytest.param("control_plane", marks=pytest.mark.controlplane)
+EACH = [pytest.param(SIMULATED), *([ON_THE_PLANE] if find_binaries() else [])]
 
 
 @pytest.fixture(scope="session")

@@ -33,7 +33,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "target_name" in metafunc.fixturenames:
         names = [pytest.param("simulated")]
         if find_binaries() is not None:
-            names.append(pytest.param("control_plane", marks=ON_THE_PLANE))
+            names.append(ON_THE_PLANE)
         metafunc.parametrize("target_name", names, scope="package")
 
 

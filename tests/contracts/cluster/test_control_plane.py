@@ -13,7 +13,7 @@ from tests.contracts.cluster.targets import Target
 
 APPS, BATCH = "apis/apps/v1", "apis/batch/v1"
 
-pytestmark = [pytest.mark.controlplane, pytest.mark.xdist_group("control-plane")]
+pytestmark = pytest.mark.controlplane
 
 
 @pytest.fixture
