@@ -21,6 +21,7 @@ STACK := deploy.local.supervisor
 TESTS ?=
 # More than the cores of a small machine: tests wait more than they compute.
 WORKERS ?= 3
+PYTEST = exec "$(PYTHON)" -m pytest -n $(WORKERS) --dist loadgroup -m "not bench"
 # Coverage is required only of a run of every test.
 COVERED := $(if $(TESTS),,--cov-fail-under=88)
 
@@ -40,7 +41,8 @@ endif
 endif
 endif
 
-.PHONY: help run demo test check bench scenarios control-plane format openapi requirements upgrade audit clean env env-dev
+.PHONY: help run demo test coverage check bench scenarios control-plane format openapi requirements upgrade audit clean \
+	env env-dev
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1mmake %-15s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,7 +60,10 @@ demo: env ## one customer's subscription over HTTP, against the running stack
 	@exec "$(PYTHON)" -m deploy.local.demo
 
 test: env-dev ## every test (TESTS=tests/rules for a part)
-	@exec "$(PYTHON)" -m pytest -n $(WORKERS) --dist loadgroup -m "not bench" --cov --cov-report=term:skip-covered $(COVERED) $(TESTS)
+	@$(PYTEST) $(TESTS)
+
+coverage: env-dev ## every test, traced; fails below the required coverage
+	@$(PYTEST) --cov --cov-report=term:skip-covered $(COVERED) $(TESTS)
 
 check: env-dev ## the static checks
 	@exec "$(PYTHON)" -m tests.checks
