@@ -20,7 +20,7 @@ from activities.adapters.kubernetes.client import KubernetesClient
 from activities.adapters.kubernetes.errors import ClusterError
 from activities.adapters.kubernetes.informer import Informer
 from activities.adapters.kubernetes.ownership import Owner
-from activities.adapters.kubernetes.readiness import ReadinessWaiter
+from activities.adapters.kubernetes.readiness import ReadinessProgress, ReadinessWaiter
 from activities.instances import CAPACITY_MESSAGE, lock_instance, record_operation_start
 from activities.orphans import OrphanCleaner
 from activities.service_templates.definitions import ServiceTemplate
@@ -135,7 +135,8 @@ class KubernetesClusterActivities(ClusterActivities):
 
     @activity.defn(name="cluster.await_ready")
     async def await_ready(self, command: AwaitReady) -> ReadinessOutcome:
-        async with heartbeating():
+        progress = _readiness_progress()
+        async with heartbeating(progress=progress):
             async with self._sessions() as session:
                 instance = await locked_instances.read_instance(session, command.instance_id)
             if instance is None:
@@ -154,6 +155,7 @@ class KubernetesClusterActivities(ClusterActivities):
                 await self._get_informer(),
                 self._templates.render(spec),
                 failure_threshold=self._failure_threshold,
+                progress=progress,
                 on_failure_reason=on_failure_reason,
             )
             await waiter.wait_until_ready()
@@ -350,8 +352,16 @@ def _first_attempt_started() -> datetime:
     return datetime.fromisoformat(info.heartbeat_details[0]) + time_in_queue
 
 
+def _readiness_progress() -> ReadinessProgress:
+    """Return the progress that the previous attempt handed over with its heartbeats."""
+    details = activity.info().heartbeat_details
+    return ReadinessProgress.from_heartbeat(details[1]) if len(details) > 1 else ReadinessProgress()
+
+
 @asynccontextmanager
-async def heartbeating(*, give_up_after: timedelta | None = None) -> AsyncIterator[None]:
+async def heartbeating(
+    *, give_up_after: timedelta | None = None, progress: ReadinessProgress | None = None
+) -> AsyncIterator[None]:
     """Send heartbeats during the block, and raise its errors as ``ApplicationError``.
 
     The heartbeats let the server notice a dead worker and deliver a cancellation.
@@ -359,18 +369,23 @@ async def heartbeating(*, give_up_after: timedelta | None = None) -> AsyncIterat
     Args:
         give_up_after: How long after the start of the first attempt an error of the cluster is still retried; time
             in the task queue does not count. None retries it until the activity's own timeout.
+        progress: Handed to the next attempt with the heartbeats.
     """
     first_started = _first_attempt_started()
 
+    def send_heartbeat() -> None:
+        activity.heartbeat(first_started.isoformat(), *([] if progress is None else [progress.to_heartbeat()]))
+
     async def beat() -> None:
         while True:
-            activity.heartbeat(first_started.isoformat())
+            send_heartbeat()
             await asyncio.sleep(HEARTBEAT_SECONDS)
 
     heartbeat_task = asyncio.create_task(beat())
     try:
         yield
     except ClusterError as error:
+        send_heartbeat()
         delay = None if error.retry_after is None else timedelta(seconds=error.retry_after)
         age = activity.info().started_time - first_started
         is_last_attempt = give_up_after is not None and age >= give_up_after

@@ -1,10 +1,12 @@
-"""What an attempt of a cluster activity hands to the next one: its age at the cluster."""
+"""What an attempt of a cluster activity hands to the next one: its age at the cluster and the progress of a wait."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,12 +14,16 @@ import pytest_asyncio
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
-from activities.adapters.kubernetes import client
+import activities.cluster
+from activities.adapters.kubernetes import client, readiness
+from activities.adapters.kubernetes.readiness import ReadinessProgress
 from activities.cluster import OPERATION_GIVE_UP_AFTER
 from tests.support.databases import DatabaseFixture
-from tests.support.instance_fixture import InstanceFixture, create_instance_fixture
+from tests.support.instance_fixture import TEMPLATES, InstanceFixture, create_instance_fixture
 from tests.support.sandboxes import ClusterEndpoint
-from workflows.ports.instances import InstanceId, OperationKind
+from tests.support.wait import scale_timeout, wait_until
+from workflows.ports.instances import AwaitReady, InstanceId, OperationKind
+from workflows.rules.instance import FailureReason
 
 START = datetime(2027, 1, 1, tzinfo=UTC)
 THRESHOLD = timedelta(minutes=10)
@@ -67,6 +73,13 @@ class Attempts:
             await self.run(due=due, started=started)
         return raised.value
 
+    async def fail_after(self, observed: Callable[[], bool], instances: InstanceFixture) -> ApplicationError:
+        """Run an attempt that an outage of the cluster's API ends once the condition holds, and return its error."""
+        attempt = asyncio.create_task(self.fail(due=timedelta(), started=timedelta()))
+        await wait_until(observed)
+        await instances.inject_fault("server_error", self._command.instance_id, count=1)
+        return await attempt
+
 
 @pytest.mark.scenario("P5")
 async def test_only_the_time_at_the_cluster_counts_as_the_age_of_an_attempt(instances: InstanceFixture) -> None:
@@ -115,3 +128,47 @@ async def test_an_operation_is_given_up_when_the_cluster_has_failed_for_too_long
     ):
         error = await attempts.fail(due=at, started=at)
         assert (error.type, error.non_retryable) == ("Unavailable", is_given_up)
+
+
+@pytest.mark.scenario("P8")
+async def test_a_failure_reason_goes_on_after_an_attempt_that_an_outage_ended(
+    instances: InstanceFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outages and killed workers do not keep an instance that cannot start from being given up."""
+    monkeypatch.setattr(activities.cluster, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(readiness, "RESYNC_SECONDS", 0.2)
+    attempts = await wait_for_instance(instances, "image_pull")
+    for seconds in (1, 2, 3):
+        error = await attempts.fail_after(partial(has_failed_for, attempts, seconds), instances)
+        assert (error.type, error.non_retryable) == ("Unavailable", False)
+    progress = ReadinessProgress.from_heartbeat(attempts.heartbeat[1])
+    assert progress.failure_reason is FailureReason.IMAGE_PULL
+    assert progress.waited >= progress.failing_for >= timedelta(seconds=3)
+    attempts.heartbeat = (START.isoformat(), replace(progress, failing_for=THRESHOLD).to_heartbeat())
+    error = await asyncio.wait_for(attempts.fail(due=timedelta(), started=timedelta()), scale_timeout(10))
+    assert (error.type, error.non_retryable) == ("ImagePull", True)
+
+
+def has_failed_for(attempts: Attempts, seconds: float) -> bool:
+    return ReadinessProgress.from_heartbeat(attempts.heartbeat[1]).failing_for >= timedelta(seconds=seconds)
+
+
+async def test_the_longest_start_goes_on_after_an_attempt_that_was_lost(instances: InstanceFixture) -> None:
+    attempts = await wait_for_instance(instances, "slow_ready")
+    longest = timedelta(seconds=TEMPLATES.service("n8n").ready_within_seconds)
+    attempts.heartbeat = (START.isoformat(), ReadinessProgress(waited=longest).to_heartbeat())
+    error = await asyncio.wait_for(attempts.fail(due=timedelta(), started=timedelta()), scale_timeout(10))
+    assert (error.type, error.non_retryable) == ("DeadlineExceeded", True)
+    await instances.clear_faults()
+    # The time between two attempts does not count.
+    attempts.heartbeat = (START.isoformat(), ReadinessProgress(waited=longest / 2).to_heartbeat())
+    await attempts.run(due=2 * longest, started=2 * longest)
+
+
+async def wait_for_instance(instances: InstanceFixture, fault: str) -> Attempts:
+    """Apply an instance with a fault, and return the attempts of the wait for it."""
+    instance_id = await instances.insert_instance()
+    await instances.inject_fault(fault, instance_id)
+    cluster_activities = instances.cluster_activities
+    await instances.run_activity(cluster_activities.apply, InstanceId(instance_id=instance_id))
+    return Attempts(cluster_activities.await_ready, AwaitReady(instance_id=instance_id, is_starting=True))

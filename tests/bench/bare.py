@@ -11,7 +11,7 @@ with workflow.unsafe.imports_passed_through():
     from activities.adapters.kubernetes import apply as applying
     from activities.adapters.kubernetes.client import KubernetesClient
     from activities.adapters.kubernetes.informer import Informer
-    from activities.adapters.kubernetes.readiness import ReadinessWaiter
+    from activities.adapters.kubernetes.readiness import ReadinessProgress, ReadinessWaiter
     from activities.service_templates.manifests import InstanceSpec
     from activities.service_templates.registry import RenderedInstance, ServiceTemplateRegistry
     from workflows import policies
@@ -57,6 +57,7 @@ class BareActivities:
             self._observer,
             self._rendered(instance_id),
             failure_threshold=STEP_TIMEOUT,
+            progress=ReadinessProgress(),
             on_failure_reason=self._log_failure_reason,
         )
         await waiter.wait_until_ready()

@@ -80,6 +80,28 @@ async def test_an_instance_survives_an_outage_of_the_clusters_api_while_it_gets_
     assert outage > timedelta(minutes=30)
 
 
+@pytest.mark.scenario("P5", "P8")
+async def test_an_outage_of_the_clusters_api_does_not_restart_the_time_that_a_failure_reason_has_persisted(
+    temporal: TemporalFixture, database: DatabaseFixture, cluster: ClusterEndpoint
+) -> None:
+    async with create_instance_fixture(database, cluster) as instances, workers(temporal, instances):
+        instance_id = await instances.insert_instance()
+        await instances.inject_fault("image_pull", instance_id)
+        handle = await start_provisioning(temporal, instances, instance_id)
+
+        async def has_failure_reason() -> bool:
+            return bool((await instances.row(instance_id))["failure_reason"] == "ImagePull")
+
+        await wait_until(has_failure_reason)
+        await instances.inject_fault("server_error", instance_id, count=100_000)
+        await wait_until(lambda: has_attempt(handle, 3))
+        (pending,) = (await handle.describe()).raw_description.pending_activities
+        _, progress = await temporal.client.data_converter.decode(pending.heartbeat_details.payloads)
+        assert progress["failure_reason"] == "ImagePull"
+        await instances.clear_faults()
+        assert (await handle.result()).ready
+
+
 @pytest.mark.scenario("P5")
 async def test_an_operation_rides_out_an_outage_of_the_clusters_api(
     temporal: TemporalFixture, instances: InstanceFixture, monkeypatch: pytest.MonkeyPatch

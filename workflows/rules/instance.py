@@ -125,6 +125,15 @@ class FailureDebounce:
     def reason(self) -> FailureReason | None:
         return self._reason
 
+    def persisted_for(self, now: datetime) -> timedelta:
+        """Return how long the failure reason has persisted at ``now``; zero without one."""
+        return timedelta() if self._since is None else now - self._since
+
+    def resume(self, reason: FailureReason | None, since: datetime) -> None:
+        """Go on with a failure reason that was first observed at ``since``; None is none."""
+        self._reason, self._since = (None, None) if reason is None else (reason, since)
+        self._recovered_since = None
+
     def observe(self, reason: FailureReason | None, now: datetime) -> bool:
         """Record the failure reason at ``now`` (None: healthy). Return whether it has persisted for the threshold."""
         if reason is None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -38,11 +38,46 @@ LOG_CHARACTERS = 1500
 OnFailureReason = Callable[[FailureReason, str], Awaitable[None]]
 
 
+@dataclass(slots=True, kw_only=True)
+class ReadinessProgress:
+    """How long an instance has been observed that is not ready, over all attempts of the activity that waits for it.
+
+    The time between two attempts does not count: while the API is unavailable, the cluster starts nothing either.
+
+    Attributes:
+        waited: How long the instance was observed.
+        failure_reason: The last one that was observed; None if there is none.
+        failing_for: How long ``failure_reason`` has persisted.
+    """
+
+    waited: timedelta = timedelta()
+    failure_reason: FailureReason | None = None
+    failing_for: timedelta = timedelta()
+
+    @classmethod
+    def from_heartbeat(cls, detail: Mapping[str, Any]) -> ReadinessProgress:
+        """Return the progress of the previous attempt, as ``to_heartbeat`` wrote it."""
+        reason = detail["failure_reason"]
+        return cls(
+            waited=timedelta(seconds=detail["waited_seconds"]),
+            failure_reason=None if reason is None else FailureReason(reason),
+            failing_for=timedelta(seconds=detail["failing_for_seconds"]),
+        )
+
+    def to_heartbeat(self) -> dict[str, Any]:
+        return {
+            "waited_seconds": self.waited.total_seconds(),
+            "failure_reason": self.failure_reason,
+            "failing_for_seconds": self.failing_for.total_seconds(),
+        }
+
+
 class ReadinessWaiter:
     """Waits until one instance is ready.
 
     Args:
         failure_threshold: How long one failure reason may persist before the wait fails.
+        progress: What earlier attempts observed; each observation updates it.
         on_failure_reason: Called with each new failure reason and its message.
     """
 
@@ -53,6 +88,7 @@ class ReadinessWaiter:
         rendered: RenderedInstance,
         *,
         failure_threshold: timedelta,
+        progress: ReadinessProgress,
         on_failure_reason: OnFailureReason,
     ) -> None:
         self._client = client
@@ -60,6 +96,7 @@ class ReadinessWaiter:
         self._rendered = rendered
         self._namespace = rendered.spec.namespace
         self._selector = owner_of(rendered.spec).selector
+        self._progress = progress
         self._debounce = FailureDebounce(failure_threshold)
         self._poll_interval = min(RESYNC_SECONDS, max(0.05, failure_threshold.total_seconds() / 4))
         self._on_failure_reason = on_failure_reason
@@ -72,7 +109,6 @@ class ReadinessWaiter:
         Raises:
             ClusterError: The failure reason that persisted for the failure threshold, or ``DeadlineExceeded``.
         """
-        deadline = time.monotonic() + self._rendered.service.ready_within_seconds
         subscription = self._informer.subscribe(self._namespace)
         last_reason: FailureReason | None = None
         message = ""
@@ -80,6 +116,8 @@ class ReadinessWaiter:
             snapshot = await self._read_namespace(with_pods=False)
             self._generations = {w: f["metadata"].get("generation", 0) for w, f in snapshot.workloads.items()}
             read_at, is_directly_read = time.monotonic(), True
+            waiting_since = read_at - self._progress.waited.total_seconds()
+            self._debounce.resume(self._progress.failure_reason, datetime.now(UTC) - self._progress.failing_for)
             while True:
                 verdict = diagnose(self._rendered.workloads, self._generations, snapshot)
                 if verdict.ready:
@@ -93,9 +131,14 @@ class ReadinessWaiter:
                     message = verdict.message
                     await self._on_failure_reason(verdict.reason or FailureReason.UNAVAILABLE, message)
                 last_reason = verdict.reason
-                if self._debounce.observe(verdict.reason, datetime.now(UTC)) or verdict.reason in FAIL_FAST_REASONS:
+                now = datetime.now(UTC)
+                has_persisted = self._debounce.observe(verdict.reason, now)
+                self._progress.waited = timedelta(seconds=time.monotonic() - waiting_since)
+                self._progress.failure_reason = self._debounce.reason
+                self._progress.failing_for = self._debounce.persisted_for(now)
+                if has_persisted or verdict.reason in FAIL_FAST_REASONS:
                     raise ClusterError(verdict.reason or FailureReason.UNAVAILABLE, message, permanent=True)
-                if time.monotonic() >= deadline:
+                if self._progress.waited >= timedelta(seconds=self._rendered.service.ready_within_seconds):
                     waiting = ", ".join("/".join(workload) for workload in verdict.waiting_for)
                     raise ClusterError(
                         FailureReason.DEADLINE_EXCEEDED, message or f"Not ready: {waiting}.", permanent=True
