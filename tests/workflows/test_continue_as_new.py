@@ -13,7 +13,9 @@ from temporalio.client import WorkflowExecution, WorkflowExecutionStatus
 
 from tests.support.subscription_fixture import SubscriptionFixture
 from tests.support.wait import wait_until
+from workflows import policies
 from workflows.ports.subscription import CustomerOperation, StartOperation
+from workflows.rules.proration import PlanChangeMode
 
 DAY = timedelta(days=1)
 
@@ -134,3 +136,30 @@ async def test_an_update_in_flight_is_answered_before_the_new_run_starts(
     await subscriptions.wait_for_status(subscription, "paused")
     assert subscriptions.external.operations() == ["suspend"]
     assert [row["status"] for row in await subscriptions.invoices(subscription)] == ["paid", "paid"]
+
+
+async def test_a_failed_operation_waits_for_its_repetition_in_the_new_run_as_well(
+    subscriptions: SubscriptionFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The history is not long before the operation of the new period has started.
+    monkeypatch.setattr(
+        workflow.Info, "get_current_history_length", lambda _: 1000 if subscriptions.external.operations() else 0
+    )
+    await subscriptions.top_up(10_000)
+    subscription = await subscriptions.create_active_subscription("starter")
+    subscriptions.external.failing_operations = {"resize"}
+    await subscriptions.change_plan(subscription, "pro", PlanChangeMode.PERIOD_END)
+    end = (await subscriptions.subscription(subscription))["current_period_end"]
+    await subscriptions.advance_to(subscription, end + timedelta(seconds=1))
+    await _wait_for_runs(subscriptions, subscription, 2)
+    await subscriptions.wait_until_idle(subscription)
+    assert subscriptions.external.operations() == ["resize"]
+    # The second failure in a row is followed by twice the wait after the first.
+    await subscriptions.advance(subscription, policies.operation_backoff(1))
+    await wait_until(lambda: subscriptions.external.operations() == ["resize"] * 2)
+    await subscriptions.wait_until_idle(subscription)
+    subscriptions.external.failing_operations = set()
+    await subscriptions.advance(subscription, policies.operation_backoff(2) - timedelta(seconds=30))
+    assert subscriptions.external.operations() == ["resize"] * 2
+    await subscriptions.advance(subscription, timedelta(minutes=1))
+    await wait_until(lambda: subscriptions.external.operations() == ["resize"] * 3)

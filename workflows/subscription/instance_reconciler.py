@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from datetime import datetime
 
 from temporalio import workflow
 from temporalio.exceptions import ChildWorkflowError
@@ -46,8 +45,6 @@ class InstanceReconciler:
         self._on_resize_failed = on_resize_failed
         self._pending_operation: OperationInput | None = None
         self._operation_lock = asyncio.Lock()
-        self._retry_not_before: datetime | None = None
-        self._failure_count = 0
 
     @property
     def has_operation(self) -> bool:
@@ -73,11 +70,8 @@ class InstanceReconciler:
                 async with self._operation_lock:
                     await self._run_next_operation()
                 continue
-            pause = (
-                self._retry_not_before - workflow.now()
-                if self._desired_operation() and self._retry_not_before
-                else None
-            )
+            retry_at = self._context.require_state().operation_retry_at
+            pause = retry_at - workflow.now() if self._desired_operation() and retry_at else None
             with contextlib.suppress(TimeoutError):
                 await workflow.wait_condition(lambda: self._context.change_count != last_change, timeout=pause)  # noqa: B023
 
@@ -88,8 +82,9 @@ class InstanceReconciler:
             while (
                 await self._execute_operation(self._operation_input(delete, PLATFORM_ACTOR, self._next_operation_id()))
             ).status is not OperationStatus.SUCCEEDED:
-                self._failure_count += 1
-                await workflow.sleep(policies.operation_backoff(self._failure_count))
+                state = self._context.require_state()
+                state.operation_failure_count += 1
+                await workflow.sleep(policies.operation_backoff(state.operation_failure_count))
             set_needs_attention(False)
             self._context.require_state().instance_desired_running = False
 
@@ -101,7 +96,8 @@ class InstanceReconciler:
             await self._reconcile(kind)
 
     def _is_backing_off(self) -> bool:
-        return self._retry_not_before is not None and workflow.now() < self._retry_not_before
+        retry_at = self._context.require_state().operation_retry_at
+        return retry_at is not None and workflow.now() < retry_at
 
     def _desired_operation(self) -> OperationKind | None:
         state = self._context.require_state()
@@ -121,7 +117,7 @@ class InstanceReconciler:
             self._operation_input(kind, PLATFORM_ACTOR, self._next_operation_id(), resources)
         )
         if outcome.status is OperationStatus.SUCCEEDED:
-            self._retry_not_before, self._failure_count = None, 0
+            state.operation_retry_at, state.operation_failure_count = None, 0
             if kind is OperationKind.RESIZE:
                 state.instance_plan_id = terms.plan_id
                 state.plan_change_rollback = None
@@ -132,8 +128,8 @@ class InstanceReconciler:
         if kind is OperationKind.RESIZE and state.plan_change_rollback is not None:
             await self._on_resize_failed(self._context, outcome.reason or "the instance could not be resized")
             return
-        self._failure_count += 1
-        self._retry_not_before = workflow.now() + policies.operation_backoff(self._failure_count)
+        state.operation_failure_count += 1
+        state.operation_retry_at = workflow.now() + policies.operation_backoff(state.operation_failure_count)
         set_needs_attention(True)
 
     async def _run_customer_operation(self, operation: OperationInput) -> None:
