@@ -45,6 +45,9 @@ RESET_MAILS = RateLimitItemPerHour(3, namespace="reset-mails")
 VERIFICATION_MAILS = RateLimitItemPerHour(5, namespace="verification-mails")
 """Mails to one recipient that others can cause."""
 
+COUNTED_DECLINE = RateLimitItemPerHour(1, 2, namespace="counted-decline")
+"""Not a limit but a mark: a declined payment that was counted, remembered for longer than it counts."""
+
 DECLINED_CARDS = RateLimitItemPerHour(20, namespace="declined-cards")
 DECLINED_CARDS_UNVERIFIED = RateLimitItemPerHour(5, namespace="declined-cards-unverified")
 DECLINED_CARDS_OF_ADDRESS = RateLimitItemPerHour(20, namespace="declined-cards-of-address")

@@ -70,13 +70,14 @@ async def top_up(body: TopUpIn, once: RequiredIdempotency, workflows: Workflows,
     tries = CardTries(once.ctx, once.caller, address)
 
     async def prepare(session: AsyncSession) -> PaymentInput:
+        await tries.read_declined(session)
         return await _payment_input(body, once, session)
 
     async def send(command: PaymentInput) -> UpdateResult[PaymentOutcome]:
         await tries.require_left()
         accepted = await workflows.start_top_up(command)
         if accepted.result is not None and accepted.result.status in UNPAID_STATUSES:
-            await tries.count_declined()
+            await tries.count_declined_payment(command.payment_id)
         return accepted
 
     async def present(
@@ -146,7 +147,7 @@ async def add_payment_method(
     """Save a card at its gateway. Open invoices are collected with it at once."""
     tries = CardTries(once.ctx, once.caller, address)
 
-    async def work() -> JsonResponse:
+    async def work(_: None) -> JsonResponse:
         _check_gateway(body.gateway)
         await tries.require_left()
         account = once.caller.organization_id
@@ -175,7 +176,7 @@ async def add_payment_method(
         )
         return success(method, status=201, message="Card added.")
 
-    return await once(work)
+    return await once.run_prepared(tries.read_declined, work)
 
 
 @router.post("/billing/payment-methods/{payment_method_id}/default", response_model=Envelope[PaymentMethodOut])

@@ -104,6 +104,22 @@ async def list_payment_methods(session: AsyncSession, organization_id: str) -> l
     return list(rows)
 
 
+async def list_declined_top_ups(session: AsyncSession, organization_id: str, *, since: datetime) -> list[str]:
+    """Return the ids of the organization's top-ups that were declined since then, the last 100 at most."""
+    rows = await session.scalars(
+        select(Payment.id)
+        .where(
+            Payment.organization_id == organization_id,
+            Payment.purpose == "top_up",
+            Payment.status == PaymentStatus.FAILED,
+            Payment.updated_at >= since,
+        )
+        .order_by(Payment.updated_at.desc())
+        .limit(100)
+    )
+    return list(rows)
+
+
 async def lock_payment_methods(session: AsyncSession, organization_id: str) -> None:
     """Let one transaction at a time decide which of an organization's cards is the default."""
     await session.execute(

@@ -10,7 +10,7 @@ import pytest_asyncio
 
 from tests.support.api import ApiFixture, RegisteredUser, parse_error
 from tests.support.databases import DatabaseFixture
-from tests.support.fake_workflow_client import ApiWithCatalogue, serve_api_with_catalogue
+from tests.support.fake_workflow_client import ApiWithCatalogue, insert_payment, serve_api_with_catalogue
 from workflows.ports.payments import PaymentOutcome
 from workflows.rules.errors import ErrorCode, RuleViolation
 from workflows.rules.payment import PaymentStatus
@@ -142,3 +142,43 @@ async def test_tries_at_the_same_time_are_bounded(limited_api: ApiWithCatalogue)
     statuses = await asyncio.gather(*(_save_card(eve) for _ in range(40)))
     assert set(statuses) == {402, 429}
     assert statuses.count(402) <= 20
+
+
+def _decline_later(api: ApiWithCatalogue, user: RegisteredUser, payment_id: str | None = None) -> None:
+    """Record a top-up that its gateway declined after the API had answered, or with the id of one that it answered."""
+    inserted = insert_payment(api.api, user, status="failed", payment_id=payment_id)
+    api.api.execute("UPDATE payments SET created_at = now(), updated_at = now() WHERE id = %s", inserted)
+
+
+async def test_a_top_up_that_is_declined_after_its_response_is_counted(limited_api: ApiWithCatalogue) -> None:
+    eve = await limited_api.api.login(await limited_api.api.register())
+    limited_api.workflows.times_out = True
+    for _ in range(5):
+        assert (await _top_up(eve)).status_code == 202
+        _decline_later(limited_api, eve)
+    calls = len(limited_api.workflows.calls)
+    assert (await _top_up(eve)).status_code == 429
+    assert await _save_card(eve) == 429
+    assert len(limited_api.workflows.calls) == calls
+    # It is counted for its organization alone.
+    bob = await limited_api.api.login(await limited_api.api.register())
+    assert (await _top_up(bob)).status_code == 202
+
+
+async def test_a_declined_top_up_is_counted_once_by_its_response_and_its_row(limited_api: ApiWithCatalogue) -> None:
+    eve = await limited_api.api.login(await limited_api.api.register())
+    _decline(limited_api)
+    limited_api.workflows.raises = None
+    for _ in range(5):
+        declined = await _top_up(eve)
+        assert declined.status_code == 402
+        _decline_later(limited_api, eve, parse_error(declined)["details"]["payment_id"])
+    assert (await _top_up(eve)).status_code == 429
+
+
+async def test_a_decline_of_an_earlier_hour_is_not_counted(limited_api: ApiWithCatalogue) -> None:
+    eve = await limited_api.api.login(await limited_api.api.register())
+    for _ in range(5):
+        _decline_later(limited_api, eve)
+    limited_api.api.execute("UPDATE payments SET updated_at = now() - interval '61 minutes'")
+    assert (await _top_up(eve)).status_code == 201

@@ -313,10 +313,17 @@ def insert_refund(
     return refund_id
 
 
-def insert_payment(api: ApiFixture, account: RegisteredUser, *, status: str = "succeeded", amount: int = 1500) -> str:
+def insert_payment(
+    api: ApiFixture,
+    account: RegisteredUser,
+    *,
+    status: str = "succeeded",
+    amount: int = 1500,
+    payment_id: str | None = None,
+) -> str:
     """Insert a top-up payment; return its id."""
     number = len(api.query_as_superuser("SELECT 1 FROM payments"))
-    identifier = derive_id("pay", account.organization_id, f"row-{number}")
+    identifier = payment_id or derive_id("pay", account.organization_id, f"row-{number}")
     api.execute(
         "INSERT INTO payments (id, organization_id, purpose, gateway, gateway_reference, amount_minor, currency,"
         " captured_minor, status, idempotency_key, workflow_id, created_at, updated_at)"
