@@ -321,6 +321,29 @@ async def test_an_order_needs_its_authorization_until_its_first_invoice_is_paid(
     assert pays_unfinished_order(facts) is not is_paid
 
 
+async def test_an_order_is_not_judged_by_an_invoice_of_a_later_period(billing: BillingFixture) -> None:
+    await top_up(billing, 500)
+    ordered = await billing.create_active_subscription("trial")
+    end = billing.start_period_command(ordered, kind=PeriodKind.TRIAL_END)
+    assert (await billing.billing_activities.start_period(end)).paid
+    assert [row["billing_reason"] for row in await billing.invoices(ordered.id)] == ["trial_end"]
+    await _insert_payment(billing, ordered.id, 500, purpose="order", status="authorized")
+    async with billing.sessions() as session:
+        facts = await workflow_recovery.get_purpose_facts(session, "pay_1")
+    assert facts.first_invoice_status is None
+
+
+async def test_a_top_up_tries_no_payment_method_for_the_open_invoice(billing: BillingFixture) -> None:
+    ordered, _ = await billing.create_past_due_subscription()
+    await insert_payment_method(billing.sessions)
+    await billing.execute("UPDATE payment_methods SET offered_at = now() - interval '1 hour'")
+    await _insert_payment(
+        billing, ordered.id, 500, purpose="top_up", status="failed", gateway_requested_at=datetime.now(UTC)
+    )
+    loaded = await _recovery(billing).load(LoadRecovery(subscription_id=ordered.id))
+    assert loaded.has_untried_payment_method
+
+
 @pytest.mark.parametrize("is_offered", [True, False])
 @pytest.mark.parametrize("is_tried", [True, False])
 async def test_a_payment_method_is_untried_until_a_payment_follows_its_offer(

@@ -7,9 +7,11 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest_asyncio
+from sqlalchemy import text
 
 from activities.reconciliation import PostgresReconciliationActivities
 from db.session import session_factory
+from tests.support.before_describe import BeforeDescribe
 from tests.support.databases import DatabaseFixture
 from tests.support.instance_fixture import InstanceFixture, create_instance_fixture
 from tests.support.payment_fixture import run_activity
@@ -83,3 +85,24 @@ async def test_each_page_begins_after_the_one_before(instances: InstanceFixture,
     ids = sorted([(await _insert_operation(instances))[1] for _ in range(2)])
     assert await _cancel_lost(instances, temporal, limit=1) == RestartOutcome(restarted=1, last_id=ids[0])
     assert await _cancel_lost(instances, temporal) == RestartOutcome(restarted=1, last_id=None)
+
+
+async def test_an_operation_that_ends_while_its_workflow_is_looked_for_is_left_alone(
+    instances: InstanceFixture, temporal: TemporalFixture
+) -> None:
+    _, ending = await _insert_operation(instances)
+
+    async def end() -> None:
+        async with instances.database.worker.begin() as connection:
+            await connection.execute(
+                text("UPDATE instance_operations SET status = 'succeeded', finished_at = now() WHERE id = :id"),
+                {"id": ending},
+            )
+
+    client = await temporal.connect(interceptors=[BeforeDescribe(end)])
+    reconciliation = PostgresReconciliationActivities(session_factory(instances.database.worker), client)
+    command = RestartLostWorkflows(after="", max_restarts=10, now=datetime.now(UTC))
+    assert (await run_activity(reconciliation.cancel_lost_operations, command)).restarted == 0
+    row = await instances.operation(ending)
+    assert (row["status"], row["message"]) == ("succeeded", None)
+    assert await instances.alerts() == []

@@ -10,9 +10,12 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import pytest_asyncio
+from sqlalchemy import text
+from temporalio.client import Client
 from temporalio.worker import Worker
 
 from activities.reconciliation import PostgresReconciliationActivities
+from tests.support.before_describe import BeforeDescribe
 from tests.support.databases import DatabaseFixture
 from tests.support.payment_fixture import PaymentFixture, create_payment_fixture, money, run_activity
 from tests.support.sandboxes import StripeEndpoint
@@ -23,7 +26,12 @@ from workflows import names
 from workflows.client import WorkflowClient
 from workflows.lost_workflows import find_lost
 from workflows.ports.payments import ChargePayment, PaymentInput, RefundDestination, RefundInput
-from workflows.ports.reconciliation import ReconciliationInput, ReconciliationOutcome
+from workflows.ports.reconciliation import (
+    ReconciliationInput,
+    ReconciliationOutcome,
+    RestartLostWorkflows,
+    RestartOutcome,
+)
 from workflows.reconciliation import Reconciliation
 from workflows.refund import Refund
 
@@ -70,6 +78,13 @@ class LostRefunds:
             execution_timeout=timedelta(seconds=30),
         )
         return outcome
+
+    async def restart(self, client: Client, *, max_restarts: int) -> int:
+        """Check the first page, and return how many workflows were started again."""
+        reconciliation = PostgresReconciliationActivities(self.payments.sessions, client)
+        command = RestartLostWorkflows(after="", max_restarts=max_restarts, now=datetime.now(UTC))
+        outcome: RestartOutcome = await run_activity(reconciliation.restart_refunds, command)
+        return outcome.restarted
 
     async def status(self, refund_id: str) -> str:
         (row,) = await self.payments.rows("SELECT status FROM refunds WHERE id = :id", id=refund_id)
@@ -146,3 +161,35 @@ async def test_a_refund_that_is_lost_while_the_gateway_is_asked_is_given_back_on
     assert await refunds.status(command.refund_id) == "pending"
     assert await refunds.reconcile() == ReconciliationOutcome(refunds_restarted=1)
     await refunds.assert_given_back_once(top_up, command.refund_id)
+
+
+@pytest.mark.scenario("B35")
+async def test_a_refund_that_is_answered_while_its_workflow_is_looked_for_is_left_alone(refunds: LostRefunds) -> None:
+    command = refunds.command(await refunds.top_up("pm_card_pendingRefund"))
+    await refunds.workflows.refund_payment(command)
+    await refunds.lose(command.refund_id)
+
+    async def complete() -> None:
+        async with refunds.payments.database.worker.begin() as connection:
+            await connection.execute(
+                text("UPDATE refunds SET status = 'succeeded' WHERE id = :id"), {"id": command.refund_id}
+            )
+
+    client = await refunds.temporal.connect(interceptors=[BeforeDescribe(complete)])
+    assert await refunds.restart(client, max_restarts=10) == 0
+    assert await refunds.payments.notifications("operator_alert") == []
+
+
+@pytest.mark.scenario("B35")
+async def test_lost_refunds_are_started_again_up_to_the_limit(refunds: LostRefunds) -> None:
+    top_up = await refunds.top_up("pm_card_pendingRefund")
+    commands = [refunds.command(top_up) for _ in range(2)]
+    for command in commands:
+        await refunds.workflows.refund_payment(command)
+        await refunds.lose(command.refund_id)
+    assert await refunds.restart(refunds.temporal.client, max_restarts=1) == 1
+    assert await refunds.restart(refunds.temporal.client, max_restarts=1) == 1
+    for command in commands:
+        await refunds.temporal.client.get_workflow_handle(names.refund_workflow_id(command.refund_id)).result()
+        assert await refunds.status(command.refund_id) == "succeeded"
+    assert await refunds.payments.balances() == (2_000, 0)
