@@ -20,7 +20,7 @@ BOOTSTRAP = @command -v python3 >/dev/null || { echo "Berth needs Python 3.11 to
 STACK := deploy.local.supervisor
 TESTS ?=
 # More than the cores of a small machine: tests wait more than they compute.
-WORKERS ?= 3
+WORKERS ?= 4
 PYTEST = exec "$(PYTHON)" -m pytest -n $(WORKERS) --dist loadgroup -m "not bench"
 # Coverage is required only of a run of every test.
 COVERED := $(if $(TESTS),,--cov-fail-under=88)

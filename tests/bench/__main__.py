@@ -48,7 +48,7 @@ class Sizes:
     reads: int = 300
 
 
-QUICK = Sizes(groups=(3, 3), warm=(2,), rounds=1, round=2, requests=5, trips=1, aged=2, rows=10, reads=5)
+QUICK = Sizes(groups=(3, 3), warm=(2,), rounds=1, round=2, requests=5, trips=1, aged=1, rows=10, reads=5)
 
 
 async def run(sizes: Sizes, parts: list[str]) -> list[Figure]:

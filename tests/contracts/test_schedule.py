@@ -53,12 +53,13 @@ def test_a_group_runs_on_one_worker_and_other_tests_on_each(tmp_path: Path) -> N
     [
         ("tests/e2e/test_life.py::test_a_renewal", "journeys"),
         ("tests/e2e/test_fuzz.py::test_requests", "adversities"),
-        ("tests/faults/test_outages.py::test_a_stopped_dependency[api]", "outages"),
+        ("tests/faults/test_outages.py::test_a_stopped_dependency[api]", "adversities"),
         ("tests/contracts/cluster/test_control_plane.py::test_it", "control-plane"),
         ("tests/activities/test_cluster.py::test_it[control_plane]", "control-plane"),
         ("tests/activities/test_cluster.py::test_it[cpu-control_plane-2]", "control-plane"),
         ("tests/activities/test_cluster.py::test_it[simulated]", None),
-        ("tests/faults/test_kills.py::test_kills", None),
+        ("tests/faults/test_kills.py::test_kills", "journeys"),
+        ("tests/faults/test_worker_process.py::test_it", None),
     ],
 )
 def test_groups_are_found_by_the_id(node_id: str, group: str | None) -> None:
@@ -68,7 +69,7 @@ def test_groups_are_found_by_the_id(node_id: str, group: str | None) -> None:
 def test_groups_begin_first_then_the_longest_tests() -> None:
     ids = [
         "tests/api/test_tokens.py::test_b",
-        "tests/faults/test_kills.py::test_kills",
+        "tests/bench/test_bench_runs.py::test_it",
         "tests/api/test_tokens.py::test_a",
         "tests/e2e/test_life.py::test_life",
     ]

@@ -13,10 +13,14 @@ from typing import Any
 import pytest
 
 GROUPS = (
-    # Two, so that two workers with one stack each share the tests over HTTP.
-    (re.compile(r"tests/e2e/test_(account|money|orders|life|small_amounts|credit_collects)\.py::"), "journeys"),
-    (re.compile(r"tests/e2e/"), "adversities"),
-    (re.compile(r"tests/faults/test_outages\.py::"), "outages"),
+    # Two, so that at most two whole stacks run at a time: more would exceed the time limits of each other's tests.
+    (
+        re.compile(
+            r"tests/(e2e/test_(account|money|orders|life|small_amounts|credit_collects)|faults/test_kills)\.py::"
+        ),
+        "journeys",
+    ),
+    (re.compile(r"tests/(e2e/|faults/test_outages\.py::)"), "adversities"),
     # One control plane takes half a gigabyte and several seconds.
     (re.compile(r"tests/contracts/cluster/test_control_plane\.py::|\[(.*-)?control_plane(-.*)?\]$"), "control-plane"),
 )
@@ -24,7 +28,6 @@ GROUPS = (
 
 BEGIN_EARLY = (
     "tests/bench/test_bench_runs.py::",
-    "tests/faults/test_kills.py::",
     "tests/activities/test_database_costs.py::",
     "tests/activities/test_money_machine.py::",
     "tests/db/test_ledger_machine.py::",
