@@ -54,7 +54,7 @@ CLUSTER_CALL = ActivityOptions(
     start_to_close_timeout=timedelta(minutes=2),
     heartbeat_timeout=timedelta(seconds=15),
     retry_policy=RetryPolicy(
-        initial_interval=timedelta(milliseconds=500), maximum_interval=timedelta(seconds=15), maximum_attempts=200
+        initial_interval=timedelta(milliseconds=500), maximum_interval=timedelta(seconds=10), maximum_attempts=300
     ),
 )
 """Applying, scaling or resizing objects. The activity itself gives up once it has failed for too long; attempts bound
