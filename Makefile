@@ -21,7 +21,8 @@ STACK := deploy.local.supervisor
 TESTS ?=
 # More than the cores of a small machine: tests wait more than they compute.
 WORKERS ?= 4
-PYTEST = exec "$(PYTHON)" -m pytest -n $(WORKERS) --dist loadgroup -m "not bench"
+# Bytecode is kept even where the environment says otherwise: each worker and each process of a test would compile anew.
+PYTEST = exec env PYTHONDONTWRITEBYTECODE= "$(PYTHON)" -m pytest -n $(WORKERS) --dist loadgroup -m "not bench"
 # Coverage is required only of a run of every test.
 COVERED := $(if $(TESTS),,--cov-fail-under=88)
 
