@@ -23,8 +23,9 @@ TESTS ?=
 WORKERS ?= 4
 # Bytecode is kept even where the environment says otherwise: each worker and each process of a test would compile anew.
 PYTEST = exec env PYTHONDONTWRITEBYTECODE= "$(PYTHON)" -m pytest -n $(WORKERS) --dist loadgroup -m "not bench"
-# Coverage is required only of a run of every test.
-COVERED := $(if $(TESTS),,--cov-fail-under=88)
+# Tracing costs half as much time again. Coverage is required only of a run of every test.
+COVERAGE ?=
+TRACED := $(if $(COVERAGE),--cov --cov-report=term:skip-covered $(if $(TESTS),,--cov-fail-under=88))
 
 # A signal stops `make run`, which must then end with 0, but make always dies of the signal that it received. The
 # function `make_exec` replaces make's process with the supervisor, so that make no longer waits for it. Where the
@@ -42,7 +43,7 @@ endif
 endif
 endif
 
-.PHONY: help run demo test coverage check bench scenarios control-plane format openapi requirements upgrade audit clean \
+.PHONY: help run demo test check bench scenarios control-plane format openapi requirements upgrade audit clean \
 	env env-dev
 
 help: ## this list
@@ -60,11 +61,8 @@ run: env ## start the one-machine stack and serve until Ctrl-C
 demo: env ## one customer's subscription over HTTP, against the running stack
 	@exec "$(PYTHON)" -m deploy.local.demo
 
-test: env-dev ## every test (TESTS=tests/rules for a part)
-	@$(PYTEST) $(TESTS)
-
-coverage: env-dev ## every test, traced; fails below the required coverage
-	@$(PYTEST) --cov --cov-report=term:skip-covered $(COVERED) $(TESTS)
+test: env-dev ## every test (TESTS=tests/rules for a part; COVERAGE=1 requires the coverage)
+	@$(PYTEST) $(TRACED) $(TESTS)
 
 check: env-dev ## the static checks
 	@exec "$(PYTHON)" -m tests.checks

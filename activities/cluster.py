@@ -352,6 +352,20 @@ def _first_attempt_started() -> datetime:
     return datetime.fromisoformat(info.heartbeat_details[0]) + time_in_queue
 
 
+def _retry_delay(error: ClusterError) -> timedelta | None:
+    """Return the delay that the cluster requests, but no less than that of the retry policy; None leaves it to that.
+
+    The delay replaces that of the policy: an overloaded API server, which requests one second, would use up the
+    attempts before the cluster is given up.
+    """
+    info = activity.info()
+    if error.retry_after is None or info.retry_policy is None:
+        return None
+    policy, requested = info.retry_policy, timedelta(seconds=error.retry_after)
+    delay = policy.initial_interval * policy.backoff_coefficient ** min(info.attempt - 1, 20)
+    return max(requested, delay if policy.maximum_interval is None else min(delay, policy.maximum_interval))
+
+
 def _readiness_progress() -> ReadinessProgress:
     """Return the progress that the previous attempt handed over with its heartbeats."""
     details = activity.info().heartbeat_details
@@ -386,14 +400,13 @@ async def heartbeating(
         yield
     except ClusterError as error:
         send_heartbeat()
-        delay = None if error.retry_after is None else timedelta(seconds=error.retry_after)
         age = activity.info().started_time - first_started
         is_last_attempt = give_up_after is not None and age >= give_up_after
         raise ApplicationError(
             error.message,
             type=error.reason,
             non_retryable=error.is_permanent or is_last_attempt,
-            next_retry_delay=delay,
+            next_retry_delay=_retry_delay(error),
         ) from error
     except RuleViolation as violation:
         raise to_application_error(violation) from violation

@@ -15,7 +15,8 @@ SUBSCRIPTION_KEYS = frozenset(
 OTHER_KEYS = frozenset(
     {
         "invoice_number", "days", "due_at", "expires_at", "balance", "gateway", "brand", "last4", "payment_id", "to",
-        "balance_too_low", "title", "details", "severity", "workflow_id", "paid_by",
+        "balance_too_low", "card_expires_before", "charges_card_first", "title", "details", "severity", "workflow_id",
+        "paid_by",
     }
 )  # fmt: skip
 

@@ -35,7 +35,7 @@ from workflows.rules.money import Money, zero_money
 from workflows.rules.notifications import NotificationKind
 from workflows.rules.periods import BillingPeriod
 from workflows.rules.renewal import PeriodOutcome
-from workflows.rules.subscription import LIVE_STATUSES
+from workflows.rules.subscription import LIVE_STATUSES, RENEWING_STATUSES
 
 
 async def complete_plan_change(session: AsyncSession, command: CompletePlanChange) -> BillingOutcome:
@@ -138,6 +138,7 @@ async def rollback_plan_change(session: AsyncSession, command: RollbackPlanChang
     changes.add_timeline_event("subscription.plan_changed", message)
     plan = await locked_subscriptions.get_plan_with_price(session, old.plan_id, subscription.currency, command.now)
     name = plan.name if plan is not None else old.plan_code
+    renews = subscription.status in RENEWING_STATUSES and not subscription.cancel_at_period_end
     changes.enqueue_notification(
         NotificationKind.PLAN_CHANGED,
         plan_changed_context(
@@ -147,7 +148,7 @@ async def rollback_plan_change(session: AsyncSession, command: RollbackPlanChang
             credit=max(refunded, zero) or None,
             credit_reversed=max(-refunded, zero) or None,
             price=old.price,
-            next_charge_at=command.fallback.period_end,
+            next_charge_at=command.fallback.period_end if renews else None,
         ),
     )
     changes.update_subscription(

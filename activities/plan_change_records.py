@@ -54,7 +54,8 @@ async def apply_plan_change(
         changes.schedule_reminders(period.end)
     changes.update_subscription(**columns)
     extra["price"] = terms.price
-    extra["next_charge_at"] = subscription.period_end if period is None else period.end
+    if not subscription.cancel_at_period_end:
+        extra["next_charge_at"] = subscription.period_end if period is None else period.end
     _add_plan_changed_events(changes, subscription, terms.plan_id, name, plan_change_dedup_key(plan_change_id), **extra)
 
 

@@ -45,6 +45,10 @@ async def load_context(session: AsyncSession, context: Mapping[str, Any]) -> dic
         "balance_too_low": state.credit.amount_minor < amount.amount_minor and not uses_card,
         "brand": state.brand if uses_card else None,
         "last4": state.last4 if uses_card else None,
+        "card_expires_before": uses_card
+        and state.card_expires is not None
+        and state.card_expires < (due_at.year, due_at.month),
+        "charges_card_first": uses_card and state.collection_method is CollectionMethod.CARD,
         "cancel_at_period_end": state.cancel_at_period_end,
         "trial_end": state.trial_end.isoformat()
         if state.trial_end is not None and state.status is SubscriptionStatus.TRIALING

@@ -27,6 +27,8 @@ from workflows.rules.notifications import NotificationKind
 from workflows.rules.renewal import PeriodOutcome
 from workflows.rules.subscription import SubscriptionStatus, transition
 
+CANCELLATION_WITHDRAWN = "Scheduled cancellation withdrawn: the subscription continues."
+
 
 def new_change_set(subscription: LockedSubscription, at: datetime, actor: str) -> ChangeSet:
     return ChangeSet(
@@ -46,9 +48,14 @@ def run_id() -> str:
 def transition_subscription(
     changes: ChangeSet, subscription: LockedSubscription, state: SubscriptionStatus, reason: str, **columns: Any
 ) -> LockedSubscription:
-    """Change the status and record the change. The current status is no transition."""
+    """Change the status and record the change. The current status is no transition.
+
+    The end of a pause withdraws a cancellation at the end of the period.
+    """
     if state is not subscription.status:
         transition(subscription.status, state)
+        if state is SubscriptionStatus.ACTIVE and subscription.status is SubscriptionStatus.PAUSED:
+            columns |= _withdraw_cancellation(changes, subscription, reason)
         changes.record_change("status", subscription.status.value, state.value, reason)
         columns["status"] = state.value
     if columns:
@@ -56,6 +63,15 @@ def transition_subscription(
     return replace(
         subscription, status=state, past_due_since=columns.get("past_due_since", subscription.past_due_since)
     )
+
+
+def _withdraw_cancellation(changes: ChangeSet, subscription: LockedSubscription, reason: str) -> dict[str, Any]:
+    """Record that a cancellation at the end of the period does not happen; return the columns that change."""
+    if not subscription.cancel_at_period_end:
+        return {}
+    changes.record_change("cancel_at_period_end", str(True), str(False), reason)
+    changes.add_timeline_event("subscription.cancellation_withdrawn", CANCELLATION_WITHDRAWN)
+    return {"cancel_at_period_end": False}
 
 
 def pause_unpaid_trial(changes: ChangeSet, subscription: LockedSubscription) -> LockedSubscription:

@@ -24,7 +24,7 @@ from activities.payment_application import credit_captured_payments
 from activities.plan_terms import build_plan_terms
 from activities.recorded_orders import replay_creation, to_recorded_order
 from activities.rule_errors import converts_rule_violations
-from activities.subscription_transitions import new_change_set, status_message
+from activities.subscription_transitions import CANCELLATION_WITHDRAWN, new_change_set, status_message
 from db.errors import violated_constraint
 from db.models.catalogue import Plan
 from db.queries import instances, invoices, orders
@@ -224,10 +224,7 @@ class PostgresSubscriptionActivities(SubscriptionActivities):
                     )
                     changes.enqueue_notification(NotificationKind.SUBSCRIPTION_CANCELLED, context)
                 else:
-                    changes.add_timeline_event(
-                        "subscription.cancellation_withdrawn",
-                        "Scheduled cancellation withdrawn: the subscription continues.",
-                    )
+                    changes.add_timeline_event("subscription.cancellation_withdrawn", CANCELLATION_WITHDRAWN)
             changes.update_subscription(
                 cancel_at_period_end=command.cancel_at_period_end,
                 pending_plan_id=command.pending_plan_id,

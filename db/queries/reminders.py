@@ -25,7 +25,7 @@ SELECT s.id, s.name, s.status, s.collection_method, s.price_minor, s.currency, s
     p.name AS plan_name, v.name AS service_name, i.hostname, i.url,
     n.name AS pending_plan_name, n.amount_minor AS pending_price_minor,
     c.discount_type AS coupon_kind, c.percent AS coupon_percent, c.amount_minor AS coupon_amount_minor,
-    c.currency AS coupon_currency, m.brand, m.last4, m.id AS payment_method_id,
+    c.currency AS coupon_currency, m.brand, m.last4, m.exp_month, m.exp_year, m.id AS payment_method_id,
     (SELECT COALESCE(sum(a.balance_minor), 0) FROM ledger_accounts a
         WHERE a.organization_id = s.organization_id AND a.currency = s.currency
         AND a.account IN ('wallet', 'promotional')) AS credit_minor,
@@ -44,7 +44,7 @@ LEFT JOIN LATERAL (
     ORDER BY r.effective_from DESC LIMIT 1
 ) n ON true
 LEFT JOIN LATERAL (
-    SELECT m.id, m.brand, m.last4 FROM payment_methods m
+    SELECT m.id, m.brand, m.last4, m.exp_month, m.exp_year FROM payment_methods m
     WHERE m.organization_id = s.organization_id AND m.detached_at IS NULL
     ORDER BY {CHARGE_ORDER} LIMIT 1
 ) m ON true
@@ -69,7 +69,12 @@ _RESCHEDULE = text(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReminderState:
-    """What a reminder reports of its subscription. ``pending_*`` is the scheduled plan change, if any."""
+    """What a reminder reports of its subscription.
+
+    Attributes:
+        pending_plan_name, pending_price: The scheduled plan change, if any.
+        card_expires: Year and month until whose end the card is valid; None where the gateway did not state them.
+    """
 
     subscription_id: str
     name: str | None
@@ -86,6 +91,7 @@ class ReminderState:
     payment_method_id: str | None
     brand: str | None
     last4: str | None
+    card_expires: tuple[int, int] | None
     period_end: datetime | None
     trial_end: datetime | None
     cancel_at_period_end: bool
@@ -118,6 +124,7 @@ async def load_state(session: AsyncSession, subscription_id: str) -> ReminderSta
         payment_method_id=row["payment_method_id"],
         brand=row["brand"],
         last4=row["last4"],
+        card_expires=(row["exp_year"], row["exp_month"]) if row["exp_year"] and row["exp_month"] else None,
         period_end=row["period_end"],
         trial_end=row["trial_end"],
         cancel_at_period_end=row["cancel_at_period_end"],

@@ -22,6 +22,7 @@ from tests.support.databases import DatabaseFixture
 from tests.support.instance_fixture import TEMPLATES, InstanceFixture, create_instance_fixture
 from tests.support.sandboxes import ClusterEndpoint
 from tests.support.wait import scale_timeout, wait_until
+from workflows import policies
 from workflows.ports.instances import AwaitReady, InstanceId, OperationKind
 from workflows.rules.instance import FailureReason
 
@@ -45,20 +46,21 @@ class Attempts:
     def __init__(self, step: Any, command: Any) -> None:
         self._step = step
         self._command = command
-        self._attempt = 0
+        self.number = 0
         self.heartbeat: tuple[Any, ...] = ()
 
     async def run(self, *, due: timedelta, started: timedelta) -> Any:
         """Run an attempt that was put into the task queue at ``due`` and started at ``started``."""
         environment = ActivityEnvironment()
-        self._attempt += 1
+        self.number += 1
         environment.info = replace(
             environment.info,
-            attempt=self._attempt,
+            attempt=self.number,
             scheduled_time=START,
             current_attempt_scheduled_time=START + due,
             started_time=START + started,
             heartbeat_details=self.heartbeat,
+            retry_policy=policies.CLUSTER_CALL["retry_policy"],
         )
 
         def keep(*details: Any) -> None:
@@ -172,3 +174,27 @@ async def wait_for_instance(instances: InstanceFixture, fault: str) -> Attempts:
     cluster_activities = instances.cluster_activities
     await instances.run_activity(cluster_activities.apply, InstanceId(instance_id=instance_id))
     return Attempts(cluster_activities.await_ready, AwaitReady(instance_id=instance_id, is_starting=True))
+
+
+@pytest.mark.scenario("P5")
+@pytest.mark.parametrize("attempt", [1, 10, 100])
+async def test_an_overloaded_cluster_does_not_use_up_the_attempts_of_an_operation(
+    instances: InstanceFixture, attempt: int
+) -> None:
+    """`Retry-After: 1`, as API servers answer when they are overloaded, is a lower limit of the delay."""
+    instance_id = await instances.insert_instance(status="ready")
+    await instances.inject_fault("throttle", instance_id, count=100_000)
+    attempts = Attempts(instances.cluster_activities.restart, instances.operate(instance_id, OperationKind.RESTART))
+    attempts.number = attempt - 1
+    error = await attempts.fail(due=timedelta(), started=timedelta())
+    assert error.next_retry_delay is not None
+    longest = policies.CLUSTER_CALL["retry_policy"].maximum_interval
+    assert longest is not None
+    assert error.next_retry_delay >= (timedelta(seconds=1) if attempt == 1 else longest)
+
+
+def test_an_operation_has_attempts_for_as_long_as_it_is_retried() -> None:
+    policy = policies.CLUSTER_CALL["retry_policy"]
+    assert policy.maximum_interval is not None
+    # The first five wait less than the longest interval.
+    assert (policy.maximum_attempts - 6) * policy.maximum_interval > OPERATION_GIVE_UP_AFTER

@@ -79,3 +79,24 @@ async def test_provisioning_locks_the_instance_until_it_is_written(instances: In
             other.rollback()
             await write_and_commit(session, instance_id, status="provisioning")
             assert other.execute("SELECT status FROM instances FOR UPDATE NOWAIT").fetchone() == ("provisioning",)
+
+
+async def test_an_operation_that_ends_ready_takes_back_what_failed_before(instances: InstanceFixture) -> None:
+    instance_id = await instances.insert_instance(status="ready")
+    finish = instances.instance_activities.finish_operation
+    for status, instance_status, reason in (
+        (OperationStatus.FAILED, InstanceStatus.DEGRADED, "ProbeFailed"),
+        (OperationStatus.SUCCEEDED, InstanceStatus.READY, None),
+    ):
+        operation = instances.operate(instance_id, OperationKind.RESTART)
+        end = FinishOperation(
+            operation=operation,
+            status=status,
+            instance_status=instance_status,
+            reason=reason,
+            now=operation.business_time,
+        )
+        await instances.run_activity(finish, end)
+        row = await instances.row(instance_id)
+        (ready,) = (condition for condition in row["conditions"] if condition["type"] == "Ready")
+        assert (row["failure_reason"], ready["status"]) == (reason, "False" if reason else "True")

@@ -28,6 +28,7 @@ from workflows.ports.billing import (
     PlanChangeResult,
     RecordPaymentFailure,
 )
+from workflows.ports.subscription import ChangeStatus
 from workflows.rules.proration import PlanChangeMode
 from workflows.rules.subscription import SubscriptionStatus
 
@@ -177,3 +178,24 @@ async def test_a_change_that_a_card_pays_after_the_cancellation(billing: Billing
     assert (outcome.paid, outcome.state.status) == (False, SubscriptionStatus.CANCELLED)
     assert [row["status"] for row in await billing.invoices(ordered.id)] == ["paid", "void"]
     assert await billing.balance("held") == 0
+
+
+async def test_a_change_that_is_rolled_back_after_the_cancellation_announces_no_charge(billing: BillingFixture) -> None:
+    await top_up(billing, 5000)
+    ordered = await billing.create_active_subscription()
+    await billing.billing_activities.change_plan(plan_change_command(ordered, "pro"))
+    cancel = ChangeStatus(
+        subscription_id=ordered.id,
+        status=SubscriptionStatus.CANCELLED,
+        reason="test",
+        actor="usr_test",
+        data_deletion_at=ordered.period.end,
+        void_invoice=True,
+        now=ordered.period.start + timedelta(days=11),
+    )
+    await billing.subscription_activities.change_status(cancel)
+    await billing.billing_activities.rollback_plan_change(rollback_command(ordered))
+    (mail,) = await billing.query(
+        "SELECT template_context FROM notifications WHERE template_context ->> 'reason' = 'undone'"
+    )
+    assert mail["template_context"].get("next_charge_at") is None

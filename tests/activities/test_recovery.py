@@ -11,6 +11,7 @@ from sqlalchemy import text
 
 from activities.recovery import PostgresRecoveryActivities
 from db.queries import workflow_recovery
+from tests.support import billing_commands
 from tests.support.billing_commands import (
     DAY,
     TEN_DAYS_AFTER_ORDER,
@@ -32,6 +33,7 @@ from tests.support.billing_fixture import (
 )
 from workflows.ports.billing import ApplyCardPayment
 from workflows.ports.recovery import LoadRecovery, Recovery, ResumeCollection
+from workflows.ports.subscription import AbortOrder
 from workflows.rules.funding import GatewayTerms
 from workflows.rules.order_payments import pays_unfinished_order
 from workflows.rules.renewal import PeriodKind, PeriodOutcome
@@ -344,6 +346,27 @@ async def test_a_top_up_tries_no_payment_method_for_the_open_invoice(billing: Bi
     assert loaded.has_untried_payment_method
 
 
+@pytest.mark.parametrize("status", ["created", "pending", "unknown", "authorized"])
+async def test_an_order_that_ends_credits_nothing_that_was_not_captured(billing: BillingFixture, status: str) -> None:
+    """The payment's workflow was terminated, so that the order did not wait for its end."""
+    await insert_payment_method(billing.sessions)
+    ordered = billing.create_command("starter")
+    await billing.subscription_activities.record_order(ordered)
+    subscription_id = ordered.order.subscription_id
+    await _insert_payment(billing, subscription_id, 500, purpose="order", status=status)
+    await billing.subscription_activities.abort_order(
+        AbortOrder(
+            subscription_id=subscription_id,
+            status=SubscriptionStatus.CANCELLED,
+            reason="",
+            actor="usr_1",
+            now=ORDERED_AT,
+        )
+    )
+    assert (await billing.balance(), await billing.balance("held")) == (0, 0)
+    await billing.assert_ledger_balanced()
+
+
 @pytest.mark.parametrize("is_offered", [True, False])
 @pytest.mark.parametrize("is_tried", [True, False])
 async def test_a_payment_method_is_untried_until_a_payment_follows_its_offer(
@@ -381,6 +404,54 @@ async def test_credit_for_the_invoice_of_an_order_is_untried_only_if_it_came_aft
         await top_up(billing, later)
     loaded = await _recovery(billing).load(LoadRecovery(subscription_id=ordered.id))
     assert loaded.has_untried_credit is bool(later)
+
+
+@pytest.mark.parametrize(("credit", "is_untried"), [(500, False), (700, True)])
+async def test_credit_that_pays_an_older_debt_is_no_untried_credit_of_a_younger_one(
+    billing: BillingFixture, credit: int, is_untried: bool
+) -> None:
+    older, younger = await create_past_due_subscriptions(billing, "starter", "pro")
+    await insert_payment_method(billing.sessions)
+    charged = await billing_commands.collect(billing, younger)
+    await billing.billing_activities.record_payment_failure(payment_failure_command(younger, charged))
+    await top_up(billing, credit)
+    loaded = await _recovery(billing).load(LoadRecovery(subscription_id=younger.id))
+    assert loaded.has_untried_credit is is_untried
+    # The older one is paid by it without a card.
+    assert not (await _recovery(billing).load(LoadRecovery(subscription_id=older.id))).has_untried_credit
+
+
+async def test_credit_is_not_tried_beside_a_card_that_was_declined_for_good(billing: BillingFixture) -> None:
+    card = await insert_payment_method(billing.sessions)
+    ordered, opened = await start_first_period_with_card(billing)
+    columns = {"purpose": "order", "status": "failed", "decline_code": "stolen_card", "payment_method_id": card}
+    await _insert_payment(billing, ordered.id, 500, **columns)
+    await billing.billing_activities.record_payment_failure(payment_failure_command(ordered, opened))
+    await top_up(billing, 100)
+    loaded = await _recovery(billing).load(LoadRecovery(subscription_id=ordered.id))
+    assert (loaded.hard_declined, loaded.has_untried_credit) == (True, False)
+
+
+async def test_credit_that_the_last_attempt_held_is_not_new(billing: BillingFixture) -> None:
+    ordered, _ = await billing.create_past_due_subscription()
+    await insert_payment_method(billing.sessions)
+    first = await billing_commands.collect(billing, ordered)
+    await billing.billing_activities.record_payment_failure(payment_failure_command(ordered, first))
+    await top_up(billing, 100)
+    next_day = replace(collect_command(ordered, first), now=ordered.period.end + 6 * DAY)
+    last = await billing.billing_activities.collect_invoice(next_day)
+    assert [attempt.card_charge.amount for attempt in (first, last) if attempt.card_charge] == [usd(500), usd(400)]
+
+    async def has_untried_credit() -> bool:
+        return (await _recovery(billing).load(LoadRecovery(subscription_id=ordered.id))).has_untried_credit
+
+    # While its payment is not recorded its hold is open, and more credit counts beside it.
+    assert not await has_untried_credit()
+    await top_up(billing, 50)
+    assert await has_untried_credit()
+    declined = replace(payment_failure_command(ordered, last), payment_id="pay_2")
+    await billing.billing_activities.record_payment_failure(declined)
+    assert await has_untried_credit()
 
 
 @pytest.mark.scenario("B42")

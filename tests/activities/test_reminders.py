@@ -29,6 +29,7 @@ from tests.support.billing_fixture import (
 from tests.support.databases import DatabaseFixture
 from workflows.ports.billing import ApplyPlanChange
 from workflows.ports.subscription import ChangeStatus, ReleaseReminders, SetCancelAtPeriodEnd
+from workflows.rules.funding import CollectionMethod
 from workflows.rules.money import Money
 from workflows.rules.proration import PlanChangeMode
 from workflows.rules.subscription import SubscriptionStatus
@@ -123,6 +124,16 @@ async def test_a_reminder_names_the_scheduled_plan_and_its_price(billing: Billin
     assert "US$20.00" in with_card
 
 
+async def test_a_reminder_names_the_source_that_is_charged_first(billing: BillingFixture) -> None:
+    """With ``card`` the card pays the renewal, whatever the wallet holds."""
+    await fund(billing, 5000)
+    ordered = await billing.create_active_subscription(collection_method=CollectionMethod.CARD)
+    await insert_payment_method(billing.sessions)
+    mail = await released_mail(billing, ordered, 1)
+    assert "Your card ending in 4242 is charged" in mail
+    assert "wallet is charged first" not in mail
+
+
 async def test_the_scheduled_price_is_the_one_in_force_when_the_change_was_scheduled(
     billing: BillingFixture, database: DatabaseFixture
 ) -> None:
@@ -193,6 +204,21 @@ async def test_a_change_of_the_interval_replaces_the_reminders_by_those_of_the_n
     rows = [row for row in await reminders(billing, ordered.id) if row["status"] == "pending"]
     assert changed.state.period_end is not None
     assert [row["scheduled_for"] for row in rows] == [changed.state.period_end - days * DAY for days in (7, 3, 1)]
+
+
+@pytest.mark.parametrize(("months_after", "is_warned"), [(-1, True), (0, False)])
+async def test_a_card_that_expires_before_the_renewal_is_reported(
+    billing: BillingFixture, months_after: int, is_warned: bool
+) -> None:
+    """A card is valid until the end of its month. The mail said "No action is required" of an expired one."""
+    await fund(billing, 500)
+    ordered = await billing.create_active_subscription()
+    await insert_payment_method(billing.sessions)
+    months = 12 * ordered.period.end.year + ordered.period.end.month - 1 + months_after
+    await billing.execute(f"UPDATE payment_methods SET exp_year = {months // 12}, exp_month = {months % 12 + 1}")
+    mail = " ".join((await released_mail(billing, ordered, 1)).split())
+    assert ("expires before then: save another one" in mail) is is_warned
+    assert ("No action is required" in mail) is not is_warned
 
 
 async def test_a_reminder_that_was_not_voided_is_voided_when_it_no_longer_applies(billing: BillingFixture) -> None:

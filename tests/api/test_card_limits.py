@@ -136,6 +136,21 @@ async def test_many_unverified_organizations_at_one_address_share_a_limit(limite
     assert await _save_card(elsewhere) == 402
 
 
+async def test_organizations_at_the_addresses_of_one_ipv6_network_share_a_limit(limited_api: ApiWithCatalogue) -> None:
+    """One client may use a whole /64."""
+    api = limited_api.api
+    users = []
+    for number in range(5):
+        transport = httpx.ASGITransport(api.app, client=(f"10.0.0.{number}", 1))
+        api.http = httpx.AsyncClient(transport=transport, base_url="http://api/api/v1")
+        users.append(await _login_from(api, await api.register(), f"2001:db8:0:1::{number}"))
+    _decline(limited_api)
+    for user in users[:4]:
+        assert [await _save_card(user) for _ in range(5)] == [402] * 5
+    assert await _save_card(users[4]) == 429
+    assert await _save_card(await _login_from(api, users[4], "2001:db8:0:2::4")) == 402
+
+
 async def test_tries_at_the_same_time_are_bounded(limited_api: ApiWithCatalogue) -> None:
     eve = await limited_api.api.login(await limited_api.api.register())
     _decline(limited_api)

@@ -9,8 +9,17 @@ import psycopg
 import pytest
 
 from tests.support.api import parse_error
-from tests.support.fake_workflow_client import NOW, STARTER, ApiWithCatalogue, insert_payment_method, instance_id_for
+from tests.support.databases import DatabaseFixture
+from tests.support.fake_workflow_client import (
+    NOW,
+    STARTER,
+    ApiWithCatalogue,
+    insert_payment_method,
+    instance_id_for,
+    serve_api_with_catalogue,
+)
 from workflows.rpc_errors import TemporalUnavailable, WorkflowNotRunning
+from workflows.rules import host_labels
 from workflows.rules.errors import RETRYABLE, ErrorCode, RuleViolation
 
 KEY = {"Idempotency-Key": "the-key"}
@@ -79,6 +88,43 @@ async def test_an_accepted_order_outlives_its_service(seeded_api: ApiWithCatalog
     assert created.json()["data"]["id"] == accepted.json()["data"]["id"]
     other = await seeded_api.customer.http.post("/subscriptions", json=order, headers={"Idempotency-Key": "another"})
     assert other.status_code == 404
+
+
+async def test_an_accepted_order_outlives_its_host_name(
+    seeded_api: ApiWithCatalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = {"plan_id": STARTER, "parameters": {"subdomain": "shop"}}
+    seeded_api.workflows.times_out = True
+    accepted = await seeded_api.customer.http.post("/subscriptions", json=order, headers=KEY)
+    # A later release reserves the name.
+    monkeypatch.setattr(host_labels, "RESERVED_LABELS", host_labels.RESERVED_LABELS | {"shop"})
+    seeded_api.workflows.times_out = False
+    created = await seeded_api.customer.http.post("/subscriptions", json=order, headers=KEY)
+    assert (accepted.status_code, created.status_code) == (202, 201)
+    other = await seeded_api.customer.http.post("/subscriptions", json=order, headers={"Idempotency-Key": "another"})
+    assert parse_error(other)["details"]["field"] == "parameters.subdomain"
+
+
+async def test_the_process_ends_after_the_response_is_stored(
+    database: DatabaseFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        psycopg.connect(database.superuser_dsn()) as lock,
+        psycopg.connect(database.superuser_dsn(), autocommit=True) as reader,
+    ):
+        async with serve_api_with_catalogue(database) as served:
+            create_subscription = served.workflows.create_subscription
+
+            async def lock_and_create(order: Any) -> Any:
+                lock.execute("SELECT 1 FROM idempotency_records FOR UPDATE")
+                return await create_subscription(order)
+
+            monkeypatch.setattr(served.workflows, "create_subscription", lock_and_create)
+            created = await served.customer.http.post("/subscriptions", json={"plan_id": STARTER}, headers=KEY)
+            assert created.status_code == 201
+            # The process is told to end while the row is locked.
+            asyncio.get_running_loop().call_later(0.5, lock.rollback)
+        assert reader.execute("SELECT response_status FROM idempotency_records").fetchall() == [(201,)]
 
 
 async def test_a_response_does_not_wait_until_it_is_stored(

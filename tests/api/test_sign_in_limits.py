@@ -95,6 +95,19 @@ async def test_the_limit_of_an_account_reveals_nothing(database: DatabaseFixture
         assert {received[0] for received in responses[ada.email]} == {429}
 
 
+@pytest.mark.scenario("S4")
+async def test_an_address_from_which_a_mailed_link_was_opened_is_known(database: DatabaseFixture) -> None:
+    async with serve_api(settings(database.api_url, rate_limit="on"), database.superuser_dsn()) as api:
+        ada = await api.register()
+        async with _from_address(api, "10.4.4.4") as client:
+            token = api.latest_mail_token(ada.email, "email_verification")
+            assert (await client.post("/auth/verify-email", json={"token": token})).status_code == 200
+        await _use_up_account_limit(api, ada.email)
+        # An address that is new to the account would have three tries.
+        assert [await _try(api, "10.4.4.4", ada.email, "a mistake") for _ in range(4)] == [429] * 4
+        assert await _try(api, "10.4.4.4", ada.email, PASSWORD) == 200
+
+
 async def _reset_mails(api: ApiFixture, email: str) -> int:
     (row,) = api.query_as_superuser(
         "SELECT count(*) AS mails FROM notifications n JOIN users u ON u.id = n.user_id"

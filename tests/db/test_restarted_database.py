@@ -68,3 +68,15 @@ async def test_one_connection_that_was_left_behind_fails_at_most(
         assert failures == expected_failures
     finally:
         await engine.dispose()
+
+
+async def test_a_statement_that_ends_its_connection_fails_and_is_not_sent_for_ever(database: DatabaseFixture) -> None:
+    engine = create_database_engine(database.worker_url, pool_size=2, pre_ping=False)
+    sessions = session_factory(engine)
+    ends_connection = DriverStatement("SELECT pg_terminate_backend(pg_backend_pid())", {})
+    try:
+        async with asyncio.timeout(20), sessions() as session:
+            with pytest.raises(DBAPIError):
+                await begin_and_fetch_one(session, ends_connection)
+    finally:
+        await engine.dispose()

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -134,3 +135,19 @@ def test_a_process_does_not_start_as_a_user_whom_row_level_security_does_not_bin
         assert not is_schema_usable(program, url, timeout_seconds=5)
         assert f"Set an address with the user {role}." in capsys.readouterr().err
     assert is_schema_usable("worker", database.worker_url, timeout_seconds=5)
+
+
+@pytest.mark.parametrize(
+    ("options", "is_bound"),
+    [("IN ROLE berth_api", True), ("BYPASSRLS IN ROLE berth_api", False), ("IN ROLE berth_api, berth_worker", False)],
+)
+def test_a_user_of_short_lived_credentials_is_bound_as_the_one_role_that_it_is_a_member_of(
+    database: DatabaseFixture, options: str, is_bound: bool
+) -> None:
+    user = f"temporary_{uuid4().hex}"
+    change(database, f"CREATE ROLE {user} LOGIN {options}")
+    try:
+        url = database.server.url(user, database.name)
+        assert is_schema_usable("API", url, timeout_seconds=5) is is_bound
+    finally:
+        change(database, f"DROP ROLE {user}")

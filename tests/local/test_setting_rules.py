@@ -53,6 +53,11 @@ def fault_of(settings: type[EnvironmentSettings], **changed: str) -> str:
         ("BERTH_JWT_SECRET", "a" * 32, "repeats a few characters"),
         ("BERTH_JWT_SECRET", f"2:{RANDOM * 2},1:{'abcd' * 8}", "repeats a few characters"),
         ("BERTH_ENCRYPTION_KEY", b64encode(b"a" * 32).decode(), "repeats a few characters"),
+        (
+            "BERTH_ENCRYPTION_KEY",
+            f"2:{b64encode(bytes(range(32))).decode()},1:{b64encode(b'a' * 32).decode()}",
+            "repeats a few characters",
+        ),
         ("BERTH_STRIPE_WEBHOOK_SECRET", "whsec_" + "a" * 32, "repeats a few characters"),
         ("BERTH_RAZORPAY_WEBHOOK_SECRET", "a" * 32, "repeats a few characters"),
         ("BERTH_MIDTRANS_SERVER_KEY", "a" * 32, "repeats a few characters"),
@@ -128,6 +133,13 @@ def test_production_speaks_to_a_distant_database_over_tls(settings: type[Environ
         fault = fault_of(settings, **{name: f"{user}@db.company.com/berth{clear}"})
         assert fault.startswith(f"{name} does not require TLS: customers' data would travel to db.company.com")
         assert "hunter2" not in fault
+    # One distant address among several is enough, and libpq connects to `hostaddr`, whatever `host` says.
+    for address, distant in (
+        ("@/berth?host=/var/run/postgresql,db.company.com", "db.company.com"),
+        ("@localhost/berth?hostaddr=10.1.2.3", "10.1.2.3"),
+    ):
+        fault = fault_of(settings, **{name: user + address})
+        assert fault.startswith(f"{name} does not require TLS: customers' data would travel to {distant} in")
     for secure in (
         "@db.company.com/berth?sslmode=verify-full", "@db.company.com:5432/berth?sslmode=require",
         "@127.0.0.1/berth", "@localhost/berth", "@/berth?host=/var/run/postgresql", "@/berth",

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import pytest
+from temporalio.exceptions import ApplicationError
 
 from worker import interceptors
-from workflows.errors import non_retryable_error
+from workflows.errors import ORDINARY_ACTIVITY_REQUIRED, non_retryable_error
 from workflows.ports.payments import ChargePayment, PaymentInput, Purpose
 from workflows.rules.errors import ErrorCode
 from workflows.rules.money import Money
@@ -48,3 +49,9 @@ def test_an_error_is_logged_by_its_type_and_place() -> None:
     (frame,) = interceptors.product_frames(caught.value)
     assert frame.startswith("tests/worker/test_logs.py:")
     assert interceptors.classify_outcome(KeyboardInterrupt()) == interceptors.CANCELLED
+
+
+def test_a_local_activity_that_leaves_its_work_to_the_ordinary_one_has_not_failed() -> None:
+    """Each renewal by card begins with one: as a failure it would be logged and counted."""
+    error = ApplicationError("A card has to be charged.", type=ORDINARY_ACTIVITY_REQUIRED, non_retryable=True)
+    assert interceptors.classify_outcome(error) == interceptors.REJECTED

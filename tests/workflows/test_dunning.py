@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from tests.support.subscription_fixture import SubscriptionFixture
+from tests.support.subscription_fixture import CancelAt, SubscriptionFixture
 from workflows.ports.subscription import CustomerOperation, FundsArrived, StartOperation
 from workflows.rules.dunning import FundsKind
 from workflows.rules.errors import RuleViolation
@@ -294,3 +294,18 @@ async def test_a_soft_decline_after_a_hard_one_neither_moves_the_grace_period_no
     assert (await subscriptions.subscription(subscription))["status"] == "suspended"
     await subscriptions.advance_to(subscription, end + 30 * DAY + timedelta(minutes=5))
     assert (await subscriptions.subscription(subscription))["status"] == "cancelled"
+
+
+@pytest.mark.scenario("B43")
+@pytest.mark.parametrize(("status", "days"), [("past_due", 32), ("suspended", 42)])
+async def test_a_cancellation_at_the_end_of_an_unpaid_period_is_refused(
+    subscriptions: SubscriptionFixture, status: str, days: int
+) -> None:
+    """It was executed at once: the invoice was void, the instance stopped and its deletion dated."""
+    await subscriptions.top_up(500)
+    subscription = await subscriptions.create_active_subscription("starter")
+    await subscriptions.advance(subscription, days * DAY)
+    with pytest.raises(RuleViolation, match=f"{status} cannot be cancelled at the end of its period"):
+        await subscriptions.cancel(subscription, CancelAt.PERIOD_END)
+    row = await subscriptions.subscription(subscription)
+    assert (row["status"], row["cancel_at_period_end"], row["data_deletion_at"]) == (status, False, None)

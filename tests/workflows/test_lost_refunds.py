@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -25,7 +25,7 @@ from worker.workflow_runner import sandboxed_runner
 from workflows import names
 from workflows.client import WorkflowClient
 from workflows.lost_workflows import find_lost
-from workflows.ports.payments import ChargePayment, PaymentInput, RefundDestination, RefundInput
+from workflows.ports.payments import ChargePayment, PaymentInput, RefundDestination, RefundInput, ReserveRefund
 from workflows.ports.reconciliation import (
     ReconciliationInput,
     ReconciliationOutcome,
@@ -193,3 +193,21 @@ async def test_lost_refunds_are_started_again_up_to_the_limit(refunds: LostRefun
         await refunds.temporal.client.get_workflow_handle(names.refund_workflow_id(command.refund_id)).result()
         assert await refunds.status(command.refund_id) == "succeeded"
     assert await refunds.payments.balances() == (2_000, 0)
+
+
+@pytest.mark.scenario("B35")
+async def test_each_page_of_refunds_begins_after_the_one_before(refunds: LostRefunds) -> None:
+    top_up = await refunds.top_up("pm_card_visa")
+    commands = sorted((refunds.command(top_up) for _ in range(2)), key=lambda command: command.refund_id)
+    for command in commands:
+        reserve = ReserveRefund(command=command, now=datetime.now(UTC))
+        await run_activity(refunds.payments.refund_activities.reserve, reserve)
+    first, second = (command.refund_id for command in commands)
+    reconciliation = PostgresReconciliationActivities(refunds.payments.sessions, refunds.temporal.client)
+    page = RestartLostWorkflows(after="", max_restarts=0, now=datetime.now(UTC), limit=1)
+    outcome = await run_activity(reconciliation.restart_refunds, page)
+    assert outcome == RestartOutcome(restarted=0, last_id=first)
+    rest = replace(page, after=first, max_restarts=1, limit=200)
+    assert await run_activity(reconciliation.restart_refunds, rest) == RestartOutcome(restarted=1, last_id=None)
+    await refunds.temporal.client.get_workflow_handle(names.refund_workflow_id(second)).result()
+    assert [await refunds.status(refund_id) for refund_id in (first, second)] == ["pending", "succeeded"]

@@ -160,3 +160,16 @@ async def test_a_change_back_to_the_plan_whose_resources_the_instance_has_leaves
     assert (await subscriptions.subscription(subscription))["plan_id"] == subscriptions.plan("starter")
     await subscriptions.change_plan(subscription, "pro", PlanChangeMode.PERIOD_END, order="c3")
     assert (await subscriptions.subscription(subscription))["pending_plan_id"] == subscriptions.plan("pro")
+
+
+@pytest.mark.scenario("B15")
+async def test_a_change_that_is_scheduled_again_keeps_its_price(subscriptions: SubscriptionFixture) -> None:
+    """The renewal charged the price of that day, of which neither mail nor reminder said anything."""
+    await subscriptions.top_up(5000)
+    subscription = await subscriptions.create_active_subscription("pro")
+    await subscriptions.change_plan(subscription, "starter", PlanChangeMode.PERIOD_END, "first")
+    await subscriptions.insert_price("starter", 900, await subscriptions.now(subscription) + timedelta(seconds=1))
+    await subscriptions.advance(subscription, timedelta(days=1))
+    await subscriptions.change_plan(subscription, "starter", PlanChangeMode.PERIOD_END, "second")
+    await subscriptions.advance(subscription, timedelta(days=32))
+    assert [row["total_minor"] for row in await subscriptions.invoices(subscription)] == [2000, 500]

@@ -55,6 +55,53 @@ async def test_cancel_now_stops_the_instance_keeps_the_data_and_ends_after_reten
     assert len(await subscriptions.invoices(subscription)) == 1
 
 
+@pytest.mark.scenario("B43")
+async def test_a_paused_subscription_that_is_cancelled_at_the_end_of_its_period_keeps_what_is_paid(
+    subscriptions: SubscriptionFixture,
+) -> None:
+    await subscriptions.top_up(5000)
+    subscription = await subscriptions.create_active_subscription("starter")
+    await subscriptions.workflows.pause(subscription, subscriptions.lifecycle_command("pause"))
+    await subscriptions.cancel(subscription, CancelAt.PERIOD_END)
+    row = await subscriptions.subscription(subscription)
+    assert (row["status"], row["cancel_at_period_end"], row["data_deletion_at"]) == ("paused", True, None)
+    await subscriptions.advance_to(subscription, row["current_period_end"] - DAY)
+    assert (await subscriptions.subscription(subscription))["status"] == "paused"
+    await subscriptions.advance_to(subscription, row["current_period_end"] + timedelta(minutes=5))
+    row = await subscriptions.subscription(subscription)
+    assert (row["status"], row["cancel_at_period_end"]) == ("cancelled", False)
+
+
+@pytest.mark.scenario("B43")
+@pytest.mark.parametrize("pays", ["wallet", "card"])
+async def test_the_resumption_of_a_paused_subscription_withdraws_its_cancellation(
+    subscriptions: SubscriptionFixture, pays: str
+) -> None:
+    await subscriptions.top_up(5000 if pays == "wallet" else 500)
+    subscription = await subscriptions.create_active_subscription("starter")
+    if pays == "card":
+        await subscriptions.add_card()
+    await subscriptions.workflows.pause(subscription, subscriptions.lifecycle_command("pause"))
+    await subscriptions.cancel(subscription, CancelAt.PERIOD_END)
+    await subscriptions.workflows.resume(subscription, subscriptions.lifecycle_command("resume"))
+    row = await subscriptions.subscription(subscription)
+    assert (row["status"], row["cancel_at_period_end"]) == ("active", False)
+    await subscriptions.advance(subscription, 32 * DAY)
+    assert [row["status"] for row in await subscriptions.invoices(subscription)] == ["paid", "paid", "paid"]
+    timeline = await subscriptions.timeline(subscription)
+    assert timeline.count("subscription.cancellation_withdrawn") == 1
+
+
+@pytest.mark.scenario("B43")
+async def test_a_pause_beyond_the_paid_period_is_cancelled_at_once(subscriptions: SubscriptionFixture) -> None:
+    await subscriptions.top_up(5000)
+    subscription = await subscriptions.create_active_subscription("starter")
+    await subscriptions.workflows.pause(subscription, subscriptions.lifecycle_command("pause"))
+    await subscriptions.advance(subscription, 40 * DAY)
+    await subscriptions.cancel(subscription, CancelAt.PERIOD_END)
+    assert (await subscriptions.subscription(subscription))["status"] == "cancelled"
+
+
 async def test_cancel_at_period_end_lets_the_paid_period_run_out(subscriptions: SubscriptionFixture) -> None:
     await subscriptions.top_up(5000)
     subscription = await subscriptions.create_active_subscription("starter")

@@ -50,6 +50,8 @@ def next_action(schedule: ScheduleInput) -> ScheduledAction | None:
     match schedule.status:
         case status if status in RENEWING_STATUSES:
             return _next_period_action(schedule)
+        case SubscriptionStatus.PAUSED if schedule.cancel_at_period_end:
+            return _next_period_action(schedule)
         case SubscriptionStatus.PAST_DUE:
             return _next_dunning_action(schedule)
         case SubscriptionStatus.SUSPENDED if schedule.grace_started_at is not None:

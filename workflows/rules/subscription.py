@@ -66,7 +66,8 @@ LIVE_STATUSES = frozenset(
 RENEWING_STATUSES = frozenset({SubscriptionStatus.ACTIVE, SubscriptionStatus.TRIALING})
 """Statuses with a current period for which nothing is owed and which is renewed at its end.
 
-In these alone a subscription can be paused, change its plan or be cancelled at the end of the period.
+In these alone a subscription can be paused or change its plan. In these, and in a pause, it can be cancelled at the end
+of the period.
 """
 
 RUNNING_STATUSES = RENEWING_STATUSES | {SubscriptionStatus.PAST_DUE}

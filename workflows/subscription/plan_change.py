@@ -50,9 +50,12 @@ async def change_plan(context: SubscriptionContext, command: ChangePlan) -> None
                 # Without the terms of the catalogue: the subscription keeps those that were agreed.
                 context.store_committed(outcome.state)
                 return
-            context.store_committed(outcome.state, outcome.terms)
             if outcome.result is PlanChangeResult.SCHEDULED:
+                is_repeated = state.committed.pending_plan_id == outcome.state.pending_plan_id
+                # A change that is scheduled already keeps the terms that were agreed and mailed.
+                context.store_committed(outcome.state, None if is_repeated else outcome.terms)
                 return
+            context.store_committed(outcome.state, outcome.terms)
         if outcome.card is None or outcome.invoice_id is None:
             raise non_retryable_error(ErrorCode.INSUFFICIENT_FUNDS, "Neither credit nor a card covers the change.")
         charged = await card_payments.charge(context, outcome.card, outcome.invoice_id)

@@ -111,6 +111,8 @@ class Subscription:
         if context.status not in LIVE_STATUSES:
             return self._result()
         async with context.state_lock:
+            # The renewal may have failed since the command was accepted.
+            lifecycle.require_cancellable(context, command.at)
             await lifecycle.cancel(context, command.at, command.actor, command.reason)
         self.context.mark_handled(command.update_id)
         return self._result()
@@ -120,6 +122,7 @@ class Subscription:
         if self.context.is_handled(command.update_id):
             return
         self.context.require_status(self.context.state is None or self.context.status in LIVE_STATUSES, "be cancelled")
+        lifecycle.require_cancellable(self.context, command.at)
 
     @workflow.update
     async def resume(self, command: LifecycleCommand) -> SubscriptionResult:
