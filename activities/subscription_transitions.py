@@ -55,7 +55,7 @@ def transition_subscription(
     if state is not subscription.status:
         transition(subscription.status, state)
         if state is SubscriptionStatus.ACTIVE and subscription.status is SubscriptionStatus.PAUSED:
-            columns |= _withdraw_cancellation(changes, subscription, reason)
+            columns |= _drop_cancellation(changes, subscription, reason)
         changes.record_change("status", subscription.status.value, state.value, reason)
         columns["status"] = state.value
     if columns:
@@ -65,7 +65,7 @@ def transition_subscription(
     )
 
 
-def _withdraw_cancellation(changes: ChangeSet, subscription: LockedSubscription, reason: str) -> dict[str, Any]:
+def _drop_cancellation(changes: ChangeSet, subscription: LockedSubscription, reason: str) -> dict[str, Any]:
     """Record that a cancellation at the end of the period does not happen; return the columns that change."""
     if not subscription.cancel_at_period_end:
         return {}

@@ -122,7 +122,7 @@ async def test_the_process_ends_after_the_response_is_stored(
             monkeypatch.setattr(served.workflows, "create_subscription", lock_and_create)
             created = await served.customer.http.post("/subscriptions", json={"plan_id": STARTER}, headers=KEY)
             assert created.status_code == 201
-            # The process is told to end while the row is locked.
+            # The process is stopped while the row is locked.
             asyncio.get_running_loop().call_later(0.5, lock.rollback)
         assert reader.execute("SELECT response_status FROM idempotency_records").fetchall() == [(201,)]
 

@@ -96,7 +96,7 @@ async def test_the_limit_of_an_account_reveals_nothing(database: DatabaseFixture
 
 
 @pytest.mark.scenario("S4")
-async def test_an_address_from_which_a_mailed_link_was_opened_is_known(database: DatabaseFixture) -> None:
+async def test_an_address_from_which_a_verification_link_was_opened_is_known(database: DatabaseFixture) -> None:
     async with serve_api(settings(database.api_url, rate_limit="on"), database.superuser_dsn()) as api:
         ada = await api.register()
         async with _from_address(api, "10.4.4.4") as client:

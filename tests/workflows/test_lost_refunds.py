@@ -207,7 +207,7 @@ async def test_each_page_of_refunds_begins_after_the_one_before(refunds: LostRef
     page = RestartLostWorkflows(after="", max_restarts=0, now=datetime.now(UTC), limit=1)
     outcome = await run_activity(reconciliation.restart_refunds, page)
     assert outcome == RestartOutcome(restarted=0, last_id=first)
-    rest = replace(page, after=first, max_restarts=1, limit=200)
-    assert await run_activity(reconciliation.restart_refunds, rest) == RestartOutcome(restarted=1, last_id=None)
+    second_page = replace(page, after=first, max_restarts=1, limit=200)
+    assert await run_activity(reconciliation.restart_refunds, second_page) == RestartOutcome(restarted=1, last_id=None)
     await refunds.temporal.client.get_workflow_handle(names.refund_workflow_id(second)).result()
     assert [await refunds.status(refund_id) for refund_id in (first, second)] == ["pending", "succeeded"]
