@@ -17,6 +17,7 @@ class ContextFields(TypedDict, total=False):
     cancels_at: datetime | None
     carried: Money | None
     carried_debt: Money | None
+    credited: Money | None
     coupon_code: str | None
     credit: Money | None
     credit_reversed: Money | None

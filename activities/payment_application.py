@@ -219,11 +219,18 @@ async def credit_unneeded_payment(
     return replace(outcome, past_due_subscription_ids=await list_debtors_if_credited(session, changes))
 
 
-async def credit_captured_payments(session: AsyncSession, changes: ChangeSet) -> None:
-    """Credit to the wallet what was captured of an order that ends: at the gateway by hand, not by its workflow."""
+async def credit_captured_payments(session: AsyncSession, changes: ChangeSet, currency: str) -> Money:
+    """Credit to the wallet what was captured of an order that ends: at the gateway by hand, not by its workflow.
+
+    Returns:
+        What was credited.
+    """
+    credited = zero_money(currency)
     for payment in await workflow_recovery.list_unsettled_payments(session, changes.subscription_id):
         if payment.status is PaymentStatus.SUCCEEDED:
             await credit_payment(session, changes, payment.amount, payment.payment_id)
+            credited += payment.amount
+    return credited
 
 
 async def credit_payment(session: AsyncSession, changes: ChangeSet, received: Money, payment_id: str) -> None:

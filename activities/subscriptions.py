@@ -150,12 +150,12 @@ class PostgresSubscriptionActivities(SubscriptionActivities):
                 return await repeated_status_outcome(session, subscription)
             changes = new_change_set(subscription, command.now, command.actor)
             await release_hold(session, changes, subscription)
-            await credit_captured_payments(session, changes)
+            credited = await credit_captured_payments(session, changes, subscription.currency)
             await coupons.release_coupon(session, subscription.id)
             # Provisioning has not started, so no operation on the instance records the deletion.
             await instances.mark_requested_deleted(session, subscription.id, command.now)
             changes.add_timeline_event(f"subscription.{command.status}", status_message(command.status, command.reason))
-            context = notification_context(subscription, reason=command.reason)
+            context = notification_context(subscription, reason=command.reason, credited=credited or None)
             changes.enqueue_notification(_NOTIFICATION_KINDS[command.status], context)
             columns = {"cancelled_at": command.now} if command.status is SubscriptionStatus.CANCELLED else {}
             _transition(changes, subscription, command.status, command.reason, **columns)

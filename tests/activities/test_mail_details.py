@@ -132,6 +132,21 @@ def test_the_mail_of_a_cancelled_order_differs_from_that_of_a_cancelled_subscrip
     assert text.count("7 March 2027") == 1
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        NotificationKind.SUBSCRIPTION_CANCELLED,
+        NotificationKind.SUBSCRIPTION_FAILED,
+        NotificationKind.SUBSCRIPTION_EXPIRED,
+    ],
+)
+def test_the_mail_of_an_order_that_ends_says_what_its_card_was_charged(kind: NotificationKind) -> None:
+    assert "You were not charged." in rendered_text(kind)
+    text = rendered_text(kind, credited=USD_45)
+    assert "Your card was charged US$45.00, which is in your wallet now." in text
+    assert "You were not charged" not in text
+
+
 def test_the_last_failed_payment_says_that_the_service_is_suspended_now() -> None:
     text = rendered_text(
         NotificationKind.PAYMENT_FAILED, status="past_due", decline_code="generic_decline", suspends_now=True

@@ -35,6 +35,7 @@ from workflows.ports.billing import ApplyCardPayment
 from workflows.ports.recovery import LoadRecovery, Recovery, ResumeCollection
 from workflows.ports.subscription import AbortOrder
 from workflows.rules.funding import GatewayTerms
+from workflows.rules.money import Money
 from workflows.rules.order_payments import pays_unfinished_order
 from workflows.rules.renewal import PeriodKind, PeriodOutcome
 from workflows.rules.subscription import SubscriptionStatus
@@ -354,6 +355,26 @@ async def test_an_order_that_ends_credits_nothing_that_was_not_captured(billing:
     await billing.subscription_activities.record_order(ordered)
     subscription_id = ordered.order.subscription_id
     await _insert_payment(billing, subscription_id, 500, purpose="order", status=status)
+    await _abort_order(billing, subscription_id)
+    assert (await billing.balance(), await billing.balance("held")) == (0, 0)
+    await billing.assert_ledger_balanced()
+
+
+async def test_the_mail_of_an_order_that_ends_carries_what_was_captured(billing: BillingFixture) -> None:
+    await insert_payment_method(billing.sessions)
+    ordered = billing.create_command("starter")
+    await billing.subscription_activities.record_order(ordered)
+    subscription_id = ordered.order.subscription_id
+    await insert_card_payment(billing.sessions, "pay_1", subscription_id, Money(amount_minor=500, currency="USD"))
+    await _abort_order(billing, subscription_id)
+    (mail,) = await billing.query(
+        "SELECT template_context FROM notifications WHERE kind = 'subscription_cancelled' AND subscription_id = :id",
+        id=subscription_id,
+    )
+    assert mail["template_context"]["credited"] == {"amount_minor": 500, "currency": "USD"}
+
+
+async def _abort_order(billing: BillingFixture, subscription_id: str) -> None:
     await billing.subscription_activities.abort_order(
         AbortOrder(
             subscription_id=subscription_id,
@@ -363,8 +384,6 @@ async def test_an_order_that_ends_credits_nothing_that_was_not_captured(billing:
             now=ORDERED_AT,
         )
     )
-    assert (await billing.balance(), await billing.balance("held")) == (0, 0)
-    await billing.assert_ledger_balanced()
 
 
 @pytest.mark.parametrize("is_offered", [True, False])

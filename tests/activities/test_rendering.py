@@ -33,6 +33,7 @@ EXAMPLES: dict[str, Any] = {
     "amount": USD_15,
     "balance": {"amount_minor": 250, "currency": "USD"},
     "credit": {"amount_minor": 725, "currency": "USD"},
+    "credited": USD_15,
     "credit_reversed": {"amount_minor": 725, "currency": "USD"},
     "price": {"amount_minor": 2000, "currency": "USD"},
     "carried": {"amount_minor": 5, "currency": "USD"},
