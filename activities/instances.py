@@ -43,8 +43,6 @@ CAPACITY_MESSAGE = "Waiting for capacity."
 
 INTERRUPTED_MESSAGE = "It was interrupted, and another operation was started."
 
-UNFINISHED_STATUSES = (OperationStatus.PENDING, OperationStatus.RUNNING)
-
 
 async def lock_instance(session: AsyncSession, instance_id: str) -> Instance:
     """Lock and return the instance.
@@ -153,7 +151,7 @@ class PostgresInstanceActivities(InstanceActivities):
             if instance.status not in REMOVED_STATUSES:
                 _set_cleanup_pending(instance, command.reason, command.message, command.now)
             row = await queries.get_operation(session, instance.id, command.operation.operation_id)
-            if row is not None and row.status in UNFINISHED_STATUSES:
+            if row is not None and row.status in queries.UNFINISHED_STATUSES:
                 row.failure_reason = command.reason
 
     @activity.defn(name="instances.finish_operation")
@@ -163,7 +161,7 @@ class PostgresInstanceActivities(InstanceActivities):
             instance = await lock_instance(session, operation.instance_id)
             await queries.insert_operation(session, **_operation_row(operation))
             row = await queries.get_operation(session, operation.instance_id, operation.operation_id)
-            if row is None or row.status not in UNFINISHED_STATUSES:
+            if row is None or row.status not in queries.UNFINISHED_STATUSES:
                 return
             row.status = command.status
             row.failure_reason = command.reason

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.environment import ConfigurationError, read_variable
 from api.passwords import PasswordHasher
-from api.schemas.identity import MAX_PASSWORD_LENGTH, Email, NewPassword
+from api.schemas.identity import MAX_PASSWORD_LENGTH, MIN_PASSWORD_LENGTH, Email, NewPassword
 from db.queries import identity
 from db.queries.identity import NewAccount
 from db.session import set_rls_context
@@ -51,7 +51,7 @@ def seed_users_from_environment(environ: Mapping[str, str]) -> list[SeedUser]:
         try:
             _PASSWORD.validate_python(password)
         except ValidationError:
-            faults.append(f"{prefix}_PASSWORD must have 8 to {MAX_PASSWORD_LENGTH} characters.")
+            faults.append(f"{prefix}_PASSWORD must have {MIN_PASSWORD_LENGTH} to {MAX_PASSWORD_LENGTH} characters.")
         users.append(SeedUser(email=email, password=password, role=role, name=name))
     if faults:
         raise ConfigurationError(faults)

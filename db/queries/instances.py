@@ -16,7 +16,8 @@ from db.models.instances import Installation, Instance, InstanceOperation
 from db.models.subscriptions import Subscription
 from workflows.rules.instance import InstanceStatus
 
-_UNFINISHED_STATUSES = ("pending", "running")
+UNFINISHED_STATUSES = ("pending", "running")
+"""Of an operation whose workflow runs or was lost."""
 
 
 async def get_instance(session: AsyncSession, instance_id: str, *, lock: bool = False) -> Instance | None:
@@ -80,7 +81,7 @@ async def cancel_unfinished_operations(
         .where(
             InstanceOperation.instance_id == instance_id,
             InstanceOperation.id != except_id,
-            InstanceOperation.status.in_(_UNFINISHED_STATUSES),
+            InstanceOperation.status.in_(UNFINISHED_STATUSES),
         )
         .values(status="cancelled", message=message, finished_at=at)
     )
@@ -98,7 +99,7 @@ async def list_unfinished_operations(
         select(InstanceOperation)
         .where(
             InstanceOperation.id > after,
-            InstanceOperation.status.in_(_UNFINISHED_STATUSES),
+            InstanceOperation.status.in_(UNFINISHED_STATUSES),
             InstanceOperation.kind != "delete",
             InstanceOperation.created_at < func.now() - minimum_age,
         )
@@ -111,7 +112,7 @@ async def list_unfinished_operations(
 async def unfinished_operations_among(session: AsyncSession, ids: Collection[str]) -> set[str]:
     """Return those of the operations ``ids`` that have not ended."""
     query = select(InstanceOperation.id).where(
-        InstanceOperation.id.in_(ids), InstanceOperation.status.in_(_UNFINISHED_STATUSES)
+        InstanceOperation.id.in_(ids), InstanceOperation.status.in_(UNFINISHED_STATUSES)
     )
     return set((await session.scalars(query)).all())
 
@@ -120,7 +121,7 @@ async def cancel_operations(session: AsyncSession, ids: Collection[str], *, mess
     """Cancel those of the operations ``ids`` that have not ended."""
     await session.execute(
         update(InstanceOperation)
-        .where(InstanceOperation.id.in_(ids), InstanceOperation.status.in_(_UNFINISHED_STATUSES))
+        .where(InstanceOperation.id.in_(ids), InstanceOperation.status.in_(UNFINISHED_STATUSES))
         .values(status="cancelled", message=message, finished_at=at)
     )
 
