@@ -191,12 +191,14 @@ class PostgresInstanceActivities(InstanceActivities):
             instance.storage_gib = operation.resources.storage_gib
             instance.replicas = operation.resources.replicas
         if command.instance_status is None:
+            if _is_resized(command) and instance.status == InstanceStatus.DEGRADED:
+                # It was waited for until it was ready.
+                _set_ready(instance, command.now)
             return
         instance.status = transition_idempotently(InstanceStatus(instance.status), command.instance_status)
         if command.instance_status is InstanceStatus.READY:
             instance.saved_replicas = None
-            instance.failure_reason = None
-            instance.conditions = queries.replace_condition(instance.conditions, _ready_condition(command.now))
+            _set_ready(instance, command.now)
         else:
             _set_failed_condition(
                 instance, command.reason or command.instance_status.title(), command.message or "", command.now
@@ -247,6 +249,12 @@ def _operation_row(operation: OperationInput) -> dict[str, object]:
 
 def _ready_condition(now: datetime) -> dict[str, Any]:
     return queries.build_condition("Ready", "True", "Ready", "", now)
+
+
+def _set_ready(instance: Instance, now: datetime) -> None:
+    instance.status = transition_idempotently(InstanceStatus(instance.status), InstanceStatus.READY)
+    instance.failure_reason = None
+    instance.conditions = queries.replace_condition(instance.conditions, _ready_condition(now))
 
 
 def _set_failed_condition(instance: Instance, reason: str, message: str, now: datetime) -> None:

@@ -1,7 +1,8 @@
 """Limits on declined cards: a stolen card is tried where nothing stops the next one.
 
 Tries are counted where card data enters, when a payment method is saved and when a token is charged. A charge that is
-declined after its response is counted at the next try, from its row. Ordering needs a
+declined after its response, and a saved card that an order or an invoice finds declined, are counted at the next try,
+from their rows. Ordering needs a
 verified mail address; topping up does not, so that organizations without one have less. A program verifies addresses as
 well and registers again and again, so that all organizations at one address share a limit.
 """
@@ -32,9 +33,7 @@ class CardTries:
     async def read_declined(self, session: AsyncSession) -> None:
         """Read which charges were declined of late, for `require_left`, which has no transaction."""
         since = datetime.now(UTC) - timedelta(seconds=ratelimit.DECLINED_CARDS.get_expiry())
-        self._declined_payments = await payments.list_declined_top_ups(
-            session, self._caller.organization_id, since=since
-        )
+        self._declined_payments = await payments.list_declined(session, self._caller.organization_id, since=since)
 
     async def require_left(self) -> None:
         """Count one try, and refuse it after too many declined cards, those of `read_declined` included.
@@ -59,7 +58,7 @@ class CardTries:
                 raise
 
     async def count_declined_payment(self, payment_id: str) -> None:
-        """Count a declined charge once, whether its response says so or its row."""
+        """Count a declined top-up, or a saved card, once, whether a response says so or a row."""
         if await self._ctx.rate_limits.count(ratelimit.COUNTED_DECLINE, payment_id):
             await self.count_declined()
 

@@ -57,6 +57,9 @@ CARDS = RateLimitItemPerMinute(20, namespace="cards")
 organizations at one address, of those without a verified one fewer; and tries at the same time, none of which is
 declined yet."""
 
+TRIAL_ORDERS = RateLimitItemPerHour(10, namespace="trial-orders")
+"""Orders of one organization that cost nothing: a trial that did not start can be ordered again."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RateLimitStatus:

@@ -41,7 +41,7 @@ from db.encryption import FieldEncryption
 from workflows.settings import TemporalSettings, parse_encryption_keys
 
 MIN_JWT_SECRET_BYTES = 32
-MIN_PROXY_PREFIX = {4: 8, 6: 16}
+MIN_NETWORK_PREFIX = {4: 8, 6: 16}
 """Shortest prefix of a network of proxies, by version of IP: that of the largest private network in use, 10.0.0.0/8."""
 RATE_LIMIT_STORAGES = ("memory", "redis", "rediss", "redis+unix", "redis+sentinel", "redis+cluster")
 CLEAR_TEXT_STORAGES = ("redis", "redis+sentinel", "redis+cluster")
@@ -178,6 +178,8 @@ class ApiSettings(EnvironmentSettings):
             raise ValueError(f"begins with none of {', '.join(f'{name}://' for name in RATE_LIMIT_STORAGES)}")
         if is_deployed(info) and scheme == "memory":
             raise ValueError("is memory://: each process would count for itself. Set a redis:// address")
+        if scheme.startswith("redis") and scheme != "redis+unix":
+            _check_storage_address(value)
         if is_deployed(info) and scheme in CLEAR_TEXT_STORAGES:
             _check_storage_password(value)
         return value
@@ -191,7 +193,7 @@ class ApiSettings(EnvironmentSettings):
                 "is not set: every client would have the address of the proxy that terminates HTTPS, for rate limits"
                 " and allowed networks alike. Set the addresses of the proxy"
             )
-        if is_deployed(info) and any(network.prefixlen < MIN_PROXY_PREFIX[network.version] for network in networks):
+        if is_deployed(info) and any(network.prefixlen < MIN_NETWORK_PREFIX[network.version] for network in networks):
             raise ValueError(
                 "names more than the proxy: clients in that network could choose their own address. Set the addresses"
                 " of the proxy, at most an IPv4 /8 or an IPv6 /16"
@@ -204,6 +206,12 @@ class ApiSettings(EnvironmentSettings):
     def _require_metrics_networks(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         if is_deployed(info) and not value:
             raise ValueError("is not set: anyone could read /metrics. Set the networks of the monitoring system")
+        networks = parse_networks(value)
+        if is_deployed(info) and any(network.prefixlen < MIN_NETWORK_PREFIX[network.version] for network in networks):
+            raise ValueError(
+                "names nearly every address, which could then read /metrics. Set the networks of the monitoring system,"
+                " at most an IPv4 /8 or an IPv6 /16"
+            )
         return value
 
     @property
@@ -244,6 +252,23 @@ def parse_networks(networks: tuple[str, ...]) -> tuple[IPv4Network | IPv6Network
 def _split_jwt_keys(ring: SecretStr) -> tuple[tuple[str, bytes], ...]:
     pairs = (part.strip().rpartition(":") for part in ring.get_secret_value().split(","))
     return tuple((key_id or "1", secret.encode()) for key_id, _, secret in pairs if secret)
+
+
+def _check_storage_address(address: str) -> None:
+    """Refuse an address that the client of Redis could not read. Neither error quotes it."""
+    try:
+        parts = urlsplit(address)
+        hosts = parts.netloc.rpartition("@")[2]
+        is_readable = "@" not in f"{parts.path}{parts.fragment}" and all(
+            urlsplit(f"//{host}").port != 0 for host in hosts.split(",")
+        )
+    except ValueError:
+        is_readable = False
+    if not is_readable:
+        raise ValueError(
+            "is not an address of Redis. Set one such as rediss://:password@redis.company.com:6379;"
+            " in a password write / as %2F, # as %23, @ as %40 and % as %25"
+        )
 
 
 def _check_storage_password(address: str) -> None:

@@ -57,6 +57,7 @@ class InstanceOperation:
     @workflow.init
     def __init__(self, command: OperationInput) -> None:
         self._input = command
+        self._has_known_resources = True
 
     @workflow.run
     async def run(self, command: OperationInput) -> OperationOutcome:
@@ -113,6 +114,7 @@ class InstanceOperation:
         try:
             await self._apply_resources(replace(self._input, resources=None))
         except _OperationFailed:
+            self._has_known_resources = False
             return InstanceStatus.DEGRADED
         return None
 
@@ -186,7 +188,12 @@ class InstanceOperation:
             now=workflow.now(),
         )
         await self._run_database_activity(InstanceActivities.finish_operation, finish)
-        return OperationOutcome(operation_id=self._input.operation_id, status=status, reason=reason)
+        return OperationOutcome(
+            operation_id=self._input.operation_id,
+            status=status,
+            reason=reason,
+            has_known_resources=self._has_known_resources,
+        )
 
     async def _run_database_activity(self, step: Any, command: Any) -> None:
         await workflow.execute_activity_method(step, command, task_queue=names.PLATFORM_QUEUE, **policies.DATABASE)

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.responses import Response
 
+from api import ratelimit
 from api.dependencies.authentication import AuthenticatedCaller
 from api.dependencies.context import Workflows
 from api.dependencies.transactions import Reads, Transactions, VerifiedCaller, transaction
@@ -85,6 +86,8 @@ async def create_subscription(
         return _PlannedOrder(command=_create_command(once, caller, plan, body), plan=plan)
 
     async def send(order: _PlannedOrder) -> JsonResponse | UpdateResult[SubscriptionResult]:
+        if order.plan.trial_days:
+            await once.ctx.rate_limits.consume(ratelimit.TRIAL_ORDERS, caller.organization_id)
         accepted = await workflows.create_subscription(order.command)
         if accepted.result is None or accepted.result.order is None:
             return accepted

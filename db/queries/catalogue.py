@@ -149,6 +149,7 @@ class PlanToOrder(NamedTuple):
     service: str
     is_published: bool
     parameters_schema: str
+    trial_days: int
 
 
 @cache
@@ -160,6 +161,7 @@ def _plan_to_order() -> PreparedQuery[PlanToOrder]:
             Service.slug.label("service"),
             and_(Plan.is_public, Service.is_published).label("is_published"),
             cast(Service.parameters_schema, Text).label("parameters_schema"),
+            Plan.trial_days,
         )
         .join(Service, Service.id == Plan.service_id)
         .where(or_(Plan.id == bindparam("plan"), Plan.code == bindparam("plan")))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, select, text, update
+from sqlalchemy import and_, case, exists, func, not_, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -104,20 +104,39 @@ async def list_payment_methods(session: AsyncSession, organization_id: str) -> l
     return list(rows)
 
 
-async def list_declined_top_ups(session: AsyncSession, organization_id: str, *, since: datetime) -> list[str]:
-    """Return the ids of the organization's top-ups that were declined since then, the last 100 at most."""
+async def list_declined(session: AsyncSession, organization_id: str, *, since: datetime) -> list[str]:
+    """Return what the organization tried since then and was declined, 100 at most.
+
+    That is the id of each top-up, and the id of each saved card that was declined for an order or an invoice and that
+    never paid anything: renewals with a card that expired are no tries.
+    """
+    paid = aliased(Payment)
+    has_paid = exists().where(
+        paid.organization_id == Payment.organization_id,
+        paid.payment_method_id == Payment.payment_method_id,
+        paid.captured_minor > 0,
+    )
+    is_top_up = Payment.purpose == "top_up"
     rows = await session.scalars(
-        select(Payment.id)
+        select(case((is_top_up, Payment.id), else_=Payment.payment_method_id))
+        .distinct()
         .where(
             Payment.organization_id == organization_id,
-            Payment.purpose == "top_up",
             Payment.status == PaymentStatus.FAILED,
-            Payment.updated_at >= since,
+            or_(
+                and_(is_top_up, Payment.updated_at >= since),
+                # Of other payments, `updated_at` is an instant of the subscription's clock.
+                and_(
+                    not_(is_top_up),
+                    Payment.gateway_requested_at >= since,
+                    Payment.payment_method_id.is_not(None),
+                    not_(has_paid),
+                ),
+            ),
         )
-        .order_by(Payment.updated_at.desc())
         .limit(100)
     )
-    return list(rows)
+    return [row for row in rows if row is not None]
 
 
 async def lock_payment_methods(session: AsyncSession, organization_id: str) -> None:

@@ -167,6 +167,17 @@ async def test_the_longest_start_goes_on_after_an_attempt_that_was_lost(instance
     await attempts.run(due=2 * longest, started=2 * longest)
 
 
+async def test_an_instance_that_got_ready_between_two_attempts_is_probed_however_long_it_was_waited_for(
+    instances: InstanceFixture,
+) -> None:
+    instance_id = await instances.insert_instance()
+    await instances.provision(instance_id)
+    longest = timedelta(seconds=TEMPLATES.service("n8n").ready_within_seconds)
+    attempts = Attempts(instances.cluster_activities.await_ready, AwaitReady(instance_id=instance_id, is_starting=True))
+    attempts.heartbeat = (START.isoformat(), ReadinessProgress(waited=longest).to_heartbeat())
+    await attempts.run(due=longest, started=longest)
+
+
 async def wait_for_instance(instances: InstanceFixture, fault: str) -> Attempts:
     """Apply an instance with a fault, and return the attempts of the wait for it."""
     instance_id = await instances.insert_instance()

@@ -10,7 +10,12 @@ import pytest_asyncio
 
 from tests.support.api import ApiFixture, RegisteredUser, parse_error
 from tests.support.databases import DatabaseFixture
-from tests.support.fake_workflow_client import ApiWithCatalogue, insert_payment, serve_api_with_catalogue
+from tests.support.fake_workflow_client import (
+    ApiWithCatalogue,
+    insert_payment,
+    insert_payment_method,
+    serve_api_with_catalogue,
+)
 from workflows.ports.payments import PaymentOutcome
 from workflows.rules.errors import ErrorCode, RuleViolation
 from workflows.rules.payment import PaymentStatus
@@ -197,3 +202,44 @@ async def test_a_decline_of_an_earlier_hour_is_not_counted(limited_api: ApiWithC
         _decline_later(limited_api, eve)
     limited_api.api.execute("UPDATE payments SET updated_at = now() - interval '61 minutes'")
     assert (await _top_up(eve)).status_code == 201
+
+
+def _decline_saved_card(api: ApiWithCatalogue, purpose: str, card_id: str) -> None:
+    payment_id = insert_payment(api.api, api.customer, status="failed")
+    api.api.execute(
+        "UPDATE payments SET purpose = %s, payment_method_id = %s WHERE id = %s", purpose, card_id, payment_id
+    )
+
+
+async def test_saved_cards_that_orders_and_invoices_find_declined_are_counted_once_each(
+    limited_api: ApiWithCatalogue,
+) -> None:
+    for number in range(20):
+        card_id = insert_payment_method(limited_api.api, limited_api.customer, default=False)
+        for _ in range(2):
+            _decline_saved_card(limited_api, "order" if number % 2 else "invoice", card_id)
+        if number == 18:
+            assert await _save_card(limited_api.customer) == 201
+    assert await _save_card(limited_api.customer) == 429
+
+
+async def test_renewals_that_a_card_with_payments_does_not_pay_are_not_counted(limited_api: ApiWithCatalogue) -> None:
+    for _ in range(25):
+        card_id = insert_payment_method(limited_api.api, limited_api.customer, default=False)
+        paid = insert_payment(limited_api.api, limited_api.customer)
+        limited_api.api.execute("UPDATE payments SET payment_method_id = %s WHERE id = %s", card_id, paid)
+        _decline_saved_card(limited_api, "invoice", card_id)
+    assert await _save_card(limited_api.customer) == 201
+
+
+async def test_an_organization_orders_ten_trials_an_hour(limited_api: ApiWithCatalogue) -> None:
+    """A trial that did not start can be ordered again, and costs nothing; a plan that is paid is not limited."""
+    limited_api.workflows.inserts_subscription = False
+    ada = limited_api.customer
+
+    async def order(plan: str) -> int:
+        response = await ada.http.post("/subscriptions", json={"plan_id": plan}, headers=ada.idempotency_header())
+        return response.status_code
+
+    assert [await order("n8n-trial") for _ in range(11)] == [202] * 10 + [429]
+    assert await order("n8n-starter") == 202

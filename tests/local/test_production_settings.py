@@ -118,6 +118,13 @@ def test_nothing_set_names_every_missing_and_unsafe_setting(module: str, environ
         ("api", "BERTH_PUBLIC_URL", "http://berth.example.com", "BERTH_PUBLIC_URL is http://berth.example.com: pass"),
         ("worker", "BERTH_PUBLIC_URL", "https://localhost", "BERTH_PUBLIC_URL is https://localhost, which only"),
         ("api", "BERTH_METRICS_ALLOWED_NETWORKS", "10.0.0.0/8, home", "BERTH_METRICS_ALLOWED_NETWORKS has an entry"),
+        (
+            "api",
+            "BERTH_METRICS_ALLOWED_NETWORKS",
+            "0.0.0.0/1, 128.0.0.0/1",
+            "BERTH_METRICS_ALLOWED_NETWORKS names nearly",
+        ),
+        ("api", "BERTH_METRICS_ALLOWED_NETWORKS", "::/0", "BERTH_METRICS_ALLOWED_NETWORKS names nearly"),
         ("api", "BERTH_JWT_SECRET", "1:short", "BERTH_JWT_SECRET is too short"),
         ("api", "BERTH_ENCRYPTION_KEY", "1:c2hvcnQ=", "BERTH_ENCRYPTION_KEY is malformed"),
         ("worker", "BERTH_ENCRYPTION_KEY", "not base64", "BERTH_ENCRYPTION_KEY is malformed"),

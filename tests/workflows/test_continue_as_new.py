@@ -141,10 +141,12 @@ async def test_an_update_in_flight_is_answered_before_the_new_run_starts(
 async def test_a_failed_operation_waits_for_its_repetition_in_the_new_run_as_well(
     subscriptions: SubscriptionFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The history is not long before the operation of the new period has started.
-    monkeypatch.setattr(
-        workflow.Info, "get_current_history_length", lambda _: 1000 if subscriptions.external.operations() else 0
-    )
+    # The history is not long before the operation of the new period has started. A replay has to find the same length.
+    def length(_: workflow.Info) -> int:
+        state = workflow.instance().context.state
+        return 1000 if state is not None and state.operation_count else 0
+
+    monkeypatch.setattr(workflow.Info, "get_current_history_length", length)
     await subscriptions.top_up(10_000)
     subscription = await subscriptions.create_active_subscription("starter")
     subscriptions.external.failing_operations = {"resize"}

@@ -22,6 +22,7 @@ from workflows.ports.reconciliation import (
     RestartLostWorkflows,
     RestartOutcome,
 )
+from workflows.ports.subscription import CustomerOperation, StartOperation
 from workflows.reconciliation import Reconciliation
 
 DAY, MINUTE = timedelta(days=1), timedelta(minutes=1)
@@ -327,3 +328,22 @@ async def test_the_scheduled_reconciliation_restarts_a_lost_workflow(
         )
     assert outcome == ReconciliationOutcome(subscriptions_restarted=1)
     await subscriptions.wait_until_idle(subscription)
+
+
+async def test_an_operation_that_is_ordered_again_while_it_runs_is_taken_over(
+    subscriptions: SubscriptionFixture,
+) -> None:
+    """The new run does not know the update that the lost one answered."""
+    await subscriptions.top_up(1500)
+    subscription = await subscriptions.create_active_subscription("starter")
+    subscriptions.external.operations_allowed.clear()
+    restart = StartOperation(update_id="o1", actor="usr", operation_id="op_1", kind=CustomerOperation.RESTART)
+    await subscriptions.workflows.start_operation(subscription, restart)
+    await wait_until(lambda: subscriptions.external.operations() == ["restart"])
+    await _lose_and_restart(subscriptions, subscription)
+    await subscriptions.workflows.start_operation(subscription, restart)
+    await wait_until(lambda: subscriptions.external.operations() == ["restart"] * 2)
+    subscriptions.external.operations_allowed.set()
+    await subscriptions.wait_until_idle(subscription)
+    described = await subscriptions.handle(subscription).describe()
+    assert described.status is WorkflowExecutionStatus.RUNNING

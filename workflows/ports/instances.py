@@ -77,9 +77,17 @@ class OperationStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperationOutcome:
+    """How an operation ended.
+
+    Attributes:
+        has_known_resources: Whether the instance has the resources on record. False after a resize that failed and
+            could not be undone.
+    """
+
     operation_id: str
     status: OperationStatus
     reason: str | None = None
+    has_known_resources: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

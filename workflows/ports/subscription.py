@@ -124,7 +124,9 @@ class SubscriptionState:
         hard_declined_payment_method_ids: The cards that were declined for good while the open invoice was collected.
         payment_count: How many payments were started; part of each payment's id.
         operation_count: How many operations the platform started; part of each operation's id.
-        operation_failure_count: How many operations of the platform failed since the last one that succeeded.
+        operation_failure_count: How many operations of the platform failed in a row, all of one kind.
+        failed_operation: Their ``OperationKind``. A failed suspension may have stopped a part of the instance, and a
+            failed resumption may have started one: either has to be undone if the subscription changes meanwhile.
         operation_retry_at: When the platform repeats the operation that failed; None unless it backs off.
         recovery_id: Part of the ids of payments and operations after a terminated workflow was started again, so that
             they differ from those of the terminated run. Empty otherwise.
@@ -146,6 +148,7 @@ class SubscriptionState:
     operation_count: int = 0
     operation_failure_count: int = 0
     operation_retry_at: datetime | None = None
+    failed_operation: str | None = None
     recovery_id: str = ""
     instance_plan_id: str = ""
     instance_desired_running: bool = False

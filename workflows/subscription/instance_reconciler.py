@@ -78,13 +78,12 @@ class InstanceReconciler:
     async def delete_instance(self) -> None:
         """Delete the instance and its data; returns when the cluster is verified clean."""
         async with self._operation_lock:
-            delete = OperationKind.DELETE
+            delete, failure_count = OperationKind.DELETE, 0
             while (
                 await self._execute_operation(self._operation_input(delete, PLATFORM_ACTOR, self._next_operation_id()))
             ).status is not OperationStatus.SUCCEEDED:
-                state = self._context.require_state()
-                state.operation_failure_count += 1
-                await workflow.sleep(policies.operation_backoff(state.operation_failure_count))
+                failure_count += 1
+                await workflow.sleep(policies.operation_backoff(failure_count))
             set_needs_attention(False)
             self._context.require_state().instance_desired_running = False
 
@@ -96,16 +95,20 @@ class InstanceReconciler:
             await self._reconcile(kind)
 
     def _is_backing_off(self) -> bool:
-        retry_at = self._context.require_state().operation_retry_at
-        return retry_at is not None and workflow.now() < retry_at
+        """Whether the desired operation is the one that failed, and is not due again yet."""
+        state = self._context.require_state()
+        if state.operation_retry_at is None or self._desired_operation() != state.failed_operation:
+            return False
+        return workflow.now() < state.operation_retry_at
 
     def _desired_operation(self) -> OperationKind | None:
         state = self._context.require_state()
         if self._context.status in STOPPED_STATUSES:
-            return OperationKind.SUSPEND if state.instance_desired_running else None
+            is_running = state.instance_desired_running or state.failed_operation == OperationKind.RESUME
+            return OperationKind.SUSPEND if is_running else None
         if self._context.status not in RUNNING_STATUSES or state.is_stopped_by_customer:
             return None
-        if not state.instance_desired_running:
+        if not state.instance_desired_running or state.failed_operation == OperationKind.SUSPEND:
             return OperationKind.RESUME
         return OperationKind.RESIZE if state.instance_plan_id != state.terms.plan_id else None
 
@@ -117,7 +120,7 @@ class InstanceReconciler:
             self._operation_input(kind, PLATFORM_ACTOR, self._next_operation_id(), resources)
         )
         if outcome.status is OperationStatus.SUCCEEDED:
-            state.operation_retry_at, state.operation_failure_count = None, 0
+            state.operation_retry_at, state.operation_failure_count, state.failed_operation = None, 0, None
             if kind is OperationKind.RESIZE:
                 state.instance_plan_id = terms.plan_id
                 state.plan_change_rollback = None
@@ -125,10 +128,14 @@ class InstanceReconciler:
                 state.instance_desired_running = kind is OperationKind.RESUME
             set_needs_attention(False)
             return
+        if not outcome.has_known_resources:
+            # Also after the rollback of the plan change: the instance is resized again, to the plan that it then has.
+            state.instance_plan_id = ""
         if kind is OperationKind.RESIZE and state.plan_change_rollback is not None:
             await self._on_resize_failed(self._context, outcome.reason or "the instance could not be resized")
             return
-        state.operation_failure_count += 1
+        state.operation_failure_count = state.operation_failure_count + 1 if kind == state.failed_operation else 1
+        state.failed_operation = kind
         state.operation_retry_at = workflow.now() + policies.operation_backoff(state.operation_failure_count)
         set_needs_attention(True)
 
@@ -146,6 +153,7 @@ class InstanceReconciler:
                 names.INSTANCE_OPERATION,
                 operation,
                 id=names.operation_workflow_id(operation.instance_id, operation.operation_id),
+                id_reuse_policy=policies.TAKE_OVER,
                 parent_close_policy=ParentClosePolicy.ABANDON,
                 result_type=OperationOutcome,
                 search_attributes=names.search_attributes(
@@ -162,6 +170,7 @@ class InstanceReconciler:
                 operation_id=operation.operation_id,
                 status=OperationStatus.FAILED,
                 reason="the operation was terminated",
+                has_known_resources=operation.kind is not OperationKind.RESIZE,
             )
         finally:
             self._context.notify_changed()

@@ -138,7 +138,9 @@ class ReadinessWaiter:
                 self._progress.failing_for = self._debounce.persisted_for(now)
                 if has_persisted or verdict.reason in FAIL_FAST_REASONS:
                     raise ClusterError(verdict.reason or FailureReason.UNAVAILABLE, message, permanent=True)
-                if self._progress.waited >= timedelta(seconds=self._rendered.service.ready_within_seconds):
+                longest = timedelta(seconds=self._rendered.service.ready_within_seconds)
+                # Every workload is available while a probe runs. It ends by itself.
+                if self._progress.waited >= longest and not self._probe.running:
                     waiting = ", ".join("/".join(workload) for workload in verdict.waiting_for)
                     raise ClusterError(
                         FailureReason.DEADLINE_EXCEEDED, message or f"Not ready: {waiting}.", permanent=True
