@@ -315,8 +315,11 @@ def check_database_url(value: str) -> str:
 
 def check_database_tls(value: str, info: ValidationInfo) -> str:
     """Refuse clear text towards a distant database where customers are real. The error does not quote the address."""
-    if not is_deployed(info):
-        return value
+    return require_database_tls(value) if is_deployed(info) else value
+
+
+def require_database_tls(value: str) -> str:
+    """Refuse clear text towards a database on another machine. The error does not quote the address."""
     libpq = conninfo_to_dict(value.replace("+psycopg", "", 1))
     hosts = str(libpq.get("hostaddr") or libpq.get("host") or "").split(",")
     distant = [host for host in hosts if host and not host.startswith(("/", "@")) and not is_loopback(host)]

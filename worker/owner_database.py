@@ -7,7 +7,7 @@ import os
 
 import psycopg
 
-from api.environment import check_database_url, read_variable
+from api.environment import DEPLOYED_ENVIRONMENTS, check_database_url, read_variable, require_database_tls
 from api.startup_errors import CannotStart
 from db.schema_version import SchemaNewer, require_current_schema
 
@@ -18,14 +18,16 @@ def read_owner_database_url() -> str:
     """Return the address in SQLAlchemy's form, of the variable or of the file that ``…_FILE`` names.
 
     Raises:
-        CannotStart: It is missing or malformed.
+        CannotStart: It is missing or malformed, or is another machine's without TLS where customers are real.
         ConfigurationError: The file cannot be read.
     """
     url = read_variable(SETTING, os.environ)
     if not url:
         raise CannotStart(f"{SETTING} is not set: this command runs as the owner of the schema.")
     try:
-        return check_database_url(url)
+        url = check_database_url(url)
+        is_deployed = os.environ.get("BERTH_ENVIRONMENT", "production") in DEPLOYED_ENVIRONMENTS
+        return require_database_tls(url) if is_deployed else url
     except ValueError as error:
         raise CannotStart(f"{SETTING} {error}.") from None
 

@@ -37,12 +37,16 @@ def seed_users_from_environment(environ: Mapping[str, str]) -> list[SeedUser]:
     """Those that ``BERTH_ADMIN_*`` and ``BERTH_CUSTOMER_*`` (``EMAIL`` and ``PASSWORD``, or ``…_FILE``) name.
 
     Raises:
-        ConfigurationError: A file cannot be read; no address, or a password that a registration would refuse.
+        ConfigurationError: A file cannot be read; one of the two is missing; no address, or a password that a
+            registration would refuse.
     """
     users, faults = [], []
     for prefix, role, name in SEED_USERS:
         email, password = (read_variable(f"{prefix}_{field}", environ) for field in ("EMAIL", "PASSWORD"))
+        if not email and not password:
+            continue
         if not email or not password:
+            faults.append(f"{prefix}_{'PASSWORD' if email else 'EMAIL'} is not set, but the other of the two is.")
             continue
         try:
             email = _EMAIL.validate_python(email)

@@ -21,14 +21,18 @@ CUSTOMER = SeedUser(email="customer@berth.example", password="second password", 
 
 
 def test_seed_users_come_from_the_environment() -> None:
-    environ = {
-        "BERTH_ADMIN_EMAIL": "a@b.example",
-        "BERTH_ADMIN_PASSWORD": "password",
-        "BERTH_CUSTOMER_EMAIL": "c@b.example",
-    }
+    environ = {"BERTH_ADMIN_EMAIL": "a@b.example", "BERTH_ADMIN_PASSWORD": "password"}
     assert [(account.email, account.role) for account in seed_users_from_environment(environ)] == [
         ("a@b.example", "ADMINISTRATOR")
     ]
+
+
+@pytest.mark.parametrize(("name", "missing"), [("EMAIL", "PASSWORD"), ("PASSWORD", "EMAIL")])
+def test_half_a_seed_user_is_refused(name: str, missing: str) -> None:
+    """A typing error in one name left an installation without an administrator, and without a word."""
+    with pytest.raises(ConfigurationError) as refused:
+        seed_users_from_environment({f"BERTH_ADMIN_{name}": "a@b.example"})
+    assert refused.value.faults == [f"BERTH_ADMIN_{missing} is not set, but the other of the two is."]
 
 
 def test_a_seed_user_signs_in_as_a_registered_one_would() -> None:
