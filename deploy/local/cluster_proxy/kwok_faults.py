@@ -122,7 +122,8 @@ class KwokPodFaults:
             method,
             self._upstream.url + path,
             data=None if body is None else json.dumps(body),
-            headers={**self._upstream.headers, "Content-Type": kind},
+            # The API server compresses what is longer than 128 KiB, and the session hands on what it receives.
+            headers={**self._upstream.headers, "Content-Type": kind, "Accept-Encoding": "identity"},
             ssl=self._upstream.tls or False,
         ) as response:
             # A path whose kind is not served yet answers 404 in plain text.

@@ -121,6 +121,17 @@ def test_a_count_limits_how_many_pods_a_fault_affects(sandbox: ClusterFixture, f
     assert len(_waiting(sandbox) & {"ErrImagePull", "ImagePullBackOff"}) == 1
 
 
+def test_faults_are_counted_among_so_many_pods_that_their_list_is_compressed(
+    sandbox: ClusterFixture, fault: Any
+) -> None:
+    """The API server compresses a list of more than 128 KiB."""
+    fault("image_pull", count=1)
+    large = deployment("web", 3)
+    large["spec"]["template"]["metadata"]["annotations"] = {"example.com/padding": "x" * 70_000}
+    sandbox.apply("deployments", large, api=APPS)
+    sandbox.eventually(lambda: sum(state["ready"] for state in _states(sandbox)) == 2, "two of three are ready")
+
+
 def test_a_fault_ends_by_itself(sandbox: ClusterFixture, fault: Any) -> None:
     fault("image_pull", seconds=1)
     sandbox.apply("deployments", deployment("web"), api=APPS)
