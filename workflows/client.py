@@ -302,12 +302,14 @@ class WorkflowClient:
             )
         )
         try:
-            # Acceptance and result share one limit.
-            remaining = timedelta(seconds=max(deadline - time.monotonic(), 0.05))
-            view: SubscriptionResult = await update.result(rpc_timeout=remaining)
+            # Acceptance and result share one limit. The SDK polls again, with the same limit, when the server has ended
+            # a poll without a result.
+            remaining = max(deadline - time.monotonic(), 0.05)
+            async with asyncio.timeout(remaining):
+                view: SubscriptionResult = await update.result(rpc_timeout=timedelta(seconds=remaining))
         except WorkflowUpdateFailedError as error:
             raise to_rule_violation(error) from error
-        except (WorkflowUpdateRPCTimeoutOrCancelledError, RPCError):
+        except (WorkflowUpdateRPCTimeoutOrCancelledError, RPCError, TimeoutError):
             # It was accepted, so it will be executed; only its result is missing.
             return UpdateResult(workflow_id=workflow_id, result=None)
         return UpdateResult(workflow_id=workflow_id, result=view)

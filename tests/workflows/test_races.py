@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 from temporalio.api.enums.v1 import EventType
+from temporalio.api.workflowservice.v1 import PollWorkflowExecutionUpdateResponse
 from temporalio.client import WorkflowHandle, WorkflowUpdateFailedError, WorkflowUpdateStage
+from temporalio.service import RPCError, RPCStatusCode
 
 from tests.support.subscription_fixture import CancelAt, SubscriptionFixture
 from tests.support.wait import wait_until
+from workflows.client import RESULT_TIMEOUT
 from workflows.ports.subscription import CustomerOperation, FundsArrived, StartOperation
 from workflows.rules.dunning import FundsKind
 from workflows.rules.errors import RuleViolation
@@ -307,6 +310,35 @@ async def test_a_cancellation_that_was_answered_before_the_first_period_began_is
         return bool(row["cancel_at_period_end"]) is (at is CancelAt.PERIOD_END) and row["status"] == status
 
     await wait_until(is_cancelled_or_will_be, timeout=20)
+
+
+async def test_a_command_is_answered_in_time_when_the_server_ends_the_poll_for_its_result(
+    subscriptions: SubscriptionFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = subscriptions.temporal.client.workflow_service
+    poll = service.poll_workflow_execution_update
+    polls = 0
+
+    async def poll_briefly(request: Any, **options: Any) -> Any:
+        nonlocal polls
+        polls += 1
+        try:
+            return await poll(request, **{**options, "timeout": timedelta(seconds=0.5)})
+        except RPCError as error:
+            if error.status not in (RPCStatusCode.CANCELLED, RPCStatusCode.DEADLINE_EXCEEDED):
+                raise
+            return PollWorkflowExecutionUpdateResponse()
+
+    monkeypatch.setattr(service, "poll_workflow_execution_update", poll_briefly)
+    await subscriptions.top_up(500)
+    subscription = await subscriptions.create_active_subscription("starter")
+    async with subscriptions.owner.begin() as session:
+        await session.execute(text("SELECT 1 FROM subscriptions WHERE id = :id FOR UPDATE"), {"id": subscription})
+        async with asyncio.timeout(3 * RESULT_TIMEOUT.total_seconds()):
+            assert await subscriptions.cancel(subscription) is None
+    # Each poll lasts half a second; the SDK would go on for ever.
+    assert polls <= 2 * RESULT_TIMEOUT.total_seconds() + 1
+    await subscriptions.wait_for_status(subscription, "cancelled")
 
 
 async def _is_scheduled(subscriptions: SubscriptionFixture, subscription: str, activity: str) -> bool:
