@@ -21,7 +21,7 @@ STACK := deploy.local.supervisor
 TESTS ?=
 # More than the cores of a small machine: tests wait more than they compute.
 WORKERS ?= 4
-# Bytecode is kept even where the environment says otherwise: each worker and each process of a test would compile anew.
+# Python writes its bytecode cache also where the environment disables it; otherwise each process compiles every module.
 PYTEST = exec env PYTHONDONTWRITEBYTECODE= "$(PYTHON)" -m pytest -n $(WORKERS) --dist loadgroup -m "not bench"
 # Tracing costs half as much time again. Coverage is required only of a run of every test.
 COVERAGE ?=

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
-from sqlalchemy import text
 
-from activities.recovery import PostgresRecoveryActivities
 from db.queries import workflow_recovery
-from tests.support import billing_commands
 from tests.support.billing_commands import (
     DAY,
     TEN_DAYS_AFTER_ORDER,
     change_status_command,
     collect_command,
     create_past_due_subscriptions,
-    payment_failure_command,
     plan_change_command,
     start_first_period_with_card,
     top_up,
@@ -26,54 +21,28 @@ from tests.support.billing_commands import (
 )
 from tests.support.billing_fixture import (
     ORDERED_AT,
-    ORGANIZATION,
     BillingFixture,
     insert_card_payment,
     insert_payment_method,
 )
+from tests.support.recovery_rows import insert_payment, recovery_activities
 from workflows.ports.billing import ApplyCardPayment
 from workflows.ports.recovery import LoadRecovery, Recovery, ResumeCollection
 from workflows.ports.subscription import AbortOrder
-from workflows.rules.funding import GatewayTerms
 from workflows.rules.money import Money
 from workflows.rules.order_payments import pays_unfinished_order
 from workflows.rules.renewal import PeriodKind, PeriodOutcome
 from workflows.rules.subscription import SubscriptionStatus
 
 
-def _recovery(billing: BillingFixture) -> PostgresRecoveryActivities:
-    return PostgresRecoveryActivities(billing.sessions, {"stripe": GatewayTerms(name="stripe")})
-
-
 async def _hold_statuses(billing: BillingFixture) -> list[str]:
     return [row["status"] for row in await billing.query("SELECT status FROM holds ORDER BY id")]
-
-
-async def _insert_payment(billing: BillingFixture, subscription_id: str, amount: int, **columns: Any) -> None:
-    """Insert the row of a card payment, without its ledger transaction."""
-    values = {
-        "id": "pay_1",
-        "organization_id": ORGANIZATION,
-        "subscription_id": subscription_id,
-        "purpose": "invoice",
-        "gateway": "stripe",
-        "amount_minor": amount,
-        "currency": "USD",
-        "idempotency_key": "pay_1:1",
-        "workflow_id": "payment/pay_1",
-        "created_at": ORDERED_AT,
-        "updated_at": ORDERED_AT,
-        **columns,
-    }
-    places = ", ".join(f":{name}" for name in values)
-    async with billing.sessions.begin() as session:
-        await session.execute(text(f"INSERT INTO payments ({', '.join(values)}) VALUES ({places})"), values)
 
 
 async def test_a_subscription_at_rest_leaves_nothing_to_settle(billing: BillingFixture) -> None:
     await top_up(billing, 500)
     ordered = await billing.create_active_subscription()
-    recovery = _recovery(billing)
+    recovery = recovery_activities(billing)
     assert await recovery.load(LoadRecovery(subscription_id=ordered.id)) == Recovery()
     outcome = await billing.assert_idempotent(
         recovery.resume_collection, ResumeCollection(subscription_id=ordered.id, now=TEN_DAYS_AFTER_ORDER)
@@ -88,7 +57,8 @@ async def test_a_renewal_that_waited_for_its_card_is_charged_the_same_amount(bil
     opened = await billing.billing_activities.start_period(billing.start_period_command(ordered))
     assert opened.card_charge is not None
     outcome = await billing.assert_idempotent(
-        _recovery(billing).resume_collection, ResumeCollection(subscription_id=ordered.id, now=ordered.period.end)
+        recovery_activities(billing).resume_collection,
+        ResumeCollection(subscription_id=ordered.id, now=ordered.period.end),
     )
     assert (outcome.result, outcome.invoice_id) == (PeriodOutcome.OPEN, opened.invoice_id)
     assert outcome.card_charge == opened.card_charge
@@ -104,7 +74,8 @@ async def test_a_resumption_that_was_not_paid_returns_its_hold(billing: BillingF
     drafted = await billing.billing_activities.start_period(resumption)
     assert drafted.result is PeriodOutcome.DRAFT
     outcome = await billing.assert_idempotent(
-        _recovery(billing).resume_collection, ResumeCollection(subscription_id=ordered.id, now=TEN_DAYS_AFTER_ORDER)
+        recovery_activities(billing).resume_collection,
+        ResumeCollection(subscription_id=ordered.id, now=TEN_DAYS_AFTER_ORDER),
     )
     assert (outcome.card_charge, outcome.state.status) == (None, SubscriptionStatus.PAUSED)
     assert [row["status"] for row in await billing.invoices(ordered.id)] == ["paid", "void"]
@@ -119,7 +90,8 @@ async def test_the_end_of_a_trial_keeps_its_draft_and_hold_for_the_schedule(bill
     drafted = await billing.billing_activities.start_period(command)
     assert drafted.result is PeriodOutcome.DRAFT
     outcome = await billing.assert_idempotent(
-        _recovery(billing).resume_collection, ResumeCollection(subscription_id=ordered.id, now=ordered.period.end)
+        recovery_activities(billing).resume_collection,
+        ResumeCollection(subscription_id=ordered.id, now=ordered.period.end),
     )
     assert outcome.card_charge is None
     assert await billing.billing_activities.start_period(command) == drafted
@@ -135,7 +107,7 @@ async def test_a_hold_beside_a_debt_is_released_and_the_schedule_collects_again(
     assert collected.card_charge is not None
     assert await billing.balance("held") == 100
     outcome = await billing.assert_idempotent(
-        _recovery(billing).resume_collection, ResumeCollection(subscription_id=ordered.id, now=collect.now)
+        recovery_activities(billing).resume_collection, ResumeCollection(subscription_id=ordered.id, now=collect.now)
     )
     assert (outcome.card_charge, outcome.state.status) == (None, SubscriptionStatus.PAST_DUE)
     assert await billing.balance("held") == 0
@@ -150,7 +122,8 @@ async def test_a_plan_change_that_was_not_paid_is_dropped(billing: BillingFixtur
     changed = await billing.billing_activities.change_plan(plan_change_command(ordered, "pro"))
     assert changed.card is not None
     await billing.assert_idempotent(
-        _recovery(billing).resume_collection, ResumeCollection(subscription_id=ordered.id, now=TEN_DAYS_AFTER_ORDER)
+        recovery_activities(billing).resume_collection,
+        ResumeCollection(subscription_id=ordered.id, now=TEN_DAYS_AFTER_ORDER),
     )
     assert [row["status"] for row in await billing.invoices(ordered.id)] == ["paid", "void"]
     assert (await billing.balance(), await _hold_statuses(billing)) == (100, ["captured", "released"])
@@ -172,7 +145,8 @@ async def test_a_card_that_paid_for_a_plan_change_that_was_lost_is_credited(bill
     assert (outcome.state.plan_id, outcome.state.period_end) == ("pln_starter", ordered.period.end)
     assert await billing.balance() == changed.card.amount.amount_minor
     await billing.assert_idempotent(
-        _recovery(billing).resume_collection, ResumeCollection(subscription_id=ordered.id, now=TEN_DAYS_AFTER_ORDER)
+        recovery_activities(billing).resume_collection,
+        ResumeCollection(subscription_id=ordered.id, now=TEN_DAYS_AFTER_ORDER),
     )
     assert [row["status"] for row in await billing.invoices(ordered.id)] == ["paid", "void"]
 
@@ -184,7 +158,7 @@ async def test_a_payment_that_succeeded_and_was_not_applied_is_found_with_its_in
     await insert_payment_method(billing.sessions)
     opened = await billing.billing_activities.start_period(billing.start_period_command(ordered))
     await insert_card_payment(billing.sessions, "pay_1", ordered.id, usd(500))
-    recovery = _recovery(billing)
+    recovery = recovery_activities(billing)
     (unsettled,) = (await recovery.load(LoadRecovery(subscription_id=ordered.id))).payments
     assert (unsettled.payment.payment_id, unsettled.invoice_id) == ("pay_1", opened.invoice_id)
     command = ApplyCardPayment(
@@ -205,7 +179,7 @@ async def test_a_debt_remembers_its_attempts_and_whether_its_card_was_declined_f
     collect = collect_command(ordered, opened)
     await billing.billing_activities.collect_invoice(collect)
     declined = await insert_payment_method(billing.sessions)
-    await _insert_payment(
+    await insert_payment(
         billing,
         ordered.id,
         500,
@@ -217,7 +191,7 @@ async def test_a_debt_remembers_its_attempts_and_whether_its_card_was_declined_f
     if not charged_first:
         await billing.execute("UPDATE payment_methods SET is_default = false")
         await insert_payment_method(billing.sessions)
-    loaded = await _recovery(billing).load(LoadRecovery(subscription_id=ordered.id))
+    loaded = await recovery_activities(billing).load(LoadRecovery(subscription_id=ordered.id))
     assert (loaded.failed_attempts, loaded.last_attempt_at) == (2, collect.now)
     assert loaded.hard_declined is hard_declined
 
@@ -234,7 +208,7 @@ async def test_the_instance_is_as_its_row_says(billing: BillingFixture, status: 
     await top_up(billing, 500)
     ordered = await billing.create_active_subscription()
     await billing.execute(f"UPDATE instances SET status = '{status}'")
-    recovery = _recovery(billing)
+    recovery = recovery_activities(billing)
     assert await recovery.load(LoadRecovery(subscription_id=ordered.id)) == expected
     await billing.execute("UPDATE instances SET storage_gib = 6")
     loaded = await recovery.load(LoadRecovery(subscription_id=ordered.id))
@@ -252,7 +226,7 @@ async def test_the_end_of_a_trial_whose_payment_a_webhook_completed_charges_no_c
     # A webhook has completed the payment while nothing awaited it: it is wallet credit.
     amount = drafted.card_charge.amount.amount_minor
     await top_up(billing, amount)
-    await _insert_payment(
+    await insert_payment(
         billing,
         ordered.id,
         amount,
@@ -262,7 +236,7 @@ async def test_the_end_of_a_trial_whose_payment_a_webhook_completed_charges_no_c
         credited_to_wallet=True,
     )
     resume = ResumeCollection(subscription_id=ordered.id, now=ordered.period.end)
-    assert (await _recovery(billing).resume_collection(resume)).card_charge is None
+    assert (await recovery_activities(billing).resume_collection(resume)).card_charge is None
     paid = await billing.billing_activities.start_period(command)
     assert (paid.result, paid.card_charge, paid.state.status) == (PeriodOutcome.PAID, None, SubscriptionStatus.ACTIVE)
     assert (await billing.balance(), await billing.balance("held")) == (0, 0)
@@ -276,7 +250,7 @@ async def test_credit_that_arrived_while_the_workflow_was_lost_is_left_to_the_ol
     older, younger = await create_past_due_subscriptions(billing, "starter", "starter")
     await top_up(billing, 500)
     for ordered, status in ((younger, SubscriptionStatus.PAST_DUE), (older, SubscriptionStatus.ACTIVE)):
-        outcome = await _recovery(billing).resume_collection(
+        outcome = await recovery_activities(billing).resume_collection(
             ResumeCollection(subscription_id=ordered.id, now=ordered.period.end + 2 * DAY)
         )
         assert outcome.state.status is status
@@ -294,7 +268,7 @@ async def test_a_debt_is_paid_by_credit_that_arrived_while_the_workflow_was_lost
         await top_up(billing, held)
         assert (await billing.billing_activities.collect_invoice(collect_command(ordered, opened))).card_charge
     await top_up(billing, 500 - held)
-    outcome = await _recovery(billing).resume_collection(
+    outcome = await recovery_activities(billing).resume_collection(
         ResumeCollection(subscription_id=ordered.id, now=ordered.period.end + DAY)
     )
     assert (outcome.card_charge, outcome.state.status) == (None, SubscriptionStatus.ACTIVE)
@@ -314,7 +288,7 @@ async def test_an_order_needs_its_authorization_until_its_first_invoice_is_paid(
     else:
         await insert_payment_method(billing.sessions)
         ordered, _ = await start_first_period_with_card(billing)
-    await _insert_payment(billing, ordered.id, 500, purpose="order", status="authorized")
+    await insert_payment(billing, ordered.id, 500, purpose="order", status="authorized")
     async with billing.sessions() as session:
         facts = await workflow_recovery.get_purpose_facts(session, "pay_1")
         ((payment, listed),) = await workflow_recovery.list_in_flight_payments(
@@ -330,7 +304,7 @@ async def test_an_order_is_not_judged_by_an_invoice_of_a_later_period(billing: B
     end = billing.start_period_command(ordered, kind=PeriodKind.TRIAL_END)
     assert (await billing.billing_activities.start_period(end)).paid
     assert [row["billing_reason"] for row in await billing.invoices(ordered.id)] == ["trial_end"]
-    await _insert_payment(billing, ordered.id, 500, purpose="order", status="authorized")
+    await insert_payment(billing, ordered.id, 500, purpose="order", status="authorized")
     async with billing.sessions() as session:
         facts = await workflow_recovery.get_purpose_facts(session, "pay_1")
     assert facts.first_invoice_status is None
@@ -340,10 +314,10 @@ async def test_a_top_up_tries_no_payment_method_for_the_open_invoice(billing: Bi
     ordered, _ = await billing.create_past_due_subscription()
     await insert_payment_method(billing.sessions)
     await billing.execute("UPDATE payment_methods SET offered_at = now() - interval '1 hour'")
-    await _insert_payment(
+    await insert_payment(
         billing, ordered.id, 500, purpose="top_up", status="failed", gateway_requested_at=datetime.now(UTC)
     )
-    loaded = await _recovery(billing).load(LoadRecovery(subscription_id=ordered.id))
+    loaded = await recovery_activities(billing).load(LoadRecovery(subscription_id=ordered.id))
     assert loaded.has_untried_payment_method
 
 
@@ -354,7 +328,7 @@ async def test_an_order_that_ends_credits_nothing_that_was_not_captured(billing:
     ordered = billing.create_command("starter")
     await billing.subscription_activities.record_order(ordered)
     subscription_id = ordered.order.subscription_id
-    await _insert_payment(billing, subscription_id, 500, purpose="order", status=status)
+    await insert_payment(billing, subscription_id, 500, purpose="order", status=status)
     await _abort_order(billing, subscription_id)
     assert (await billing.balance(), await billing.balance("held")) == (0, 0)
     await billing.assert_ledger_balanced()
@@ -384,108 +358,3 @@ async def _abort_order(billing: BillingFixture, subscription_id: str) -> None:
             now=ORDERED_AT,
         )
     )
-
-
-@pytest.mark.parametrize("is_offered", [True, False])
-@pytest.mark.parametrize("is_tried", [True, False])
-async def test_a_payment_method_is_untried_until_a_payment_follows_its_offer(
-    billing: BillingFixture, is_offered: bool, is_tried: bool
-) -> None:
-    ordered, _ = await billing.create_past_due_subscription()
-    method = await insert_payment_method(billing.sessions)
-    if is_offered:
-        await billing.execute("UPDATE payment_methods SET offered_at = now() - interval '1 hour'")
-    gateway_requested_at = datetime.now(UTC) - (timedelta() if is_tried else 2 * timedelta(hours=1))
-    await _insert_payment(
-        billing, ordered.id, 500, status="failed", payment_method_id=method, gateway_requested_at=gateway_requested_at
-    )
-    loaded = await _recovery(billing).load(LoadRecovery(subscription_id=ordered.id))
-    assert loaded.has_untried_payment_method is (is_offered and not is_tried)
-    await billing.execute("UPDATE payment_methods SET is_default = false, detached_at = now()")
-    loaded = await _recovery(billing).load(LoadRecovery(subscription_id=ordered.id))
-    assert not loaded.has_untried_payment_method
-
-
-@pytest.mark.parametrize("later", [0, 200])
-async def test_credit_for_the_invoice_of_an_order_is_untried_only_if_it_came_after_the_last_charge(
-    billing: BillingFixture, later: int
-) -> None:
-    await insert_payment_method(billing.sessions)
-    ordered, opened = await start_first_period_with_card(billing)
-    declined = payment_failure_command(ordered, opened)
-    await billing.billing_activities.record_payment_failure(declined)
-    await top_up(billing, 100)
-    collected = await billing.billing_activities.collect_invoice(collect_command(ordered, opened))
-    assert collected.card_charge is not None
-    assert collected.card_charge.amount == usd(400)
-    await billing.billing_activities.record_payment_failure(replace(declined, payment_id="pay_2"))
-    if later:
-        await top_up(billing, later)
-    loaded = await _recovery(billing).load(LoadRecovery(subscription_id=ordered.id))
-    assert loaded.has_untried_credit is bool(later)
-
-
-@pytest.mark.parametrize(("credit", "is_untried"), [(500, False), (700, True)])
-async def test_credit_that_pays_an_older_debt_is_no_untried_credit_of_a_younger_one(
-    billing: BillingFixture, credit: int, is_untried: bool
-) -> None:
-    older, younger = await create_past_due_subscriptions(billing, "starter", "pro")
-    await insert_payment_method(billing.sessions)
-    charged = await billing_commands.collect(billing, younger)
-    await billing.billing_activities.record_payment_failure(payment_failure_command(younger, charged))
-    await top_up(billing, credit)
-    loaded = await _recovery(billing).load(LoadRecovery(subscription_id=younger.id))
-    assert loaded.has_untried_credit is is_untried
-    # The older one is paid by it without a card.
-    assert not (await _recovery(billing).load(LoadRecovery(subscription_id=older.id))).has_untried_credit
-
-
-async def test_credit_is_not_tried_beside_a_card_that_was_declined_for_good(billing: BillingFixture) -> None:
-    card = await insert_payment_method(billing.sessions)
-    ordered, opened = await start_first_period_with_card(billing)
-    columns = {"purpose": "order", "status": "failed", "decline_code": "stolen_card", "payment_method_id": card}
-    await _insert_payment(billing, ordered.id, 500, **columns)
-    await billing.billing_activities.record_payment_failure(payment_failure_command(ordered, opened))
-    await top_up(billing, 100)
-    loaded = await _recovery(billing).load(LoadRecovery(subscription_id=ordered.id))
-    assert (loaded.hard_declined, loaded.has_untried_credit) == (True, False)
-
-
-async def test_credit_that_the_last_attempt_held_is_not_new(billing: BillingFixture) -> None:
-    ordered, _ = await billing.create_past_due_subscription()
-    await insert_payment_method(billing.sessions)
-    first = await billing_commands.collect(billing, ordered)
-    await billing.billing_activities.record_payment_failure(payment_failure_command(ordered, first))
-    await top_up(billing, 100)
-    next_day = replace(collect_command(ordered, first), now=ordered.period.end + 6 * DAY)
-    last = await billing.billing_activities.collect_invoice(next_day)
-    assert [attempt.card_charge.amount for attempt in (first, last) if attempt.card_charge] == [usd(500), usd(400)]
-
-    async def has_untried_credit() -> bool:
-        return (await _recovery(billing).load(LoadRecovery(subscription_id=ordered.id))).has_untried_credit
-
-    # While its payment is not recorded its hold is open, and more credit counts beside it.
-    assert not await has_untried_credit()
-    await top_up(billing, 50)
-    assert await has_untried_credit()
-    declined = replace(payment_failure_command(ordered, last), payment_id="pay_2")
-    await billing.billing_activities.record_payment_failure(declined)
-    assert await has_untried_credit()
-
-
-@pytest.mark.scenario("B42")
-async def test_the_invoice_of_an_order_remembers_that_its_card_was_declined_for_good(billing: BillingFixture) -> None:
-    card = await insert_payment_method(billing.sessions)
-    ordered, opened = await start_first_period_with_card(billing)
-    await _insert_payment(
-        billing,
-        ordered.id,
-        500,
-        purpose="order",
-        status="failed",
-        decline_code="stolen_card",
-        payment_method_id=card,
-    )
-    await billing.billing_activities.record_payment_failure(payment_failure_command(ordered, opened))
-    loaded = await _recovery(billing).load(LoadRecovery(subscription_id=ordered.id))
-    assert (loaded.hard_declined, loaded.hard_declined_payment_method_ids) == (True, [card])
