@@ -220,7 +220,7 @@ class PostgresSubscriptionActivities(SubscriptionActivities):
                         reason=command.reason,
                         period_end=subscription.period_end,
                         cancel_at_period_end=True,
-                        withdrawn_plan_name=await _cancel_scheduled_change(session, changes, subscription, command),
+                        withdrawn_plan_name=await _cancel_scheduled_change(session, changes, subscription),
                     )
                     changes.enqueue_notification(NotificationKind.SUBSCRIPTION_CANCELLED, context)
                 else:
@@ -374,10 +374,10 @@ def _cancellation_message(subscription: LockedSubscription) -> str:
 
 
 async def _cancel_scheduled_change(
-    session: AsyncSession, changes: ChangeSet, subscription: LockedSubscription, command: SetCancelAtPeriodEnd
+    session: AsyncSession, changes: ChangeSet, subscription: LockedSubscription
 ) -> str | None:
     """Record that the scheduled plan change does not happen. Return the name of its plan; None if none is dropped."""
-    if subscription.pending_plan_id is None or command.pending_plan_id is not None:
+    if subscription.pending_plan_id is None:
         return None
     changes.record_change(
         "pending_plan", subscription.pending_plan_id, None, "withdrawn by the cancellation at the end of the period"

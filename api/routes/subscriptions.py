@@ -86,7 +86,8 @@ async def create_subscription(
         return _PlannedOrder(command=_create_command(once, caller, plan, body), plan=plan)
 
     async def send(order: _PlannedOrder) -> JsonResponse | UpdateResult[SubscriptionResult]:
-        if order.plan.trial_days:
+        # A retry under the key is the same order.
+        if order.plan.trial_days and not once.is_retry:
             await once.ctx.rate_limits.consume(ratelimit.TRIAL_ORDERS, caller.organization_id)
         accepted = await workflows.create_subscription(order.command)
         if accepted.result is None or accepted.result.order is None:
