@@ -55,7 +55,6 @@ async def test_cancel_now_stops_the_instance_keeps_the_data_and_ends_after_reten
     assert len(await subscriptions.invoices(subscription)) == 1
 
 
-@pytest.mark.scenario("B43")
 async def test_a_paused_subscription_that_is_cancelled_at_the_end_of_its_period_keeps_what_is_paid(
     subscriptions: SubscriptionFixture,
 ) -> None:
@@ -72,7 +71,7 @@ async def test_a_paused_subscription_that_is_cancelled_at_the_end_of_its_period_
     assert (row["status"], row["cancel_at_period_end"]) == ("cancelled", False)
 
 
-@pytest.mark.scenario("B43")
+@pytest.mark.scenario("B49")
 @pytest.mark.parametrize("pays", ["wallet", "card"])
 async def test_the_resumption_of_a_paused_subscription_withdraws_its_cancellation(
     subscriptions: SubscriptionFixture, pays: str
@@ -92,7 +91,6 @@ async def test_the_resumption_of_a_paused_subscription_withdraws_its_cancellatio
     assert timeline.count("subscription.cancellation_withdrawn") == 1
 
 
-@pytest.mark.scenario("B43")
 async def test_a_pause_beyond_the_paid_period_is_cancelled_at_once(subscriptions: SubscriptionFixture) -> None:
     await subscriptions.top_up(5000)
     subscription = await subscriptions.create_active_subscription("starter")
