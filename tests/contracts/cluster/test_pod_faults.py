@@ -133,7 +133,7 @@ def test_faults_are_counted_among_so_many_pods_that_their_list_is_compressed(
 
 
 def test_a_fault_ends_by_itself(sandbox: ClusterFixture, fault: Any) -> None:
-    fault("image_pull", seconds=1)
+    fault("image_pull", seconds=8)
     sandbox.apply("deployments", deployment("web"), api=APPS)
     sandbox.eventually(lambda: "ErrImagePull" in _waiting(sandbox), "ErrImagePull")
     sandbox.ready("web")
