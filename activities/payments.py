@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 
+from sqlalchemy.ext.asyncio import AsyncSession
 from temporalio import activity
 
 from activities import gateway_results
@@ -28,7 +29,7 @@ from workflows.ports.payments import (
     Purpose,
 )
 from workflows.rules.errors import ErrorCode, RuleViolation
-from workflows.rules.order_payments import is_capture_expected, pays_unfinished_order
+from workflows.rules.order_payments import is_capture_expected, may_void
 from workflows.rules.payment import PAID_STATUSES, UNPAID_FINAL_STATUSES, GatewayPayment, PaymentStatus
 
 FINAL_STATUSES = PAID_STATUSES | UNPAID_FINAL_STATUSES
@@ -65,10 +66,7 @@ class GatewayPaymentActivities(PaymentActivities):
             progress = await gateway_results.payment_progress(session, payment)
             is_key_retained = await payments.is_idempotency_key_retained(session, payment)
             customer = await payments.get_gateway_customer(session, payment.organization_id, payment.gateway)
-            # An order that waits for the capture has not abandoned its payment, even if another run follows it.
-            is_abandoned = command.is_abandoned
-            if is_abandoned:
-                is_abandoned = not is_capture_expected(await workflow_recovery.get_purpose_facts(session, payment.id))
+            is_abandoned = await _is_abandoned(session, payment, is_reported=command.is_abandoned)
         if payment.status in FINAL_STATUSES:
             return progress
         gateway = self._gateways[payment.gateway]
@@ -102,9 +100,7 @@ class GatewayPaymentActivities(PaymentActivities):
                 redirect_url=payment.redirect_url,
             )
             source = EventSource(gateway=event.gateway, event_id=event.event_id)
-            is_abandoned = command.is_abandoned
-            if is_abandoned and not command.is_awaited:
-                is_abandoned = not is_capture_expected(await workflow_recovery.get_purpose_facts(session, payment.id))
+            is_abandoned = await _is_abandoned(session, payment, is_reported=command.is_abandoned)
             return await gateway_results.apply_gateway_payment(
                 session, payment, gateway_payment, source=source, is_abandoned=is_abandoned, now=command.now
             )
@@ -126,7 +122,10 @@ class GatewayPaymentActivities(PaymentActivities):
     @activity.defn(name="payments.cancel")
     async def cancel(self, command: CancelPayment) -> PaymentProgress:
         payment, progress = await self._lock_payment(command.payment_id)
-        if payment.status in PAID_STATUSES or not (command.is_awaited or await self._may_void(payment)):
+        async with self._sessions() as session:
+            facts = await workflow_recovery.get_purpose_facts(session, payment.id)
+        status = PaymentStatus(payment.status)
+        if status in PAID_STATUSES or not may_void(status, facts, is_awaited=command.is_awaited):
             return progress
         reference = payment.gateway_reference
         if reference is None:
@@ -210,13 +209,6 @@ class GatewayPaymentActivities(PaymentActivities):
                 raise non_retryable_error(ErrorCode.NOT_FOUND, "Payment not found.")
             return payment, await gateway_results.payment_progress(session, payment)
 
-    async def _may_void(self, payment: Payment) -> bool:
-        """Return whether a run that no workflow awaits may void the payment: no order counts on its authorization."""
-        if payment.status != PaymentStatus.AUTHORIZED:
-            return True
-        async with self._sessions() as session:
-            return not pays_unfinished_order(await workflow_recovery.get_purpose_facts(session, payment.id))
-
     async def _apply(
         self, payment: Payment, gateway_payment: GatewayPayment, *, is_abandoned: bool, now: datetime
     ) -> PaymentProgress:
@@ -237,6 +229,11 @@ class GatewayPaymentActivities(PaymentActivities):
             return await gateway_results.close_payment(
                 session, locked, status=status, decline_code=decline_code, now=now
             )
+
+
+async def _is_abandoned(session: AsyncSession, payment: Payment, *, is_reported: bool) -> bool:
+    """Return whether a payment is abandoned that its workflow reports as such."""
+    return is_reported and not is_capture_expected(await workflow_recovery.get_purpose_facts(session, payment.id))
 
 
 async def get_or_create_gateway_customer(

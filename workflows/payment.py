@@ -183,7 +183,6 @@ class Payment:
             event=event,
             is_abandoned=self._is_abandoned,
             now=self._business_time(),
-            is_awaited=self._is_awaited,
         )
         try:
             progress = await workflow.execute_activity_method(

@@ -194,7 +194,12 @@ class ChargePayment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PollPayment:
-    """``is_abandoned``: no workflow waits for the payment: it must not be charged, and late money becomes credit."""
+    """Ask the gateway where the payment stands.
+
+    Attributes:
+        is_abandoned: No workflow waits for the payment: it must not be charged, and late money becomes wallet credit,
+            unless the first invoice of an order expects it.
+    """
 
     input: PaymentInput
     is_abandoned: bool
@@ -203,18 +208,12 @@ class PollPayment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApplyGatewayEvent:
-    """Apply the status that a webhook reports.
-
-    Attributes:
-        is_awaited: False for a run that no workflow awaits: money that the first invoice of an order waits for does not
-            become wallet credit.
-    """
+    """Apply the status that a webhook reports. ``is_abandoned`` as in ``PollPayment``."""
 
     payment_id: str
     event: GatewayEvent
     is_abandoned: bool
     now: datetime
-    is_awaited: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from workflows.rules.invoice import InvoiceStatus
+from workflows.rules.payment import PaymentStatus
 from workflows.rules.subscription import PRE_READY_STATUSES, SubscriptionStatus
 
 
@@ -26,6 +27,9 @@ class PaymentPurposeFacts:
 def is_capture_expected(facts: PaymentPurposeFacts) -> bool:
     """Return whether the order's instance is ready and its first invoice waits for the money that was authorized.
 
+    Such a payment is not abandoned, even if the run that follows it was started by a webhook: its money pays the
+    invoice and does not become wallet credit.
+
     A subscription that has become past due has recorded that the payment did not succeed.
     """
     return (
@@ -42,3 +46,12 @@ def pays_unfinished_order(facts: PaymentPurposeFacts) -> bool:
     the authorization that the order is fulfilled on.
     """
     return facts.subscription_status in PRE_READY_STATUSES or is_capture_expected(facts)
+
+
+def may_void(status: PaymentStatus, facts: PaymentPurposeFacts, *, is_awaited: bool) -> bool:
+    """Return whether the run of a payment may cancel it at the gateway.
+
+    Args:
+        is_awaited: The workflow that ordered the payment awaits this run, and decides.
+    """
+    return is_awaited or status is not PaymentStatus.AUTHORIZED or not pays_unfinished_order(facts)
