@@ -7,9 +7,10 @@ started: an alert that a crash prevented would not be made up for.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 
+from sqlalchemy.ext.asyncio import AsyncSession
 from temporalio import activity
 
 from activities.operator_alerts import daily_dedup_key, list_names
@@ -26,7 +27,6 @@ from workflows.ports.subscription import CreateSubscription
 from workflows.rules.funding import CollectionMethod
 from workflows.rules.money import Money
 from workflows.rules.order_payments import pays_unfinished_order
-from workflows.rules.payment import PaymentRecord
 
 PAYMENT_MINIMUM_AGE = timedelta(minutes=15)
 """Younger payments may be between two workflows: a webhook or a restarted subscription starts them."""
@@ -40,23 +40,28 @@ LOST_OPERATION_MESSAGE = "It was interrupted. Start it again if it is still need
 async def restart_payments(
     sessions: SessionFactory, workflows: WorkflowClient, command: RestartLostWorkflows
 ) -> RestartOutcome:
+    """A payment of a subscription that is lost itself is left to the next run of that one."""
     async with sessions() as session:
         page = await workflow_recovery.list_in_flight_payments(
             session, after=command.after, limit=command.limit, minimum_age=PAYMENT_MINIMUM_AGE
         )
-    lost = await _find_lost_payments(
-        sessions, workflows, [payment for payment, facts in page if not pays_unfinished_order(facts)]
+    payments = {payment.payment_id: payment for payment, facts in page if not pays_unfinished_order(facts)}
+    lost = await _find_lost(
+        sessions,
+        workflows,
+        {payment_id: names.payment_workflow_id(payment_id) for payment_id in payments},
+        workflow_recovery.in_flight_among,
     )
-    if lost:
-        await _alert(sessions, "payments", [payment.payment_id for payment in lost], command)
-    restarted = [
-        payment.payment_id
-        for payment in lost[: command.max_restarts]
-        if await lost_workflows.restart_payment(workflows, payment_input_from_record(payment))
-    ]
-    _count("payments", len(restarted))
-    is_last_page = len(page) < command.limit
-    return RestartOutcome(restarted=len(restarted), last_id=None if is_last_page else page[-1][0].payment_id)
+    subscription_ids = {payments[payment_id].subscription_id for payment_id in lost}
+    lost_subscriptions = await _find_lost_subscriptions(sessions, workflows, sorted(filter(None, subscription_ids)))
+    restarted = await _restart(
+        sessions,
+        command,
+        "payments",
+        [payment_id for payment_id in lost if payments[payment_id].subscription_id not in lost_subscriptions],
+        lambda payment_id: lost_workflows.restart_payment(workflows, payment_input_from_record(payments[payment_id])),
+    )
+    return _outcome(command, [payment.payment_id for payment, _ in page], restarted)
 
 
 async def restart_refunds(
@@ -64,24 +69,21 @@ async def restart_refunds(
 ) -> RestartOutcome:
     async with sessions() as session:
         page = await workflow_recovery.list_pending_refunds(session, after=command.after, limit=command.limit)
-    by_workflow_id = {names.refund_workflow_id(refund.id): refund for refund in page}
-    lost = [
-        by_workflow_id[workflow_id] for workflow_id in await lost_workflows.find_lost(workflows, list(by_workflow_id))
-    ]
-    # The workflow of a refund that was answered since the page was read has ended.
-    async with sessions() as session:
-        pending = await workflow_recovery.pending_refunds_among(session, [refund.id for refund in lost])
-    lost = [refund for refund in lost if refund.id in pending]
-    if lost:
-        await _alert(sessions, "refunds", [refund.id for refund in lost], command)
-    restarted = [
-        refund.id
-        for refund in lost[: command.max_restarts]
-        if await lost_workflows.restart_refund(workflows, _to_refund_input(refund))
-    ]
-    _count("refunds", len(restarted))
-    is_last_page = len(page) < command.limit
-    return RestartOutcome(restarted=len(restarted), last_id=None if is_last_page else page[-1].id)
+    refunds = {refund.id: refund for refund in page}
+    lost = await _find_lost(
+        sessions,
+        workflows,
+        {refund_id: names.refund_workflow_id(refund_id) for refund_id in refunds},
+        workflow_recovery.pending_refunds_among,
+    )
+    restarted = await _restart(
+        sessions,
+        command,
+        "refunds",
+        lost,
+        lambda refund_id: lost_workflows.restart_refund(workflows, _to_refund_input(refunds[refund_id])),
+    )
+    return _outcome(command, list(refunds), restarted)
 
 
 async def restart_subscriptions(
@@ -89,18 +91,15 @@ async def restart_subscriptions(
 ) -> RestartOutcome:
     async with sessions() as session:
         page = await workflow_recovery.list_unfinished(session, after=command.after, limit=command.limit)
-    by_id = {order.subscription_id: order for order in page}
-    lost = await _find_lost_subscriptions(sessions, workflows, list(by_id))
-    if lost:
-        await _alert(sessions, "subscriptions", lost, command)
-    restarted = [
-        subscription_id
-        for subscription_id in lost[: command.max_restarts]
-        if await lost_workflows.restart_subscription(workflows, _to_order(by_id[subscription_id]))
-    ]
-    _count("subscriptions", len(restarted))
-    is_last_page = len(page) < command.limit
-    return RestartOutcome(restarted=len(restarted), last_id=None if is_last_page else page[-1].subscription_id)
+    orders = {order.subscription_id: order for order in page}
+    restarted = await _restart(
+        sessions,
+        command,
+        "subscriptions",
+        await _find_lost_subscriptions(sessions, workflows, list(orders)),
+        lambda subscription_id: lost_workflows.restart_subscription(workflows, _to_order(orders[subscription_id])),
+    )
+    return _outcome(command, list(orders), restarted)
 
 
 async def cancel_lost_operations(
@@ -110,53 +109,71 @@ async def cancel_lost_operations(
         page = await instances.list_unfinished_operations(
             session, after=command.after, limit=command.limit, minimum_age=OPERATION_MINIMUM_AGE
         )
-    by_workflow_id = {
-        names.operation_workflow_id(operation.instance_id, operation.id): operation.id for operation in page
-    }
-    lost = [
-        by_workflow_id[workflow_id] for workflow_id in await lost_workflows.find_lost(workflows, list(by_workflow_id))
-    ]
-    async with sessions.begin() as session:
-        # The workflow of an operation that ended since the page was read has ended.
-        unfinished = await instances.unfinished_operations_among(session, lost)
-        if unfinished:
-            activity.logger.error("operations without a workflow: %s", ", ".join(sorted(unfinished)))
-            await outbox.enqueue(session, _build_operations_alert(sorted(unfinished), command.now))
-            await instances.cancel_operations(session, unfinished, message=LOST_OPERATION_MESSAGE, at=command.now)
-    is_last_page = len(page) < command.limit
-    return RestartOutcome(restarted=len(unfinished), last_id=None if is_last_page else page[-1].id)
+    lost = await _find_lost(
+        sessions,
+        workflows,
+        {operation.id: names.operation_workflow_id(operation.instance_id, operation.id) for operation in page},
+        instances.unfinished_operations_among,
+    )
+    if lost:
+        activity.logger.error("operations without a workflow: %s", ", ".join(lost))
+        async with sessions.begin() as session:
+            await outbox.enqueue(session, _build_operations_alert(lost, command.now))
+            await instances.cancel_operations(session, lost, message=LOST_OPERATION_MESSAGE, at=command.now)
+    return _outcome(command, [operation.id for operation in page], len(lost))
 
 
 async def _find_lost_subscriptions(
     sessions: SessionFactory, workflows: WorkflowClient, subscription_ids: Sequence[str]
 ) -> list[str]:
-    by_workflow_id = {names.subscription_workflow_id(identifier): identifier for identifier in subscription_ids}
-    lost = [
-        by_workflow_id[workflow_id] for workflow_id in await lost_workflows.find_lost(workflows, list(by_workflow_id))
-    ]
-    # A subscription that ended since the page was read needs no workflow.
-    async with sessions() as session:
-        unfinished = await workflow_recovery.unfinished_among(session, lost)
-    return [subscription_id for subscription_id in lost if subscription_id in unfinished]
+    return await _find_lost(
+        sessions,
+        workflows,
+        {subscription_id: names.subscription_workflow_id(subscription_id) for subscription_id in subscription_ids},
+        workflow_recovery.unfinished_among,
+    )
 
 
-async def _find_lost_payments(
-    sessions: SessionFactory, workflows: WorkflowClient, page: Sequence[PaymentRecord]
-) -> list[PaymentRecord]:
-    """Return the payments to start again; one of a subscription that is lost itself is left to its next run."""
-    by_workflow_id = {names.payment_workflow_id(payment.payment_id): payment for payment in page}
-    lost = [
-        by_workflow_id[workflow_id] for workflow_id in await lost_workflows.find_lost(workflows, list(by_workflow_id))
-    ]
-    subscription_ids = {payment.subscription_id for payment in lost if payment.subscription_id is not None}
-    lost_subscriptions = set(await _find_lost_subscriptions(sessions, workflows, sorted(subscription_ids)))
+async def _find_lost(
+    sessions: SessionFactory,
+    workflows: WorkflowClient,
+    workflow_ids: Mapping[str, str],
+    unfinished_among: Callable[[AsyncSession, Collection[str]], Awaitable[set[str]]],
+) -> list[str]:
+    """Return the ids of the rows whose workflow does not run although they are unfinished.
+
+    Args:
+        workflow_ids: The id of each row's workflow, by the id of the row.
+        unfinished_among: Reads which of the lost rows are still unfinished: the workflow of a row that ended since the
+            page was read has ended as well.
+    """
+    ids = {workflow_id: row_id for row_id, workflow_id in workflow_ids.items()}
+    lost = [ids[workflow_id] for workflow_id in await lost_workflows.find_lost(workflows, list(ids))]
+    if not lost:
+        return []
     async with sessions() as session:
-        in_flight = await workflow_recovery.in_flight_among(session, [payment.payment_id for payment in lost])
-    return [
-        payment
-        for payment in lost
-        if payment.payment_id in in_flight and payment.subscription_id not in lost_subscriptions
-    ]
+        unfinished = await unfinished_among(session, lost)
+    return [row_id for row_id in lost if row_id in unfinished]
+
+
+async def _restart(
+    sessions: SessionFactory,
+    command: RestartLostWorkflows,
+    kind: str,
+    lost: Sequence[str],
+    restart: Callable[[str], Awaitable[bool]],
+) -> int:
+    """Alert the administrators, start as many of the lost workflows again as the command allows, and count them."""
+    if lost:
+        await _alert(sessions, kind, lost, command)
+    restarted = [row_id for row_id in lost[: command.max_restarts] if await restart(row_id)]
+    _count(kind, len(restarted))
+    return len(restarted)
+
+
+def _outcome(command: RestartLostWorkflows, page: Sequence[str], restarted: int) -> RestartOutcome:
+    is_last_page = len(page) < command.limit
+    return RestartOutcome(restarted=restarted, last_id=None if is_last_page else page[-1])
 
 
 async def _alert(sessions: SessionFactory, kind: str, ids: Sequence[str], command: RestartLostWorkflows) -> None:

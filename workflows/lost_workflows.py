@@ -1,4 +1,8 @@
-"""Finds workflows that do not run although they should, and starts them again."""
+"""Finds workflows that do not run although they should, and starts them again.
+
+Each ``restart_…`` function returns whether it started the workflow, False while that runs, and raises
+``TemporalUnavailable`` if the server did not respond.
+"""
 
 from __future__ import annotations
 
@@ -38,12 +42,6 @@ async def restart_subscription(workflows: WorkflowClient, order: CreateSubscript
     """Start the workflow of a recorded subscription again after it was lost; it continues from its row.
 
     ``WorkflowClient.create_subscription`` does not: the server answers its update from the lost run.
-
-    Returns:
-        Whether it was started; False while it runs.
-
-    Raises:
-        TemporalUnavailable: the server did not respond.
     """
     return await _start(
         workflows,
@@ -57,14 +55,7 @@ async def restart_subscription(workflows: WorkflowClient, order: CreateSubscript
 
 
 async def restart_payment(workflows: WorkflowClient, payment: PaymentInput) -> bool:
-    """Start the workflow of a recorded payment again; no subscription awaits it any more.
-
-    Returns:
-        Whether it was started; False while it runs.
-
-    Raises:
-        TemporalUnavailable: the server did not respond.
-    """
+    """Start the workflow of a recorded payment again; no subscription awaits it any more."""
     return await _start(
         workflows,
         names.PAYMENT,
@@ -75,14 +66,7 @@ async def restart_payment(workflows: WorkflowClient, payment: PaymentInput) -> b
 
 
 async def restart_refund(workflows: WorkflowClient, refund: RefundInput) -> bool:
-    """Start the workflow of a recorded refund again; it continues from its row.
-
-    Returns:
-        Whether it was started; False while it runs.
-
-    Raises:
-        TemporalUnavailable: the server did not respond.
-    """
+    """Start the workflow of a recorded refund again; it continues from its row."""
     return await _start(
         workflows,
         names.REFUND,
@@ -95,6 +79,11 @@ async def restart_refund(workflows: WorkflowClient, refund: RefundInput) -> bool
 async def _start(
     workflows: WorkflowClient, name: str, argument: object, workflow_id: str, attributes: TypedSearchAttributes
 ) -> bool:
+    """Start a workflow unless it runs; return whether it was started.
+
+    Raises:
+        TemporalUnavailable: the server did not respond.
+    """
     start = workflows.client.start_workflow(
         name,
         argument,
