@@ -37,7 +37,7 @@ from workflows.rules.allocations import plan_refund
 from workflows.rules.errors import ErrorCode, RuleViolation
 from workflows.rules.money import Money
 from workflows.rules.notifications import NotificationKind
-from workflows.rules.payment import IDEMPOTENCY_KEY_RETENTION, PaymentStatus, RefundStatus
+from workflows.rules.payment import PaymentStatus, RefundStatus
 
 REFUNDABLE_STATUSES = (PaymentStatus.SUCCEEDED, PaymentStatus.PARTIALLY_REFUNDED, PaymentStatus.REFUNDED)
 
@@ -105,10 +105,11 @@ class GatewayRefundActivities(RefundActivities):
                 raise non_retryable_error(ErrorCode.NOT_FOUND, "Refund not found.")
             refund, payment = locked.refund, locked.payment
             existing = await _outcome(session, refund, payment)
+            is_key_retained = await payments.is_idempotency_key_retained(session, refund)
         if refund.status != RefundStatus.PENDING:
             return existing
         gateway = self._gateways.get(payment.gateway)
-        gateway_refund = await _request_refund(gateway, refund, payment, command.now)
+        gateway_refund = await _request_refund(gateway, refund, payment, is_key_retained=is_key_retained)
         async with self._sessions.begin() as session:
             locked = await payments.lock_refund(session, command.refund_id)
             assert locked is not None  # refunds are never deleted
@@ -145,7 +146,7 @@ class GatewayRefundActivities(RefundActivities):
 
 
 async def _request_refund(
-    gateway: PaymentGateway | None, refund: Refund, payment: Payment, now: datetime
+    gateway: PaymentGateway | None, refund: Refund, payment: Payment, *, is_key_retained: bool
 ) -> GatewayRefund:
     """Request the refund, or read one that was requested before. A rejection for good is a failed refund.
 
@@ -158,7 +159,7 @@ async def _request_refund(
     try:
         if refund.gateway_reference is not None:
             return await gateway.retrieve_refund(refund.gateway_reference)
-        if now - refund.created_at >= IDEMPOTENCY_KEY_RETENTION:
+        if not is_key_retained:
             existing = await gateway.find_refund(payment.gateway_reference, refund.id)
             if existing is not None:
                 return existing

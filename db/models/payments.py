@@ -140,7 +140,8 @@ class Refund(Base):
 
     Pending refunds are reserved: they count in ``payments.refunded_minor`` until they fail. ``from_wallet_minor`` is
     the part that is taken from the wallet, because no invoice holds it; the invoices return the remainder. It is
-    decided when the refund is reserved.
+    decided when the refund is reserved. ``gateway_requested_at`` is an instant of the database's clock, not later than
+    the first request to the gateway; None for a refund that was reserved before the column existed.
     """
 
     __tablename__ = "refunds"
@@ -167,6 +168,7 @@ class Refund(Base):
     failure_code: Mapped[str | None]
     gateway_reference: Mapped[str | None]
     idempotency_key: Mapped[str] = mapped_column(unique=True)
+    gateway_requested_at: Mapped[datetime | None] = mapped_column(server_default=func.now())
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
 

@@ -45,9 +45,11 @@ async def create_or_lock_payment(session: AsyncSession, values: dict[str, Any]) 
     return await session.get_one(Payment, values["id"], with_for_update=_NO_KEY_UPDATE)
 
 
-async def is_idempotency_key_retained(session: AsyncSession, payment: Payment) -> bool:
-    """Tell whether the gateway still remembers the payment's key, by the database's own clock."""
-    return bool(await session.scalar(select(func.now() - payment.gateway_requested_at < IDEMPOTENCY_KEY_RETENTION)))
+async def is_idempotency_key_retained(session: AsyncSession, request: Payment | Refund) -> bool:
+    """Return whether the gateway still remembers the key of a payment or a refund, by the database's clock."""
+    if request.gateway_requested_at is None:
+        return False
+    return bool(await session.scalar(select(func.now() - request.gateway_requested_at < IDEMPOTENCY_KEY_RETENTION)))
 
 
 def to_payment_record(payment: Payment | PaymentDetails) -> PaymentRecord:
