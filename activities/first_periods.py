@@ -7,7 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from activities import coupons
 from activities.explanations import build_explanation
 from activities.formatting import format_date, timezone_or_utc
-from activities.holds import ORDER_HOLD, agreed_card_charge, capture_hold, held_credit
+from activities.holds import agreed_card_charge, capture_hold, held_credit
 from activities.invoice_allocations import allocate, hold_parts
 from activities.invoicing import add_invoice, add_invoice_paid_events, line_description, post_invoice_transaction
 from activities.notification_context import notification_context, paid_fields
@@ -20,6 +20,7 @@ from db.queries.locked_subscriptions import LockedSubscription, begin_with_locke
 from workflows.ports.billing import BillingOutcome, StartFirstPeriod
 from workflows.rules import ledger
 from workflows.rules.allocations import AllocationSource, SourcePart
+from workflows.rules.hold_keys import ORDER_HOLD
 from workflows.rules.invoice import BillingReason, InvoiceStatus
 from workflows.rules.money import zero_money
 from workflows.rules.notifications import NotificationKind

@@ -18,27 +18,25 @@ from db.queries.invoices import Hold
 from db.queries.locked_subscriptions import LockedSubscription
 from workflows.ports.subscription import CardCharge
 from workflows.rules import ledger
+from workflows.rules.hold_keys import HoldKey
 from workflows.rules.money import Money, zero_money
-
-ORDER_HOLD = "order"
-"""Key of the hold of an order's first period."""
 
 
 async def place_hold(
-    session: AsyncSession, changes: ChangeSet, subscription: LockedSubscription, funding: InvoiceFunding, dedup_key: str
+    session: AsyncSession, changes: ChangeSet, subscription: LockedSubscription, funding: InvoiceFunding, key: HoldKey
 ) -> None:
     """Hold what credit contributes, and record what a card is charged beside it."""
-    await execute_together(session, add_hold(changes, subscription, funding, dedup_key))
+    await execute_together(session, add_hold(changes, subscription, funding, key))
 
 
 def add_hold(
-    changes: ChangeSet, subscription: LockedSubscription, funding: InvoiceFunding, dedup_key: str
+    changes: ChangeSet, subscription: LockedSubscription, funding: InvoiceFunding, key: HoldKey
 ) -> DriverStatement:
     """Like ``place_hold``, for a caller that executes the returned statement before it writes ``changes``."""
     statement = invoices.hold_insert(
         organization_id=subscription.organization_id,
         subscription_id=subscription.id,
-        dedup_key=dedup_key,
+        key=key,
         wallet=funding.wallet,
         promotional=funding.promotional,
         card=funding.card,
@@ -47,7 +45,7 @@ def add_hold(
     if funding.wallet or funding.promotional:
         changes.add_ledger_transaction(
             ledger.hold_transaction(promotional=funding.promotional, wallet=funding.wallet),
-            key=f"hold/{subscription.id}/{dedup_key}",
+            key=f"hold/{subscription.id}/{key}",
             description="Held",
             ref=subscription.id,
         )
@@ -70,7 +68,7 @@ async def release_hold(session: AsyncSession, changes: ChangeSet, subscription: 
     if held.credit:
         changes.add_ledger_transaction(
             ledger.release_transaction(promotional=held.promotional, wallet=held.wallet),
-            key=f"release/{subscription.id}/{held.dedup_key}",
+            key=f"release/{subscription.id}/{held.key}",
             description="Hold released",
             ref=subscription.id,
         )

@@ -27,6 +27,7 @@ from db.queries.locked_subscriptions import LockedSubscription, begin_with_locke
 from workflows.ports.billing import BillingOutcome, CollectInvoice
 from workflows.rules import ledger
 from workflows.rules.funding import FundingPurpose, GatewayTerms
+from workflows.rules.hold_keys import collection_hold
 from workflows.rules.invoice import InvoiceStatus
 from workflows.rules.money import zero_money
 from workflows.rules.notifications import NotificationKind
@@ -54,8 +55,7 @@ async def collect_invoice(
         )
     card = None if command.credit_only else card_charge_for(funding)
     if card is not None:
-        dedup_key = f"{invoice.id}/{command.now.isoformat()}"
-        await place_hold(session, changes, subscription, funding, dedup_key)
+        await place_hold(session, changes, subscription, funding, collection_hold(invoice.id, command.now))
     else:
         changes.add_timeline_event(
             "payment.failed", "Payment failed: insufficient funds and no card to charge.", ref=invoice.id

@@ -12,6 +12,7 @@ from db.queries.invoices import InvoiceSummary
 from db.queries.locked_subscriptions import LockedSubscription
 from workflows.ports.billing import BillingOutcome
 from workflows.ports.subscription import CardCharge, CommittedState, StatusOutcome
+from workflows.rules.hold_keys import HoldKey
 from workflows.rules.invoice import InvoiceStatus
 from workflows.rules.renewal import PeriodOutcome
 from workflows.rules.subscription import LIVE_STATUSES, PAST_DUE_STATUSES, SubscriptionStatus
@@ -117,7 +118,7 @@ async def replay_result(
     subscription: LockedSubscription,
     invoice: InvoiceSummary | None,
     *,
-    hold_key: str | None = None,
+    hold_key: HoldKey | None = None,
 ) -> BillingOutcome:
     """Return the result of an earlier run of the same step.
 

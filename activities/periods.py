@@ -39,6 +39,7 @@ from workflows.errors import ORDINARY_ACTIVITY_REQUIRED
 from workflows.ports.billing import BillingOutcome, StartPeriod
 from workflows.rules import dunning
 from workflows.rules.funding import GatewayTerms
+from workflows.rules.hold_keys import period_hold
 from workflows.rules.invoice import BillingReason, InvoiceStatus
 from workflows.rules.money import zero_money
 from workflows.rules.notifications import NotificationKind
@@ -80,7 +81,7 @@ async def start_period(
     card = card_charge_for(funding)
     if card is not None:
         _require_ordinary_activity()
-        await place_hold(session, changes, subscription, funding, f"{invoice_draft.id}/renewal")
+        await place_hold(session, changes, subscription, funding, period_hold(invoice_draft.id))
     before = subscription.status
     if decision.starts_period:
         columns = add_scheduled_change(changes, subscription, renewed)

@@ -31,6 +31,7 @@ from workflows.rules import ids, ledger
 from workflows.rules.allocations import AllocationSource, split_credit
 from workflows.rules.errors import ErrorCode
 from workflows.rules.funding import Funding, FundingPart, FundingPurpose, GatewayTerms
+from workflows.rules.hold_keys import plan_change_hold
 from workflows.rules.invoice import BillingReason, InvoiceStatus
 from workflows.rules.money import Money, zero_money
 from workflows.rules.notifications import NotificationKind
@@ -307,7 +308,7 @@ async def _invoice_change(
         )
     explanation = build_explanation(subscription, draft.lines)
     if card is not None:
-        await place_hold(session, changes, subscription, funding, f"{draft.id}/change")
+        await place_hold(session, changes, subscription, funding, plan_change_hold(draft.id))
         invoice = add_invoice(
             changes, subscription, draft, status=InvoiceStatus.DRAFT, due=draft.total, explanation=explanation
         )

@@ -10,7 +10,7 @@ from temporalio import activity
 
 from activities.credit_arrivals import list_debtors
 from activities.funding import reserve_older_debts, split_funding_for
-from activities.holds import ORDER_HOLD, agreed_card_charge, release_hold, with_released
+from activities.holds import agreed_card_charge, release_hold, with_released
 from activities.invoice_collection import pay_if_credit_covers, pay_with_credited_payment
 from activities.outcomes import billing_outcome
 from activities.plan_change_records import with_current_terms
@@ -25,6 +25,7 @@ from workflows.ports.payments import payment_input_from_record
 from workflows.ports.recovery import LoadRecovery, Recovery, RecoveryActivities, ResumeCollection, UnsettledPayment
 from workflows.rules.dunning import FRAUD_DECLINES, is_hard_decline
 from workflows.rules.funding import FundingPurpose, GatewayTerms
+from workflows.rules.hold_keys import ORDER_HOLD
 from workflows.rules.instance import SCALED_DOWN_STATUSES, InstanceStatus
 from workflows.rules.invoice import BillingReason
 from workflows.rules.payment import PaymentStatus
@@ -113,7 +114,7 @@ async def _has_untried_credit(
     """Return whether a card has to pay less of the open invoice than was agreed for the last attempt."""
     invoice = await invoices.lock_invoice(session, invoice_id)
     assert invoice is not None  # it is the open one
-    last = await invoices.find_last_hold(session, subscription.id, f"{invoice.id}/")
+    last = await invoices.find_last_hold(session, subscription.id, invoice.id)
     if last is None and invoice.billing_reason is BillingReason.ORDER:
         last = await invoices.find_hold(session, subscription.id, ORDER_HOLD)
     if last is None:
@@ -133,7 +134,7 @@ async def _resume_collection(session: AsyncSession, command: ResumeCollection) -
     await invoices.void_drafts(session, subscription.id, command.now, plan_changes_only=is_trial)
     awaited = await _awaited_invoice(session, subscription)
     held = await invoices.lock_open_hold(session, subscription.id)
-    if held is not None and not (awaited is not None and held.dedup_key.startswith(f"{awaited.id}/")):
+    if held is not None and not (awaited is not None and held.key.invoice_id == awaited.id):
         subscription = with_released(subscription, await release_hold(session, changes, subscription))
         held = None
     is_due_now = awaited is not None and not is_trial

@@ -14,7 +14,7 @@ from temporalio.exceptions import ApplicationError
 from activities import coupons, reminders
 from activities.formatting import format_date, timezone_or_utc
 from activities.funding import InvoiceFunding, card_charge_for, split_funding
-from activities.holds import ORDER_HOLD, add_hold, release_hold
+from activities.holds import add_hold, release_hold
 from activities.invoice_allocations import reverse_all
 from activities.invoicing import format_money
 from activities.notification_context import ContextFields, notification_context
@@ -56,6 +56,7 @@ from workflows.ports.subscription import (
 from workflows.rules import ledger
 from workflows.rules.errors import ErrorCode, RuleViolation
 from workflows.rules.funding import CollectionMethod, FundingPurpose, GatewayTerms
+from workflows.rules.hold_keys import ORDER_HOLD
 from workflows.rules.money import Money, zero_money
 from workflows.rules.notifications import NotificationKind
 from workflows.rules.pricing import discount_amount

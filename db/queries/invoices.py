@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.driver import DriverStatement, driver_sql
 from workflows.rules.funding import CollectionMethod, PaymentMethodReference
+from workflows.rules.hold_keys import HoldKey, invoice_key_prefix, parse_hold_key
 from workflows.rules.invoice import BillingReason, InvoiceStatus
 from workflows.rules.money import Money
 
@@ -49,7 +50,7 @@ class Hold:
     """
 
     id: int
-    dedup_key: str
+    key: HoldKey
     wallet: Money
     promotional: Money
     card: Money
@@ -230,21 +231,22 @@ async def lock_open_hold(session: AsyncSession, subscription_id: str) -> Hold | 
     return None if row is None else _to_hold(row)
 
 
-async def find_hold(session: AsyncSession, subscription_id: str, dedup_key: str) -> Hold | None:
+async def find_hold(session: AsyncSession, subscription_id: str, key: HoldKey) -> Hold | None:
     """Return a hold by its key, whether it is open or not."""
     statement = text(f"SELECT {_HOLD_COLUMNS} FROM holds WHERE subscription_id = :id AND dedup_key = :dedup_key")
-    parameters = {"id": subscription_id, "dedup_key": dedup_key}
+    parameters = {"id": subscription_id, "dedup_key": str(key)}
     row = (await session.execute(statement, parameters)).mappings().one_or_none()
     return None if row is None else _to_hold(row)
 
 
-async def find_last_hold(session: AsyncSession, subscription_id: str, key_prefix: str) -> Hold | None:
-    """Return the newest hold whose key begins so, whether it is open or not."""
+async def find_last_hold(session: AsyncSession, subscription_id: str, invoice_id: str) -> Hold | None:
+    """Return the newest hold of an invoice, whether it is open or not."""
     statement = text(
         f"SELECT {_HOLD_COLUMNS} FROM holds WHERE subscription_id = :id AND starts_with(dedup_key, :prefix)"
         " ORDER BY id DESC LIMIT 1"
     )
-    row = (await session.execute(statement, {"id": subscription_id, "prefix": key_prefix})).mappings().one_or_none()
+    parameters = {"id": subscription_id, "prefix": invoice_key_prefix(invoice_id)}
+    row = (await session.execute(statement, parameters)).mappings().one_or_none()
     return None if row is None else _to_hold(row)
 
 
@@ -252,7 +254,7 @@ def hold_insert(
     *,
     organization_id: str,
     subscription_id: str,
-    dedup_key: str,
+    key: HoldKey,
     wallet: Money,
     promotional: Money,
     card: Money,
@@ -264,7 +266,7 @@ def hold_insert(
         {
             "organization_id": organization_id,
             "subscription_id": subscription_id,
-            "dedup_key": dedup_key,
+            "dedup_key": str(key),
             "currency": wallet.currency,
             "wallet": wallet.amount_minor,
             "promotional": promotional.amount_minor,
@@ -275,15 +277,12 @@ def hold_insert(
 
 
 async def has_released_hold(session: AsyncSession, subscription_id: str, invoice_id: str | None = None) -> bool:
-    """Return whether credit that was held, for one invoice or at all, has been released.
-
-    The keys of an invoice's holds begin with its id.
-    """
+    """Return whether credit that was held, for one invoice or at all, has been released."""
     statement = text(
         "SELECT EXISTS (SELECT FROM holds WHERE subscription_id = :subscription_id AND status = 'released'"
         " AND wallet_minor + promotional_minor > 0 AND starts_with(dedup_key, :prefix))"
     )
-    parameters = {"subscription_id": subscription_id, "prefix": f"{invoice_id}/" if invoice_id is not None else ""}
+    parameters = {"subscription_id": subscription_id, "prefix": invoice_key_prefix(invoice_id) if invoice_id else ""}
     return bool((await session.execute(statement, parameters)).scalar_one())
 
 
@@ -298,7 +297,7 @@ def _to_hold(row: RowMapping) -> Hold:
 
     return Hold(
         id=row["id"],
-        dedup_key=row["dedup_key"],
+        key=parse_hold_key(row["dedup_key"]),
         wallet=money("wallet_minor"),
         promotional=money("promotional_minor"),
         card=money("card_minor"),
