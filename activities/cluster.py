@@ -5,14 +5,11 @@ No transaction is open during a call to the cluster.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from temporalio import activity
-from temporalio.exceptions import ApplicationError
 
 from activities.adapters.kubernetes import deletion, operations
 from activities.adapters.kubernetes.apply import apply_instance, require_namespace
@@ -21,17 +18,18 @@ from activities.adapters.kubernetes.errors import ClusterError
 from activities.adapters.kubernetes.informer import Informer
 from activities.adapters.kubernetes.ownership import Owner
 from activities.adapters.kubernetes.readiness import ReadinessProgress, ReadinessWaiter
+from activities.adapters.kubernetes.storage import fit_storage
+from activities.cluster_attempts import heartbeating
 from activities.instances import CAPACITY_MESSAGE, lock_instance, record_operation_start
 from activities.orphans import OrphanCleaner
 from activities.service_templates.definitions import ServiceTemplate
-from activities.service_templates.manifests import InstanceSpec, InvalidTemplate
+from activities.service_templates.manifests import InstanceSpec
 from activities.service_templates.registry import RenderedInstance, ServiceTemplateRegistry
 from db.encryption import SESSION_INFO_KEY, FieldEncryption
 from db.models.instances import Instance
 from db.queries import credentials, locked_instances
 from db.queries import instances as queries
 from db.session import SessionFactory
-from workflows.errors import to_application_error
 from workflows.ports.instances import (
     ApplyOutcome,
     AwaitReady,
@@ -56,7 +54,6 @@ from workflows.rules.instance import (
     transition_idempotently,
 )
 
-HEARTBEAT_SECONDS = 3.0
 NAMESPACE_TERMINATION_TIMEOUT_SECONDS = 90.0
 NAMESPACE_DELETION_TIMEOUT = timedelta(minutes=2)
 OPERATION_GIVE_UP_AFTER = timedelta(minutes=45)
@@ -64,6 +61,15 @@ OPERATION_GIVE_UP_AFTER = timedelta(minutes=45)
 
 ``policies.CLUSTER_CALL`` allows attempts for longer than that.
 """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _StartedOperation:
+    """The instance as its row describes it when an operation starts."""
+
+    spec: InstanceSpec
+    status: InstanceStatus
+    saved_replicas: Mapping[str, int]
 
 
 class KubernetesClusterActivities(ClusterActivities):
@@ -177,41 +183,47 @@ class KubernetesClusterActivities(ClusterActivities):
     @activity.defn(name="cluster.restart")
     async def restart(self, command: OperationInput) -> None:
         async with heartbeating(give_up_after=OPERATION_GIVE_UP_AFTER):
-            rendered = await self._render_for_operation(command)
-            await operations.restart(self._client, rendered, command.operation_id)
+            started = await self._start_operation(command)
+            rendered = self._templates.render(started.spec)
+            await operations.apply_and_run(
+                self._client, rendered, started.saved_replicas, restart_id=command.operation_id
+            )
 
     @activity.defn(name="cluster.scale_down")
     async def scale_down(self, command: OperationInput) -> None:
         async with heartbeating(give_up_after=OPERATION_GIVE_UP_AFTER):
-            rendered = await self._render_for_operation(command)
-            await self._save_replicas(command.instance_id, await operations.current_replicas(self._client, rendered))
-            await operations.scale_down(self._client, rendered)
+            spec = (await self._start_operation(command)).spec
+            await self._save_replicas(command.instance_id, await operations.current_replicas(self._client, spec))
+            await operations.scale_down(self._client, spec)
 
     @activity.defn(name="cluster.scale_up")
     async def scale_up(self, command: OperationInput) -> None:
         async with heartbeating(give_up_after=OPERATION_GIVE_UP_AFTER):
-            rendered = await self._render_for_operation(command)
-            async with self._sessions() as session:
-                instance = await queries.get_instance(session, command.instance_id)
-            saved_replicas = (instance.saved_replicas if instance else None) or {}
-            await operations.scale_up(self._client, rendered, saved_replicas)
+            started = await self._start_operation(command)
+            await operations.apply_and_run(self._client, self._templates.render(started.spec), started.saved_replicas)
 
     @activity.defn(name="cluster.resize")
     async def resize(self, command: OperationInput) -> None:
         async with heartbeating(give_up_after=OPERATION_GIVE_UP_AFTER):
-            rendered = await self._render_for_operation(command)
+            started = await self._start_operation(command)
+            spec = started.spec
             if command.resources is not None:
                 async with self._sessions() as session:
                     entitlements = await queries.get_plan_entitlements(session, command.subscription_id)
-                resized = replace(rendered.spec, resources=command.resources, entitlements=entitlements)
-                rendered = self._templates.render(resized)
-            await operations.resize(self._client, rendered)
+                spec = replace(spec, resources=command.resources, entitlements=entitlements)
+            rendered = self._templates.render(spec)
+            if started.status in SCALED_DOWN_STATUSES:
+                # The start applies the workloads.
+                await fit_storage(self._client, rendered)
+            else:
+                await operations.apply_and_run(self._client, rendered, started.saved_replicas)
 
     @activity.defn(name="cluster.run_backup")
     async def run_backup(self, command: OperationInput) -> None:
         async with heartbeating():
-            rendered = await self._render_for_operation(command)
-            await operations.run_backup_job(self._client, rendered, command.operation_id)
+            spec = (await self._start_operation(command)).spec
+            cron_job = self._templates.service(spec.service_slug).backup_cron_job
+            await operations.run_backup_job(self._client, spec, cron_job, command.operation_id)
 
     @activity.defn(name="cluster.clean_up_orphans")
     async def clean_up_orphans(self, command: CleanUpOrphans) -> OrphanCleanupOutcome:
@@ -278,14 +290,21 @@ class KubernetesClusterActivities(ClusterActivities):
                 sealed=encryptor.encrypt_mapping(plain, purpose=credentials.purpose(spec.instance_id)),
             )
 
-    async def _render_for_operation(self, operation: OperationInput) -> RenderedInstance:
+    async def _start_operation(self, operation: OperationInput) -> _StartedOperation:
+        """Mark the operation as running, and check that the instance's namespace exists."""
         installation_id = await self._load_installation_id()
         async with self._sessions.begin() as session:
-            spec = _instance_spec(await record_operation_start(session, operation), installation_id)
-        await require_namespace(self._client, spec)
-        return self._templates.render(spec)
+            instance = await record_operation_start(session, operation)
+            email = await queries.get_customer_email(session, instance.subscription_id)
+            started = _StartedOperation(
+                spec=replace(_instance_spec(instance, installation_id), customer_email=email),
+                status=InstanceStatus(instance.status),
+                saved_replicas=instance.saved_replicas or {},
+            )
+        await require_namespace(self._client, started.spec)
+        return started
 
-    async def _save_replicas(self, instance_id: str, replicas: dict[str, int]) -> None:
+    async def _save_replicas(self, instance_id: str, replicas: Mapping[str, int]) -> None:
         """Save the replica counts that ``scale_up`` restores.
 
         Zeros are not saved: the stop of a stopped instance, or a repeated stop, must not overwrite the counts.
@@ -340,77 +359,7 @@ def _instance_spec(instance: Instance, installation_id: str) -> InstanceSpec:
     )
 
 
-def _first_attempt_started() -> datetime:
-    """Return when the first attempt started, later by the time that the other attempts waited in the task queue.
-
-    Each attempt hands it to the next one with its heartbeats. An attempt that receives none counts as the first.
-    """
-    info = activity.info()
-    if info.attempt == 1 or not info.heartbeat_details:
-        return info.started_time
-    time_in_queue = info.started_time - info.current_attempt_scheduled_time
-    return datetime.fromisoformat(info.heartbeat_details[0]) + time_in_queue
-
-
-def _retry_delay(error: ClusterError) -> timedelta | None:
-    """Return the delay that the cluster requests, but no less than that of the retry policy; None leaves it to that.
-
-    The delay replaces that of the policy: an overloaded API server, which requests one second, would use up the
-    attempts before the cluster is given up.
-    """
-    info = activity.info()
-    if error.retry_after is None or info.retry_policy is None:
-        return None
-    policy, requested = info.retry_policy, timedelta(seconds=error.retry_after)
-    delay = policy.initial_interval * policy.backoff_coefficient ** min(info.attempt - 1, 20)
-    return max(requested, delay if policy.maximum_interval is None else min(delay, policy.maximum_interval))
-
-
 def _readiness_progress() -> ReadinessProgress:
     """Return the progress that the previous attempt handed over with its heartbeats."""
     details = activity.info().heartbeat_details
     return ReadinessProgress.from_heartbeat(details[1]) if len(details) > 1 else ReadinessProgress()
-
-
-@asynccontextmanager
-async def heartbeating(
-    *, give_up_after: timedelta | None = None, progress: ReadinessProgress | None = None
-) -> AsyncIterator[None]:
-    """Send heartbeats during the block, and raise its errors as ``ApplicationError``.
-
-    The heartbeats let the server notice a dead worker and deliver a cancellation.
-
-    Args:
-        give_up_after: How long after the start of the first attempt an error of the cluster is still retried; time
-            in the task queue does not count. None retries it until the activity's own timeout.
-        progress: Handed to the next attempt with the heartbeats.
-    """
-    first_started = _first_attempt_started()
-
-    def send_heartbeat() -> None:
-        activity.heartbeat(first_started.isoformat(), *([] if progress is None else [progress.to_heartbeat()]))
-
-    async def beat() -> None:
-        while True:
-            send_heartbeat()
-            await asyncio.sleep(HEARTBEAT_SECONDS)
-
-    heartbeat_task = asyncio.create_task(beat())
-    try:
-        yield
-    except ClusterError as error:
-        send_heartbeat()
-        age = activity.info().started_time - first_started
-        is_last_attempt = give_up_after is not None and age >= give_up_after
-        raise ApplicationError(
-            error.message,
-            type=error.reason,
-            non_retryable=error.is_permanent or is_last_attempt,
-            next_retry_delay=_retry_delay(error),
-        ) from error
-    except RuleViolation as violation:
-        raise to_application_error(violation) from violation
-    except InvalidTemplate as error:
-        raise ApplicationError(str(error), type=FailureReason.INVALID, non_retryable=True) from error
-    finally:
-        heartbeat_task.cancel()

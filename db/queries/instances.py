@@ -12,6 +12,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.models.catalogue import Plan
+from db.models.identity import User
 from db.models.instances import Installation, Instance, InstanceOperation
 from db.models.subscriptions import Subscription
 from workflows.rules.instance import InstanceStatus
@@ -32,6 +33,12 @@ async def get_plan_entitlements(session: AsyncSession, subscription_id: str) -> 
     query = select(Plan.entitlements).join(Subscription, Subscription.plan_id == Plan.id)
     entitlements: dict[str, Any] = (await session.scalars(query.where(Subscription.id == subscription_id))).one()
     return entitlements
+
+
+async def get_customer_email(session: AsyncSession, subscription_id: str) -> str:
+    """Return the address of the user who ordered; empty when the user does not exist."""
+    query = select(User.email).join(Subscription, Subscription.user_id == User.id)
+    return (await session.scalar(query.where(Subscription.id == subscription_id))) or ""
 
 
 async def installation_id(session: AsyncSession) -> str:

@@ -14,7 +14,7 @@ import pytest_asyncio
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
-import activities.cluster
+import activities.cluster_attempts
 from activities.adapters.kubernetes import client, readiness
 from activities.adapters.kubernetes.readiness import ReadinessProgress
 from activities.cluster import OPERATION_GIVE_UP_AFTER
@@ -137,7 +137,7 @@ async def test_a_failure_reason_goes_on_after_an_attempt_that_an_outage_ended(
     instances: InstanceFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Outages and killed workers do not keep an instance that cannot start from being given up."""
-    monkeypatch.setattr(activities.cluster, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(activities.cluster_attempts, "HEARTBEAT_SECONDS", 0.05)
     monkeypatch.setattr(readiness, "RESYNC_SECONDS", 0.2)
     attempts = await wait_for_instance(instances, "image_pull")
     for seconds in (1, 2, 3):

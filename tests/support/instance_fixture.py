@@ -31,7 +31,8 @@ from tests.support.wait import wait_until
 from workflows.ports.instances import AwaitReady, InstanceId, OperationInput, OperationKind, ProvisioningInput
 from workflows.ports.subscription import Resources
 
-TEMPLATES = ServiceTemplateRegistry(Path(__file__).resolve().parents[2] / "templates" / "services")
+TEMPLATES_FOLDER = Path(__file__).resolve().parents[2] / "templates" / "services"
+TEMPLATES = ServiceTemplateRegistry(TEMPLATES_FOLDER)
 FIELD_ENCRYPTION = FieldEncryption([("tests", bytes(range(32)))])
 SMALL = Resources(cpu_millicores=1000, memory_mib=2048, storage_gib=10)
 LARGE = Resources(cpu_millicores=2000, memory_mib=4096, storage_gib=40)
@@ -204,11 +205,12 @@ async def create_instance_fixture(
     *,
     failure_threshold: timedelta = timedelta(seconds=20),
     deletion_timeout: timedelta = timedelta(seconds=15),
+    templates: ServiceTemplateRegistry = TEMPLATES,
 ) -> AsyncIterator[InstanceFixture]:
     gateway = KubernetesClient.from_kubeconfig(cluster.kubeconfig)
     sessions = session_factory(database.worker, encryptor=FIELD_ENCRYPTION)
     activities = KubernetesClusterActivities(
-        gateway, TEMPLATES, sessions, failure_threshold=failure_threshold, deletion_timeout=deletion_timeout
+        gateway, templates, sessions, failure_threshold=failure_threshold, deletion_timeout=deletion_timeout
     )
     async with sessions() as session:
         installation_id = await queries.installation_id(session)

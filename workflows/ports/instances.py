@@ -279,22 +279,28 @@ class ClusterActivities(Protocol):
 
     @activity.defn(name="cluster.restart")
     async def restart(self, command: OperationInput) -> None:
-        """Roll every workload once; repeating the operation does not roll again."""
+        """Apply the current revision of the template, and restart every pod once, also if the operation is repeated."""
         ...
 
     @activity.defn(name="cluster.scale_down")
     async def scale_down(self, command: OperationInput) -> None:
-        """Remember the replicas, scale to zero, suspend backups, and return when no pod is left. Data is kept."""
+        """Save the replicas, scale every existing workload to zero, suspend the backups, and wait until no pod is left.
+
+        It depends on no template. Data is kept.
+        """
         ...
 
     @activity.defn(name="cluster.scale_up")
     async def scale_up(self, command: OperationInput) -> None:
-        """Go back to the remembered replicas."""
+        """Apply the current revision of the template with the saved replicas, and resume the backups."""
         ...
 
     @activity.defn(name="cluster.resize")
     async def resize(self, command: OperationInput) -> None:
-        """Apply ``resources`` (None: the recorded ones) to quota, claims and containers. Claims only grow."""
+        """Apply the current revision of the template with ``resources`` (None: the recorded ones). Claims only grow.
+
+        A stopped or suspended instance gets quota and claims only; ``scale_up`` applies the rest.
+        """
         ...
 
     @activity.defn(name="cluster.run_backup")

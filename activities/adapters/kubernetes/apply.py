@@ -27,6 +27,9 @@ APPLY_PHASES: tuple[tuple[str, ...], ...] = (
     ("ResourceQuota", "Ingress", "CronJob"),
 )
 
+IMMUTABLE_KINDS = ("Job", "PersistentVolumeClaim")
+"""A Job's template cannot be changed, nor can a claim; ``storage.fit_storage`` lets claims grow."""
+
 BCRYPT_ROUNDS = 4
 """A high cost protects passwords that can be guessed. These are generated, with more than 128 bits of entropy."""
 
@@ -59,12 +62,12 @@ async def apply_instance(client: KubernetesClient, rendered: RenderedInstance) -
     secret_values: dict[str, dict[str, str]] = {}
 
     async def secret(name: str, keys: Mapping[str, SecretValue]) -> None:
-        secret_values[name] = await ensure_secret(client, spec, name, keys)
+        secret_values[name] = await ensure_secret(client, spec, name, keys, is_new_namespace=is_new_namespace)
 
     secret_steps: list[Coroutine[Any, Any, None]] = [secret(*item) for item in rendered.service.secrets.items()]
     for index, kinds in enumerate(APPLY_PHASES):
         steps = [
-            _apply_unless_immutable(client, manifest, spec, fresh=is_new_namespace)
+            apply_object(client, manifest, spec, is_new_namespace=is_new_namespace)
             for manifest in rendered.of_kind(*kinds)
         ]
         await gather_prefer_permanent_error(steps + (secret_steps if index == 0 else []))
@@ -84,7 +87,12 @@ async def require_namespace(client: KubernetesClient, spec: InstanceSpec) -> Non
 
 
 async def ensure_secret(
-    client: KubernetesClient, spec: InstanceSpec, name: str, keys: Mapping[str, SecretValue]
+    client: KubernetesClient,
+    spec: InstanceSpec,
+    name: str,
+    keys: Mapping[str, SecretValue],
+    *,
+    is_new_namespace: bool,
 ) -> dict[str, str]:
     """Create a Secret with generated values. An existing Secret keeps its values; only missing keys are added.
 
@@ -93,19 +101,21 @@ async def ensure_secret(
     Returns:
         Its plain-text values, as stored in the cluster.
     """
-    values = _secret_values(spec, keys, {})
-    manifest: Manifest = {
-        "apiVersion": "v1",
-        "kind": "Secret",
-        "type": "Opaque",
-        "metadata": {"name": name, "namespace": spec.namespace, "labels": spec.labels},
-        "data": _encoded(values),
-    }
-    try:
-        await client.create(manifest)
-        return values
-    except AlreadyExists:
-        existing = await client.get("Secret", spec.namespace, name)
+    existing = None if is_new_namespace else await client.get("Secret", spec.namespace, name)
+    if existing is None:
+        values = _secret_values(spec, keys, {})
+        manifest: Manifest = {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "type": "Opaque",
+            "metadata": {"name": name, "namespace": spec.namespace, "labels": spec.labels},
+            "data": _encoded(values),
+        }
+        try:
+            await client.create(manifest)
+            return values
+        except AlreadyExists:
+            existing = await client.get("Secret", spec.namespace, name)
     if existing is None:
         raise ClusterUnavailable(f"Secret {name} was deleted while it was being created.")
     require_owned(existing, spec)
@@ -128,15 +138,19 @@ async def gather_prefer_permanent_error(steps: Iterable[Coroutine[Any, Any, None
         raise failures[0]
 
 
-async def _apply_unless_immutable(
-    client: KubernetesClient, manifest: Manifest, spec: InstanceSpec, *, fresh: bool
+async def apply_object(
+    client: KubernetesClient, manifest: Manifest, spec: InstanceSpec, *, is_new_namespace: bool = False
 ) -> None:
-    if not fresh:
+    """Apply a manifest. An existing Job or volume claim stays as it is.
+
+    Raises:
+        ClusterError: ``NameConflict`` for an existing object with another owner, and the cluster's errors.
+    """
+    if not is_new_namespace:
         existing = await client.get(manifest["kind"], spec.namespace, manifest["metadata"]["name"])
         if existing is not None:
             require_owned(existing, spec)
-            if manifest["kind"] == "Job":
-                # A Job's template is immutable.
+            if manifest["kind"] in IMMUTABLE_KINDS:
                 return
     await _server_side_apply(client, manifest, spec)
 

@@ -1,0 +1,103 @@
+"""What operations that run an instance change in the cluster, and what they leave as it is."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+import pytest_asyncio
+from temporalio.exceptions import ApplicationError
+
+from tests.support.databases import DatabaseFixture
+from tests.support.instance_fixture import SMALL, InstanceFixture, create_instance_fixture
+from tests.support.sandboxes import ClusterEndpoint
+from workflows.ports.instances import OperationKind
+from workflows.ports.subscription import Resources
+
+
+@pytest_asyncio.fixture
+async def instances(database: DatabaseFixture, cluster: ClusterEndpoint) -> AsyncIterator[InstanceFixture]:
+    async with create_instance_fixture(database, cluster) as fixture:
+        yield fixture
+
+
+async def generations(instances: InstanceFixture, instance_id: str) -> list[int]:
+    stored = [
+        await instances.get_live_object("Deployment", instance_id, "app"),
+        await instances.get_live_object("StatefulSet", instance_id, "database"),
+    ]
+    return [manifest["metadata"]["generation"] for manifest in stored if manifest is not None]
+
+
+async def test_a_restart_restarts_the_pods_once_and_no_later_operation_restarts_them_again(
+    instances: InstanceFixture,
+) -> None:
+    instance_id = await instances.insert_instance()
+    await instances.provision(instance_id)
+    await instances.update_instance(instance_id, status="ready")
+    cluster = instances.cluster_activities
+    restart = instances.operate(instance_id, OperationKind.RESTART)
+    for _ in range(2):
+        await instances.run_activity(cluster.restart, restart)
+    assert await generations(instances, instance_id) == [2, 2]
+    await instances.run_activity(cluster.scale_up, instances.operate(instance_id, OperationKind.START))
+    await instances.run_activity(cluster.resize, instances.operate(instance_id, OperationKind.RESIZE, SMALL))
+    assert await generations(instances, instance_id) == [2, 2]
+
+
+async def test_a_running_workload_keeps_the_replicas_that_an_operator_set(instances: InstanceFixture) -> None:
+    instance_id = await instances.insert_instance()
+    await instances.provision(instance_id)
+    await instances.update_instance(instance_id, status="ready")
+    namespace = instances.namespace(instance_id)
+    await instances.gateway.patch("Deployment", namespace, "app", {"spec": {"replicas": 2}})
+    cluster = instances.cluster_activities
+    for step, kind in (
+        (cluster.restart, OperationKind.RESTART),
+        (cluster.scale_down, OperationKind.STOP),
+        (cluster.scale_up, OperationKind.START),
+    ):
+        await instances.run_activity(step, instances.operate(instance_id, kind))
+    app = await instances.get_live_object("Deployment", instance_id, "app")
+    assert app is not None
+    assert app["spec"]["replicas"] == 2
+
+
+async def test_a_claim_that_is_not_bound_is_replaced_by_a_larger_one(instances: InstanceFixture) -> None:
+    instance_id = await instances.insert_instance()
+    await instances.provision(instance_id)
+    await instances.update_instance(instance_id, status="ready")
+    cluster, namespace = instances.cluster_activities, instances.namespace(instance_id)
+    await instances.run_activity(cluster.scale_down, instances.operate(instance_id, OperationKind.STOP))
+    await instances.update_instance(instance_id, status="stopped")
+    claim = await instances.get_live_object("PersistentVolumeClaim", instance_id, "backups")
+    assert claim is not None
+    await instances.gateway.delete("PersistentVolumeClaim", namespace, "backups")
+    unbound = {key: claim["metadata"][key] for key in ("name", "namespace", "labels")}
+    spec = {**{key: claim["spec"][key] for key in ("accessModes", "resources")}, "storageClassName": "missing"}
+    body = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": unbound, "spec": spec}
+    await instances.gateway.create(body)
+    larger = Resources(cpu_millicores=SMALL.cpu_millicores, memory_mib=SMALL.memory_mib, storage_gib=40)
+    resize = instances.operate(instance_id, OperationKind.RESIZE, larger)
+    await instances.run_activity(cluster.resize, resize)
+    for name, size in (("backups", "12Gi"), ("data", "12Gi"), ("database", "16Gi")):
+        claim = await instances.get_live_object("PersistentVolumeClaim", instance_id, name)
+        assert claim is not None
+        assert (name, claim["spec"]["resources"]["requests"]["storage"]) == (name, size)
+        assert claim["spec"].get("storageClassName") != "missing"
+    # A volume does not shrink: the quota of the former plan allows for what there is.
+    await instances.run_activity(cluster.resize, replace(resize, resources=None))
+    quota = await instances.get_live_object("ResourceQuota", instance_id, "instance-quota")
+    assert quota is not None
+    assert quota["spec"]["hard"]["requests.storage"] == str(40 * 2**30)
+
+
+async def test_a_backup_of_an_instance_that_predates_the_backups_says_what_to_do(instances: InstanceFixture) -> None:
+    instance_id = await instances.insert_instance()
+    await instances.provision(instance_id)
+    await instances.update_instance(instance_id, status="ready")
+    await instances.gateway.delete("CronJob", instances.namespace(instance_id), "backup")
+    backup = instances.operate(instance_id, OperationKind.BACKUP)
+    with pytest.raises(ApplicationError, match="Restart it, then back it up"):
+        await instances.run_activity(instances.cluster_activities.run_backup, backup)
