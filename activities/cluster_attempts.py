@@ -3,33 +3,66 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import datetime, timedelta
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
 
 from temporalio import activity
+from temporalio.common import RetryPolicy
 from temporalio.exceptions import ApplicationError
 
 from activities.adapters.kubernetes.errors import ClusterError
 from activities.adapters.kubernetes.readiness import ReadinessProgress
 from activities.service_templates.manifests import InvalidTemplate
+from db.errors import is_database_unavailable
 from workflows.errors import to_application_error
 from workflows.rules.errors import RuleViolation
 from workflows.rules.instance import FailureReason
 
 HEARTBEAT_SECONDS = 3.0
+MAX_UNEXPECTED_ERRORS = 5
+"""Attempts that may fail for a cause that no wait ends, such as a fault of this code. The attempts of the retry policy
+are for outages of the cluster and of the database."""
 
 
-def _first_attempt_started() -> datetime:
-    """Return when the first attempt started, later by the time that the other attempts waited in the task queue.
+@dataclass(slots=True, kw_only=True)
+class _AttemptSeries:
+    """The attempts of one activity so far.
 
-    Each attempt hands it to the next one with its heartbeats. An attempt that receives none counts as the first.
+    Attributes:
+        age: For how long the earlier attempts have tried, with the pauses of the retry policy between them. Neither the
+            task queue nor an outage of Temporal adds to it: nothing is asked of the cluster meanwhile.
+        unexpected_errors: How many attempts failed for a cause other than the cluster or the database.
     """
-    info = activity.info()
-    if info.attempt == 1 or not info.heartbeat_details:
-        return info.started_time
-    time_in_queue = info.started_time - info.current_attempt_scheduled_time
-    return datetime.fromisoformat(info.heartbeat_details[0]) + time_in_queue
+
+    age: timedelta = timedelta()
+    unexpected_errors: int = 0
+    _started: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def continued(cls) -> _AttemptSeries:
+        """Return what the previous attempt handed over with its heartbeats; one that receives nothing is the first."""
+        info = activity.info()
+        handed_over = info.heartbeat_details[0] if info.heartbeat_details else None
+        # A worker of an earlier release hands over a time of its clock.
+        if info.attempt == 1 or not isinstance(handed_over, dict):
+            return cls()
+        pause = timedelta() if info.retry_policy is None else _backoff(info.retry_policy, info.attempt - 1)
+        age = timedelta(seconds=handed_over["age_seconds"]) + pause
+        return cls(age=age, unexpected_errors=handed_over["unexpected_errors"])
+
+    def to_heartbeat(self) -> dict[str, Any]:
+        age_seconds = self.age.total_seconds() + time.monotonic() - self._started
+        return {"age_seconds": age_seconds, "unexpected_errors": self.unexpected_errors}
+
+
+def _backoff(policy: RetryPolicy, failures: int) -> timedelta:
+    """Return the pause of the retry policy after so many failed attempts."""
+    delay = policy.initial_interval * policy.backoff_coefficient ** min(failures - 1, 20)
+    return delay if policy.maximum_interval is None else min(delay, policy.maximum_interval)
 
 
 def _retry_delay(error: ClusterError) -> timedelta | None:
@@ -41,9 +74,7 @@ def _retry_delay(error: ClusterError) -> timedelta | None:
     info = activity.info()
     if error.retry_after is None or info.retry_policy is None:
         return None
-    policy, requested = info.retry_policy, timedelta(seconds=error.retry_after)
-    delay = policy.initial_interval * policy.backoff_coefficient ** min(info.attempt - 1, 20)
-    return max(requested, delay if policy.maximum_interval is None else min(delay, policy.maximum_interval))
+    return max(timedelta(seconds=error.retry_after), _backoff(info.retry_policy, info.attempt))
 
 
 @asynccontextmanager
@@ -55,14 +86,14 @@ async def heartbeating(
     The heartbeats let the server notice a dead worker and deliver a cancellation.
 
     Args:
-        give_up_after: How long after the start of the first attempt an error of the cluster is still retried; time
-            in the task queue does not count. None retries it until the activity's own timeout.
+        give_up_after: For how long attempts that the cluster fails are followed by another; only the time of attempts
+            and of the pauses between them counts. None retries until the activity's own limits.
         progress: Handed to the next attempt with the heartbeats.
     """
-    first_started = _first_attempt_started()
+    series = _AttemptSeries.continued()
 
     def send_heartbeat() -> None:
-        activity.heartbeat(first_started.isoformat(), *([] if progress is None else [progress.to_heartbeat()]))
+        activity.heartbeat(series.to_heartbeat(), *([] if progress is None else [progress.to_heartbeat()]))
 
     async def beat() -> None:
         while True:
@@ -74,8 +105,7 @@ async def heartbeating(
         yield
     except ClusterError as error:
         send_heartbeat()
-        age = activity.info().started_time - first_started
-        is_last_attempt = give_up_after is not None and age >= give_up_after
+        is_last_attempt = give_up_after is not None and series.age >= give_up_after
         raise ApplicationError(
             error.message,
             type=error.reason,
@@ -86,5 +116,15 @@ async def heartbeating(
         raise to_application_error(violation) from violation
     except InvalidTemplate as error:
         raise ApplicationError(str(error), type=FailureReason.INVALID, non_retryable=True) from error
+    except Exception as error:
+        if is_database_unavailable(error):
+            raise
+        series.unexpected_errors += 1
+        send_heartbeat()
+        if series.unexpected_errors < MAX_UNEXPECTED_ERRORS:
+            raise
+        # Not the error's own message: it may quote values.
+        kind = type(error).__name__
+        raise ApplicationError(f"Unexpected error: {kind}.", type=kind, non_retryable=True) from error
     finally:
         heartbeat_task.cancel()

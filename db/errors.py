@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import psycopg
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 NON_NEGATIVE_BALANCE = frozenset(
     {"ck_ledger_accounts_non_negative_balance", "ck_customer_balances_non_negative_balance"}
@@ -24,6 +25,22 @@ def violated_constraint(error: BaseException) -> str:
 def is_overdraft(error: BaseException) -> bool:
     """Return whether ``error`` is the database's refusal of a balance below zero."""
     return violated_constraint(error) in NON_NEGATIVE_BALANCE
+
+
+def is_database_unavailable(error: BaseException) -> bool:
+    """Return whether the database may execute the statement later: it cannot be reached, or is overloaded or locked."""
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return True
+    return isinstance(
+        error,
+        OperationalError
+        | InterfaceError
+        | PoolTimeout
+        | psycopg.OperationalError
+        | psycopg.InterfaceError
+        | ConnectionError
+        | TimeoutError,
+    )
 
 
 def describe_database_error(error: DBAPIError | psycopg.Error) -> str:

@@ -11,13 +11,17 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from sqlalchemy.exc import OperationalError
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
 import activities.cluster_attempts
 from activities.adapters.kubernetes import client, readiness
 from activities.adapters.kubernetes.readiness import ReadinessProgress
-from activities.cluster import OPERATION_GIVE_UP_AFTER
+from activities.cluster import OPERATION_GIVE_UP_AFTER, KubernetesClusterActivities
+from activities.cluster_attempts import MAX_UNEXPECTED_ERRORS
+from db.session import create_database_engine, session_factory
+from deploy.ports import LOOPBACK, free_ports
 from tests.support.databases import DatabaseFixture
 from tests.support.instance_fixture import TEMPLATES, InstanceFixture, create_instance_fixture
 from tests.support.sandboxes import ClusterEndpoint
@@ -82,9 +86,13 @@ class Attempts:
         await instances.inject_fault("server_error", self._command.instance_id, count=1)
         return await attempt
 
+    def set_age(self, age: timedelta) -> None:
+        """Set for how long the attempts so far have tried."""
+        self.heartbeat = ({**self.heartbeat[0], "age_seconds": age.total_seconds()}, *self.heartbeat[1:])
+
 
 @pytest.mark.scenario("P5")
-async def test_only_the_time_at_the_cluster_counts_as_the_age_of_an_attempt(instances: InstanceFixture) -> None:
+async def test_only_attempts_and_the_pauses_between_them_count_as_the_age(instances: InstanceFixture) -> None:
     instance_id = await instances.insert_instance()
     await instances.inject_fault("server_error", instance_id, count=100_000)
     attempts = Attempts(instances.cluster_activities.apply, InstanceId(instance_id=instance_id))
@@ -92,19 +100,28 @@ async def test_only_the_time_at_the_cluster_counts_as_the_age_of_an_attempt(inst
     assert not (await attempts.fail(due=timedelta(), started=hour)).non_retryable
     # The workers are stopped before the second attempt starts.
     assert not (await attempts.fail(due=hour + second, started=2 * hour)).non_retryable
-    assert not (await attempts.fail(due=2 * hour + second, started=2 * hour + second)).non_retryable
-    assert not (await attempts.fail(due=2 * hour + THRESHOLD / 2, started=3 * hour)).non_retryable
-    assert (await attempts.fail(due=3 * hour + THRESHOLD, started=3 * hour + THRESHOLD)).non_retryable
+    # Temporal is unavailable: it schedules the third attempt when it has learned of the failure of the second.
+    assert not (await attempts.fail(due=4 * hour, started=4 * hour)).non_retryable
+    # The pauses of the retry policy before the second and the third attempt, and the attempts themselves.
+    assert 1.5 <= attempts.heartbeat[0]["age_seconds"] < THRESHOLD.total_seconds()
+    attempts.set_age(THRESHOLD - 3 * second)
+    assert not (await attempts.fail(due=4 * hour, started=4 * hour)).non_retryable
+    attempts.set_age(THRESHOLD - 3 * second)
+    # Before the fifth attempt is a pause of 4 seconds.
+    assert (await attempts.fail(due=4 * hour, started=4 * hour)).non_retryable
 
 
-async def test_an_attempt_after_one_without_a_heartbeat_counts_as_the_first(instances: InstanceFixture) -> None:
+@pytest.mark.parametrize("heartbeat", [(), (START.isoformat(),)])
+async def test_an_attempt_after_one_without_a_known_heartbeat_counts_as_the_first(
+    instances: InstanceFixture, heartbeat: tuple[str, ...]
+) -> None:
+    """The worker was killed before the heartbeat was sent, or was one of an earlier release."""
     instance_id = await instances.insert_instance()
     await instances.inject_fault("server_error", instance_id, count=100_000)
     attempts = Attempts(instances.cluster_activities.apply, InstanceId(instance_id=instance_id))
     hour = timedelta(hours=1)
     await attempts.fail(due=timedelta(), started=hour)
-    # Its worker was killed before the heartbeat was sent.
-    attempts.heartbeat = ()
+    attempts.heartbeat = heartbeat
     assert not (await attempts.fail(due=hour, started=hour)).non_retryable
 
 
@@ -123,13 +140,46 @@ async def test_an_operation_is_given_up_when_the_cluster_has_failed_for_too_long
         OperationKind.RESIZE: cluster.resize,
     }
     attempts = Attempts(steps[kind], instances.operate(instance_id, kind))
-    for at, is_given_up in (
-        (timedelta(), False),
-        (OPERATION_GIVE_UP_AFTER * 0.9, False),
-        (OPERATION_GIVE_UP_AFTER, True),
-    ):
-        error = await attempts.fail(due=at, started=at)
+    await attempts.fail(due=timedelta(), started=timedelta())
+    for age, is_given_up in ((OPERATION_GIVE_UP_AFTER * 0.9, False), (OPERATION_GIVE_UP_AFTER, True)):
+        attempts.set_age(age)
+        error = await attempts.fail(due=timedelta(), started=timedelta())
         assert (error.type, error.non_retryable) == ("Unavailable", is_given_up)
+
+
+async def test_an_error_that_no_wait_ends_is_retried_a_few_times(
+    instances: InstanceFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    instance_id = await instances.insert_instance()
+
+    async def fail_unexpectedly(*_: object) -> None:
+        raise KeyError("secret value")
+
+    monkeypatch.setattr(instances.gateway, "get", fail_unexpectedly)
+    attempts = Attempts(instances.cluster_activities.apply, InstanceId(instance_id=instance_id))
+    # Whatever the number of the attempt: an outage may have come before.
+    attempts.number = 100
+    for _ in range(MAX_UNEXPECTED_ERRORS - 1):
+        with pytest.raises(KeyError):
+            await attempts.run(due=timedelta(), started=timedelta())
+    error = await attempts.fail(due=timedelta(), started=timedelta())
+    assert (error.type, error.non_retryable) == ("KeyError", True)
+    assert "secret value" not in error.message
+
+
+async def test_an_outage_of_the_database_is_retried_however_often_it_fails_an_attempt(
+    instances: InstanceFixture,
+) -> None:
+    instance_id = await instances.insert_instance(status="ready")
+    (unused_port,) = free_ports(1)
+    engine = create_database_engine(f"postgresql+psycopg://berth_worker@{LOOPBACK}:{unused_port}/berth")
+    cluster_activities = KubernetesClusterActivities(
+        instances.gateway, TEMPLATES, session_factory(engine), failure_threshold=THRESHOLD
+    )
+    attempts = Attempts(cluster_activities.restart, instances.operate(instance_id, OperationKind.RESTART))
+    for _ in range(MAX_UNEXPECTED_ERRORS + 1):
+        with pytest.raises(OperationalError):
+            await attempts.run(due=timedelta(), started=timedelta())
 
 
 @pytest.mark.scenario("P8")
@@ -146,7 +196,7 @@ async def test_a_failure_reason_goes_on_after_an_attempt_that_an_outage_ended(
     progress = ReadinessProgress.from_heartbeat(attempts.heartbeat[1])
     assert progress.failure_reason is FailureReason.IMAGE_PULL
     assert progress.waited >= progress.failing_for >= timedelta(seconds=3)
-    attempts.heartbeat = (START.isoformat(), replace(progress, failing_for=THRESHOLD).to_heartbeat())
+    attempts.heartbeat = (None, replace(progress, failing_for=THRESHOLD).to_heartbeat())
     error = await asyncio.wait_for(attempts.fail(due=timedelta(), started=timedelta()), scale_timeout(10))
     assert (error.type, error.non_retryable) == ("ImagePull", True)
 
@@ -158,12 +208,12 @@ def has_failed_for(attempts: Attempts, seconds: float) -> bool:
 async def test_the_longest_start_goes_on_after_an_attempt_that_was_lost(instances: InstanceFixture) -> None:
     attempts = await wait_for_instance(instances, "slow_ready")
     longest = timedelta(seconds=TEMPLATES.service("n8n").ready_within_seconds)
-    attempts.heartbeat = (START.isoformat(), ReadinessProgress(waited=longest).to_heartbeat())
+    attempts.heartbeat = (None, ReadinessProgress(waited=longest).to_heartbeat())
     error = await asyncio.wait_for(attempts.fail(due=timedelta(), started=timedelta()), scale_timeout(10))
     assert (error.type, error.non_retryable) == ("DeadlineExceeded", True)
     await instances.clear_faults()
     # The time between two attempts does not count.
-    attempts.heartbeat = (START.isoformat(), ReadinessProgress(waited=longest / 2).to_heartbeat())
+    attempts.heartbeat = (None, ReadinessProgress(waited=longest / 2).to_heartbeat())
     await attempts.run(due=2 * longest, started=2 * longest)
 
 
@@ -174,7 +224,7 @@ async def test_an_instance_that_got_ready_between_two_attempts_is_probed_however
     await instances.provision(instance_id)
     longest = timedelta(seconds=TEMPLATES.service("n8n").ready_within_seconds)
     attempts = Attempts(instances.cluster_activities.await_ready, AwaitReady(instance_id=instance_id, is_starting=True))
-    attempts.heartbeat = (START.isoformat(), ReadinessProgress(waited=longest).to_heartbeat())
+    attempts.heartbeat = (None, ReadinessProgress(waited=longest).to_heartbeat())
     await attempts.run(due=longest, started=longest)
 
 
