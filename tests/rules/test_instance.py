@@ -65,7 +65,7 @@ def observe_reasons(
     *observations: tuple[float, FailureReason | None], threshold: float = 60, recovery: float = 15
 ) -> list[bool]:
     debounce = FailureDebounce(timedelta(seconds=threshold), timedelta(seconds=recovery))
-    return [debounce.observe(failure_reason, T + timedelta(seconds=at)) for at, failure_reason in observations]
+    return [debounce.observe(failure_reason, timedelta(seconds=at)) for at, failure_reason in observations]
 
 
 @pytest.mark.scenario("P8")

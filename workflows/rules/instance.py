@@ -112,32 +112,33 @@ class FailureDebounce:
 
     A reason that is absent for ``recovery_window`` is cleared; a different reason restarts the count. Rare failures
     of a registry therefore never accumulate, and a container that crashes, runs for a second and crashes again does.
+    Instants are the time that the instance has been observed for: no clock that can be set.
     """
 
     def __init__(self, threshold: timedelta, recovery_window: timedelta = timedelta(seconds=15)) -> None:
         self._threshold = threshold
         self._recovery_window = min(recovery_window, threshold)
         self._reason: FailureReason | None = None
-        self._since: datetime | None = None
-        self._recovered_since: datetime | None = None
+        self._since: timedelta | None = None
+        self._recovered_since: timedelta | None = None
 
     @property
     def reason(self) -> FailureReason | None:
         return self._reason
 
-    def persisted_for(self, now: datetime) -> timedelta:
+    def persisted_for(self, now: timedelta) -> timedelta:
         """Return how long the failure reason has persisted at ``now``; zero without one."""
         return timedelta() if self._since is None else now - self._since
 
-    def resume(self, reason: FailureReason | None, since: datetime) -> None:
+    def resume(self, reason: FailureReason | None, since: timedelta) -> None:
         """Go on with a failure reason that was first observed at ``since``; None is none."""
         self._reason, self._since = (None, None) if reason is None else (reason, since)
         self._recovered_since = None
 
-    def observe(self, reason: FailureReason | None, now: datetime) -> bool:
+    def observe(self, reason: FailureReason | None, now: timedelta) -> bool:
         """Record the failure reason at ``now`` (None: healthy). Return whether it has persisted for the threshold."""
         if reason is None:
-            self._recovered_since = self._recovered_since or now
+            self._recovered_since = now if self._recovered_since is None else self._recovered_since
             if now - self._recovered_since >= self._recovery_window:
                 self._reason, self._since = None, None
             return False

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from activities.adapters.kubernetes.client import KubernetesClient
@@ -117,7 +117,7 @@ class ReadinessWaiter:
             self._generations = {w: f["metadata"].get("generation", 0) for w, f in snapshot.workloads.items()}
             read_at, is_directly_read = time.monotonic(), True
             waiting_since = read_at - self._progress.waited.total_seconds()
-            self._debounce.resume(self._progress.failure_reason, datetime.now(UTC) - self._progress.failing_for)
+            self._debounce.resume(self._progress.failure_reason, self._progress.waited - self._progress.failing_for)
             while True:
                 verdict = diagnose(self._rendered.workloads, self._generations, snapshot)
                 if verdict.ready:
@@ -131,11 +131,11 @@ class ReadinessWaiter:
                     message = verdict.message
                     await self._on_failure_reason(verdict.reason or FailureReason.UNAVAILABLE, message)
                 last_reason = verdict.reason
-                now = datetime.now(UTC)
-                has_persisted = self._debounce.observe(verdict.reason, now)
-                self._progress.waited = timedelta(seconds=time.monotonic() - waiting_since)
+                waited = timedelta(seconds=time.monotonic() - waiting_since)
+                has_persisted = self._debounce.observe(verdict.reason, waited)
+                self._progress.waited = waited
                 self._progress.failure_reason = self._debounce.reason
-                self._progress.failing_for = self._debounce.persisted_for(now)
+                self._progress.failing_for = self._debounce.persisted_for(waited)
                 if has_persisted or verdict.reason in FAIL_FAST_REASONS:
                     raise ClusterError(verdict.reason or FailureReason.UNAVAILABLE, message, permanent=True)
                 longest = timedelta(seconds=self._rendered.service.ready_within_seconds)
