@@ -27,7 +27,7 @@ WELCOME_COUPON = CouponDefinition(code="WELCOME10", kind=CouponKind.PERCENT, per
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CataloguePlan:
-    """``example``: the plan that the first order of a stack uses when no plan is named."""
+    """``is_example``: the plan that the first order of a stack uses when no plan is named."""
 
     definition: PlanDefinition
     prices: tuple[Money, ...]

@@ -57,8 +57,9 @@ CLUSTER_CALL = ActivityOptions(
         initial_interval=timedelta(milliseconds=500), maximum_interval=timedelta(seconds=10), maximum_attempts=300
     ),
 )
-"""Applying, scaling or resizing objects. The activity itself gives up once it has failed for too long; attempts bound
-one that hangs. No limit from schedule to close: it would run while the activity waits for a worker."""
+"""Applying or scaling objects. The activity itself gives up once the cluster has failed for too long, and soon on an
+error that no wait ends; attempts bound one that hangs, and an outage of the database. No limit from schedule to close:
+it would run while the activity waits for a worker."""
 
 CLUSTER_WAIT = ActivityOptions(
     start_to_close_timeout=timedelta(minutes=40),
@@ -67,8 +68,9 @@ CLUSTER_WAIT = ActivityOptions(
         initial_interval=timedelta(milliseconds=500), maximum_interval=timedelta(seconds=15), maximum_attempts=200
     ),
 )
-"""Waiting for readiness. The activity has its own limits: a persistent failure reason, the longest start. Attempts
-bound an outage of the cluster's API or of the database, which says nothing of the instance: it may last 49 minutes."""
+"""Waiting for readiness or for a backup. The activity ends by itself: when a failure reason has persisted, when the
+start takes too long, or when the backup's Job has finished. Attempts bound an outage of the cluster's API or of the
+database, which says nothing of the instance: 200 attempts with their pauses last at least 48 minutes."""
 
 CLUSTER_CLEANUP = ActivityOptions(
     start_to_close_timeout=timedelta(minutes=5),

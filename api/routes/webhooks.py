@@ -36,7 +36,7 @@ _MIDTRANS_SIGNED_FIELDS = ("order_id", "status_code", "gross_amount", "signature
 
 
 class WebhookResult(ResponseModel):
-    """``ignored`` says nothing about a payment of ours; ``known`` was dealt with before."""
+    """``outcome``: ``ignored`` says nothing about a payment of ours; ``known`` was dealt with before."""
 
     outcome: str
 

@@ -121,7 +121,7 @@ class ClaimedNotification:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeliveryOutcome:
-    """``sent``, ``failed``, ``voided``, or ``pending`` again after ``retry_delay``.
+    """``status``: ``sent``, ``failed``, ``voided``, or ``pending`` again after ``retry_delay``.
 
     ``attempt_refunded``: the attempt was not made and is not counted. ``error`` names codes and types, never values.
     """

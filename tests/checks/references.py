@@ -31,6 +31,8 @@ IDENTIFIER = re.compile(r"[A-Z][a-z0-9]+(?:[A-Z][a-z0-9]*)+|[a-z]+(?:_[a-z0-9]+)
 QUOTED = re.compile(r"``([^`]+)``|`([^`]+)`")
 SECTION = re.compile(r"^(Args|Attributes|Raises|Returns|Yields):(.*)$")
 ENTRY = re.compile(r"^    (\*{0,2}\w+(?:, \*{0,2}\w+)*): ")
+SUBJECT = re.compile(r"``([a-z][a-z0-9_]*)``")
+"""The first word of a class's docstring that describes an attribute, or a member by its value."""
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
@@ -95,6 +97,9 @@ def check_docstring(
     if isinstance(node, ast.ClassDef):
         for base in node.bases:
             described |= members_by_class.get(ast.unparse(base).split("[")[0].rpartition(".")[2], frozenset())
+        subject = SUBJECT.match(docstring)
+        if subject and subject[1] not in {name.lower() for name in described}:
+            yield subject[1]
     section = ""
     for line in docstring.splitlines():
         heading = SECTION.match(line)

@@ -56,3 +56,15 @@ def test_described_attributes_exist_in_the_class_or_its_bases() -> None:
     attributes = ("trusted_proxies: Networks.", "inherited: Yes.", "gone: No.")
     lines = ["A gateway.", "", "    Attributes:", *(f"        {attribute}" for attribute in attributes)]
     assert missing(class_docstring="\n".join(lines)) == ["gone"]
+
+
+@pytest.mark.parametrize(
+    ("docstring", "expected"),
+    [
+        ("``trusted_proxies`` are believed.", []),
+        ("``inherited``: see the base.", []),
+        ("``missing``: a count.", ["missing"]),
+    ],
+)
+def test_an_attribute_that_a_docstring_begins_with_exists(docstring: str, expected: list[str]) -> None:
+    assert missing(class_docstring=docstring) == expected

@@ -31,7 +31,7 @@ class ProvisioningInput:
 class ProvisioningOutcome:
     """``ready`` false means that it gave up with ``reason`` and that what it made was undone.
 
-    ``clean`` false means that the undo itself has not been verified: the instance is ``cleanup_pending``.
+    ``rollback_verified`` false means that the undo itself has not been verified: the instance is ``cleanup_pending``.
     """
 
     ready: bool
@@ -97,7 +97,7 @@ class InstanceId:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApplyOutcome:
-    """``settled`` means that the instance is there already and that nothing was done."""
+    """``already_provisioned`` means that the instance is provisioned and that nothing was done."""
 
     already_provisioned: bool = False
 
@@ -114,7 +114,7 @@ class Condition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AwaitReady:
-    """``started``: the instance was just started. Otherwise one that is stopped or suspended has nothing to await."""
+    """``is_starting``: the instance was just started. Otherwise a stopped or suspended one has nothing to await."""
 
     instance_id: str
     is_starting: bool = False
@@ -127,7 +127,7 @@ class ReadinessOutcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeletionOutcome:
-    """``clean`` was verified by asking. ``blocking`` names what holds the removal up, as ``Kind/name`` or a reason."""
+    """``is_verified``: the cluster has nothing left. ``blockers`` block the deletion: ``Kind/name`` or a reason."""
 
     is_verified: bool
     blockers: tuple[str, ...] = ()
@@ -180,7 +180,7 @@ class RecordReady:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordProvisioningRollback:
-    """A provisioning gave up, or was cancelled (``cancelled``), and was undone as far as ``clean`` says."""
+    """A provisioning gave up, or was cancelled (``cancelled``), and was undone as far as ``rollback_verified`` says."""
 
     instance_id: str
     rollback_verified: bool
@@ -202,7 +202,7 @@ class RecordDeletionBlocked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinishOperation:
-    """``instance`` is what the instance is from now on, None leaves it as it is."""
+    """``instance_status`` is what the instance is from now on; None leaves it as it is."""
 
     operation: OperationInput
     status: OperationStatus
@@ -230,7 +230,7 @@ class InstanceActivities(Protocol):
 
     @activity.defn(name="instances.record_provisioning_rollback")
     async def record_provisioning_rollback(self, command: RecordProvisioningRollback) -> None:
-        """The instance is ``failed`` (or ``deleted`` when cancelled), or ``cleanup_pending`` while not clean."""
+        """The instance is ``failed`` (or ``deleted`` when cancelled), or ``cleanup_pending`` if objects remain."""
         ...
 
     @activity.defn(name="instances.start_deletion")

@@ -10,7 +10,7 @@ from temporalio import activity
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DispatchInput:
-    """Start input of ``NotificationDispatch``: one per channel. ``away`` survives continue-as-new."""
+    """Start input of ``NotificationDispatch``: one per channel. ``consecutive_outages`` survives continue-as-new."""
 
     channel: str
     consecutive_outages: int = 0
@@ -18,7 +18,7 @@ class DispatchInput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrainOutbox:
-    """Send what is due and what becomes due within ``seconds``."""
+    """Send what is due and what becomes due within ``duration_seconds``."""
 
     channel: str
     duration_seconds: float
@@ -26,7 +26,7 @@ class DrainOutbox:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrainOutcome:
-    """``away``: the receiving server could not be reached, and what was claimed has been given back."""
+    """``server_unavailable``: the receiving server could not be reached, and what was claimed has been given back."""
 
     sent: int
     failures: int
@@ -52,7 +52,7 @@ class RenderedDocument:
 class NotificationActivities(Protocol):
     @activity.defn(name="notifications.drain_outbox")
     async def drain_outbox(self, command: DrainOutbox) -> DrainOutcome:
-        """Claim, compose, send and record notices until ``seconds`` are over or the worker shuts down.
+        """Claim, compose, send and record notices until ``duration_seconds`` are over or the worker shuts down.
 
         Several may run at once: each notice is claimed by one of them, and claims of the dead lapse. Heartbeats.
         """

@@ -56,7 +56,7 @@ class LedgerAudit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeliverPendingWebhooks:
-    """``before``: events that came later may still be on their way."""
+    """``received_before``: events that came later may still be on their way."""
 
     received_before: datetime
     limit: int = 50
@@ -64,7 +64,7 @@ class DeliverPendingWebhooks:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WebhookDeliveryOutcome:
-    """``more``: there may be events beyond the limit."""
+    """``has_more``: there may be events beyond the limit."""
 
     events: int
     has_more: bool
