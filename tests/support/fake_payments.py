@@ -17,11 +17,10 @@ from temporalio.client import (
 )
 from temporalio.common import WorkflowIDReusePolicy
 from temporalio.exceptions import ApplicationError
-from temporalio.worker import Worker
 
 from tests.support.temporal import TemporalFixture
 from tests.support.wait import wait_until
-from worker.workflow_runner import sandboxed_runner
+from tests.support.workers import build_worker
 from workflows import names
 from workflows.payment import Payment
 from workflows.ports.payments import (
@@ -226,13 +225,5 @@ class PaymentWorkflowFixture:
 @asynccontextmanager
 async def run_payment_fixture(temporal: TemporalFixture, **script: Any) -> AsyncIterator[PaymentWorkflowFixture]:
     payments, queue = FakePayments(**script), TemporalFixture.unique_id("payments")
-    async with Worker(
-        temporal.client,
-        task_queue=queue,
-        workflows=[Payment, ParentWorkflow, PastDueSubscription], workflow_runner=sandboxed_runner("tests"),
-        activities=[
-            payments.charge, payments.poll, payments.apply_gateway_event,
-            payments.capture, payments.cancel, payments.mark_unknown,
-        ],
-    ):  # fmt: skip
+    async with build_worker(temporal, queue, payments, workflows=[Payment, ParentWorkflow, PastDueSubscription]):
         yield PaymentWorkflowFixture(temporal, queue, payments)

@@ -11,7 +11,7 @@ from temporalio.worker import Worker
 
 from tests.support.instance_fixture import InstanceFixture
 from tests.support.temporal import TemporalFixture
-from worker.workflow_runner import sandboxed_runner
+from tests.support.workers import build_worker
 from workflows import names
 from workflows.instance_operation import InstanceOperation
 from workflows.ports.instances import OperationInput, OperationOutcome, ProvisioningOutcome
@@ -19,39 +19,16 @@ from workflows.provisioning import Provisioning
 
 
 def platform_worker(temporal: TemporalFixture, instances: InstanceFixture) -> Worker:
-    records = instances.instance_activities
-    return Worker(
-        temporal.client,
-        task_queue=names.PLATFORM_QUEUE,
-        workflows=[Provisioning, InstanceOperation],
-        workflow_runner=sandboxed_runner("tests"),
-        activities=[
-            records.create_operation,
-            records.record_ready,
-            records.record_provisioning_rollback,
-            records.start_deletion,
-            records.record_deletion_blocked,
-            records.finish_operation,
-        ],
+    return build_worker(
+        temporal, names.PLATFORM_QUEUE, instances.instance_activities, workflows=[Provisioning, InstanceOperation]
     )
 
 
 def infrastructure_worker(temporal: TemporalFixture, instances: InstanceFixture) -> Worker:
-    cluster = instances.cluster_activities
-    return Worker(
-        temporal.client,
-        task_queue=names.INFRASTRUCTURE_QUEUE,
-        activities=[
-            cluster.apply,
-            cluster.await_ready,
-            cluster.delete_namespace,
-            cluster.restart,
-            cluster.scale_down,
-            cluster.scale_up,
-            cluster.resize,
-            cluster.run_backup,
-            cluster.clean_up_orphans,
-        ],
+    return build_worker(
+        temporal,
+        names.INFRASTRUCTURE_QUEUE,
+        instances.cluster_activities,
         graceful_shutdown_timeout=timedelta(seconds=2),
     )
 

@@ -12,7 +12,6 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import text
 from temporalio.client import Client
-from temporalio.worker import Worker
 
 from activities.reconciliation import PostgresReconciliationActivities
 from tests.support.before_describe import BeforeDescribe
@@ -21,7 +20,7 @@ from tests.support.payment_fixture import PaymentFixture, create_payment_fixture
 from tests.support.sandboxes import StripeEndpoint
 from tests.support.temporal import TemporalFixture
 from tests.support.wait import wait_until
-from worker.workflow_runner import sandboxed_runner
+from tests.support.workers import build_worker
 from workflows import names
 from workflows.client import WorkflowClient
 from workflows.lost_workflows import find_lost
@@ -101,20 +100,12 @@ class LostRefunds:
 @asynccontextmanager
 async def lost_refunds(temporal: TemporalFixture, payments: PaymentFixture) -> AsyncIterator[LostRefunds]:
     reconciliation = PostgresReconciliationActivities(payments.sessions)
-    async with Worker(
-        temporal.client,
-        task_queue=names.PLATFORM_QUEUE,
+    async with build_worker(
+        temporal,
+        names.PLATFORM_QUEUE,
+        reconciliation,
+        payments.refund_activities,
         workflows=[Reconciliation, Refund],
-        workflow_runner=sandboxed_runner("tests"),
-        activities=[
-            reconciliation.deliver_pending_webhooks,
-            reconciliation.restart_payments,
-            reconciliation.restart_refunds,
-            reconciliation.restart_subscriptions,
-            reconciliation.cancel_lost_operations,
-            payments.refund_activities.reserve,
-            payments.refund_activities.send,
-        ],
         graceful_shutdown_timeout=timedelta(seconds=1),
     ):
         yield LostRefunds(temporal, payments, WorkflowClient(temporal.client))

@@ -6,14 +6,13 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from temporalio.client import WorkflowExecutionStatus
-from temporalio.worker import Worker
 
 from activities.reconciliation import PostgresReconciliationActivities
 from tests.support.payment_fixture import run_activity
 from tests.support.subscription_fixture import CancelAt, PlanChangeMode, SubscriptionFixture
 from tests.support.temporal import TemporalFixture
 from tests.support.wait import wait_until
-from worker.workflow_runner import sandboxed_runner
+from tests.support.workers import build_worker
 from workflows import names
 from workflows.lost_workflows import find_lost
 from workflows.ports.reconciliation import (
@@ -305,19 +304,7 @@ async def test_the_scheduled_reconciliation_restarts_a_lost_workflow(
     await _lose(subscriptions, subscription)
     reconciliation = PostgresReconciliationActivities(subscriptions.sessions)
     queue = temporal.unique_id("reconciliation")
-    async with Worker(
-        temporal.client,
-        task_queue=queue,
-        workflows=[Reconciliation],
-        workflow_runner=sandboxed_runner("tests"),
-        activities=[
-            reconciliation.deliver_pending_webhooks,
-            reconciliation.restart_payments,
-            reconciliation.restart_refunds,
-            reconciliation.restart_subscriptions,
-            reconciliation.cancel_lost_operations,
-        ],
-    ):
+    async with build_worker(temporal, queue, reconciliation, workflows=[Reconciliation]):
         outcome = await temporal.client.execute_workflow(
             names.RECONCILIATION,
             ReconciliationInput(audit_ledger=False, restart_lost_workflows=True),

@@ -18,12 +18,11 @@ from temporalio.client import (
 )
 from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.exceptions import ApplicationError
-from temporalio.worker import Worker
 
 from tests.support.fake_payments import USD, PastDueSubscription, gateway_unavailable_error
 from tests.support.temporal import TemporalFixture
 from tests.support.wait import wait_until
-from worker.workflow_runner import sandboxed_runner
+from tests.support.workers import build_worker
 from workflows import names
 from workflows.errors import non_retryable_error
 from workflows.payment_methods import PaymentMethodDefault, PaymentMethodRemoval, PaymentMethodSetup
@@ -103,12 +102,11 @@ class FakeRefundsAndMethods(RefundActivities, PaymentMethodActivities):
 @asynccontextmanager
 async def run_fakes(temporal: TemporalFixture, **script: Any) -> AsyncIterator[tuple[FakeRefundsAndMethods, str]]:
     fakes, queue = FakeRefundsAndMethods(**script), TemporalFixture.unique_id("counter")
-    async with Worker(
-        temporal.client,
-        task_queue=queue,
+    async with build_worker(
+        temporal,
+        queue,
+        fakes,
         workflows=[Refund, PaymentMethodSetup, PaymentMethodDefault, PaymentMethodRemoval, PastDueSubscription],
-        workflow_runner=sandboxed_runner("tests"),
-        activities=[fakes.reserve, fakes.send, fakes.attach, fakes.set_default, fakes.detach],
     ):
         yield fakes, queue
 

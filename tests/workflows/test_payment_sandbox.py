@@ -11,7 +11,6 @@ from typing import Any
 
 import httpx
 import pytest
-from temporalio.worker import Worker
 
 from db.queries import webhooks
 from db.session import session_factory
@@ -20,7 +19,7 @@ from tests.support.payment_fixture import PaymentFixture, create_payment_fixture
 from tests.support.sandboxes import StripeEndpoint
 from tests.support.temporal import TemporalFixture
 from tests.support.wait import wait_until
-from worker.workflow_runner import sandboxed_runner
+from tests.support.workers import build_worker
 from workflows import names
 from workflows.client import WorkflowClient
 from workflows.payment import Payment
@@ -81,21 +80,7 @@ async def run_webhook_receiver(
     temporal: TemporalFixture, database: DatabaseFixture, stripe: StripeEndpoint
 ) -> AsyncIterator[WebhookReceiver]:
     async with create_payment_fixture(database, stripe) as payments:
-        activities = payments.payment_activities
-        async with Worker(
-            temporal.client,
-            task_queue=names.PLATFORM_QUEUE,
-            workflows=[Payment],
-            workflow_runner=sandboxed_runner("tests"),
-            activities=[
-                activities.charge,
-                activities.poll,
-                activities.apply_gateway_event,
-                activities.capture,
-                activities.cancel,
-                activities.mark_unknown,
-            ],
-        ):
+        async with build_worker(temporal, names.PLATFORM_QUEUE, payments.payment_activities, workflows=[Payment]):
             yield WebhookReceiver(payments, WorkflowClient(temporal.client))
 
 

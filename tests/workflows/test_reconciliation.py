@@ -20,7 +20,6 @@ from temporalio.client import (
     WorkflowExecutionStatus,
 )
 from temporalio.service import RPCError
-from temporalio.worker import Worker
 
 from activities.gateways.protocol import GatewayUnavailable
 from activities.reconciliation import PostgresReconciliationActivities
@@ -32,9 +31,9 @@ from tests.support.payment_fixture import PaymentFixture, create_payment_fixture
 from tests.support.sandboxes import ClusterEndpoint, StripeEndpoint
 from tests.support.temporal import TemporalFixture
 from tests.support.wait import wait_until
+from tests.support.workers import build_worker
 from worker import schedules
 from worker.main import keep_dispatchers_and_schedules
-from worker.workflow_runner import sandboxed_runner
 from workflows import names
 from workflows.payment import Payment
 from workflows.ports.instances import CleanUpOrphans, InstanceId, OrphanCleanupOutcome
@@ -55,25 +54,12 @@ async def payments(database: DatabaseFixture, stripe: StripeEndpoint) -> AsyncIt
 
 @asynccontextmanager
 async def run_platform_worker(temporal: TemporalFixture, payments: PaymentFixture) -> AsyncIterator[None]:
-    reconciliation, payment_activities = (
+    async with build_worker(
+        temporal,
+        names.PLATFORM_QUEUE,
         PostgresReconciliationActivities(payments.sessions),
         payments.payment_activities,
-    )
-    async with Worker(
-        temporal.client,
-        task_queue=names.PLATFORM_QUEUE,
         workflows=[Reconciliation, Payment],
-        workflow_runner=sandboxed_runner("tests"),
-        activities=[
-            *(reconciliation.audit_ledger, reconciliation.deliver_pending_webhooks),
-            *(
-                payment_activities.charge,
-                payment_activities.poll,
-                payment_activities.apply_gateway_event,
-                payment_activities.capture,
-            ),
-            *(payment_activities.cancel, payment_activities.mark_unknown),
-        ],
     ):
         yield
 
@@ -183,17 +169,8 @@ async def test_the_cleanup_deletes_failed_instances_and_reports_unknown_ones(
         await instances.update_instance(orphan, status="failed")
         await instances.forget(unknown)
         async with (
-            Worker(
-                temporal.client,
-                task_queue=names.PLATFORM_QUEUE,
-                workflows=[OrphanCleanup],
-                workflow_runner=sandboxed_runner("tests"),
-            ),
-            Worker(
-                temporal.client,
-                task_queue=names.INFRASTRUCTURE_QUEUE,
-                activities=[instances.cluster_activities.clean_up_orphans],
-            ),
+            build_worker(temporal, names.PLATFORM_QUEUE, workflows=[OrphanCleanup]),
+            build_worker(temporal, names.INFRASTRUCTURE_QUEUE, instances.cluster_activities),
         ):
             handle = await temporal.client.start_workflow(
                 names.ORPHAN_CLEANUP,
