@@ -24,7 +24,6 @@ class LedgerAccount(StrEnum):
     REVENUE = "revenue"
     TAX_PAYABLE = "tax_payable"
     REFUNDS = "refunds"
-    WRITE_OFF = "write_off"
     ADJUSTMENTS = "adjustments"
 
 
