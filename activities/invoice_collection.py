@@ -18,7 +18,6 @@ from activities.invoice_allocations import allocate, credit_parts
 from activities.invoicing import line_description
 from activities.notification_context import notification_context
 from activities.outcomes import billing_outcome, replay_result
-from activities.plan_change_records import RenewedSubscription, with_current_terms
 from activities.subscription_transitions import new_change_set, record_period_paid
 from db.queries import invoices, workflow_recovery
 from db.queries.change_set import ChangeSet
@@ -50,9 +49,7 @@ async def collect_invoice(
     available = reserve_older_debts(chargeable, debts, gateways)
     funding = split_funding_for(available, invoice.due, FundingPurpose.DUNNING, gateways)
     if funding.covered:
-        return await pay_from_credit(
-            session, changes, subscription, invoice, funding, renewed=with_current_terms(subscription)
-        )
+        return await pay_from_credit(session, changes, subscription, invoice, funding, renewed=subscription)
     card = None if command.credit_only else card_charge_for(funding)
     if card is not None:
         await place_hold(session, changes, subscription, funding, collection_hold(invoice.id, command.now))
@@ -83,13 +80,13 @@ async def pay_from_credit(
     invoice: InvoiceSummary,
     funding: InvoiceFunding,
     *,
-    renewed: RenewedSubscription,
+    renewed: LockedSubscription,
 ) -> BillingOutcome:
     """Pay an open invoice or a draft of a period without a card.
 
     Args:
         funding: The parts that pay the invoice.
-        renewed: The subscription with the terms of the invoice's period.
+        renewed: As of ``record_period_paid``.
     """
     draft = invoice.status is InvoiceStatus.DRAFT
     parts = {
@@ -123,14 +120,14 @@ async def pay_with_credited_payment(
     subscription: LockedSubscription,
     invoice: InvoiceSummary | None,
     *,
-    renewed: RenewedSubscription,
+    renewed: LockedSubscription,
 ) -> BillingOutcome | None:
     """Pay an invoice from credit if a webhook completed its payment, which nothing awaited, as wallet credit.
 
     The card would be charged a second time. None: there is no such payment, or credit does not cover the invoice.
 
     Args:
-        renewed: As of ``pay_from_credit``.
+        renewed: As of ``record_period_paid``.
     """
     if invoice is None or not await workflow_recovery.was_payment_credited(session, invoice.id):
         return None
@@ -143,12 +140,12 @@ async def pay_if_credit_covers(
     subscription: LockedSubscription,
     invoice: InvoiceSummary,
     *,
-    renewed: RenewedSubscription,
+    renewed: LockedSubscription,
 ) -> BillingOutcome | None:
     """Pay an invoice from credit, that of an open hold included; None, and nothing changes, if it does not cover it.
 
     Args:
-        renewed: As of ``pay_from_credit``.
+        renewed: As of ``record_period_paid``.
     """
     held = await invoices.lock_open_hold(session, subscription.id)
     debts = await invoices.list_older_debts(session, subscription.id)

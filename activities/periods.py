@@ -24,7 +24,7 @@ from activities.invoicing import (
 )
 from activities.notification_context import notification_context, paid_fields
 from activities.outcomes import billing_outcome, replay_result, unpaid_outcome
-from activities.plan_change_records import RenewedSubscription, add_scheduled_change, with_period_terms
+from activities.plan_change_records import add_scheduled_change, with_period_terms
 from activities.subscription_transitions import (
     mark_past_due,
     new_change_set,
@@ -151,7 +151,7 @@ async def _find_earlier_outcome(
 
 def _enter_period(
     changes: ChangeSet,
-    renewed: RenewedSubscription,
+    renewed: LockedSubscription,
     command: StartPeriod,
     period: BillingPeriod,
     columns: dict[str, Any],

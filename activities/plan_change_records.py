@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime
-from typing import Any, NewType, Unpack
+from typing import Any, Unpack
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -16,9 +16,6 @@ from db.queries.locked_subscriptions import LockedSubscription
 from workflows.ports.subscription import PlanTerms
 from workflows.rules.notifications import NotificationKind
 from workflows.rules.periods import BillingPeriod
-
-RenewedSubscription = NewType("RenewedSubscription", LockedSubscription)
-"""A subscription with the terms of an invoice's period, which are not recorded yet where the invoice is a draft."""
 
 
 async def apply_plan_change(
@@ -61,30 +58,23 @@ async def apply_plan_change(
 
 async def with_period_terms(
     session: AsyncSession, subscription: LockedSubscription, terms: PlanTerms | None, at: datetime
-) -> RenewedSubscription:
+) -> LockedSubscription:
     """Return the subscription with the terms of the period that starts; writes nothing."""
     if terms is None or terms.plan_id == subscription.plan_id:
-        return with_current_terms(subscription)
+        return subscription
     plan = await locked_subscriptions.get_plan_with_price(session, terms.plan_id, subscription.currency, at)
-    return RenewedSubscription(
-        replace(
-            subscription,
-            plan_id=terms.plan_id,
-            plan_code=terms.plan_code,
-            plan_name=plan.name if plan is not None else terms.plan_code,
-            price_id=terms.price_id,
-            price=terms.price,
-        )
+    return replace(
+        subscription,
+        plan_id=terms.plan_id,
+        plan_code=terms.plan_code,
+        plan_name=plan.name if plan is not None else terms.plan_code,
+        price_id=terms.price_id,
+        price=terms.price,
     )
 
 
-def with_current_terms(subscription: LockedSubscription) -> RenewedSubscription:
-    """Return the subscription for an open invoice, whose period has started with the terms on record."""
-    return RenewedSubscription(subscription)
-
-
 def add_scheduled_change(
-    changes: ChangeSet, subscription: LockedSubscription, renewed: RenewedSubscription
+    changes: ChangeSet, subscription: LockedSubscription, renewed: LockedSubscription
 ) -> dict[str, Any]:
     """Add the events of a scheduled plan change that takes effect.
 

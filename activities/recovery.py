@@ -13,7 +13,6 @@ from activities.funding import reserve_older_debts, split_funding_for
 from activities.holds import agreed_card_charge, release_hold, with_released
 from activities.invoice_collection import pay_if_credit_covers, pay_with_credited_payment
 from activities.outcomes import billing_outcome
-from activities.plan_change_records import with_current_terms
 from activities.rule_errors import converts_rule_violations
 from activities.subscription_transitions import new_change_set
 from db.queries import invoices, workflow_recovery
@@ -138,15 +137,13 @@ async def _resume_collection(session: AsyncSession, command: ResumeCollection) -
         subscription = with_released(subscription, await release_hold(session, changes, subscription))
         held = None
     is_due_now = awaited is not None and not is_trial
-    # An open invoice: its period has started.
-    renewed = with_current_terms(subscription)
     outcome = None
     if is_due_now:
-        outcome = await pay_with_credited_payment(session, changes, subscription, awaited, renewed=renewed)
+        outcome = await pay_with_credited_payment(session, changes, subscription, awaited, renewed=subscription)
     elif subscription.status in PAST_DUE_STATUSES:
         # Credit that arrived meanwhile was signaled to no workflow, and a suspension makes no more attempts.
         for invoice in (await invoices.lock_open_invoices(session, subscription.id))[:1]:
-            outcome = await pay_if_credit_covers(session, changes, subscription, invoice, renewed=renewed)
+            outcome = await pay_if_credit_covers(session, changes, subscription, invoice, renewed=subscription)
     if outcome is None:
         await changes.write(session)
         agreed = held if held is not None else await invoices.find_hold(session, subscription.id, ORDER_HOLD)

@@ -14,7 +14,7 @@ from activities.formatting import format_date, timezone_or_utc
 from activities.invoicing import add_invoice_paid_events
 from activities.notification_context import notification_context, paid_fields
 from activities.outcomes import committed_state
-from activities.plan_change_records import RenewedSubscription, add_scheduled_change
+from activities.plan_change_records import add_scheduled_change
 from db.queries import invoices
 from db.queries.change_set import ChangeSet
 from db.queries.invoices import InvoiceSummary
@@ -106,14 +106,15 @@ async def record_period_paid(
     subscription: LockedSubscription,
     invoice: InvoiceSummary,
     *,
-    renewed: RenewedSubscription,
+    renewed: LockedSubscription,
     carried: Money | None = None,
 ) -> BillingOutcome:
     """Record that the invoice of a period is paid, and write ``changes``: the subscription is active from now on.
 
     Args:
         invoice: The invoice, open or a draft.
-        renewed: The subscription with the terms of the invoice's period.
+        renewed: The subscription with the terms of the invoice's period: ``subscription`` itself if the invoice is
+            open, because its period has started with the terms on record.
         carried: The part of the total that became debt of the organization.
     """
     before, is_draft = subscription.status, invoice.status is InvoiceStatus.DRAFT
@@ -142,7 +143,7 @@ async def _drafted_period(
     changes: ChangeSet,
     subscription: LockedSubscription,
     draft: InvoiceSummary,
-    renewed: RenewedSubscription,
+    renewed: LockedSubscription,
 ) -> dict[str, Any]:
     """Add the scheduled plan change that takes effect, and return the columns of the period that a draft starts."""
     return {
