@@ -44,29 +44,6 @@ Preparation = Callable[[AsyncSession], Awaitable[P]]
 
 
 @dataclass(frozen=True, slots=True)
-class PreparedByRead(Generic[P]):
-    """A ``Preparation`` of one read, which shares a round trip with the claim of the key.
-
-    Attributes:
-        prepare: Returns what the work needs, from the rows that were read.
-    """
-
-    read: PreparedRead[Any]
-    prepare: Callable[[Sequence[Any]], P]
-
-    async def __call__(self, session: AsyncSession) -> P:
-        return self.prepare(await SessionReader(session).fetch(self.read.query, self.read.values))
-
-
-async def _prepare_nothing(_: AsyncSession) -> None:
-    return None
-
-
-async def _present_nothing(_: AsyncSession, __: object, ___: object) -> JsonResponse:
-    raise AssertionError("the work returned no response")
-
-
-@dataclass(frozen=True, slots=True)
 class _PreparedWork(Generic[P]):
     """What the preparation of the work returned, which may be None."""
 
@@ -82,6 +59,7 @@ class IdempotentRequest:
     Attributes:
         attempt, is_retry: Known once the key is claimed, as in ``KeyClaim``. What was valid when the first request of
             an attempt began is not judged again by the state of a later day: its work may be done.
+        rows: What the ``read`` of ``run_and_read`` returned, for its ``prepare``.
     """
 
     ctx: AppContext
@@ -92,6 +70,7 @@ class IdempotentRequest:
     request_id: str
     attempt: int = field(default=1, init=False)
     is_retry: bool = field(default=False, init=False)
+    rows: Sequence[Any] = field(default=(), init=False)
 
     def derive_id(self, prefix: str) -> str:
         """Return an id with this prefix: the same for each retry under the key, a fresh one without a key."""
@@ -115,7 +94,11 @@ class IdempotentRequest:
         Raises:
             ApiError: 422 ``IDEMPOTENCY_KEY_REUSED`` for another body; 409 while another request does the work.
         """
-        return await self.run_prepared(_prepare_nothing, lambda _: work())
+
+        async def prepare_nothing(_: AsyncSession) -> None:
+            return None
+
+        return await self.run_prepared(prepare_nothing, lambda _: work())
 
     async def run_prepared(
         self,
@@ -128,8 +111,17 @@ class IdempotentRequest:
 
         The transaction of ``prepare`` ends before ``work`` begins. On a retry ``prepare`` must not refuse by the
         present state.
+
+        The client does not wait until the response is stored: a retry that comes before waits for it, and after a
+        failure there the work is found by the ids that derive from the key.
         """
-        return await self.run_and_read(prepare, work, _present_nothing, as_administrator=as_administrator)
+
+        async def respond(prepared: P, claimed_key: StoredResponse | None) -> JsonResponse:
+            response = await work(prepared)
+            self._store_after_response(claimed_key, response)
+            return response
+
+        return await self._run(prepare, respond, as_administrator=as_administrator)
 
     async def run_and_read(
         self,
@@ -138,22 +130,23 @@ class IdempotentRequest:
         present: Callable[[AsyncSession, P, R], Awaitable[JsonResponse]],
         *,
         as_administrator: bool = False,
+        read: PreparedRead[Any] | None = None,
     ) -> Response:
         """Like ``run_prepared``, for a response that is read after the work.
 
-        If ``work`` returns the response itself, the client does not wait until it is stored: a retry that comes before
-        waits for it, and after a failure there the work is found by the ids that derive from the key. Otherwise
-        ``present`` builds the response from the result of ``work``; it reads in the transaction that stores the
-        response: two transactions in all. It is not called if ``work`` returns the response itself.
+        Args:
+            prepare: As in ``run_prepared``.
+            work: What is done once.
+            present: Builds the response from the result of ``work``; it reads in the transaction that stores the
+                response: two transactions in all. It is not called if ``work`` returns the response itself.
+            as_administrator: Refuse other users, and read the rows of every organization.
+            read: Shares a round trip with the claim of the key; ``prepare`` finds its rows in ``rows``.
         """
-        if as_administrator and not self.caller.is_administrator:
-            raise forbidden_error()
 
         async def respond(prepared: P, claimed_key: StoredResponse | None) -> JsonResponse:
             result = await work(prepared)
             if isinstance(result, JsonResponse):
-                if claimed_key is not None:
-                    self.ctx.run_after_response(self._store(_with_response(claimed_key, result)))
+                self._store_after_response(claimed_key, result)
                 return result
             async with transaction(self.ctx, self.caller, as_administrator=as_administrator) as session:
                 response = await present(session, prepared, result)
@@ -161,8 +154,27 @@ class IdempotentRequest:
                     await idempotency.store_and_commit(session, _with_response(claimed_key, response))
             return response
 
+        return await self._run(prepare, respond, as_administrator=as_administrator, read=read)
+
+    def _store_after_response(self, claimed_key: StoredResponse | None, response: JsonResponse) -> None:
+        if claimed_key is not None:
+            self.ctx.run_after_response(self._store(_with_response(claimed_key, response)))
+
+    async def _run(
+        self,
+        prepare: Preparation[P],
+        respond: Callable[[P, StoredResponse | None], Awaitable[JsonResponse]],
+        *,
+        as_administrator: bool,
+        read: PreparedRead[Any] | None = None,
+    ) -> Response:
+        """Claim the key, prepare, and return what ``respond`` returns after it has stored it under the key."""
+        if as_administrator and not self.caller.is_administrator:
+            raise forbidden_error()
         if self.key is None:
             async with transaction(self.ctx, self.caller, as_administrator=as_administrator) as session:
+                if read is not None:
+                    self.rows = await SessionReader(session).fetch(read.query, read.values)
                 prepared = await prepare(session)
             return await respond(prepared, None)
         claimed_key = StoredResponse(
@@ -173,7 +185,7 @@ class IdempotentRequest:
             status=None,
             body=None,
         )
-        claimed = await self._claim(claimed_key, prepare, as_administrator)
+        claimed = await self._claim(claimed_key, prepare, as_administrator, read)
         if isinstance(claimed, Response):
             return claimed
         try:
@@ -199,11 +211,14 @@ class IdempotentRequest:
         return response
 
     async def _claim(
-        self, claimed_key: StoredResponse, prepare: Preparation[P], as_administrator: bool
+        self,
+        claimed_key: StoredResponse,
+        prepare: Preparation[P],
+        as_administrator: bool,
+        read: PreparedRead[Any] | None,
     ) -> _PreparedWork[P] | Response:
         """Claim the key once no other request holds it, and prepare the work; or return the response that is stored."""
         deadline = time.monotonic() + WAIT_SECONDS
-        read = prepare.read if isinstance(prepare, PreparedByRead) else None
 
         async def claim(session: AsyncSession) -> tuple[KeyClaim, list[Any]]:
             return await idempotency.claim_key(
@@ -222,9 +237,7 @@ class IdempotentRequest:
         while True:
             async with transaction_starting_with(self.ctx, claim) as (session, (state, rows)):
                 if state.acquired:
-                    self.attempt, self.is_retry = state.attempt, state.is_retry
-                    if isinstance(prepare, PreparedByRead):
-                        return _PreparedWork(prepare.prepare(rows))
+                    self.attempt, self.is_retry, self.rows = state.attempt, state.is_retry, rows
                     return _PreparedWork(await prepare(session))
             if not state.is_same_request:
                 raise ApiError(

@@ -14,7 +14,7 @@ from api.dependencies.authentication import AuthenticatedCaller
 from api.dependencies.context import Workflows
 from api.dependencies.transactions import Reads, Transactions, VerifiedCaller, transaction
 from api.errors import AUTHENTICATED_RESPONSES, PAYMENT_RESPONSES, error_responses, not_found_error
-from api.idempotency import IdempotentRequest, OptionalIdempotency, PreparedByRead, RequiredIdempotency
+from api.idempotency import IdempotentRequest, OptionalIdempotency, RequiredIdempotency
 from api.locks import SUBSCRIPTION_LOCKS
 from api.order_parameters import check_host_label, check_parameters
 from api.pagination import FullPage, TimelinePage, created_cursor, parse_cursor_instant
@@ -81,8 +81,8 @@ async def create_subscription(
 ) -> Response:
     """Order a plan. 201 with the subscription; 202 if the order was accepted but not created within 3 s."""
 
-    def prepare(plans: Sequence[PlanToOrder]) -> _PlannedOrder:
-        plan = _require_orderable(plans, body, is_retry=once.is_retry)
+    async def prepare(_: AsyncSession) -> _PlannedOrder:
+        plan = _require_orderable(once.rows, body, is_retry=once.is_retry)
         return _PlannedOrder(command=_create_command(once, caller, plan, body), plan=plan)
 
     async def send(order: _PlannedOrder) -> JsonResponse | UpdateResult[SubscriptionResult]:
@@ -94,9 +94,7 @@ async def create_subscription(
             return accepted
         return _created_response(_accepted_subscription(order, accepted))
 
-    return await once.run_and_read(
-        PreparedByRead(catalogue.read_plan_to_order(body.plan_id), prepare), send, _present_order
-    )
+    return await once.run_and_read(prepare, send, _present_order, read=catalogue.read_plan_to_order(body.plan_id))
 
 
 @router.get("", response_model=Page[SubscriptionOut])
