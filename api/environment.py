@@ -22,6 +22,14 @@ from sqlalchemy.exc import ArgumentError
 
 MIN_DIFFERENT_CHARACTERS = 5
 """Of a secret; a random one of 16 hexadecimal digits has fewer once in a million."""
+MIN_PATTERN_LENGTH = 16
+"""Of a string that a secret repeats."""
+PLACEHOLDER_WORDS = (
+    "changeme", "changethis", "default", "example", "insecure", "passwd", "password", "placeholder", "replaceme",
+    "secret",
+)  # fmt: skip
+"""Words of secrets in documentation, without separators; six letters or more, which no random secret has by chance."""
+RANDOM_REMEDY = "Set a random one, such as `openssl rand -base64 32` prints"
 PREFIX = "BERTH_"
 DEPLOYED_ENVIRONMENTS = ("production", "staging")
 """Environments with real customers. Unsafe defaults are accepted in ``sandbox`` and ``test`` only."""
@@ -342,17 +350,19 @@ def check_host_and_port(value: str) -> str:
 def check_temporal_tls(value: str, info: ValidationInfo) -> str:
     """Refuse clear text towards Temporal where customers are real, unless it runs on this machine.
 
-    A client certificate is refused without its key, and where the connection would not present it.
+    A client certificate is refused without its key, and it and the authority where the connection would not use them.
     """
-    certificate, key, api_key = (
-        bool(info.data.get(name)) for name in ("temporal_certificate", "temporal_key", "temporal_api_key")
+    authority, certificate, key, api_key = (
+        bool(info.data.get(f"temporal_{name}")) for name in ("ca", "certificate", "key", "api_key")
     )
     if certificate != key:
         raise ValueError("needs both BERTH_TEMPORAL_CERTIFICATE and BERTH_TEMPORAL_KEY, or neither")
     if certificate and value == "off" and not api_key:
         raise ValueError("is off, so that BERTH_TEMPORAL_CERTIFICATE would not be presented. Set it to on")
+    if authority and value == "off" and not api_key:
+        raise ValueError("is off, so that the server would not be verified with BERTH_TEMPORAL_CA. Set it to on")
     host = str(info.data.get("temporal_address", "")).rpartition(":")[0].strip("[]")
-    if value == "off" and is_deployed(info) and not info.data.get("temporal_api_key") and not is_loopback(host):
+    if value == "off" and is_deployed(info) and not api_key and not is_loopback(host):
         raise ValueError(
             f"is off: commands to {host} would travel without encryption and anyone could send them. Set it to on"
         )
@@ -400,10 +410,28 @@ def check_base_domain(value: str, info: ValidationInfo) -> str:
     return value
 
 
-def check_not_constant(secret: str | bytes, info: ValidationInfo) -> None:
-    """Refuse a secret such as ``aaaa…`` where customers are real: it is long and can be guessed."""
-    if is_deployed(info) and len(set(secret)) < MIN_DIFFERENT_CHARACTERS:
-        raise ValueError("repeats a few characters, so that it can be guessed. Set random ones")
+def check_not_guessable(secret: str | bytes, info: ValidationInfo, *, remedy: str = RANDOM_REMEDY) -> None:
+    """Refuse a secret such as ``aaaa…``, ``abcdeabcde…`` or ``changeme…`` where customers are real.
+
+    It is long and can be guessed. The error does not quote it.
+
+    Args:
+        remedy: What the operator does instead.
+    """
+    if not is_deployed(info):
+        return
+    if len(set(secret)) < MIN_DIFFERENT_CHARACTERS or _repeats_short_pattern(secret):
+        raise ValueError(f"repeats a few characters, so that it can be guessed. {remedy}")
+    letters = secret if isinstance(secret, str) else secret.decode("latin-1")
+    letters = re.sub(r"[-_. ]", "", letters.lower())
+    if any(word in letters for word in PLACEHOLDER_WORDS):
+        raise ValueError(f"contains a placeholder, so that it can be guessed. {remedy}")
+
+
+def _repeats_short_pattern(secret: str | bytes) -> bool:
+    """Return whether ``secret`` repeats a string of less than `MIN_PATTERN_LENGTH`; the last time it may be cut off."""
+    longest = min(MIN_PATTERN_LENGTH - 1, len(secret) // 2)
+    return any(secret[length:] == secret[:-length] for length in range(1, longest + 1))
 
 
 def is_loopback(host: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import ValidationInfo
 
-from api.environment import check_not_constant, is_deployed, is_production
+from api.environment import check_not_guessable, is_deployed, is_production
 
 MIN_WEBHOOK_SECRET_LENGTH = 16
 """Shorter ones are examples: gateways generate longer ones. With a known secret, anyone can forge a payment."""
@@ -30,7 +30,7 @@ def check_stripe_webhook_secret(secret: str, info: ValidationInfo) -> None:
     """Require a signing secret of an endpoint. Those of the live and the test mode look alike."""
     if is_deployed(info) and not (secret.startswith("whsec_") and len(secret) >= MIN_WEBHOOK_SECRET_LENGTH):
         raise ValueError("is not a signing secret of Stripe: webhooks could be forged. Set the endpoint's, whsec_…")
-    check_not_constant(secret.removeprefix("whsec_"), info)
+    check_not_guessable(secret.removeprefix("whsec_"), info, remedy="Set the one that Stripe shows")
 
 
 def check_midtrans_server_key(key: str, info: ValidationInfo) -> None:
@@ -50,4 +50,4 @@ def check_razorpay_webhook_secret(secret: str, info: ValidationInfo) -> None:
 def _require_long_secret(secret: str, info: ValidationInfo) -> None:
     if is_deployed(info) and len(secret) < MIN_WEBHOOK_SECRET_LENGTH:
         raise ValueError(f"is too short: webhooks could be forged. Set at least {MIN_WEBHOOK_SECRET_LENGTH} characters")
-    check_not_constant(secret, info)
+    check_not_guessable(secret, info)

@@ -23,7 +23,7 @@ from api.environment import (
     check_host_and_port,
     check_http_url,
     check_networks,
-    check_not_constant,
+    check_not_guessable,
     check_origin,
     check_public_url,
     check_temporal_tls,
@@ -133,7 +133,7 @@ class ApiSettings(EnvironmentSettings):
                 f"is too short to sign access tokens: every secret has at least {MIN_JWT_SECRET_BYTES} bytes"
             )
         for _, secret in keys:
-            check_not_constant(secret, info)
+            check_not_guessable(secret, info)
         return value
 
     @field_validator("encryption_key")
@@ -294,7 +294,7 @@ def check_encryption_key(value: SecretStr | None, info: ValidationInfo) -> Secre
     if not keys and is_deployed(info):
         raise ValueError("is not set: it encrypts customers' data. Set 32 random bytes as base64")
     for _, key in keys:
-        check_not_constant(key, info)
+        check_not_guessable(key, info)
     return value
 
 

@@ -6,6 +6,8 @@ from base64 import b64encode
 from pathlib import Path
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from api.environment import EnvironmentSettings, check_environment, load
@@ -18,6 +20,7 @@ from tests.local.test_production_settings import COMPLETE
 from worker.settings import WorkerSettings
 
 RANDOM = "0123456789abcdef"
+NOT_RANDOM = "so that it can be guessed. Set "
 DATABASE = "postgresql+psycopg://berth:secret@127.0.0.1:9/berth"
 
 
@@ -170,8 +173,13 @@ def test_production_speaks_to_a_distant_temporal_server_over_tls(
     assert fault.startswith("BERTH_TEMPORAL_TLS needs both BERTH_TEMPORAL_CERTIFICATE and BERTH_TEMPORAL_KEY")
     pair = {"BERTH_TEMPORAL_CERTIFICATE": "pem", "BERTH_TEMPORAL_KEY": "pem"}
     assert fault_of(settings, **pair).startswith("BERTH_TEMPORAL_TLS is off, so that BERTH_TEMPORAL_CERTIFICATE")
+    authority = {"BERTH_TEMPORAL_CA": "pem"}
+    fault = fault_of(settings, **authority)
+    assert fault.startswith(
+        "BERTH_TEMPORAL_TLS is off, so that the server would not be verified with BERTH_TEMPORAL_CA."
+    )
     for secured in ({"BERTH_TEMPORAL_TLS": "on"}, {"BERTH_TEMPORAL_API_KEY": "key"}):
-        assert check_environment(settings, complete | pair | secured) == []
+        assert check_environment(settings, complete | pair | authority | secured) == []
     (tmp_path / "ca.pem").write_text("authority\n")
     monkeypatch.setenv("BERTH_TEMPORAL_CA_FILE", str(tmp_path / "ca.pem"))
     values = {name.removeprefix("BERTH_").lower(): value for name, value in complete.items()}
@@ -198,6 +206,42 @@ def test_a_safe_value_of_the_api_is_no_fault(name: str, value: str) -> None:
 def test_a_constant_encryption_key_of_the_worker_is_a_fault() -> None:
     fault = fault_of(WorkerSettings, BERTH_ENCRYPTION_KEY=b64encode(b"a" * 32).decode())
     assert fault.startswith("BERTH_ENCRYPTION_KEY repeats a few characters")
+
+
+@pytest.mark.parametrize(
+    ("secret", "fault"),
+    [
+        ("abcde" * 7, "repeats a few characters"),
+        # Cut off in the last repetition.
+        ("correct-horse-1" * 3 + "corr", "repeats a few characters"),
+        ("changeme" * 4, "repeats a few characters"),
+        ("changeme-" + RANDOM * 2, "contains a placeholder"),
+        ("Please-Change-Me-Before-You-Go-Live", "contains a placeholder"),
+        ("replace_me_" + RANDOM * 2, "contains a placeholder"),
+        ("MY.SECRET." + RANDOM * 2, "contains a placeholder"),
+        (RANDOM * 2 + "Password", "contains a placeholder"),
+        ("example-key-of-the-documentation-01", "contains a placeholder"),
+    ],
+)
+def test_production_refuses_a_secret_that_can_be_guessed(secret: str, fault: str) -> None:
+    remedy = f"{NOT_RANDOM}a random one, such as `openssl rand -base64 32` prints."
+    for name in ("BERTH_JWT_SECRET", "BERTH_RAZORPAY_WEBHOOK_SECRET"):
+        assert fault_of(ApiSettings, **{name: secret}) == f"{name} {fault}, {remedy}"
+    encoded = b64encode(secret.encode()[:32]).decode()
+    for settings in (ApiSettings, WorkerSettings):
+        if fault.startswith("repeats"):
+            assert fault_of(settings, BERTH_ENCRYPTION_KEY=encoded) == f"BERTH_ENCRYPTION_KEY {fault}, {remedy}"
+    stripe = fault_of(ApiSettings, BERTH_STRIPE_WEBHOOK_SECRET=f"whsec_{secret}")
+    assert stripe == f"BERTH_STRIPE_WEBHOOK_SECRET {fault}, {NOT_RANDOM}the one that Stripe shows."
+    sandbox = COMPLETE["api"] | {"BERTH_ENVIRONMENT": "sandbox", "BERTH_JWT_SECRET": secret}
+    assert check_environment(ApiSettings, sandbox) == []
+
+
+@given(st.binary(min_size=32, max_size=32))
+def test_a_random_secret_is_accepted(random_bytes: bytes) -> None:
+    assume(len(set(random_bytes)) > 8)
+    secret = b64encode(random_bytes).decode()
+    assert check_environment(ApiSettings, COMPLETE["api"] | {"BERTH_JWT_SECRET": secret}) == []
 
 
 def test_staging_may_use_the_test_modes_of_gateways_but_no_clear_text() -> None:
