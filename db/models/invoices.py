@@ -36,7 +36,7 @@ class Invoice(Base):
             name="billing_reason",
         ),
         CheckConstraint("currency ~ '^[A-Z]{3}$'", name="currency"),
-        CheckConstraint("period_start <= period_end", name="period"),
+        CheckConstraint("period_start < period_end", name="period"),
         CheckConstraint(
             "subtotal_minor >= 0 AND tax_minor >= 0 AND total_minor = subtotal_minor + tax_minor", name="total"
         ),
@@ -49,6 +49,9 @@ class Invoice(Base):
         ),
         CheckConstraint("total_minor >= 0 AND amount_due_minor BETWEEN 0 AND total_minor", name="valid_amounts"),
         CheckConstraint("refunded_minor BETWEEN 0 AND total_minor", name="refunded"),
+        CheckConstraint(
+            "(status = 'void') = (voided_at IS NOT NULL) AND (status <> 'void' OR amount_due_minor = 0)", name="void"
+        ),
         UniqueConstraint("organization_id", "id"),
         UniqueConstraint("organization_id", "id", "currency"),
         same_organization("invoices", "subscription_id", "subscriptions"),
@@ -81,7 +84,11 @@ class Invoice(Base):
 
 class InvoiceLine(Base):
     __tablename__ = "invoice_lines"
-    __table_args__ = (same_organization("invoice_lines", "invoice_id", "invoices"),)
+    __table_args__ = (
+        same_organization("invoice_lines", "invoice_id", "invoices"),
+        CheckConstraint("amount_minor = unit_price_minor * quantity - discount_minor", name="amount"),
+        CheckConstraint("period_start < period_end", name="period"),
+    )
 
     invoice_id: Mapped[str] = mapped_column(primary_key=True)
     position: Mapped[int] = mapped_column(primary_key=True)

@@ -95,6 +95,12 @@ class LedgerTransactionRow(Base):
     __table_args__ = (
         Index("ix_ledger_transactions_organization_id_sequence_number", "organization_id", "sequence_number"),
         UniqueConstraint("id", "organization_id"),
+        CheckConstraint("currency ~ '^[A-Z]{3}$'", name="currency"),
+        CheckConstraint("entry_count >= 2", name="entry_count"),
+        CheckConstraint(
+            "kind IN ('top_up', 'charge', 'refund', 'credit', 'adjustment', 'hold', 'release', 'invoice', 'void')",
+            name="kind",
+        ),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)

@@ -47,6 +47,11 @@ class Payment(Base):
             " 'partially_refunded', 'refunded', 'disputed')",
             name="status",
         ),
+        CheckConstraint(
+            "(captured_minor > 0) = (status IN ('succeeded', 'partially_refunded', 'refunded', 'disputed'))"
+            " AND (captured_minor > 0) = (succeeded_at IS NOT NULL)",
+            name="received",
+        ),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -98,6 +103,8 @@ class PaymentMethod(Base):
             postgresql_where=text("is_default AND detached_at IS NULL"),
         ),
         Index("ix_payment_methods_organization_id_charge_order", "organization_id", "charge_order"),
+        CheckConstraint("exp_month BETWEEN 1 AND 12", name="expiry"),
+        CheckConstraint("last4 ~ '^[0-9]{0,4}$'", name="last4"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)

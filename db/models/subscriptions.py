@@ -42,7 +42,12 @@ class Subscription(Base):
         CheckConstraint("collection_method IN ('wallet', 'card', 'wallet_then_card')", name="collection_method"),
         CheckConstraint("currency ~ '^[A-Z]{3}$'", name="currency"),
         CheckConstraint("price_minor >= 0", name="price"),
-        CheckConstraint("current_period_start <= current_period_end", name="period"),
+        CheckConstraint(
+            "(current_period_start IS NULL) = (current_period_end IS NULL)"
+            " AND current_period_start < current_period_end",
+            name="period",
+        ),
+        CheckConstraint("coupon_remaining_periods >= 0", name="coupon_periods"),
         UniqueConstraint("organization_id", "id"),
     )
 

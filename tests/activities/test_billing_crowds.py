@@ -102,8 +102,10 @@ async def test_a_number_belongs_to_the_year_of_the_subscriptions_own_clock(billi
     await credit_wallet(billing.sessions, usd(5000))
     ordered = await billing.create_active_subscription()
     eve = datetime(2029, 12, 31, 23, 59, 59, tzinfo=UTC)
-    for now, number in ((eve, "BERTH-2029-000001"), (eve + timedelta(seconds=1), "BERTH-2030-000001")):
-        renewal = replace(billing.start_period_command(ordered, start=now), now=now)
+    starts = (eve - timedelta(days=31), eve)
+    numbers = ((eve, "BERTH-2029-000001"), (eve + timedelta(seconds=1), "BERTH-2030-000001"))
+    for start, (now, number) in zip(starts, numbers, strict=True):
+        renewal = replace(billing.start_period_command(ordered, start=start), now=now)
         await billing.billing_activities.start_period(renewal)
         assert (await billing.invoices(ordered.id))[-1]["number"] == number
 

@@ -170,7 +170,7 @@ async def test_credit_that_covers_a_past_due_invoice_pays_it_at_each_attempt(
     billing: BillingFixture, carried: OpenedSubscription
 ) -> None:
     for retry, credit_only in enumerate((False, True)):
-        start = carried.period.end + 2 * retry * DAY
+        start = carried.period.end + 31 * retry * DAY
         outcome = await billing.billing_activities.start_period(billing.start_period_command(carried, start=start))
         await billing.billing_activities.record_payment_failure(payment_failure_command(carried, outcome))
         await top_up(billing, PRICE)

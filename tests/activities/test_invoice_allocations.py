@@ -102,8 +102,8 @@ async def test_a_voided_first_invoice_returns_promotional_credit_as_promotional_
 @pytest.mark.parametrize(
     ("statement", "message"),
     [
-        ("UPDATE invoices SET amount_due_minor = 1, status = 'open'", "its allocations are 500"),
-        ("UPDATE invoices SET status = 'void'", "its allocations are 500"),
+        ("UPDATE invoices SET amount_due_minor = 1, status = 'open'", "the invoice is not open any more"),
+        ("UPDATE invoices SET status = 'void', voided_at = now()", "its allocations are 500"),
         ("UPDATE invoices SET refunded_minor = 1", "its allocations are 500"),
         (_INSERT := "INSERT INTO invoice_allocations SELECT 'alc_2', organization_id, invoice_id, currency, 'wallet',"
          " NULL, NULL, 1, NULL, ledger_transaction_id, allocated_at FROM invoice_allocations",
@@ -146,7 +146,9 @@ async def test_the_database_refuses_to_allocate_more_of_a_payment_than_it_captur
     await insert_card_payment(billing.sessions, "pay_full", None, usd(500))
     await billing.execute(_SHIFT_TO_CARD.replace("pay_card", "pay_full"))
     with pytest.raises(IntegrityError, match="payment pay_full keeps its owner and its amounts"):
-        await billing.execute("UPDATE payments SET captured_minor = 0 WHERE id = 'pay_full'")
+        await billing.execute(
+            "UPDATE payments SET captured_minor = 0, status = 'failed', succeeded_at = NULL WHERE id = 'pay_full'"
+        )
 
 
 @pytest.mark.scenario("B21")

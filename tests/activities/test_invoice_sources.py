@@ -50,9 +50,8 @@ async def apply_order_payment(
     billing: BillingFixture, ordered: OpenedSubscription, outcome: BillingOutcome, payment_method_id: str
 ) -> None:
     """Pay the first invoice by the payment of the order, which was made before there was an invoice."""
-    command = await card_payment_command(billing, ordered, outcome)
-    await billing.execute(
-        f"UPDATE payments SET purpose = 'order', payment_method_id = '{payment_method_id}' WHERE id = 'pay_1'"
+    command = await card_payment_command(
+        billing, ordered, outcome, purpose="order", payment_method_id=payment_method_id
     )
     assert (await billing.billing_activities.apply_card_payment(command)).paid
 
@@ -84,10 +83,9 @@ async def test_an_invoice_that_the_wallet_paid_names_no_card_whose_money_came_to
     assert outcome.card_charge is not None
     await top_up(billing, 500)
     assert (await billing.billing_activities.record_payment_failure(payment_failure_command(ordered, outcome))).paid
-    command = await card_payment_command(billing, ordered, outcome)
-    await billing.execute(
-        f"UPDATE payments SET invoice_id = '{outcome.invoice_id}', payment_method_id = '{payment_method_id}'"
-        " WHERE id = 'pay_1'"
+    invoice_id = outcome.invoice_id or ""
+    command = await card_payment_command(
+        billing, ordered, outcome, invoice_id=invoice_id, payment_method_id=payment_method_id
     )
     await billing.billing_activities.apply_card_payment(command)
     assert await billing.balance() == 500

@@ -269,9 +269,10 @@ async def test_a_refund_is_completed_from_the_sources_that_were_decided_when_it_
 @pytest.mark.scenario("B35")
 async def test_what_cannot_go_back_stays_and_becomes_a_task(payments: PaymentFixture) -> None:
     pay = await paid(payments)
-    await payments.rows(
-        "UPDATE payments SET gateway_reference = 'pi_gone' WHERE id = :id RETURNING id", id=pay.payment_id
-    )
+    reference = (await payments.payment(pay.payment_id))["gateway_reference"]
+    by_hand = StripeGateway(api_key=payments.stripe.api_key, base_url=payments.stripe.url)
+    await by_hand.refund(reference, money(10_000), refund_id="re_by_hand", key="by_hand")
+    await by_hand.close()
     failed = await refund(payments, order(payments, pay, 4_000))
     assert failed.status == "failed"
     assert await payments.balances() == (10_000, 0)

@@ -158,9 +158,9 @@ async def test_a_top_up_outlives_the_card_that_it_charged(seeded_api: ApiWithCat
     payment_id = accepted.json()["data"]["id"]
     api.execute(
         "INSERT INTO payments (id, organization_id, purpose, gateway, payment_method_id, amount_minor, currency,"
-        " captured_minor, status, idempotency_key, workflow_id, created_at, updated_at)"
-        " VALUES (%s, %s, 'top_up', 'stripe', %s, 2000, 'USD', 2000, 'succeeded', 'key', 'workflow', %s, %s)",
-        *(payment_id, customer.organization_id, card, NOW, NOW),
+        " captured_minor, status, idempotency_key, workflow_id, created_at, updated_at, succeeded_at)"
+        " VALUES (%s, %s, 'top_up', 'stripe', %s, 2000, 'USD', 2000, 'succeeded', 'key', 'workflow', %s, %s, %s)",
+        *(payment_id, customer.organization_id, card, NOW, NOW, NOW),
     )
     api.execute("UPDATE payment_methods SET detached_at = now()")
     seeded_api.workflows.times_out = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -85,7 +85,8 @@ async def test_a_release_writes_into_tables_that_the_next_release_has_extended(d
 
 def _fill_every_table(changes: ChangeSet) -> None:
     """Add a paid invoice with its line, its ledger transaction and its credit, and a row of every other table."""
-    amount, at = Money(amount_minor=500, currency="USD"), AT.isoformat()
+    amount = Money(amount_minor=500, currency="USD")
+    at, end = AT.isoformat(), (AT + timedelta(days=28)).isoformat()
     zero = zero_money("USD")
     organization, subscription = changes.organization_id, changes.subscription_id
     changes.update_subscription(status="active")
@@ -105,7 +106,7 @@ def _fill_every_table(changes: ChangeSet) -> None:
             "status": "paid",
             "currency": "USD",
             "period_start": at,
-            "period_end": at,
+            "period_end": end,
             "subtotal_minor": 500,
             "tax_minor": 0,
             "total_minor": 500,
@@ -129,7 +130,7 @@ def _fill_every_table(changes: ChangeSet) -> None:
                 "amount_minor": 500,
                 "price_id": None,
                 "period_start": at,
-                "period_end": at,
+                "period_end": end,
             }
         ],
         assign_number=True,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import psycopg
 import pytest
 from psycopg import sql
@@ -15,9 +17,9 @@ from tests.support.inserts import NOW, insert_organization, insert_subscription
 
 _INSERT_PAYMENT = (
     "INSERT INTO payments (id, organization_id, subscription_id, purpose, gateway, amount_minor, currency,"
-    " captured_minor, refunded_minor, status, idempotency_key, workflow_id, created_at, updated_at)"
+    " captured_minor, refunded_minor, status, idempotency_key, workflow_id, created_at, updated_at, succeeded_at)"
     " VALUES ('pay_1', :organization, :subscription, 'order', 'stripe', 100, 'USD', 100, 100, 'succeeded', 'pay_1',"
-    " 'payment/pay_1', :now, :now)"
+    " 'payment/pay_1', :now, :now, :now)"
 )
 _INSERT_REFUND = (
     "INSERT INTO refunds (id, organization_id, payment_id, amount_minor, from_wallet_minor, currency, destination,"
@@ -27,7 +29,7 @@ _INSERT_REFUND = (
 _INSERT_INVOICE = (
     "INSERT INTO invoices (id, organization_id, subscription_id, billing_reason, number, status, currency,"
     " period_start, period_end, subtotal_minor, tax_minor, total_minor, amount_due_minor, finalized_at, created_at)"
-    " VALUES ('inv_1', :organization, :subscription, 'renewal', 'BERTH-1', 'open', 'USD', :now, :now, 100, 0, 100, 100,"
+    " VALUES ('inv_1', :organization, :subscription, 'renewal', 'BERTH-1', 'open', 'USD', :now, :end, 100, 0, 100, 100,"
     " :now, :now)"
 )
 
@@ -72,6 +74,11 @@ async def _insert_rows(engine: AsyncEngine) -> str:
     async with engine.begin() as connection:
         await connection.execute(text("SELECT set_config('berth.role', 'ADMINISTRATOR', true)"))
         for statement in (_INSERT_PAYMENT, _INSERT_REFUND, _INSERT_INVOICE):
-            values = {"organization": organization, "subscription": subscription, "now": NOW}
+            values = {
+                "organization": organization,
+                "subscription": subscription,
+                "now": NOW,
+                "end": NOW + timedelta(days=28),
+            }
             await connection.execute(text(statement), values)
     return subscription

@@ -68,11 +68,11 @@ def collect_command(ordered: OpenedSubscription, outcome: BillingOutcome) -> Col
 
 
 async def card_payment_command(
-    billing: BillingFixture, ordered: OpenedSubscription, outcome: BillingOutcome
+    billing: BillingFixture, ordered: OpenedSubscription, outcome: BillingOutcome, **columns: str
 ) -> ApplyCardPayment:
     """Insert the card payment that an outcome requires, and return the command that applies it."""
     assert outcome.card_charge is not None
-    await paid_by_card(billing.sessions, "pay_1", ordered.id, outcome.card_charge.amount)
+    await paid_by_card(billing.sessions, "pay_1", ordered.id, outcome.card_charge.amount, **columns)
     return ApplyCardPayment(
         subscription_id=ordered.id, invoice_id=outcome.invoice_id or "", payment_id="pay_1", now=ordered.period.end
     )

@@ -94,18 +94,29 @@ async def credit_wallet(sessions: SessionFactory, amount: Money) -> str:
 
 
 async def insert_card_payment(
-    sessions: SessionFactory, payment_id: str, subscription_id: str | None, amount: Money
+    sessions: SessionFactory,
+    payment_id: str,
+    subscription_id: str | None,
+    amount: Money,
+    *,
+    purpose: str = "invoice",
+    invoice_id: str | None = None,
+    payment_method_id: str | None = None,
 ) -> None:
     """Insert a succeeded card payment whose amount is not applied to an invoice yet."""
     async with sessions.begin() as session:
         await session.execute(
             text(
-                "INSERT INTO payments (id, organization_id, subscription_id, purpose, gateway, amount_minor,"
-                " currency, captured_minor, status, idempotency_key, workflow_id, created_at, updated_at)"
-                " VALUES (:id, :org, :sub, 'invoice', 'stripe', :amount, :currency, :amount, 'succeeded', :id,"
-                " :id, :at, :at)"
+                "INSERT INTO payments (id, organization_id, subscription_id, purpose, invoice_id, payment_method_id,"
+                " gateway, amount_minor, currency, captured_minor, status, idempotency_key, workflow_id, created_at,"
+                " updated_at, succeeded_at)"
+                " VALUES (:id, :org, :sub, :purpose, :invoice, :method, 'stripe', :amount, :currency, :amount,"
+                " 'succeeded', :id, :id, :at, :at, :at)"
             ),
             {
+                "purpose": purpose,
+                "invoice": invoice_id,
+                "method": payment_method_id,
                 "id": payment_id,
                 "org": ORGANIZATION,
                 "sub": subscription_id,
@@ -127,7 +138,12 @@ async def insert_card_payment(
 
 
 async def insert_payment_method(
-    sessions: SessionFactory, *, default: bool = True, charge_order: int = 0, gateway: str = "stripe"
+    sessions: SessionFactory,
+    *,
+    default: bool = True,
+    charge_order: int = 0,
+    gateway: str = "stripe",
+    organization: str = ORGANIZATION,
 ) -> str:
     """Insert a card, which open debts were tried with already, and return its id."""
     payment_method_id = f"pm_{next(_sequence)}"
@@ -141,7 +157,7 @@ async def insert_payment_method(
             ),
             {
                 "id": payment_method_id,
-                "org": ORGANIZATION,
+                "org": organization,
                 "gateway": gateway,
                 "default": default,
                 "charge_order": charge_order,

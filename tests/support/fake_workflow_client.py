@@ -305,9 +305,11 @@ def insert_refund(
 ) -> str:
     """Insert a refund of 5.00 to the source; return its id."""
     api.execute(
-        "INSERT INTO refunds (id, organization_id, payment_id, amount_minor, from_wallet_minor, currency, destination,"
+        "WITH payment AS (UPDATE payments SET refunded_minor = refunded_minor + %s WHERE id = %s)"
+        " INSERT INTO refunds (id, organization_id, payment_id, amount_minor, from_wallet_minor, currency, destination,"
         " status, reason, actor, idempotency_key, created_at, updated_at)"
         " VALUES (%s, %s, %s, 500, 0, 'USD', 'source', %s, 'late', 'usr_1', %s, %s, %s)",
+        *(0 if status == "failed" else 500, payment_id),
         *(refund_id, account.organization_id, payment_id, status, refund_id, NOW, NOW),
     )
     return refund_id
@@ -326,9 +328,9 @@ def insert_payment(
     identifier = payment_id or derive_id("pay", account.organization_id, f"row-{number}")
     api.execute(
         "INSERT INTO payments (id, organization_id, purpose, gateway, gateway_reference, amount_minor, currency,"
-        " captured_minor, status, idempotency_key, workflow_id, created_at, updated_at)"
-        " VALUES (%s, %s, 'top_up', 'stripe', %s, %s, 'USD', %s, %s, %s, %s, %s, %s)",
+        " captured_minor, status, idempotency_key, workflow_id, created_at, updated_at, succeeded_at)"
+        " VALUES (%s, %s, 'top_up', 'stripe', %s, %s, 'USD', %s, %s, %s, %s, %s, %s, %s)",
         *(identifier, account.organization_id, f"pi_{number}", amount, amount if status == "succeeded" else 0, status),
-        *(identifier, f"payment/{identifier}", NOW, NOW),
+        *(identifier, f"payment/{identifier}", NOW, NOW, NOW if status == "succeeded" else None),
     )
     return identifier

@@ -268,9 +268,10 @@ class MoneySteps(RuleBasedStateMachine):
             await session.execute(
                 text(
                     "INSERT INTO payments (id, organization_id, purpose, gateway, gateway_reference, amount_minor,"
-                    " currency, captured_minor, status, idempotency_key, workflow_id, created_at, updated_at)"
+                    " currency, captured_minor, status, idempotency_key, workflow_id, created_at, updated_at,"
+                    " succeeded_at)"
                     " VALUES (:id, :org, 'top_up', 'stripe', :id, :amount, 'USD', :amount, 'succeeded', :id, :id,"
-                    " :at, :at)"
+                    " :at, :at, :at)"
                 ),
                 {"id": payment_id, "org": ORGANIZATION, "amount": amount_minor, "at": ORDERED_AT},
             )

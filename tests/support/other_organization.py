@@ -68,8 +68,7 @@ async def create_other_organization(
         " VALUES (%s, 'Other', 'USD', 'UTC', %s, %s)",
         [OTHER_ORGANIZATION, ORDERED_AT, ORDERED_AT],
     )
-    card = await insert_payment_method(billing.sessions)
-    connection.execute("UPDATE payment_methods SET organization_id = %s WHERE id = %s", [OTHER_ORGANIZATION, card])
+    await insert_payment_method(billing.sessions, organization=OTHER_ORGANIZATION)
     subscription_ids = frozenset({await _order(billing, coupon=small_coupon), await _order_and_leave_unpaid(billing)})
     await _post(billing, ledger.adjustment_transaction(usd(900)), "adjustment/other")
     await _post(billing, ledger.promotional_credit_transaction(usd(170)), "promotional/other")

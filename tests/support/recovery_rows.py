@@ -29,6 +29,7 @@ async def insert_payment(billing: BillingFixture, subscription_id: str, amount: 
         "workflow_id": "payment/pay_1",
         "created_at": ORDERED_AT,
         "updated_at": ORDERED_AT,
+        "succeeded_at": ORDERED_AT if columns.get("captured_minor") else None,
         **columns,
     }
     places = ", ".join(f":{name}" for name in values)
