@@ -14,6 +14,7 @@ class ContextFields(TypedDict, total=False):
 
     amount: Money
     cancel_at_period_end: bool
+    cancellation_withdrawn: bool
     cancels_at: datetime | None
     carried: Money | None
     carried_debt: Money | None

@@ -145,6 +145,7 @@ async def _schedule_change(
                 effective_at=subscription.period_end,
                 price=plan.price,
                 next_charge_at=subscription.period_end,
+                cancellation_withdrawn=subscription.cancel_at_period_end,
             ),
         )
         changes.update_subscription(pending_plan_id=plan.plan_id, cancel_at_period_end=False)

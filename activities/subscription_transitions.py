@@ -21,13 +21,15 @@ from db.queries.invoices import InvoiceSummary
 from db.queries.locked_subscriptions import LockedSubscription
 from workflows.ports.billing import BillingOutcome
 from workflows.rules import dunning
+from workflows.rules.errors import ErrorCode, RuleViolation
 from workflows.rules.invoice import BillingReason, InvoiceStatus
 from workflows.rules.money import Money
 from workflows.rules.notifications import NotificationKind
 from workflows.rules.renewal import PeriodOutcome
-from workflows.rules.subscription import SubscriptionStatus, transition
+from workflows.rules.subscription import RENEWING_STATUSES, SubscriptionStatus, transition
 
 CANCELLATION_WITHDRAWN = "Scheduled cancellation withdrawn: the subscription continues."
+CANCELLATION_WITHDRAWN_BY_PAUSE = "Scheduled cancellation withdrawn: the subscription is paused."
 
 
 def new_change_set(subscription: LockedSubscription, at: datetime, actor: str) -> ChangeSet:
@@ -55,7 +57,7 @@ def transition_subscription(
     if state is not subscription.status:
         transition(subscription.status, state)
         if state is SubscriptionStatus.ACTIVE and subscription.status is SubscriptionStatus.PAUSED:
-            columns |= _drop_cancellation(changes, subscription, reason)
+            columns |= drop_cancellation(changes, subscription, reason, CANCELLATION_WITHDRAWN)
         changes.record_change("status", subscription.status.value, state.value, reason)
         columns["status"] = state.value
     if columns:
@@ -65,13 +67,36 @@ def transition_subscription(
     )
 
 
-def _drop_cancellation(changes: ChangeSet, subscription: LockedSubscription, reason: str) -> dict[str, Any]:
+def drop_cancellation(
+    changes: ChangeSet, subscription: LockedSubscription, reason: str, message: str
+) -> dict[str, Any]:
     """Record that a cancellation at the end of the period does not happen; return the columns that change."""
     if not subscription.cancel_at_period_end:
         return {}
     changes.record_change("cancel_at_period_end", str(True), str(False), reason)
-    changes.add_timeline_event("subscription.cancellation_withdrawn", CANCELLATION_WITHDRAWN)
+    changes.add_timeline_event("subscription.cancellation_withdrawn", message)
     return {"cancel_at_period_end": False}
+
+
+def require_paid_period(subscription: LockedSubscription, now: datetime) -> None:
+    """Check that there is a paid period at whose end the subscription can be cancelled.
+
+    Hazard: the workflow that commanded it may not have the result yet of a renewal that nothing could pay.
+
+    Raises:
+        RuleViolation: ``ILLEGAL_MOVE``.
+    """
+    is_in_pause = subscription.status is SubscriptionStatus.PAUSED
+    if subscription.status in RENEWING_STATUSES or (
+        is_in_pause and subscription.period_end is not None and now < subscription.period_end
+    ):
+        return
+    raise RuleViolation(
+        ErrorCode.ILLEGAL_MOVE,
+        f"A subscription that is {subscription.status} cannot be cancelled at the end of its period, which is not paid."
+        " Pay the open invoice first, or cancel now.",
+        {"from": subscription.status},
+    )
 
 
 def pause_unpaid_trial(changes: ChangeSet, subscription: LockedSubscription) -> LockedSubscription:

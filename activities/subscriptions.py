@@ -24,7 +24,14 @@ from activities.payment_application import credit_captured_payments
 from activities.plan_terms import build_plan_terms
 from activities.recorded_orders import replay_creation, to_recorded_order
 from activities.rule_errors import converts_rule_violations
-from activities.subscription_transitions import CANCELLATION_WITHDRAWN, new_change_set, status_message
+from activities.subscription_transitions import (
+    CANCELLATION_WITHDRAWN,
+    CANCELLATION_WITHDRAWN_BY_PAUSE,
+    drop_cancellation,
+    new_change_set,
+    require_paid_period,
+    status_message,
+)
 from db.errors import violated_constraint
 from db.models.catalogue import Plan
 from db.queries import instances, invoices, orders
@@ -191,7 +198,7 @@ class PostgresSubscriptionActivities(SubscriptionActivities):
                 }
             changes.void_reminders()
             if command.status is SubscriptionStatus.PAUSED:
-                columns = {"cancel_at_period_end": False}
+                columns = drop_cancellation(changes, subscription, command.reason, CANCELLATION_WITHDRAWN_BY_PAUSE)
             if command.void_invoice:
                 await _void_invoices(session, changes, subscription)
             if command.status is SubscriptionStatus.CANCELLED:
@@ -210,6 +217,8 @@ class PostgresSubscriptionActivities(SubscriptionActivities):
             subscription = await begin_with_locked_subscription(session, command.subscription_id)
             changes = new_change_set(subscription, command.now, command.actor)
             if subscription.cancel_at_period_end != command.cancel_at_period_end:
+                if command.cancel_at_period_end:
+                    require_paid_period(subscription, command.now)
                 before, after = str(subscription.cancel_at_period_end), str(command.cancel_at_period_end)
                 changes.record_change("cancel_at_period_end", before, after, command.reason)
                 if command.cancel_at_period_end:
@@ -343,6 +352,7 @@ async def _status_change_context(
         reason=command.reason,
         data_deletion_at=command.data_deletion_at or subscription.data_deletion_at,
         cancels_at=command.cancellation_at,
+        cancellation_withdrawn=subscription.cancel_at_period_end and command.status is SubscriptionStatus.PAUSED,
     )
     if (
         subscription.status in PAST_DUE_STATUSES

@@ -169,6 +169,17 @@ def test_a_scheduled_cancellation_names_the_plan_change_that_it_withdraws() -> N
     assert "The scheduled change to the plan Starter is withdrawn." in text
 
 
+@pytest.mark.parametrize("withdrawn", [True, False])
+def test_a_scheduled_plan_change_and_a_pause_name_the_cancellation_that_ends(withdrawn: bool) -> None:
+    texts = (
+        rendered_text(
+            NotificationKind.PLAN_CHANGED, effective_at="2027-02-28T10:00:00Z", cancellation_withdrawn=withdrawn
+        ),
+        rendered_text(NotificationKind.SUBSCRIPTION_PAUSED, cancellation_withdrawn=withdrawn),
+    )
+    assert [("The scheduled cancellation is withdrawn" in text) for text in texts] == [withdrawn] * 2
+
+
 @pytest.mark.parametrize("kind", [NotificationKind.SUBSCRIPTION_EXPIRING, NotificationKind.TOP_UP_RECEIPT])
 def test_the_brand_of_a_card_is_capitalized(kind: NotificationKind) -> None:
     assert "Visa ending in 4242" in rendered_text(kind, brand="visa", last4="4242")

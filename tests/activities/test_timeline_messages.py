@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
+from temporalio.exceptions import ApplicationError
 
 from activities.formatting import describe_decline
 from activities.subscription_transitions import status_message
@@ -15,7 +17,8 @@ from tests.support.billing_commands import (
     top_up,
 )
 from tests.support.billing_fixture import BillingFixture
-from workflows.ports.subscription import SetCancelAtPeriodEnd
+from workflows.ports.subscription import ChangeStatus, SetCancelAtPeriodEnd
+from workflows.rules.errors import ErrorCode
 from workflows.rules.subscription import SubscriptionStatus
 
 
@@ -124,3 +127,67 @@ async def test_a_scheduled_plan_change_says_that_it_withdraws_the_cancellation(b
         "SELECT before, after FROM subscription_changes WHERE field = 'cancel_at_period_end' ORDER BY id"
     )
     assert [(row["before"], row["after"]) for row in changes] == [("False", "True"), ("True", "False")]
+    [mail] = await billing.query(
+        "SELECT template_context->'cancellation_withdrawn' AS withdrawn FROM notifications WHERE kind = 'plan_changed'"
+    )
+    assert mail["withdrawn"] is True
+
+
+async def test_a_pause_says_that_it_withdraws_the_cancellation(billing: BillingFixture) -> None:
+    await top_up(billing, 5000)
+    ordered = await billing.create_active_subscription()
+    await billing.subscription_activities.set_cancel_at_period_end(
+        SetCancelAtPeriodEnd(
+            subscription_id=ordered.id,
+            cancel_at_period_end=True,
+            pending_plan_id=None,
+            reason="",
+            actor="usr_1",
+            now=TEN_DAYS_AFTER_ORDER,
+        )
+    )
+    pause = ChangeStatus(
+        subscription_id=ordered.id,
+        status=SubscriptionStatus.PAUSED,
+        reason="requested by the customer",
+        actor="usr_1",
+        now=TEN_DAYS_AFTER_ORDER + timedelta(hours=1),
+    )
+    outcome = await billing.assert_idempotent(billing.subscription_activities.change_status, pause)
+    assert outcome.state.cancel_at_period_end is False
+    messages = await billing.query(
+        "SELECT message FROM timeline_events WHERE kind = 'subscription.cancellation_withdrawn'"
+    )
+    assert [row["message"] for row in messages] == ["Scheduled cancellation withdrawn: the subscription is paused."]
+    changes = await billing.query(
+        "SELECT before, after FROM subscription_changes WHERE field = 'cancel_at_period_end' ORDER BY id"
+    )
+    assert [(row["before"], row["after"]) for row in changes] == [("False", "True"), ("True", "False")]
+    [mail] = await billing.query(
+        "SELECT template_context->'cancellation_withdrawn' AS withdrawn FROM notifications"
+        " WHERE kind = 'subscription_paused'"
+    )
+    assert mail["withdrawn"] is True
+
+
+async def test_a_cancellation_at_the_end_of_a_period_that_was_not_paid_is_refused_under_the_lock(
+    billing: BillingFixture,
+) -> None:
+    """The workflow may have lost the result of the renewal, and then takes the subscription for an active one."""
+    await top_up(billing, 500)
+    ordered = await billing.create_active_subscription()
+    renewal = replace(billing.start_period_command(ordered, start=ordered.period.end), now=ordered.period.end)
+    assert (await billing.billing_activities.start_period(renewal)).state.status is SubscriptionStatus.PAST_DUE
+    command = SetCancelAtPeriodEnd(
+        subscription_id=ordered.id,
+        cancel_at_period_end=True,
+        pending_plan_id=None,
+        reason="",
+        actor="usr_1",
+        now=ordered.period.end,
+    )
+    with pytest.raises(ApplicationError) as refused:
+        await billing.subscription_activities.set_cancel_at_period_end(command)
+    assert refused.value.type == ErrorCode.ILLEGAL_MOVE
+    [row] = await billing.query("SELECT status, cancel_at_period_end FROM subscriptions")
+    assert (row["status"], row["cancel_at_period_end"]) == ("past_due", False)

@@ -215,6 +215,8 @@ async def test_an_organization_that_is_billed_keeps_its_currency(
     assert await execute_in_transaction(database.owner, unbilled) is None
 
 
-async def test_the_reasons_for_a_refusal_name_the_row(database: DatabaseFixture, ids: dict[str, str]) -> None:
+async def test_the_message_of_a_rejected_statement_names_the_row(
+    database: DatabaseFixture, ids: dict[str, str]
+) -> None:
     error = await execute_in_transaction(database.worker, "UPDATE payments SET purpose = 'top_up'")
     assert "payments pay_1: purpose, " in str(error)

@@ -228,7 +228,7 @@ FUNCTIONS = ("reject_change", "reject_currency_change", "reject_overlapping_rene
 
 def change_triggers() -> list[tuple[str, str, str, str, str]]:
     """Return table, name, columns, condition and message of each trigger that refuses an update."""
-    kept = [
+    unchanging = [
         (
             table,
             "keeps_columns",
@@ -238,7 +238,7 @@ def change_triggers() -> list[tuple[str, str, str, str, str]]:
         )
         for table, columns in KEPT_COLUMNS.items()
     ]
-    return [*kept, *FINAL_STATES]
+    return [*unchanging, *FINAL_STATES]
 
 
 def upgrade() -> None:
