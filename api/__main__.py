@@ -59,6 +59,9 @@ def main() -> int:
             proxy_headers=bool(settings.trusted_proxies),
             forwarded_allow_ips=list(settings.trusted_proxies),
             backlog=2048,
+            loop="uvloop",
+            # httptools, which is used where it is installed, reads a header of any length.
+            http="h11",
         )
     )
     # The server raises the signal again once it has shut down; its default action would be a death by signal.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 
 import structlog
+import uvloop
 
 from activities.adapters.kubernetes.errors import InvalidKubeconfig
 from api.environment import ConfigurationError, load, report_faults
@@ -50,7 +50,7 @@ def main() -> None:
         if settings.metrics_port:
             _serve_metrics(metrics, settings)
         tune_garbage_collection()
-        asyncio.run(run(settings, metrics))
+        uvloop.run(run(settings, metrics))
     except (CannotStart, InvalidKubeconfig) as error:
         sys.stderr.write(f"The worker does not start: {str(error).rstrip('.')}.\n")
         exit_process(1)

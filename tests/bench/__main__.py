@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import logging
 import sys
 import time
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
+import uvloop
 
 from api.garbage_collection import tune_garbage_collection
 from tests.bench import aged, orders, reads, renewals
@@ -86,7 +86,7 @@ def main() -> None:
         cache_logger_on_first_use=True,  # as `api.logs` does
     )
     tune_garbage_collection()
-    figures = asyncio.run(run(sizes, arguments.only or list(PARTS)))
+    figures = uvloop.run(run(sizes, arguments.only or list(PARTS)))
     print(table(figures))
     write(figures, arguments.results)
     exit_process(0)

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import uvloop
 from pydantic import SecretStr
 from temporalio.client import Client
 from temporalio.worker import (
@@ -193,5 +194,5 @@ def _worker(
 
 if __name__ == "__main__":
     tune_garbage_collection()
-    asyncio.run(run(Hand(**json.loads(sys.argv[1]))))
+    uvloop.run(run(Hand(**json.loads(sys.argv[1]))))
     exit_process(0)
