@@ -120,10 +120,16 @@ class Ground:
                 parameters,
             )
 
-    def subscriptions(self, prefix: str, count: int, start: datetime, end: datetime) -> None:
-        """Write ready subscriptions ``sub_<prefix>-1`` … of those accounts, whose period is ``start`` to ``end``."""
+    def subscriptions(
+        self, prefix: str, count: int, start: datetime, end: datetime, *, organization_id: str | None = None
+    ) -> None:
+        """Write ready subscriptions ``sub_<prefix>-1`` …, whose period is ``start`` to ``end``.
+
+        Each belongs to the account of its number, or all to ``organization_id``.
+        """
         parameters = {
             "prefix": prefix, "count": count, "start": start, "end": end, "plan": plans.plan_id(PLAN),
+            "owner": organization_id,
         }  # fmt: skip
         with psycopg.connect(self.postgres.dsn(database="berth")) as connection:
             connection.execute(
@@ -131,8 +137,8 @@ class Ground:
                 INSERT INTO subscriptions (id, organization_id, user_id, plan_id, price_id, service_id, status,
                     currency, price_minor, timezone, billing_anchor, current_period_start, current_period_end,
                     workflow_id, created_at, updated_at)
-                SELECT 'sub_' || %(prefix)s || '-' || n, 'org_' || %(prefix)s || '-' || n, 'usr_bench', p.id, r.id,
-                    p.service_id, 'active', 'USD', r.amount_minor, 'UTC', %(start)s, %(start)s, %(end)s,
+                SELECT 'sub_' || %(prefix)s || '-' || n, COALESCE(%(owner)s, 'org_' || %(prefix)s || '-' || n),
+                    'usr_bench', p.id, r.id, p.service_id, 'active', 'USD', r.amount_minor, 'UTC', %(start)s, %(start)s, %(end)s,
                     'subscription/sub_' || %(prefix)s || '-' || n, %(start)s, %(start)s
                 FROM generate_series(1, %(count)s) n, plans p
                 JOIN prices r ON r.plan_id = p.id AND r.currency = 'USD' WHERE p.id = %(plan)s
@@ -143,7 +149,7 @@ class Ground:
                 """
                 INSERT INTO instances (id, organization_id, subscription_id, service_slug, version, hostname,
                     namespace, status, cpu_millicores, memory_mib, storage_gib, url, created_at, ready_at)
-                SELECT 'ins_' || %(prefix)s || '-' || n, 'org_' || %(prefix)s || '-' || n,
+                SELECT 'ins_' || %(prefix)s || '-' || n, COALESCE(%(owner)s, 'org_' || %(prefix)s || '-' || n),
                     'sub_' || %(prefix)s || '-' || n, 'n8n', '1', %(prefix)s || n || '.bench.localhost',
                     %(prefix)s || n, 'ready', 1000, 2048, 10, 'https://' || %(prefix)s || n, %(start)s, %(start)s
                 FROM generate_series(1, %(count)s) n

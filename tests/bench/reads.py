@@ -37,25 +37,14 @@ async def measure(ground: Ground, *, rows: int, requests: int) -> list[Figure]:
     )
     async with serve_api(api_settings, ground.postgres.dsn(database="berth")) as api:
         customer = await api.register_verified_user()
-        _give_subscriptions(ground, customer, start)
+        ground.subscriptions(
+            "own", OWN_SUBSCRIPTIONS, start, start + timedelta(days=30), organization_id=customer.organization_id
+        )
         ground.rows("ANALYZE")
         figures: list[Figure] = []
         for name, path in _routes(customer):
             figures += await _compare(api, customer, name, path, requests)
     return figures
-
-
-def _give_subscriptions(ground: Ground, customer: RegisteredUser, start: datetime) -> None:
-    """Write subscriptions of separate organizations and move them to `customer`."""
-    ground.accounts("own", OWN_SUBSCRIPTIONS, start)
-    ground.subscriptions("own", OWN_SUBSCRIPTIONS, start, start + timedelta(days=30))
-    # One statement: each row refers to the other's organization.
-    ground.rows(
-        "WITH moved AS (UPDATE subscriptions SET organization_id = %s WHERE organization_id LIKE 'org_own-%%')"
-        " UPDATE instances SET organization_id = %s WHERE organization_id LIKE 'org_own-%%'",
-        customer.organization_id,
-        customer.organization_id,
-    )
 
 
 def _routes(customer: RegisteredUser) -> Sequence[tuple[str, str]]:
