@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from decimal import Decimal
+from functools import lru_cache
 from zoneinfo import ZoneInfo
 
 import babel.dates
@@ -13,6 +14,7 @@ LOCALE = "en_GB"
 UTC = ZoneInfo("UTC")
 
 
+@lru_cache(maxsize=4096, typed=True)
 def format_money(amount_minor: int, currency: str) -> str:
     """Return ``US$15.00``, ``¥1,500``, ``IDR 1,500.00``: exact, with the currency's own number of decimals.
 

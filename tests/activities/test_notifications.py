@@ -5,44 +5,25 @@ from __future__ import annotations
 import asyncio
 import email
 import hashlib
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from datetime import datetime, timedelta
+from datetime import timedelta
 from email import policy
 from email.message import EmailMessage
 from typing import Any
 
 import httpx
 import pytest
-import pytest_asyncio
 from sqlalchemy.exc import OperationalError
 from temporalio.testing import ActivityEnvironment
 
 from db.queries import outbox_delivery
 from db.queries.outbox import to_outbox_row
 from deploy.local.mailbox import Mailbox
-from deploy.ports import free_ports
 from tests.support.databases import DatabaseFixture
 from tests.support.inserts import NOW
-from tests.support.notification_fixture import USD_15, NotificationFixture
+from tests.support.notification_fixture import RECIPIENT, USD_15, NotificationFixture
 from tests.support.wait import wait_until
 from workflows.ports.notifications import DrainOutbox, DrainOutcome
 from workflows.rules.notifications import CHANNEL_EMAIL, LIMITS, NotificationKind
-
-ADA = "ada@customer.example"
-
-
-@pytest_asyncio.fixture
-async def mailbox() -> AsyncIterator[Mailbox]:
-    async with Mailbox() as opened:
-        yield opened
-
-
-@pytest.fixture
-def notifications(database: DatabaseFixture, mailbox: Mailbox) -> NotificationFixture:
-    fixture = NotificationFixture(database, mailbox.smtp_port)
-    fixture.insert_user(ADA)
-    return fixture
 
 
 async def received(mailbox: Mailbox, number: int = 0) -> EmailMessage:
@@ -66,9 +47,9 @@ async def test_a_notification_is_sent_once_however_often_it_is_enqueued(
     assert drained == DrainOutcome(sent=1, failures=0, server_unavailable=False)
     assert (await notifications.drain()).sent == 0
     (mail,) = await mailbox.messages()
-    assert (mail["to"], mail["subject"]) == (ADA, "Receipt: US$15.00 added to your wallet")
+    assert (mail["to"], mail["subject"]) == (RECIPIENT, "Receipt: US$15.00 added to your wallet")
     row = notifications.get_notification()
-    assert (row["status"], row["attempts"], row["recipient_addresses"], row["error"]) == ("sent", 1, ADA, None)
+    assert (row["status"], row["attempts"], row["recipient_addresses"], row["error"]) == ("sent", 1, RECIPIENT, None)
     assert row["message_id"] == (await received(mailbox))["Message-ID"]
     assert (await received(mailbox))["Auto-Submitted"] == "auto-generated"
     assert (await received(mailbox))["Date"].datetime == NOW
@@ -195,76 +176,6 @@ async def test_a_lost_answer_is_sent_again_and_kept_once(notifications: Notifica
     assert len(await mailbox.messages()) == 2
 
 
-async def test_while_the_server_is_away_nothing_is_lost_and_no_attempt_counts(database: DatabaseFixture) -> None:
-    (port,) = free_ports(1)
-    notifications = NotificationFixture(database, port)
-    notifications.insert_user(ADA)
-    await notifications.enqueue(*(notifications.build_notification(f"fact {number}") for number in range(5)))
-    notifications.shift_created_at(LIMITS.maximum_age * 2)
-    for _ in range(LIMITS.maximum_rejections + 2):
-        assert await notifications.drain() == DrainOutcome(sent=0, failures=0, server_unavailable=True)
-    assert {(row["status"], row["attempts"], row["error"]) for row in notifications.rows()} == {("pending", 0, None)}
-    async with Mailbox(smtp_port=port) as back:
-        assert (await notifications.drain()).sent == 5
-        assert len(await back.messages()) == 5
-
-
-async def test_a_rejection_is_final_after_its_attempts(notifications: NotificationFixture, mailbox: Mailbox) -> None:
-    mailbox.faults.add({"fault": "reject"})
-    await notifications.enqueue(notifications.build_notification())
-    for _ in range(LIMITS.maximum_rejections):
-        assert notifications.get_notification()["status"] == "pending"
-        await notifications.drain()
-        notifications.make_all_due()
-    assert (
-        notifications.get_notification()["status"],
-        notifications.get_notification()["error"],
-        notifications.get_notification()["attempts"],
-    ) == ("failed", "SMTP 550", 3)
-    mailbox.faults.clear()
-    assert (await notifications.drain()).sent == 0
-
-
-def database_time(notifications: NotificationFixture) -> datetime:
-    (row,) = notifications.rows("SELECT clock_timestamp() AS instant")
-    instant: datetime = row["instant"]
-    return instant
-
-
-async def test_a_deferred_mail_waits_longer_each_time_and_arrives(
-    notifications: NotificationFixture, mailbox: Mailbox
-) -> None:
-    mailbox.faults.add({"fault": "defer", "count": 5})
-    await notifications.enqueue(notifications.build_notification())
-    for seconds in (2, 4, 8, 16, 32):
-        before = database_time(notifications)
-        await notifications.drain()
-        after = database_time(notifications)
-        row = notifications.get_notification()
-        assert (row["status"], row["error"]) == ("pending", "SMTP 451")
-        # The delay counts from an instant within the attempt, however long that took.
-        assert row["next_attempt_at"] - after <= timedelta(seconds=seconds) <= row["next_attempt_at"] - before
-        assert (await notifications.drain()).failures == 0, "it is not due yet"
-        notifications.make_all_due()
-    assert (await notifications.drain()).sent == 1
-    assert len(await mailbox.messages()) == 1
-
-
-async def test_a_mail_that_is_deferred_for_days_fails_in_the_end(
-    notifications: NotificationFixture, mailbox: Mailbox
-) -> None:
-    mailbox.faults.add({"fault": "defer"})
-    await notifications.enqueue(notifications.build_notification())
-    await notifications.drain()
-    notifications.make_all_due()
-    notifications.shift_created_at(LIMITS.maximum_age)
-    await notifications.drain()
-    assert (notifications.get_notification()["status"], notifications.get_notification()["error"]) == (
-        "failed",
-        "SMTP 451",
-    )
-
-
 @pytest.mark.scenario("S12")
 async def test_a_secret_rests_encrypted_and_is_blank_once_sent(
     notifications: NotificationFixture, mailbox: Mailbox
@@ -370,30 +281,6 @@ async def test_a_drain_waits_for_what_becomes_due_and_ends_in_time(
     await notifications.enqueue(notifications.build_notification())
     await wait_until(lambda: len(mailbox._store.all(None)) if mailbox._store else 0)
     assert (await draining).sent == 1
-
-
-@asynccontextmanager
-async def stalling() -> AsyncIterator[int]:
-    """A server that accepts connections and sends no greeting."""
-    held: list[asyncio.StreamWriter] = []
-
-    async def hold(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        held.append(writer)
-
-    server = await asyncio.start_server(hold, "127.0.0.1", 0)
-    try:
-        yield server.sockets[0].getsockname()[1]
-    finally:
-        for writer in held:
-            writer.close()
-        server.close()
-
-
-async def test_a_server_that_stalls_is_away(notifications: NotificationFixture) -> None:
-    await notifications.enqueue(notifications.build_notification())
-    async with stalling() as port:
-        assert (await notifications.drain(notifications.build_activities(port, timeout=0.3))).server_unavailable
-    assert (notifications.get_notification()["status"], notifications.get_notification()["attempts"]) == ("pending", 0)
 
 
 async def test_a_worker_that_shuts_down_ends_its_drain_and_gives_back_what_it_held(

@@ -138,7 +138,8 @@ class Ground:
                     currency, price_minor, timezone, billing_anchor, current_period_start, current_period_end,
                     workflow_id, created_at, updated_at)
                 SELECT 'sub_' || %(prefix)s || '-' || n, COALESCE(%(owner)s, 'org_' || %(prefix)s || '-' || n),
-                    'usr_bench', p.id, r.id, p.service_id, 'active', 'USD', r.amount_minor, 'UTC', %(start)s, %(start)s, %(end)s,
+                    'usr_bench', p.id, r.id, p.service_id, 'active', 'USD', r.amount_minor, 'UTC', %(start)s, %(start)s,
+                    %(end)s,
                     'subscription/sub_' || %(prefix)s || '-' || n, %(start)s, %(start)s
                 FROM generate_series(1, %(count)s) n, plans p
                 JOIN prices r ON r.plan_id = p.id AND r.currency = 'USD' WHERE p.id = %(plan)s

@@ -24,6 +24,7 @@ from tests.support.inserts import NOW, with_payment_in_full
 from workflows.ports.notifications import DrainOutbox, DrainOutcome
 from workflows.rules.notifications import CHANNEL_EMAIL, NotificationKind
 
+RECIPIENT = "ada@customer.example"
 SENDER = "Berth <no-reply@berth.example>"
 PUBLIC_URL = "https://berth.example"
 FIELD_ENCRYPTION = FieldEncryption([("1", bytes(range(32)))])
