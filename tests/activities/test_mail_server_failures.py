@@ -1,4 +1,4 @@
-"""The outbox while the mail server is away, stalls, defers or rejects."""
+"""The outbox while the mail server is unavailable, stalls, defers or rejects."""
 
 from __future__ import annotations
 
