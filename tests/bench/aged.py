@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
+from tests.bench import bare
 from tests.bench.ground import Ground, Running
 from tests.bench.renewals import HEAD_START, MARGIN, TooSlow, asleep, start, start_bare, start_in_period
 from tests.bench.results import Figure, Rule
@@ -35,7 +36,7 @@ async def measure(ground: Ground, size: int) -> list[Figure]:
     for suffix, max_cached_workflows in (("", None), (", evicted", EVICTING_CACHE)):
         name = "evicted" if suffix else "cached"
         async with ground.hand(
-            bare=True, counted="bare.done", cluster=False, max_cached_workflows=max_cached_workflows
+            bare=True, counted=bare.ASLEEP, cluster=False, max_cached_workflows=max_cached_workflows
         ) as worker:
             await _rate(ground, worker, f"warm-{name}", min(size, 20), start_bare, pace=1.0)
             reference = await _rate(ground, worker, f"bare-{name}", size, start_bare, pace=10.0)

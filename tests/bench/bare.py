@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import ClassVar
 
 from temporalio import activity, workflow
 
@@ -20,6 +22,8 @@ with workflow.unsafe.imports_passed_through():
     from workflows.rules.instance import FailureReason
 
 QUEUE, CLUSTER_QUEUE = "bare", "bare-cluster"
+ASLEEP = "bare.asleep"
+"""What is counted of sleepers: that they sleep again."""
 STEP_TIMEOUT = timedelta(minutes=5)
 INSTALLATION = "00000000-0000-4000-8000-000000000000"
 
@@ -85,12 +89,21 @@ class BareActivities:
 
 @workflow.defn(name="BareSleeper")
 class BareSleeper:
-    """Sleeps until it is due, runs one activity, and goes on sleeping."""
+    """Sleeps until it is due, runs one activity, and goes on sleeping.
+
+    Attributes:
+        on_asleep: Called when it goes on sleeping. A renewal of Berth's is one workflow task, this one's are two: what
+            is counted after the first would leave half of the work out.
+    """
+
+    on_asleep: ClassVar[Callable[[], None]] = staticmethod(lambda: None)
 
     @workflow.run
     async def run(self, order: Sleep) -> None:
         await workflow.sleep(max(order.until - workflow.now(), timedelta()))
         await workflow.execute_activity_method(BareActivities.done, workflow.info().workflow_id, **policies.DATABASE)
+        if not workflow.unsafe.is_replaying():
+            BareSleeper.on_asleep()
         await workflow.sleep(timedelta(days=20))
 
 

@@ -52,7 +52,7 @@ class Hand:
     """Settings of a worker process.
 
     Attributes:
-        counted: The activity whose completions are counted.
+        counted: The activity whose completions are counted; `bare.ASLEEP` counts sleepers that sleep again.
         max_cached_workflows: Size of the cache of workflows; None is the product's.
     """
 
@@ -144,6 +144,8 @@ async def run(hand: Hand) -> None:
         client = await connect(settings.temporal_settings())
         counter = Counter(Path(hand.counter))
         counting = _Counting(counter, hand.counted)
+        if hand.counted == bare.ASLEEP:
+            bare.BareSleeper.on_asleep = counter.add
         queues: dict[str, Sequence[Callable[..., Any]]]
         if hand.bare:
             gateway = KubernetesClient.from_kubeconfig(

@@ -46,7 +46,7 @@ async def measure(ground: Ground, groups: Sequence[int], warm: Sequence[int]) ->
     """Let groups of these sizes fall due, Berth's and bare ones in turn; each group adds to those that are idle."""
     rates: dict[bool, list[tuple[int, float]]] = {False: [], True: []}
     memory: dict[bool, list[tuple[int, float]]] = {False: [], True: []}
-    counted = {False: "billing.start_period", True: "bare.done"}
+    counted = {False: "billing.start_period", True: bare.ASLEEP}
     async with ground.hand(bare=False, counted=counted[False], cluster=False) as subject:
         async with ground.hand(bare=True, counted=counted[True], cluster=False) as reference:
             pace = await _warm(ground, subject, reference, warm)
