@@ -19,8 +19,8 @@ from activities.adapters.kubernetes.informer import Informer
 from activities.adapters.kubernetes.ownership import Owner
 from activities.adapters.kubernetes.readiness import ReadinessProgress, ReadinessWaiter
 from activities.adapters.kubernetes.storage import fit_storage
-from activities.cluster_attempts import heartbeating
-from activities.instances import CAPACITY_MESSAGE, lock_instance, record_operation_start
+from activities.cluster_attempts import cluster_attempt
+from activities.instances import CAPACITY_MESSAGE, lock_instance, record_operation_start, set_failed_condition
 from activities.orphans import OrphanCleaner
 from activities.service_templates.definitions import ServiceTemplate
 from activities.service_templates.manifests import InstanceSpec
@@ -119,7 +119,7 @@ class KubernetesClusterActivities(ClusterActivities):
 
     @activity.defn(name="cluster.apply")
     async def apply(self, command: InstanceId) -> ApplyOutcome:
-        async with heartbeating(give_up_after=self._failure_threshold):
+        async with cluster_attempt(give_up_after=self._failure_threshold):
             while True:
                 spec = await self._mark_provisioning(command.instance_id)
                 if spec is None:
@@ -142,7 +142,7 @@ class KubernetesClusterActivities(ClusterActivities):
     @activity.defn(name="cluster.await_ready")
     async def await_ready(self, command: AwaitReady) -> ReadinessOutcome:
         progress = _readiness_progress()
-        async with heartbeating(progress=progress):
+        async with cluster_attempt(progress=progress):
             async with self._sessions() as session:
                 instance = await locked_instances.read_instance(session, command.instance_id)
             if instance is None:
@@ -169,7 +169,7 @@ class KubernetesClusterActivities(ClusterActivities):
 
     @activity.defn(name="cluster.delete_namespace")
     async def delete_namespace(self, command: InstanceId) -> DeletionOutcome:
-        async with heartbeating():
+        async with cluster_attempt():
             async with self._sessions() as session:
                 instance = await queries.get_instance(session, command.instance_id)
             if instance is None:
@@ -182,7 +182,7 @@ class KubernetesClusterActivities(ClusterActivities):
 
     @activity.defn(name="cluster.restart")
     async def restart(self, command: OperationInput) -> None:
-        async with heartbeating(give_up_after=OPERATION_GIVE_UP_AFTER):
+        async with cluster_attempt(give_up_after=OPERATION_GIVE_UP_AFTER):
             started = await self._start_operation(command)
             rendered = self._templates.render(started.spec)
             await operations.apply_and_run(
@@ -191,20 +191,20 @@ class KubernetesClusterActivities(ClusterActivities):
 
     @activity.defn(name="cluster.scale_down")
     async def scale_down(self, command: OperationInput) -> None:
-        async with heartbeating(give_up_after=OPERATION_GIVE_UP_AFTER):
+        async with cluster_attempt(give_up_after=OPERATION_GIVE_UP_AFTER):
             spec = (await self._start_operation(command)).spec
             await self._save_replicas(command.instance_id, await operations.current_replicas(self._client, spec))
             await operations.scale_down(self._client, spec)
 
     @activity.defn(name="cluster.scale_up")
     async def scale_up(self, command: OperationInput) -> None:
-        async with heartbeating(give_up_after=OPERATION_GIVE_UP_AFTER):
+        async with cluster_attempt(give_up_after=OPERATION_GIVE_UP_AFTER):
             started = await self._start_operation(command)
             await operations.apply_and_run(self._client, self._templates.render(started.spec), started.saved_replicas)
 
     @activity.defn(name="cluster.resize")
     async def resize(self, command: OperationInput) -> None:
-        async with heartbeating(give_up_after=OPERATION_GIVE_UP_AFTER):
+        async with cluster_attempt(give_up_after=OPERATION_GIVE_UP_AFTER):
             started = await self._start_operation(command)
             spec = started.spec
             if command.resources is not None:
@@ -220,14 +220,14 @@ class KubernetesClusterActivities(ClusterActivities):
 
     @activity.defn(name="cluster.run_backup")
     async def run_backup(self, command: OperationInput) -> None:
-        async with heartbeating():
+        async with cluster_attempt():
             spec = (await self._start_operation(command)).spec
             cron_job = self._templates.service(spec.service_slug).backup_cron_job
             await operations.run_backup_job(self._client, spec, cron_job, command.operation_id)
 
     @activity.defn(name="cluster.clean_up_orphans")
     async def clean_up_orphans(self, command: CleanUpOrphans) -> OrphanCleanupOutcome:
-        async with heartbeating():
+        async with cluster_attempt():
             cleaner = OrphanCleaner(
                 self._client,
                 self._sessions,
@@ -321,9 +321,7 @@ class KubernetesClusterActivities(ClusterActivities):
             instance = await lock_instance(session, instance_id)
             if instance.status == InstanceStatus.DELETING or instance.status in REMOVED_STATUSES:
                 return
-            instance.failure_reason = reason
-            condition = queries.build_condition("Ready", "False", reason, text, datetime.now(UTC))
-            instance.conditions = queries.replace_condition(instance.conditions, condition)
+            set_failed_condition(instance, reason, text, datetime.now(UTC))
 
     async def _certificate_condition(self, spec: InstanceSpec) -> Condition:
         """Return the certificate's condition. An instance is ready without one: issuing may take minutes."""

@@ -78,10 +78,10 @@ def _retry_delay(error: ClusterError) -> timedelta | None:
 
 
 @asynccontextmanager
-async def heartbeating(
+async def cluster_attempt(
     *, give_up_after: timedelta | None = None, progress: ReadinessProgress | None = None
 ) -> AsyncIterator[None]:
-    """Send heartbeats during the block, and raise its errors as ``ApplicationError``.
+    """Run the block as one attempt of an activity: send heartbeats, and raise its errors as ``ApplicationError``.
 
     The heartbeats let the server notice a dead worker and deliver a cancellation.
 

@@ -18,6 +18,7 @@ from db.queries import invoices
 from db.queries.change_set import ChangeSet
 from db.queries.locked_subscriptions import LockedSubscription, begin_with_locked_subscription
 from workflows.ports.billing import BillingOutcome, StartFirstPeriod
+from workflows.ports.subscription import PLATFORM_ACTOR
 from workflows.rules import ledger
 from workflows.rules.allocations import AllocationSource, SourcePart
 from workflows.rules.hold_keys import ORDER_HOLD
@@ -34,7 +35,7 @@ async def start_first_period(session: AsyncSession, command: StartFirstPeriod) -
     if subscription.status is not SubscriptionStatus.PROVISIONING:
         existing = await invoices.find_period_invoice(session, subscription.id, command.period_start)
         return await replay_result(session, subscription, existing, hold_key=ORDER_HOLD)
-    changes = new_change_set(subscription, command.now, "platform")
+    changes = new_change_set(subscription, command.now, PLATFORM_ACTOR)
     message = f"{subscription.service_name} is ready: https://{subscription.hostname}"
     changes.add_timeline_event("instance.ready", message, ref=subscription.instance_id)
     if command.trial_days:

@@ -134,7 +134,7 @@ class PostgresInstanceActivities(InstanceActivities):
                 _set_deleted(instance, command.now)
             else:
                 instance.status = transition_idempotently(status, InstanceStatus.FAILED)
-                _set_failed_condition(instance, command.reason or "Failed", command.message or "", command.now)
+                set_failed_condition(instance, command.reason or "Failed", command.message or "", command.now)
                 instance.deleted_at = command.now
 
     @activity.defn(name="instances.start_deletion")
@@ -200,7 +200,7 @@ class PostgresInstanceActivities(InstanceActivities):
             instance.saved_replicas = None
             _set_ready(instance, command.now)
         else:
-            _set_failed_condition(
+            set_failed_condition(
                 instance, command.reason or command.instance_status.title(), command.message or "", command.now
             )
 
@@ -257,7 +257,8 @@ def _set_ready(instance: Instance, now: datetime) -> None:
     instance.conditions = queries.replace_condition(instance.conditions, _ready_condition(now))
 
 
-def _set_failed_condition(instance: Instance, reason: str, message: str, now: datetime) -> None:
+def set_failed_condition(instance: Instance, reason: str, message: str, now: datetime) -> None:
+    """Set the failure reason and the ``Ready`` condition of an instance that is not ready."""
     instance.failure_reason = reason
     condition = queries.build_condition("Ready", "False", reason, message, now)
     instance.conditions = queries.replace_condition(instance.conditions, condition)

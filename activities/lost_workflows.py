@@ -1,8 +1,8 @@
-"""Starts the workflows of payments, refunds and subscriptions again that do not run although they should, and cancels
-operations on instances whose workflow does not run.
+"""Restarts lost workflows of payments, refunds and subscriptions, and cancels operations whose workflow was lost.
 
-Each function checks one page. A workflow that runs is left alone, and the administrators are alerted before anything is
-started: an alert that a crash prevented would not be made up for.
+A workflow is lost if it does not run although its row is unfinished. Each function checks one page of rows. It alerts
+the administrators before it restarts anything: after a crash in between, the restarted workflow is no longer lost and
+would never be reported.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ LOST_OPERATION_MESSAGE = "It was interrupted. Start it again if it is still need
 async def restart_payments(
     sessions: SessionFactory, workflows: WorkflowClient, command: RestartLostWorkflows
 ) -> RestartOutcome:
-    """A payment of a subscription that is lost itself is left to the next run of that one."""
+    """Restart lost payments, except those of lost subscriptions, whose restarted workflow takes its payments over."""
     async with sessions() as session:
         page = await workflow_recovery.list_in_flight_payments(
             session, after=command.after, limit=command.limit, minimum_age=PAYMENT_MINIMUM_AGE

@@ -87,15 +87,16 @@ class SmtpNotificationActivities(NotificationActivities):
                         for notification in claimed:
                             outcomes.append(await self._deliver(connection, notification))
                 except (SQLAlchemyError, OSError):
-                    # What was sent must not be sent again when the claims expire, nor what follows wait for that.
+                    # Record the sent ones, which would be sent again when their claims expire, and release the claims
+                    # of those that follow. The one that failed keeps its claim.
                     following = claimed[len(outcomes) + 1 :]
-                    outcomes += [_unclaimed_outcome(notification) for notification in following]
+                    outcomes += [_unattempted_outcome(notification) for notification in following]
                     await self._record_deliveries(claim_id, outcomes)
                     raise
                 except SmtpUnavailable as error:
                     log.warning("mail.unavailable", error=str(error))
                     await self._record_deliveries(
-                        claim_id, [_unclaimed_outcome(notification) for notification in claimed]
+                        claim_id, [_unattempted_outcome(notification) for notification in claimed]
                     )
                     return DrainOutcome(sent=sent, failures=failures, server_unavailable=True)
                 await self._record_deliveries(claim_id, outcomes)
@@ -105,7 +106,7 @@ class SmtpNotificationActivities(NotificationActivities):
 
     async def _deliver(self, connection: SmtpConnection, notification: ClaimedNotification) -> DeliveryOutcome:
         if not connection.is_connected or _is_shutting_down():
-            return _unclaimed_outcome(notification)
+            return _unattempted_outcome(notification)
         if not notification.recipient_addresses:
             return DeliveryOutcome(id=notification.id, status="failed", error="NoRecipient")
         try:
@@ -205,8 +206,8 @@ class SmtpNotificationActivities(NotificationActivities):
             await outbox_delivery.record_outcomes(session, claim_id=claim_id, outcomes=outcomes)
 
 
-def _unclaimed_outcome(notification: ClaimedNotification) -> DeliveryOutcome:
-    """No attempt was made: the notification is due at once and the attempt is not counted."""
+def _unattempted_outcome(notification: ClaimedNotification) -> DeliveryOutcome:
+    """Return the outcome of a claimed notification that was not attempted: due at once, attempt not counted."""
     return DeliveryOutcome(id=notification.id, status="pending", attempt_refunded=True)
 
 

@@ -31,6 +31,7 @@ from db.queries.invoice_allocations import has_allocations
 from db.queries.invoices import Hold, InvoiceSummary
 from db.queries.locked_subscriptions import LockedSubscription, begin_with_locked_subscription
 from workflows.ports.billing import ApplyCardPayment, BillingOutcome, RecordPaymentFailure
+from workflows.ports.subscription import PLATFORM_ACTOR
 from workflows.rules import ledger
 from workflows.rules.allocations import AllocationSource, SourcePart
 from workflows.rules.funding import FundingPurpose, GatewayTerms
@@ -47,7 +48,7 @@ async def apply_card_payment(session: AsyncSession, command: ApplyCardPayment) -
     if await is_payment_applied(session, command.payment_id):
         outcome = await billing_outcome(session, subscription, invoice, None)
         return replace(outcome, past_due_subscription_ids=await list_debtors(session, subscription.organization_id))
-    changes = new_change_set(subscription, command.now, "platform")
+    changes = new_change_set(subscription, command.now, PLATFORM_ACTOR)
     received = await captured_amount(session, command.payment_id)
     if invoice is not None and invoice.status is InvoiceStatus.DRAFT and invoice.plan_change_id is not None:
         # Its command was lost: ``complete_plan_change`` alone pays the draft of a plan change.
@@ -95,7 +96,7 @@ async def record_payment_failure(
 ) -> BillingOutcome:
     subscription = await begin_with_locked_subscription(session, command.subscription_id)
     invoice = await invoices.lock_invoice(session, command.invoice_id)
-    changes = new_change_set(subscription, command.now, "platform")
+    changes = new_change_set(subscription, command.now, PLATFORM_ACTOR)
     released = await release_hold(session, changes, subscription)
     outcome = await _record_failure(session, changes, command, subscription, invoice, released, gateways)
     debtors = await list_debtors_after_failure(session, changes, command.invoice_id)

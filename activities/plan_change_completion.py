@@ -28,7 +28,7 @@ from db.queries.change_set import ChangeSet
 from db.queries.invoice_allocations import list_plan_change_credits
 from db.queries.locked_subscriptions import LockedSubscription, begin_with_locked_subscription
 from workflows.ports.billing import BillingOutcome, CompletePlanChange, RollbackPlanChange
-from workflows.ports.subscription import StatusOutcome
+from workflows.ports.subscription import PLATFORM_ACTOR, StatusOutcome
 from workflows.rules import ledger
 from workflows.rules.invoice import BillingReason, InvoiceStatus
 from workflows.rules.money import Money, zero_money
@@ -108,7 +108,7 @@ async def rollback_plan_change(session: AsyncSession, command: RollbackPlanChang
     old = command.fallback.terms
     if subscription.plan_id == old.plan_id:
         return await repeated_status_outcome(session, subscription)
-    changes = new_change_set(subscription, command.now, "platform")
+    changes = new_change_set(subscription, command.now, PLATFORM_ACTOR)
     invoice = await invoices.find_plan_change_invoice(session, command.plan_change_id)
     zero = zero_money(subscription.currency)
     returned = ReturnedAmounts(wallet=zero, promotional=zero, debt=zero)

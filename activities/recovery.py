@@ -22,6 +22,7 @@ from db.session import SessionFactory
 from workflows.ports.billing import BillingOutcome
 from workflows.ports.payments import payment_input_from_record
 from workflows.ports.recovery import LoadRecovery, Recovery, RecoveryActivities, ResumeCollection, UnsettledPayment
+from workflows.ports.subscription import PLATFORM_ACTOR
 from workflows.rules.dunning import FRAUD_DECLINES, is_hard_decline
 from workflows.rules.funding import FundingPurpose, GatewayTerms
 from workflows.rules.hold_keys import ORDER_HOLD
@@ -127,7 +128,7 @@ async def _has_untried_credit(
 
 async def _resume_collection(session: AsyncSession, command: ResumeCollection) -> BillingOutcome:
     subscription = await begin_with_locked_subscription(session, command.subscription_id)
-    changes = new_change_set(subscription, command.now, "platform")
+    changes = new_change_set(subscription, command.now, PLATFORM_ACTOR)
     is_trial = subscription.status is SubscriptionStatus.TRIALING
     # The end of a trial is in the schedule and finds its draft again. The payment of other drafts is awaited no more.
     await invoices.void_drafts(session, subscription.id, command.now, plan_changes_only=is_trial)

@@ -21,12 +21,16 @@ from db.queries.invoices import InvoiceSummary
 from db.queries.locked_subscriptions import LockedSubscription
 from workflows.ports.billing import BillingOutcome
 from workflows.rules import dunning
-from workflows.rules.errors import ErrorCode, RuleViolation
 from workflows.rules.invoice import BillingReason, InvoiceStatus
 from workflows.rules.money import Money
 from workflows.rules.notifications import NotificationKind
 from workflows.rules.renewal import PeriodOutcome
-from workflows.rules.subscription import RENEWING_STATUSES, SubscriptionStatus, transition
+from workflows.rules.subscription import (
+    SubscriptionStatus,
+    is_in_paid_period,
+    transition,
+    unpaid_period_violation,
+)
 
 CANCELLATION_WITHDRAWN = "Scheduled cancellation withdrawn: the subscription continues."
 CANCELLATION_WITHDRAWN_BY_PAUSE = "Scheduled cancellation withdrawn: the subscription is paused."
@@ -86,17 +90,8 @@ def require_paid_period(subscription: LockedSubscription, now: datetime) -> None
     Raises:
         RuleViolation: ``ILLEGAL_MOVE``.
     """
-    is_in_pause = subscription.status is SubscriptionStatus.PAUSED
-    if subscription.status in RENEWING_STATUSES or (
-        is_in_pause and subscription.period_end is not None and now < subscription.period_end
-    ):
-        return
-    raise RuleViolation(
-        ErrorCode.ILLEGAL_MOVE,
-        f"A subscription that is {subscription.status} cannot be cancelled at the end of its period, which is not paid."
-        " Pay the open invoice first, or cancel now.",
-        {"from": subscription.status},
-    )
+    if not is_in_paid_period(subscription.status, subscription.period_end, now):
+        raise unpaid_period_violation(subscription.status)
 
 
 def pause_unpaid_trial(changes: ChangeSet, subscription: LockedSubscription) -> LockedSubscription:

@@ -31,6 +31,7 @@ from activities.subscription_transitions import (
     new_change_set,
     require_paid_period,
     status_message,
+    transition_subscription,
 )
 from db.errors import violated_constraint
 from db.models.catalogue import Plan
@@ -48,6 +49,7 @@ from db.session import SessionFactory
 from workflows.errors import non_retryable_error
 from workflows.ports.billing import SubscriptionActivities
 from workflows.ports.subscription import (
+    PLATFORM_ACTOR,
     AbortOrder,
     ChangeStatus,
     CommittedState,
@@ -67,7 +69,7 @@ from workflows.rules.hold_keys import ORDER_HOLD
 from workflows.rules.money import Money, zero_money
 from workflows.rules.notifications import NotificationKind
 from workflows.rules.pricing import discount_amount
-from workflows.rules.subscription import PAST_DUE_STATUSES, PRE_READY_STATUSES, SubscriptionStatus, transition
+from workflows.rules.subscription import PAST_DUE_STATUSES, PRE_READY_STATUSES, SubscriptionStatus
 
 _CONSTRAINT_ERRORS = {
     "uq_subscriptions_one_trial_per_service": (
@@ -130,12 +132,12 @@ class PostgresSubscriptionActivities(SubscriptionActivities):
             subscription = await begin_with_locked_subscription(session, command.subscription_id)
             if subscription.status is not SubscriptionStatus.PENDING:
                 return await committed_state(session, subscription, None)
-            changes = new_change_set(subscription, command.now, "platform")
+            changes = new_change_set(subscription, command.now, PLATFORM_ACTOR)
             changes.add_timeline_event("payment.authorized", "Card payment authorized.", ref=command.payment_id)
             changes.add_timeline_event(
                 "instance.provisioning", f"Setting up {subscription.service_name}.", ref=subscription.instance_id
             )
-            _transition(changes, subscription, SubscriptionStatus.PROVISIONING, "secured")
+            transition_subscription(changes, subscription, SubscriptionStatus.PROVISIONING, "secured")
             await changes.write(session)
             return await committed_state(session, subscription, changes)
 
@@ -166,7 +168,7 @@ class PostgresSubscriptionActivities(SubscriptionActivities):
             context = notification_context(subscription, reason=command.reason, credited=credited or None)
             changes.enqueue_notification(_NOTIFICATION_KINDS[command.status], context)
             columns = {"cancelled_at": command.now} if command.status is SubscriptionStatus.CANCELLED else {}
-            _transition(changes, subscription, command.status, command.reason, **columns)
+            transition_subscription(changes, subscription, command.status, command.reason, **columns)
             await changes.write(session)
             return await status_outcome(session, subscription, changes)
 
@@ -206,7 +208,7 @@ class PostgresSubscriptionActivities(SubscriptionActivities):
             changes.add_timeline_event(f"subscription.{command.status}", status_message(command.status, command.reason))
             context = await _status_change_context(session, subscription, command)
             changes.enqueue_notification(_NOTIFICATION_KINDS[command.status], context)
-            _transition(changes, subscription, command.status, command.reason, **columns)
+            transition_subscription(changes, subscription, command.status, command.reason, **columns)
             await changes.write(session)
             return await status_outcome(session, subscription, changes)
 
@@ -357,7 +359,7 @@ async def _status_change_context(
     if (
         subscription.status in PAST_DUE_STATUSES
         and command.status is SubscriptionStatus.CANCELLED
-        and command.actor == "platform"
+        and command.actor == PLATFORM_ACTOR
     ):
         fields["reason"] = "unpaid"
     if command.status is SubscriptionStatus.SUSPENDED:
@@ -423,11 +425,3 @@ async def _void_invoices(session: AsyncSession, changes: ChangeSet, subscription
         changes.add_timeline_event(
             "invoice.voided", "Open invoice voided.", ref=invoice.id, dedup_key=f"void/{invoice.id}"
         )
-
-
-def _transition(
-    changes: ChangeSet, subscription: LockedSubscription, state: SubscriptionStatus, reason: str, **columns: Any
-) -> None:
-    transition(subscription.status, state)
-    changes.record_change("status", subscription.status.value, state.value, reason)
-    changes.update_subscription(status=state.value, **columns)

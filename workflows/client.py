@@ -112,7 +112,7 @@ class WorkflowClient:
                 "subscription",
                 subscription=command.subscription_id,
                 instance=command.instance_id,
-                # Most orders have it once they are recorded, a few milliseconds later: one write of the server less.
+                # The status that most orders have once they are recorded: it saves the workflow an upsert.
                 status=SubscriptionStatus.PROVISIONING,
             ),
             memo={"request_id": command.request_id},

@@ -13,13 +13,12 @@ with workflow.unsafe.imports_passed_through():
     from workflows import names, policies
     from workflows.attention import set_needs_attention
     from workflows.failure_reasons import failure_reason
+    from workflows.namespace_deletion import delete_namespace
     from workflows.ports.instances import (
         AwaitReady,
         ClusterActivities,
-        DeletionOutcome,
         FinishOperation,
         InstanceActivities,
-        InstanceId,
         OperationInput,
         OperationKind,
         OperationOutcome,
@@ -49,7 +48,7 @@ class _OperationFailed(Exception):
 
 @workflow.defn(name=names.INSTANCE_OPERATION)
 class InstanceOperation:
-    """Returns how it ended, failures included. A deletion ends only when the cluster was verified clean.
+    """Runs one operation and returns its outcome, also a failed one. A deletion ends only when it is verified.
 
     The ``Subscription`` starts one operation at a time; every step is idempotent all the same.
     """
@@ -73,7 +72,7 @@ class InstanceOperation:
         return await self._finish(OperationStatus.SUCCEEDED, instance_status, None, None)
 
     async def _execute(self) -> InstanceStatus | None:
-        """Do it and return what the instance is afterwards; None means unchanged."""
+        """Execute the operation. Return the instance's status after it; None if that is unchanged."""
         command = self._input
         match command.kind:
             case OperationKind.RESTART:
@@ -126,7 +125,7 @@ class InstanceOperation:
     async def _delete(self) -> OperationOutcome:
         await self._run_database_activity(InstanceActivities.start_deletion, self._input)
         failure_count = 0
-        while not (removed := await self._delete_namespace()).is_verified:
+        while not (removed := await delete_namespace(self._input.instance_id)).is_verified:
             reason, *blockers = removed.blockers or (FailureReason.TERMINATING.value,)
             blocked = RecordDeletionBlocked(
                 operation=self._input,
@@ -143,17 +142,6 @@ class InstanceOperation:
         # An earlier run of this deletion may have set it.
         set_needs_attention(False)
         return await self._finish(OperationStatus.SUCCEEDED, InstanceStatus.DELETED, None, None)
-
-    async def _delete_namespace(self) -> DeletionOutcome:
-        try:
-            return await workflow.execute_activity_method(
-                ClusterActivities.delete_namespace,
-                InstanceId(instance_id=self._input.instance_id),
-                task_queue=names.INFRASTRUCTURE_QUEUE,
-                **policies.CLUSTER_CLEANUP,
-            )
-        except ActivityError as error:
-            return DeletionOutcome(is_verified=False, blockers=failure_reason(error))
 
     async def _await_ready(self) -> None:
         command = AwaitReady(instance_id=self._input.instance_id, is_starting=self._input.kind in START_KINDS)
@@ -199,7 +187,7 @@ class InstanceOperation:
         await workflow.execute_activity_method(step, command, task_queue=names.PLATFORM_QUEUE, **policies.DATABASE)
 
     async def _run_to_completion(self, work: Any) -> OperationOutcome:
-        """Run ``work`` to its end whatever is cancelled."""
+        """Run ``work`` to its end, shielded from every cancellation of the workflow."""
         task: asyncio.Task[OperationOutcome] = asyncio.create_task(work)
         while not task.done():
             try:

@@ -1,7 +1,7 @@
-"""The dispatcher of one channel: keeps draining its outbox, for ever.
+"""``NotificationDispatch``: one long-running workflow per channel, which drains the channel's outbox.
 
-The drain is one long activity that polls by itself, so that a quiet minute costs a handful of history events; the
-workflow is what starts it again after a crash, on whichever worker is alive. It lives in real time.
+The drain is one long activity that polls the database, so that a minute without mails costs a handful of history
+events. The workflow starts it again after a crash of its worker. It uses real time, no subscription's clock.
 """
 
 from __future__ import annotations

@@ -233,10 +233,10 @@ class Payment:
             self._status_since, self._poll_count, self._retry_at_next_poll = workflow.now(), 0, False
             if progress.received_after_close:
                 # The money is in the wallet: the waiting workflow must not apply it a second time.
-                error = (
+                unpaid = (
                     before.outcome if before is not None and before.outcome.status in UNPAID_FINAL_STATUSES else None
                 )
-                self._outcome_for_parent = error or replace(progress.outcome, status=PaymentStatus.CANCELLED)
+                self._outcome_for_parent = unpaid or replace(progress.outcome, status=PaymentStatus.CANCELLED)
             else:
                 await self._signal_parent(progress.outcome)
         await signal_past_due_subscriptions(
@@ -290,6 +290,7 @@ class Payment:
             return self._outcome_for_parent or self._outcome()
         if workflow.info().parent is None:
             raise self._error
-        # The waiting workflow gets an outcome: a rejected command is a payment that was cancelled.
+        # A child does not raise: for the waiting workflow a rejected command is a failed payment, and the error code is
+        # its decline code.
         code = (self._error.type or "refused").lower()
         return PaymentOutcome(payment_id=self._input.payment_id, status=PaymentStatus.FAILED, decline_code=code)

@@ -1,4 +1,4 @@
-"""From an order to a running instance, or back to nothing."""
+"""Provisioning of an ordered instance, and its rollback."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from temporalio.exceptions import ActivityError, is_cancelled_exception
 with workflow.unsafe.imports_passed_through():
     from workflows import names, policies
     from workflows.failure_reasons import failure_reason
+    from workflows.namespace_deletion import delete_namespace
     from workflows.ports.instances import (
         AwaitReady,
         ClusterActivities,
-        DeletionOutcome,
         InstanceActivities,
         InstanceId,
         OperationInput,
@@ -21,16 +21,17 @@ with workflow.unsafe.imports_passed_through():
         RecordProvisioningRollback,
         RecordReady,
     )
+    from workflows.ports.subscription import PLATFORM_ACTOR
     from workflows.rules.instance import CAPACITY_REASONS, FailureReason
     from workflows.saga import Saga
 
 
 @workflow.defn(name=names.PROVISIONING)
 class Provisioning:
-    """Three activities when all goes well: apply, wait until it answers, record.
+    """Apply the manifests, wait until the instance is ready, record it.
 
-    Returns instead of raising when it gives up. Cancelled, it undoes everything, verifies that, and then lets the
-    cancellation go on. What cannot be removed at once is left to an ``InstanceOperation`` that never gives up.
+    A failure is rolled back and returned as an outcome, not raised. A cancellation is rolled back and then propagates.
+    An ``InstanceOperation``, which retries without a limit, deletes what the rollback could not verify as deleted.
     """
 
     @workflow.init
@@ -78,8 +79,8 @@ class Provisioning:
         )
 
     async def _roll_back(self) -> None:
-        """Remove whatever was made and record how it ended. One undo: everything of an instance is in its namespace."""
-        removed = await self._delete_namespace()
+        """Delete the namespace, which holds every object of the instance, and record the result."""
+        removed = await delete_namespace(self._input.instance_id)
         self._rollback_verified = removed.is_verified
         cancelled = self._saga.cause is None or is_cancelled_exception(self._saga.cause)
         reason, message = (None, None) if cancelled else failure_reason(self._saga.cause)
@@ -103,18 +104,6 @@ class Provisioning:
         if not removed.is_verified:
             await self._start_cleanup_operation()
 
-    async def _delete_namespace(self) -> DeletionOutcome:
-        try:
-            return await workflow.execute_activity_method(
-                ClusterActivities.delete_namespace,
-                InstanceId(instance_id=self._input.instance_id),
-                task_queue=names.INFRASTRUCTURE_QUEUE,
-                **policies.CLUSTER_CLEANUP,
-            )
-        except ActivityError as error:
-            reason, message = failure_reason(error)
-            return DeletionOutcome(is_verified=False, blockers=(reason or FailureReason.UNAVAILABLE, message or ""))
-
     async def _start_cleanup_operation(self) -> None:
         operation = OperationInput(
             operation_id=f"{self._input.instance_id}-cleanup",
@@ -122,7 +111,7 @@ class Provisioning:
             subscription_id=self._input.subscription_id,
             organization_id=self._input.organization_id,
             kind=OperationKind.DELETE,
-            actor="platform",
+            actor=PLATFORM_ACTOR,
             business_time=self._input.business_time,
         )
         await workflow.start_child_workflow(

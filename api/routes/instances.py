@@ -1,4 +1,4 @@
-"""Instances: seen in the database, operated through the subscription that owns them."""
+"""Instances: reads from the database; operations are updates of the subscription that owns the instance."""
 
 from __future__ import annotations
 
@@ -40,8 +40,6 @@ from workflows.rules.instance import PROVISIONED_STATUSES, InstanceStatus, requi
 log = structlog.get_logger("api.instances")
 
 router = api_router("instances", prefix="/instances", responses=AUTHENTICATED_RESPONSES)
-
-OPERATIONS = {"restart": CustomerOperation.RESTART, "stop": CustomerOperation.STOP, "start": CustomerOperation.START}
 
 
 @router.get("", response_model=Page[InstanceOut])
@@ -111,8 +109,8 @@ async def operate(
     once: OptionalIdempotency,
     workflows: Workflows,
 ) -> Response:
-    """One operation at a time: another one on its way answers 409."""
-    return await _operate(once, workflows, instance_id, OPERATIONS[kind])
+    """Start an operation. 409 `CONFLICT` while another operation of the instance is in progress."""
+    return await _operate(once, workflows, instance_id, CustomerOperation(kind))
 
 
 @router.get("/{instance_id}/operations", response_model=Page[OperationOut])

@@ -67,15 +67,15 @@ class StartPeriod:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BillingOutcome:
-    """What became of an invoice.
+    """Outcome of the collection of an invoice.
 
     Attributes:
         state: The subscription's row after it.
         result: ``REFUSED`` when there is no invoice, or a void one.
-        card_charge: What a card has to pay now; until it has, the part that credit covers is held. None without
-            ``PAID``: nothing could be collected, and that is recorded.
-        past_due_subscription_ids: The account's subscriptions that credit which came with it may pay, the oldest debt
-            first.
+        card_charge: What a card has to pay now; the part that credit covers is held until it has. If it is None and
+            ``result`` is not ``PAID``, nothing could be collected, and that is recorded.
+        past_due_subscription_ids: The organization's past-due subscriptions to signal because this added credit, the
+            oldest debt first.
     """
 
     state: CommittedState
@@ -167,7 +167,7 @@ class ApplyPlanChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanChangeOutcome:
-    """What became of a plan change.
+    """Outcome of a plan change.
 
     Attributes:
         state: The subscription's row after it.

@@ -16,6 +16,9 @@ from workflows.rules.proration import PlanChangeMode
 from workflows.rules.schedule import ScheduleInput
 from workflows.rules.subscription import SubscriptionStatus
 
+PLATFORM_ACTOR = "platform"
+"""The ``actor`` of what the platform does by its schedule or by a signal, beside the ids of users."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreateSubscription:
@@ -100,7 +103,7 @@ class CommittedState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusOutcome:
-    """What a change that collects no money left.
+    """Outcome of a status change that collects no money.
 
     Attributes:
         past_due_subscription_ids: The account's subscriptions that the released credit may pay, the oldest debt first.
@@ -120,8 +123,9 @@ class SubscriptionState:
         pending_terms: What was agreed for ``committed.pending_plan_id``.
         grace_extension_seconds: Platform downtime, which does not count as grace period.
         retries_made: Scheduled retries of the open invoice so far.
-        hard_declined: No card is charged again by itself: each was declined for good, or one for suspected fraud.
-        hard_declined_payment_method_ids: The cards that were declined for good while the open invoice was collected.
+        hard_declined: No card is charged automatically: each had a hard decline, or one was declined for suspected
+            fraud. See ``ChargeResult``.
+        hard_declined_payment_method_ids: The cards with a hard decline while the open invoice was collected.
         payment_count: How many payments were started; part of each payment's id.
         operation_count: How many operations the platform started; part of each operation's id.
         operation_failure_count: How many operations of the platform failed in a row, all of one kind.
@@ -188,7 +192,7 @@ class SubscriptionInput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedOrder:
-    """What the rows of an order say beside the order itself and its plan.
+    """Values of a recorded order that neither the order nor its plan contains; the API shows them without a read.
 
     Attributes:
         price: What one interval costs before discounts.

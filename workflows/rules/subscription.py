@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from enum import StrEnum
 
 from workflows.rules.errors import ErrorCode, RuleViolation
@@ -87,6 +88,26 @@ def has_ended(status: SubscriptionStatus, *, was_activated: bool) -> bool:
     A cancelled one still has data to delete, unless it was an order that was cancelled before its instance was ready.
     """
     return status in TERMINAL_STATUSES or (status is SubscriptionStatus.CANCELLED and not was_activated)
+
+
+def is_in_paid_period(status: SubscriptionStatus, period_end: datetime | None, now: datetime) -> bool:
+    """Return whether there is a paid period, at whose end the subscription can be cancelled.
+
+    A pause keeps the rest of the period that was paid before it.
+    """
+    if status is SubscriptionStatus.PAUSED:
+        return period_end is not None and now < period_end
+    return status in RENEWING_STATUSES
+
+
+def unpaid_period_violation(status: SubscriptionStatus) -> RuleViolation:
+    """Return the refusal of a cancellation at the end of a period that is not paid."""
+    return RuleViolation(
+        ErrorCode.ILLEGAL_MOVE,
+        f"A subscription that is {status} cannot be cancelled at the end of its period, which is not paid."
+        " Pay the open invoice first, or cancel now.",
+        {"from": status},
+    )
 
 
 def transition(current: SubscriptionStatus, target: SubscriptionStatus) -> SubscriptionStatus:

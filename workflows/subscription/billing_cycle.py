@@ -12,7 +12,7 @@ from temporalio import workflow
 from workflows import local_first, policies
 from workflows.errors import in_progress_error, non_retryable_error
 from workflows.ports.billing import BillingActivities, BillingOutcome, CollectInvoice, StartPeriod
-from workflows.ports.subscription import PlanTerms
+from workflows.ports.subscription import PLATFORM_ACTOR, PlanTerms
 from workflows.rules import dunning
 from workflows.rules.errors import ErrorCode
 from workflows.rules.notifications import reminder_times
@@ -20,7 +20,7 @@ from workflows.rules.renewal import PeriodKind
 from workflows.rules.schedule import ScheduledAction
 from workflows.rules.subscription import PAST_DUE_STATUSES, RENEWING_STATUSES, SubscriptionStatus
 from workflows.subscription import card_payments
-from workflows.subscription.context import PLATFORM_ACTOR, SubscriptionContext
+from workflows.subscription.context import SubscriptionContext
 
 
 async def wait_for_renewal(context: SubscriptionContext) -> None:
@@ -56,7 +56,8 @@ async def renew(context: SubscriptionContext, action: ScheduledAction) -> None:
             if anchor is None or terms.interval is not state.terms.interval:
                 anchor = action.at
             outcome = await _request_period(context, PeriodKind.RENEWAL, terms, action.at, anchor, PLATFORM_ACTOR)
-        # Without a card charge it is paid, or past due: the row says which.
+        # No terms: a renewal that a card pays is OPEN, so its period has started. Without a card charge the committed
+        # status is ACTIVE (paid) or PAST_DUE.
         await card_payments.charge_invoice(context, outcome)
 
 
@@ -69,7 +70,8 @@ async def end_trial(context: SubscriptionContext, action: ScheduledAction) -> No
             state = context.require_state()
             terms = state.pending_terms or state.terms
             outcome = await _request_period(context, PeriodKind.TRIAL_END, terms, action.at, action.at, PLATFORM_ACTOR)
-        # Without a card charge it is paid, or paused: the row says which.
+        # With the terms: a trial end that a card pays is DRAFT, and the payment starts its period. Without a card
+        # charge the committed status is ACTIVE (paid) or PAUSED.
         await card_payments.charge_invoice(context, outcome, terms)
 
 

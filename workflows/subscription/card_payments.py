@@ -17,7 +17,7 @@ from workflows import names, policies
 from workflows.errors import non_retryable_error
 from workflows.ports.billing import ApplyCardPayment, BillingActivities, BillingOutcome, RecordPaymentFailure
 from workflows.ports.payments import PaymentInput, PaymentOutcome, Purpose
-from workflows.ports.subscription import CardCharge, PlanTerms
+from workflows.ports.subscription import PLATFORM_ACTOR, CardCharge, PlanTerms
 from workflows.rules import dunning, ids
 from workflows.rules.dunning import FundsKind
 from workflows.rules.errors import ErrorCode
@@ -36,7 +36,8 @@ class ChargeResult:
 
     Attributes:
         payment: The payment that succeeded, or the last one that did not.
-        hard_declined: No card is charged again by itself: each was declined for good, or one for suspected fraud.
+        hard_declined: Every card that may pay has had a hard decline, or this one was declined for suspected fraud. No
+            card is then charged automatically; a command of the customer still charges.
     """
 
     payment: PaymentOutcome
@@ -60,7 +61,7 @@ def build_payment(
         invoice_id=invoice_id,
         business_time=workflow.now(),
         manual_capture=invoice_id is None,
-        actor="platform",
+        actor=PLATFORM_ACTOR,
         request_id=command.request_id,
     )
 
@@ -127,7 +128,7 @@ async def charge(context: SubscriptionContext, card: CardCharge, invoice_id: str
 def judge_payment(
     context: SubscriptionContext, payment: PaymentOutcome, payment_method_id: str | None, method_ids: Sequence[str]
 ) -> ChargeResult:
-    """Record whether a card was declined for good, and return how its charge ended.
+    """Record whether a card had a hard decline, and return the result of its charge.
 
     Args:
         method_ids: The cards that may pay the same amount.

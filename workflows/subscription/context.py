@@ -32,9 +32,7 @@ from workflows.rules import dunning
 from workflows.rules.dunning import FundsKind
 from workflows.rules.errors import ErrorCode
 from workflows.rules.schedule import ScheduledAction, next_action
-from workflows.rules.subscription import PAST_DUE_STATUSES, SubscriptionStatus
-
-PLATFORM_ACTOR = "platform"
+from workflows.rules.subscription import PAST_DUE_STATUSES, PRE_READY_STATUSES, SubscriptionStatus
 
 MAX_HANDLED_UPDATE_IDS = 50
 """How many handled update ids are carried through a continue-as-new."""
@@ -50,10 +48,11 @@ class SubscriptionContext:
         collection_lock: Admits one collection at a time; taken before ``state_lock``.
         payments: The last outcome that each payment has signaled, by payment id.
         cancel_request: A cancellation that arrived before the instance was ready.
-        pending_funds: What has arrived that an open invoice has not been tried with.
-        order: What the rows of the order say; None in a run that was continued as new.
+        pending_funds: Kinds of funds that arrived since the last attempt to collect the open invoice.
+        order: Values of the recorded order, for the API; None in a run that was continued as new.
         change_count: Grows with each change of the state; loops wait for it.
         recovery: What a lost run left, until it is settled; None in a run that follows no lost one.
+        payment_started_at: When the card payment that is awaited was started; None while none is.
     """
 
     def __init__(self, command: CreateSubscription, state: SubscriptionState | None) -> None:
@@ -71,7 +70,13 @@ class SubscriptionContext:
 
     @property
     def status(self) -> SubscriptionStatus:
+        """The committed status; ``pending`` until the order is recorded."""
         return self.state.committed.status if self.state is not None else SubscriptionStatus.PENDING
+
+    @property
+    def is_pre_ready(self) -> bool:
+        """Whether the order is not recorded yet, or its instance is not ready: its compensation can still end it."""
+        return self.status in PRE_READY_STATUSES
 
     def require_state(self) -> SubscriptionState:
         """Return the state.
@@ -136,7 +141,7 @@ class SubscriptionContext:
             state.retries_made = max(state.retries_made, elapsed)
 
     def record_decline(self, payment_method_id: str, *, is_hard_decline: bool) -> None:
-        """Keep a card from being charged again by itself after a hard decline; any other outcome admits it again."""
+        """Exclude a card from automatic charges after a hard decline; any other outcome admits it again."""
         state = self.require_state()
         others = [other for other in state.hard_declined_payment_method_ids if other != payment_method_id]
         state.hard_declined_payment_method_ids = [*others, payment_method_id] if is_hard_decline else others

@@ -24,10 +24,10 @@ from workflows.ports.instances import (
     OperationOutcome,
     OperationStatus,
 )
-from workflows.ports.subscription import Resources, StartOperation
+from workflows.ports.subscription import PLATFORM_ACTOR, Resources, StartOperation
 from workflows.rules import ids
 from workflows.rules.subscription import RUNNING_STATUSES, STOPPED_STATUSES
-from workflows.subscription.context import PLATFORM_ACTOR, SubscriptionContext
+from workflows.subscription.context import SubscriptionContext
 
 
 class InstanceReconciler:

@@ -5,18 +5,19 @@ from __future__ import annotations
 from temporalio import workflow
 
 from workflows import policies
-from workflows.errors import non_retryable_error, to_application_error
+from workflows.errors import to_application_error
 from workflows.ports.billing import SubscriptionActivities
 from workflows.ports.subscription import CancelAt, ChangeStatus, SetCancelAtPeriodEnd
 from workflows.rules import dunning
-from workflows.rules.errors import ErrorCode, RuleViolation
+from workflows.rules.errors import RuleViolation
 from workflows.rules.subscription import (
     LIVE_STATUSES,
     PAST_DUE_STATUSES,
     PRE_READY_STATUSES,
-    RENEWING_STATUSES,
     SubscriptionStatus,
+    is_in_paid_period,
     transition,
+    unpaid_period_violation,
 )
 from workflows.subscription.context import SubscriptionContext
 
@@ -24,11 +25,7 @@ from workflows.subscription.context import SubscriptionContext
 def require_cancellable(context: SubscriptionContext, at: CancelAt) -> None:
     """Raise ``ILLEGAL_MOVE`` for a cancellation at the end of a period that is not paid: it would be one now."""
     if at is CancelAt.PERIOD_END and context.state is not None and context.status in PAST_DUE_STATUSES:
-        raise non_retryable_error(
-            ErrorCode.ILLEGAL_MOVE,
-            f"A subscription that is {context.status} cannot be cancelled at the end of its period, which is not paid."
-            " Pay the open invoice first, or cancel now.",
-        )
+        raise to_application_error(unpaid_period_violation(context.status))
 
 
 async def cancel(context: SubscriptionContext, at: CancelAt, actor: str, reason: str) -> None:
@@ -37,19 +34,15 @@ async def cancel(context: SubscriptionContext, at: CancelAt, actor: str, reason:
     An order whose instance is not ready yet is not cancelled here: its compensation ends it. A pause that lasts beyond
     the paid period is cancelled now.
     """
-    if at is CancelAt.PERIOD_END and _is_in_paid_period(context):
+    is_at_period_end = at is CancelAt.PERIOD_END and context.state is not None
+    if is_at_period_end and is_in_paid_period(
+        context.status, context.require_state().committed.period_end, workflow.now()
+    ):
         await set_cancel_at_period_end(context, True, actor, reason)
         return
     if context.status not in LIVE_STATUSES or context.status in PRE_READY_STATUSES:
         return
     await change_status(context, SubscriptionStatus.CANCELLED, reason, actor)
-
-
-def _is_in_paid_period(context: SubscriptionContext) -> bool:
-    if context.status is not SubscriptionStatus.PAUSED:
-        return context.status in RENEWING_STATUSES
-    end = context.require_state().committed.period_end
-    return end is not None and workflow.now() < end
 
 
 async def pause(context: SubscriptionContext, actor: str) -> None:

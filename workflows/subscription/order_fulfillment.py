@@ -11,6 +11,7 @@ from workflows.ports.billing import BillingActivities, BillingOutcome, StartFirs
 from workflows.ports.instances import OperationInput, OperationKind, ProvisioningInput, ProvisioningOutcome
 from workflows.ports.payments import PaymentInput, PaymentOutcome
 from workflows.ports.subscription import (
+    PLATFORM_ACTOR,
     AbortOrder,
     CardCharge,
     CreateSubscriptionOutcome,
@@ -24,7 +25,7 @@ from workflows.rules.subscription import PRE_READY_STATUSES, SubscriptionStatus
 from workflows.saga import Saga
 from workflows.subscription import card_payments, recovery
 from workflows.subscription.card_payments import PaymentHandle
-from workflows.subscription.context import PLATFORM_ACTOR, SubscriptionContext
+from workflows.subscription.context import SubscriptionContext
 
 UNSETTLED_STATUSES = tuple(IN_FLIGHT_STATUSES - {PaymentStatus.AUTHORIZED})
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from temporalio import workflow
 
-from workflows.ports.subscription import CancelAt
+from workflows.ports.subscription import PLATFORM_ACTOR, CancelAt
 from workflows.rules import dunning
 from workflows.rules.schedule import DUNNING_ACTIONS, ActionKind, ScheduledAction
 from workflows.rules.subscription import SubscriptionStatus
 from workflows.subscription import billing_cycle, lifecycle
-from workflows.subscription.context import PLATFORM_ACTOR, SubscriptionContext
+from workflows.subscription.context import SubscriptionContext
 from workflows.subscription.instance_reconciler import InstanceReconciler
 
 

@@ -23,6 +23,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.ports.billing import SubscriptionActivities
     from workflows.ports.payments import PaymentOutcome
     from workflows.ports.subscription import (
+        PLATFORM_ACTOR,
         CancelAt,
         CancelSubscription,
         ChangePlan,
@@ -38,7 +39,6 @@ with workflow.unsafe.imports_passed_through():
     from workflows.rules.subscription import (
         LIVE_STATUSES,
         PAST_DUE_STATUSES,
-        PRE_READY_STATUSES,
         RENEWING_STATUSES,
         RUNNING_STATUSES,
         TERMINAL_STATUSES,
@@ -46,7 +46,7 @@ with workflow.unsafe.imports_passed_through():
     )
     from workflows.subscription import billing_cycle, lifecycle, plan_change, recovery, scheduled_actions
     from workflows.subscription.bounded_tasks import BoundedTasks
-    from workflows.subscription.context import PLATFORM_ACTOR, SubscriptionContext
+    from workflows.subscription.context import SubscriptionContext
     from workflows.subscription.instance_reconciler import InstanceReconciler
     from workflows.subscription.order_fulfillment import OrderFulfillment
 
@@ -88,24 +88,20 @@ class Subscription:
     async def await_created(self) -> SubscriptionResult:
         """Wait until the order is recorded, or raise its error."""
         await self._wait_for_order(lambda: self.context.state is not None)
-        is_pending = self.context.status in PRE_READY_STATUSES
-        return replace(self._result(), order=self.context.order if is_pending else None)
+        return replace(self._result(), order=self.context.order if self.context.is_pre_ready else None)
 
     @workflow.update
     async def cancel(self, command: CancelSubscription) -> SubscriptionResult:
         """Cancel now or at the end of the period. Before the instance is ready: compensate the order."""
         context = self.context
-        if self.context.is_handled(command.update_id):
+        if context.is_handled(command.update_id):
             return self._result()
-        if context.state is None or context.status in PRE_READY_STATUSES:
+        if context.is_pre_ready:
             context.cancel_request = context.cancel_request or command
             # Releasing an authorization whose payment is unknown takes days; the compensation goes on after the answer.
             with contextlib.suppress(TimeoutError):
-                await self._wait_for_order(
-                    lambda: context.state is not None and context.status not in PRE_READY_STATUSES,
-                    timeout=policies.UPDATE_ANSWERED_WITHIN,
-                )
-        if context.state is None or context.status in PRE_READY_STATUSES:
+                await self._wait_for_order(lambda: not context.is_pre_ready, timeout=policies.UPDATE_ANSWERED_WITHIN)
+        if context.is_pre_ready:
             # Only the compensation ends the order: it also releases the hold, the coupon and the authorization.
             return self._result()
         if context.status not in LIVE_STATUSES:
@@ -114,14 +110,14 @@ class Subscription:
             # The renewal may have failed since the command was accepted.
             lifecycle.require_cancellable(context, command.at)
             await lifecycle.cancel(context, command.at, command.actor, command.reason)
-        self.context.mark_handled(command.update_id)
+        context.mark_handled(command.update_id)
         return self._result()
 
     @cancel.validator
     def validate_cancel(self, command: CancelSubscription) -> None:
         if self.context.is_handled(command.update_id):
             return
-        self.context.require_status(self.context.state is None or self.context.status in LIVE_STATUSES, "be cancelled")
+        self.context.require_status(self.context.status in LIVE_STATUSES, "be cancelled")
         lifecycle.require_cancellable(self.context, command.at)
 
     @workflow.update
@@ -296,8 +292,8 @@ class Subscription:
     def _should_continue_as_new(self) -> bool:
         """Whether a new run is due and nothing is in flight.
 
-        After a period start a long history is cut, so that an evicted workflow is replayed from a short one. The new
-        run also starts on the current deployment version.
+        Hazard: an evicted workflow is replayed from its whole history. After the start of a period a history longer
+        than ``CONTINUE_AS_NEW_EVENTS`` is therefore cut. The new run also starts on the current deployment version.
         """
         info = workflow.info()
         is_due = (
@@ -323,7 +319,7 @@ class Subscription:
     def _request_stop(self) -> None:
         self._stop_requested = True
         context = self.context
-        if context.state is None or context.status in PRE_READY_STATUSES:
+        if context.is_pre_ready:
             context.cancel_request = context.cancel_request or OPERATOR_CANCELLATION
         context.notify_changed()
 
