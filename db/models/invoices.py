@@ -87,7 +87,7 @@ class InvoiceLine(Base):
     __table_args__ = (
         same_organization("invoice_lines", "invoice_id", "invoices"),
         CheckConstraint("amount_minor = unit_price_minor * quantity - discount_minor", name="amount"),
-        CheckConstraint("period_start < period_end", name="period"),
+        CheckConstraint("period_start <= period_end", name="period"),
     )
 
     invoice_id: Mapped[str] = mapped_column(primary_key=True)

@@ -104,6 +104,24 @@ async def test_a_change_to_a_shorter_interval_at_once(billing: BillingFixture) -
     )
 
 
+@pytest.mark.parametrize("late", [timedelta(), timedelta(seconds=2)], ids=["at the end", "after it"])
+async def test_a_change_to_a_longer_interval_before_the_period_that_has_ended_is_renewed(
+    billing: BillingFixture, late: timedelta
+) -> None:
+    """It waited for a lock meanwhile: nothing is unused, and no line states the unused time."""
+    await top_up(billing, 50_000)
+    ordered = await billing.create_active_subscription("pro")
+    at = ordered.period.end + late
+    command = replace(plan_change_command(ordered, "pro-yearly"), now=at)
+    changed = await billing.assert_idempotent(billing.billing_activities.change_plan, command)
+    assert (changed.result, changed.state.period_start) == (PlanChangeResult.APPLIED, at)
+    lines = await billing.query(
+        "SELECT l.amount_minor FROM invoice_lines l JOIN invoices i ON i.id = l.invoice_id"
+        " WHERE i.plan_change_id IS NOT NULL"
+    )
+    assert [line["amount_minor"] for line in lines] == [20_000]
+
+
 async def _changed_by_card(
     billing: BillingFixture, plan: str
 ) -> tuple[OpenedSubscription, PlanChangeOutcome, CompletePlanChange]:

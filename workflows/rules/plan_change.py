@@ -293,7 +293,10 @@ def _quote_interval_change(
     net, owed = full_line.amount - unused, max(min(unused, full_line.amount) - granted, zero)
     return PlanChangeQuote(
         mode=PlanChangeMode.IMMEDIATE,
-        lines=(_unused_time_line(old.name, -unused, remaining), full_line),
+        # A period that has ended, and is not renewed yet, has no unused time; a line of no time is refused.
+        lines=(_unused_time_line(old.name, -unused, remaining), full_line)
+        if remaining.start < remaining.end
+        else (full_line,),
         amount_due=max(net, zero),
         credit=max(-net, zero),
         granted=granted,
