@@ -21,7 +21,6 @@ from api.environment import (
     check_database_url,
     check_distinct_names,
     check_host_and_port,
-    check_http_url,
     check_networks,
     check_not_guessable,
     check_origin,
@@ -81,7 +80,6 @@ class ApiSettings(EnvironmentSettings):
     stripe_webhook_secret: SecretStr | None = None
     midtrans_server_key: SecretStr | None = None
     razorpay_webhook_secret: SecretStr | None = None
-    mailbox_url: Annotated[str | None, AfterValidator(check_http_url)] = None
 
     access_token_seconds: PositiveInt = 15 * 60
     refresh_token_seconds: PositiveInt = 30 * 24 * 3600

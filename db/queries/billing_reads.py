@@ -30,12 +30,9 @@ CUSTOMER_VISIBLE_KINDS = (
 """What customers see. Holds and releases move money between their own accounts and are not among it."""
 
 
-_SHOWN_ACCOUNTS = [LedgerAccount.WALLET.value, LedgerAccount.PROMOTIONAL.value, LedgerAccount.HELD.value]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CurrencyBalance:
-    """What an account owns in one currency: ``spendable`` is wallet and promotional credit, ``held`` is set aside."""
+    """Credit in one currency: wallet and promotional credit are ``available``, open holds are ``held``."""
 
     available: Money
     held: Money

@@ -171,7 +171,6 @@ class Stack:
             "BERTH_STRIPE_WEBHOOK_SECRET": self.secrets["stripe_webhook_secret"],
             "BERTH_SMTP_HOST": LOOPBACK,
             "BERTH_SMTP_PORT": str(self.ports["smtp"]),
-            "BERTH_MAILBOX_URL": self._local_url("mailbox"),
             "BERTH_CLUSTER": self.cluster_kind,
             "BERTH_KUBECONFIG": str(self.kubeconfig),
             "BERTH_JWT_SECRET": self.secrets["jwt_secret"],

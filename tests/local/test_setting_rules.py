@@ -77,7 +77,6 @@ def fault_of(settings: type[EnvironmentSettings], **changed: str) -> str:
             "redis+cluster://:secret@[::1]:1,b.company.com:2",
             "would send its password to b.",
         ),
-        ("BERTH_MAILBOX_URL", "localhost:80", "is not a web address."),
         ("BERTH_PUBLIC_URL", "https://berth.io:port", "is not a web address."),
         ("BERTH_API_DATABASE_URL", "mysql://berth:secret@host/berth", "is not an address of PostgreSQL."),
         ("BERTH_API_DATABASE_URL", f"{DATABASE}?wrong=secret", "is not an address of PostgreSQL."),

@@ -111,17 +111,6 @@ class Reversal:
     payment_id: str | None = None
     credit_note_id: str | None = None
 
-    def to_allocation(self, allocation_id: str) -> Allocation:
-        """Return the row to insert, with the id ``allocation_id``."""
-        return Allocation(
-            id=allocation_id,
-            source=self.source,
-            amount=-self.amount,
-            payment_id=self.payment_id,
-            credit_note_id=self.credit_note_id,
-            reverses=self.allocation_id,
-        )
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InvoiceBalance:
