@@ -36,10 +36,12 @@ class _AttemptSeries:
         age: For how long the earlier attempts have tried, with the pauses of the retry policy between them. Neither the
             task queue nor an outage of Temporal adds to it: nothing is asked of the cluster meanwhile.
         unexpected_errors: How many attempts failed for a cause other than the cluster or the database.
+        requested_pause: The pause that this attempt asks for before the next; None leaves it to the retry policy.
     """
 
     age: timedelta = timedelta()
     unexpected_errors: int = 0
+    requested_pause: timedelta | None = None
     _started: float = field(default_factory=time.monotonic)
 
     @classmethod
@@ -50,13 +52,23 @@ class _AttemptSeries:
         # A worker of an earlier release hands over a time of its clock.
         if info.attempt == 1 or not isinstance(handed_over, dict):
             return cls()
-        pause = timedelta() if info.retry_policy is None else _backoff(info.retry_policy, info.attempt - 1)
+        # A worker of an earlier release hands over no pause.
+        requested_pause = handed_over.get("requested_pause_seconds")
+        if requested_pause is not None:
+            pause = timedelta(seconds=requested_pause)
+        else:
+            pause = timedelta() if info.retry_policy is None else _backoff(info.retry_policy, info.attempt - 1)
         age = timedelta(seconds=handed_over["age_seconds"]) + pause
         return cls(age=age, unexpected_errors=handed_over["unexpected_errors"])
 
     def to_heartbeat(self) -> dict[str, Any]:
         age_seconds = self.age.total_seconds() + time.monotonic() - self._started
-        return {"age_seconds": age_seconds, "unexpected_errors": self.unexpected_errors}
+        pause = self.requested_pause
+        return {
+            "age_seconds": age_seconds,
+            "unexpected_errors": self.unexpected_errors,
+            "requested_pause_seconds": None if pause is None else pause.total_seconds(),
+        }
 
 
 def _backoff(policy: RetryPolicy, failures: int) -> timedelta:
@@ -104,13 +116,14 @@ async def cluster_attempt(
     try:
         yield
     except ClusterError as error:
+        series.requested_pause = _retry_delay(error)
         send_heartbeat()
         is_last_attempt = give_up_after is not None and series.age >= give_up_after
         raise ApplicationError(
             error.message,
             type=error.reason,
             non_retryable=error.is_permanent or is_last_attempt,
-            next_retry_delay=_retry_delay(error),
+            next_retry_delay=series.requested_pause,
         ) from error
     except RuleViolation as violation:
         raise to_application_error(violation) from violation

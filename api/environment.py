@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from email.utils import parseaddr
 from ipaddress import ip_address, ip_network
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import SplitResult, urlsplit
@@ -411,7 +412,7 @@ def check_base_domain(value: str, info: ValidationInfo) -> str:
 
 
 def check_not_guessable(secret: str | bytes, info: ValidationInfo, *, remedy: str = RANDOM_REMEDY) -> None:
-    """Refuse a secret such as ``aaaa…``, ``abcdeabcde…`` or ``changeme…`` where customers are real.
+    """Refuse a secret such as ``aaaa…``, ``abcdeabcde…``, ``0123…`` or ``changeme…`` where customers are real.
 
     It is long and can be guessed. The error does not quote it.
 
@@ -422,6 +423,8 @@ def check_not_guessable(secret: str | bytes, info: ValidationInfo, *, remedy: st
         return
     if len(set(secret)) < MIN_DIFFERENT_CHARACTERS or _repeats_short_pattern(secret):
         raise ValueError(f"repeats a few characters, so that it can be guessed. {remedy}")
+    if _is_sequence(secret):
+        raise ValueError(f"is a sequence of neighbouring characters, so that it can be guessed. {remedy}")
     letters = secret if isinstance(secret, str) else secret.decode("latin-1")
     letters = re.sub(r"[-_. ]", "", letters.lower())
     if any(word in letters for word in PLACEHOLDER_WORDS):
@@ -432,6 +435,16 @@ def _repeats_short_pattern(secret: str | bytes) -> bool:
     """Return whether ``secret`` repeats a string of less than `MIN_PATTERN_LENGTH`; the last time it may be cut off."""
     longest = min(MIN_PATTERN_LENGTH - 1, len(secret) // 2)
     return any(secret[length:] == secret[:-length] for length in range(1, longest + 1))
+
+
+def _is_sequence(secret: str | bytes) -> bool:
+    """Return whether most characters are the next or the previous one of those before them, as in ``0123456789abcdef``.
+
+    Of a random secret a fifth are at most, of hexadecimal digits.
+    """
+    codes = [ord(character) for character in secret] if isinstance(secret, str) else list(secret)
+    steps = sum(abs(after - before) == 1 for before, after in pairwise(codes))
+    return steps >= 3 / 4 * (len(codes) - 1) > 0
 
 
 def is_loopback(host: str) -> bool:

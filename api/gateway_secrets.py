@@ -39,7 +39,7 @@ def check_midtrans_server_key(key: str, info: ValidationInfo) -> None:
         raise ValueError(
             "is a key of Midtrans' sandbox, whose payments would be credited. Set the production environment's"
         )
-    _require_long_secret(key, info)
+    _require_long_secret(key.removeprefix("SB-").removeprefix("Mid-server-"), info)
 
 
 def check_razorpay_webhook_secret(secret: str, info: ValidationInfo) -> None:

@@ -28,8 +28,14 @@ def is_overdraft(error: BaseException) -> bool:
 
 
 def is_database_unavailable(error: BaseException) -> bool:
-    """Return whether the database may execute the statement later: it cannot be reached, or is overloaded or locked."""
+    """Return whether the database may execute the statement later.
+
+    It cannot be reached, is overloaded or locked, or accepts no writes until a failover has ended.
+    """
     if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return True
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    if isinstance(cause, psycopg.errors.ReadOnlySqlTransaction):
         return True
     return isinstance(
         error,

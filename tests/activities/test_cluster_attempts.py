@@ -17,6 +17,7 @@ from temporalio.testing import ActivityEnvironment
 
 import activities.cluster_attempts
 from activities.adapters.kubernetes import client, readiness
+from activities.adapters.kubernetes.errors import ClusterUnavailable
 from activities.adapters.kubernetes.readiness import ReadinessProgress
 from activities.cluster import OPERATION_GIVE_UP_AFTER, KubernetesClusterActivities
 from activities.cluster_attempts import MAX_UNEXPECTED_ERRORS
@@ -259,3 +260,16 @@ def test_an_operation_has_attempts_for_as_long_as_it_is_retried() -> None:
     assert policy.maximum_interval is not None
     # The first five wait less than the longest interval.
     assert (policy.maximum_attempts - 6) * policy.maximum_interval > OPERATION_GIVE_UP_AFTER
+
+
+async def test_the_pauses_that_the_cluster_requests_count_towards_the_time_after_which_it_is_given_up() -> None:
+    async def call_overloaded_cluster(_: None) -> None:
+        async with activities.cluster_attempts.cluster_attempt(give_up_after=OPERATION_GIVE_UP_AFTER):
+            raise ClusterUnavailable("overloaded", retry_after=60.0)
+
+    attempts = Attempts(call_overloaded_cluster, None)
+    elapsed = timedelta()
+    while not (error := await attempts.fail(due=elapsed, started=elapsed)).non_retryable:
+        assert error.next_retry_delay is not None
+        elapsed += error.next_retry_delay
+    assert OPERATION_GIVE_UP_AFTER <= elapsed < OPERATION_GIVE_UP_AFTER + timedelta(minutes=2)

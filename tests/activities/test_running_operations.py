@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -9,9 +10,12 @@ import pytest
 import pytest_asyncio
 from temporalio.exceptions import ApplicationError
 
+from activities.adapters.kubernetes import operations, storage
+from activities.service_templates.manifests import Manifest
 from tests.support.databases import DatabaseFixture
-from tests.support.instance_fixture import SMALL, InstanceFixture, create_instance_fixture
+from tests.support.instance_fixture import LARGE, SMALL, InstanceFixture, create_instance_fixture
 from tests.support.sandboxes import ClusterEndpoint
+from tests.support.wait import wait_until
 from workflows.ports.instances import OperationKind
 from workflows.ports.subscription import Resources
 
@@ -75,12 +79,26 @@ async def test_a_claim_that_is_not_bound_is_replaced_by_a_larger_one(instances: 
     assert claim is not None
     await instances.gateway.delete("PersistentVolumeClaim", namespace, "backups")
     unbound = {key: claim["metadata"][key] for key in ("name", "namespace", "labels")}
+    # As Kubernetes protects every claim: what is deleted is gone a while later.
+    unbound["finalizers"] = ["kubernetes.io/pvc-protection"]
     spec = {**{key: claim["spec"][key] for key in ("accessModes", "resources")}, "storageClassName": "missing"}
     body = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": unbound, "spec": spec}
     await instances.gateway.create(body)
     larger = Resources(cpu_millicores=SMALL.cpu_millicores, memory_mib=SMALL.memory_mib, storage_gib=40)
     resize = instances.operate(instance_id, OperationKind.RESIZE, larger)
-    await instances.run_activity(cluster.resize, resize)
+
+    async def end_protection() -> None:
+        while "deletionTimestamp" not in (await get_claim())["metadata"]:
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(0.5)
+        await instances.gateway.patch("PersistentVolumeClaim", namespace, "backups", {"metadata": {"finalizers": None}})
+
+    async def get_claim() -> Manifest:
+        stored = await instances.get_live_object("PersistentVolumeClaim", instance_id, "backups")
+        assert stored is not None
+        return stored
+
+    await asyncio.wait_for(asyncio.gather(instances.run_activity(cluster.resize, resize), end_protection()), 60)
     for name, size in (("backups", "12Gi"), ("data", "12Gi"), ("database", "16Gi")):
         claim = await instances.get_live_object("PersistentVolumeClaim", instance_id, name)
         assert claim is not None
@@ -101,3 +119,57 @@ async def test_a_backup_of_an_instance_that_predates_the_backups_says_what_to_do
     backup = instances.operate(instance_id, OperationKind.BACKUP)
     with pytest.raises(ApplicationError, match="Restart it, then back it up"):
         await instances.run_activity(instances.cluster_activities.run_backup, backup)
+
+
+async def test_a_pod_that_was_evicted_does_not_keep_an_instance_from_being_stopped(
+    instances: InstanceFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operations, "POD_SHUTDOWN_TIMEOUT_SECONDS", 5.0)
+    instance_id = await instances.insert_instance()
+    await instances.provision(instance_id)
+    await instances.update_instance(instance_id, status="ready")
+    namespace = instances.namespace(instance_id)
+    (pod, *_) = await instances.gateway.list("Pod", namespace, labels="app.kubernetes.io/name=app")
+    # Stands for a pod of the Deployment that its node evicted: it has ended, and no controller deletes it.
+    ended: Manifest = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "evicted", "namespace": namespace, "labels": pod["metadata"]["labels"]},
+        "spec": {key: value for key, value in pod["spec"].items() if key != "nodeName"} | {"restartPolicy": "Never"},
+    }
+    amounts = {"cpu": "25m", "memory": "64Mi"}
+    for container in (*ended["spec"].get("initContainers", ()), *ended["spec"]["containers"]):
+        container["resources"] = {"requests": amounts, "limits": amounts}
+    ended["metadata"]["labels"].pop("pod-template-hash", None)
+    await instances.gateway.create(ended)
+
+    async def has_ended() -> bool:
+        stored = await instances.gateway.get("Pod", namespace, "evicted")
+        return stored is not None and stored["status"]["phase"] == "Succeeded"
+
+    await wait_until(has_ended)
+    stop = instances.operate(instance_id, OperationKind.STOP)
+    await instances.run_activity(instances.cluster_activities.scale_down, stop)
+    pods = await instances.gateway.list("Pod", namespace)
+    assert [stored["metadata"]["name"] for stored in pods] == ["evicted"]
+
+
+async def test_a_claim_whose_replacement_was_interrupted_is_replaced_by_the_next_operation(
+    instances: InstanceFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "CLAIM_DELETION_TIMEOUT_SECONDS", 0.5)
+    instance_id = await instances.insert_instance()
+    await instances.provision(instance_id)
+    await instances.update_instance(instance_id, status="ready")
+    namespace, cluster = instances.namespace(instance_id), instances.cluster_activities
+    held = {"metadata": {"finalizers": ["example.com/keep"]}}
+    await instances.gateway.patch("PersistentVolumeClaim", namespace, "backups", held)
+    for resources in (LARGE, None):
+        resize = instances.operate(instance_id, OperationKind.RESIZE, resources)
+        with pytest.raises(ApplicationError, match="still being deleted"):
+            await instances.run_activity(cluster.resize, resize)
+    await instances.gateway.patch("PersistentVolumeClaim", namespace, "backups", {"metadata": {"finalizers": None}})
+    await instances.run_activity(cluster.resize, instances.operate(instance_id, OperationKind.RESIZE))
+    claim = await instances.get_live_object("PersistentVolumeClaim", instance_id, "backups")
+    assert claim is not None
+    assert "deletionTimestamp" not in claim["metadata"]

@@ -191,3 +191,29 @@ async def test_a_cancellation_at_the_end_of_a_period_that_was_not_paid_is_refuse
     assert refused.value.type == ErrorCode.ILLEGAL_MOVE
     [row] = await billing.query("SELECT status, cancel_at_period_end FROM subscriptions")
     assert (row["status"], row["cancel_at_period_end"]) == ("past_due", False)
+
+
+async def test_a_pause_is_cancelled_at_the_end_of_its_period_only_until_that_end(billing: BillingFixture) -> None:
+    await top_up(billing, 5000)
+    ordered = await billing.create_active_subscription()
+    pause = ChangeStatus(
+        subscription_id=ordered.id,
+        status=SubscriptionStatus.PAUSED,
+        reason="requested by the customer",
+        actor="usr_1",
+        now=TEN_DAYS_AFTER_ORDER,
+    )
+    await billing.subscription_activities.change_status(pause)
+    command = SetCancelAtPeriodEnd(
+        subscription_id=ordered.id,
+        cancel_at_period_end=True,
+        pending_plan_id=None,
+        reason="",
+        actor="usr_1",
+        now=ordered.period.end,
+    )
+    with pytest.raises(ApplicationError) as refused:
+        await billing.subscription_activities.set_cancel_at_period_end(command)
+    assert refused.value.type == ErrorCode.ILLEGAL_MOVE
+    in_time = replace(command, now=ordered.period.end - timedelta(seconds=1))
+    assert (await billing.subscription_activities.set_cancel_at_period_end(in_time)).cancel_at_period_end is True

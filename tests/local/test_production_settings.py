@@ -15,7 +15,7 @@ from deploy.ports import free_ports
 from tests.support.wait import wait_until_sync
 
 ROOT = Path(__file__).resolve().parents[2]
-KEY = "QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVoxMjM0NTY="
+KEY = "Wt1nqHrgIMDG8sKycvo0fD8f4BTvuDA4IvtLYkBgM2A="
 KUBECONFIG = """
 apiVersion: v1
 kind: Config
@@ -35,8 +35,8 @@ COMPLETE = {
     "api": SHARED
     | {
         "BERTH_API_DATABASE_URL": "postgresql+psycopg://berth_api@127.0.0.1:9/berth",
-        "BERTH_JWT_SECRET": "0123456789abcdef0123456789abcdef",
-        "BERTH_STRIPE_WEBHOOK_SECRET": "whsec_0123456789",
+        "BERTH_JWT_SECRET": "7Kq2vXw0PfGz9RbL4mJtYc8NdHs5EaUo",
+        "BERTH_STRIPE_WEBHOOK_SECRET": "whsec_7Kq2vXw0PfGz9RbL",
         "BERTH_RATE_LIMIT_STORAGE": "redis://127.0.0.1:9",
         "BERTH_TRUSTED_PROXIES": "10.0.0.0/8",
         "BERTH_METRICS_ALLOWED_NETWORKS": "127.0.0.0/8, 10.0.0.0/8",

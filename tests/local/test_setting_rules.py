@@ -19,7 +19,7 @@ from deploy.local.stack import ConfigurationError, Stack
 from tests.local.test_production_settings import COMPLETE
 from worker.settings import WorkerSettings
 
-RANDOM = "0123456789abcdef"
+RANDOM = "9f3c07d5b1e8426a"
 NOT_RANDOM = "so that it can be guessed. Set "
 DATABASE = "postgresql+psycopg://berth:secret@127.0.0.1:9/berth"
 
@@ -58,7 +58,7 @@ def fault_of(settings: type[EnvironmentSettings], **changed: str) -> str:
         ("BERTH_ENCRYPTION_KEY", b64encode(b"a" * 32).decode(), "repeats a few characters"),
         (
             "BERTH_ENCRYPTION_KEY",
-            f"2:{b64encode(bytes(range(32))).decode()},1:{b64encode(b'a' * 32).decode()}",
+            f"2:{b64encode((RANDOM * 2).encode()).decode()},1:{b64encode(b'a' * 32).decode()}",
             "repeats a few characters",
         ),
         ("BERTH_STRIPE_WEBHOOK_SECRET", "whsec_" + "a" * 32, "repeats a few characters"),
@@ -214,12 +214,16 @@ def test_a_constant_encryption_key_of_the_worker_is_a_fault() -> None:
         # Cut off in the last repetition.
         ("correct-horse-1" * 3 + "corr", "repeats a few characters"),
         ("changeme" * 4, "repeats a few characters"),
+        ("0123456789abcdef" * 2, "is a sequence of neighbouring characters"),
+        ("ABCDEFGHIJKLMNOPQRSTUVWXYZ123456", "is a sequence of neighbouring characters"),
+        ("9876543210zyxwvutsrqponmlkjihgfed", "is a sequence of neighbouring characters"),
         ("changeme-" + RANDOM * 2, "contains a placeholder"),
         ("Please-Change-Me-Before-You-Go-Live", "contains a placeholder"),
         ("replace_me_" + RANDOM * 2, "contains a placeholder"),
         ("MY.SECRET." + RANDOM * 2, "contains a placeholder"),
         (RANDOM * 2 + "Password", "contains a placeholder"),
         ("example-key-of-the-documentation-01", "contains a placeholder"),
+        ("please change me before it goes live", "contains a placeholder"),
     ],
 )
 def test_production_refuses_a_secret_that_can_be_guessed(secret: str, fault: str) -> None:
@@ -228,12 +232,20 @@ def test_production_refuses_a_secret_that_can_be_guessed(secret: str, fault: str
         assert fault_of(ApiSettings, **{name: secret}) == f"{name} {fault}, {remedy}"
     encoded = b64encode(secret.encode()[:32]).decode()
     for settings in (ApiSettings, WorkerSettings):
-        if fault.startswith("repeats"):
+        if not fault.startswith("contains"):
             assert fault_of(settings, BERTH_ENCRYPTION_KEY=encoded) == f"BERTH_ENCRYPTION_KEY {fault}, {remedy}"
     stripe = fault_of(ApiSettings, BERTH_STRIPE_WEBHOOK_SECRET=f"whsec_{secret}")
     assert stripe == f"BERTH_STRIPE_WEBHOOK_SECRET {fault}, {NOT_RANDOM}the one that Stripe shows."
     sandbox = COMPLETE["api"] | {"BERTH_ENVIRONMENT": "sandbox", "BERTH_JWT_SECRET": secret}
     assert check_environment(ApiSettings, sandbox) == []
+
+
+def test_the_prefix_of_a_key_of_midtrans_makes_it_no_harder_to_guess() -> None:
+    for prefix in ("Mid-server-", ""):
+        fault = fault_of(ApiSettings, BERTH_MIDTRANS_SERVER_KEY=prefix + "x" * 24)
+        assert fault.startswith("BERTH_MIDTRANS_SERVER_KEY repeats a few characters")
+    fault = fault_of(ApiSettings, BERTH_MIDTRANS_SERVER_KEY="Mid-server-9f3c07")
+    assert fault.startswith("BERTH_MIDTRANS_SERVER_KEY is too short")
 
 
 @given(st.binary(min_size=32, max_size=32))
@@ -244,7 +256,10 @@ def test_a_random_secret_is_accepted(random_bytes: bytes) -> None:
 
 
 def test_staging_may_use_the_test_modes_of_gateways_but_no_clear_text() -> None:
-    api = COMPLETE["api"] | {"BERTH_ENVIRONMENT": "staging", "BERTH_MIDTRANS_SERVER_KEY": "SB-Mid-server-0123456789"}
+    api = COMPLETE["api"] | {
+        "BERTH_ENVIRONMENT": "staging",
+        "BERTH_MIDTRANS_SERVER_KEY": "SB-Mid-server-9f3c07d5b1e8426a",
+    }
     worker = COMPLETE["worker"] | {"BERTH_ENVIRONMENT": "staging", "BERTH_STRIPE_API_KEY": "sk_test_0123456789"}
     assert check_environment(ApiSettings, api) == []
     assert check_environment(WorkerSettings, worker) == []
@@ -258,7 +273,7 @@ def test_staging_may_use_the_test_modes_of_gateways_but_no_clear_text() -> None:
 def test_production_accepts_secret_and_restricted_keys_of_the_live_mode(key: str) -> None:
     complete = COMPLETE["worker"] | {"BERTH_STRIPE_API_KEY": key, "BERTH_STRIPE_URL": ""}
     assert check_environment(WorkerSettings, complete) == []
-    others = {"BERTH_MIDTRANS_SERVER_KEY": "Mid-server-0123456789", "BERTH_RAZORPAY_WEBHOOK_SECRET": "0123456789abcdef"}
+    others = {"BERTH_MIDTRANS_SERVER_KEY": "Mid-server-9f3c07d5b1e8426a", "BERTH_RAZORPAY_WEBHOOK_SECRET": RANDOM}
     assert check_environment(ApiSettings, COMPLETE["api"] | others) == []
 
 

@@ -86,6 +86,15 @@ def test_a_short_recovery_between_two_crashes_does_not_restart_the_count() -> No
     assert observe_reasons((0, crash), (20, None), (25, crash), (50, None), (55, crash), (60, crash))[-1]
 
 
+def test_a_recovery_that_begins_with_the_observation_counts_from_there() -> None:
+    debounce = FailureDebounce(timedelta(seconds=60))
+    debounce.resume(FailureReason.CRASH_LOOP, timedelta(seconds=-50))
+    for seconds in (0, 15):
+        assert not debounce.observe(None, timedelta(seconds=seconds))
+    assert debounce.reason is None
+    assert not debounce.observe(FailureReason.CRASH_LOOP, timedelta(seconds=16))
+
+
 def test_a_different_failure_reason_restarts_the_count() -> None:
     full, pull = FailureReason.UNSCHEDULABLE, FailureReason.IMAGE_PULL
     assert observe_reasons((0, full), (59, full), (60, pull), (119, pull), (120, pull)) == [

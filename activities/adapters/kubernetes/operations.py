@@ -32,6 +32,10 @@ read it, and finished Jobs are records: they stay until the namespace is deleted
 FINISHED_JOB_SECONDS = 3 * 86_400
 """How long the Job of a manual backup and its logs are retained after it finishes."""
 
+ENDED_PHASES = ("Succeeded", "Failed")
+"""Phases of pods whose containers have ended for good. Pods that a node evicted stay in the cluster: their controller
+counts them neither as replicas nor deletes them when it scales down."""
+
 POLL_INTERVAL_SECONDS = 0.25
 POD_SHUTDOWN_TIMEOUT_SECONDS = 110.0
 
@@ -70,7 +74,7 @@ async def current_replicas(client: KubernetesClient, spec: InstanceSpec) -> dict
 
 
 async def scale_down(client: KubernetesClient, spec: InstanceSpec) -> None:
-    """Suspend the backups, scale the existing workloads to zero and wait until no pod of them remains."""
+    """Suspend the backups, scale the existing workloads to zero and wait until no pod of them runs."""
     for cron_job in await _list_owned(client, spec, "CronJob"):
         await client.patch("CronJob", spec.namespace, cron_job["metadata"]["name"], {"spec": {"suspend": True}})
     await _scale_to_zero(client, spec, await _list_owned(client, spec, *SCALABLE_KINDS))
@@ -176,7 +180,7 @@ def _running(manifest: Manifest, stored: Manifest | None, saved_replicas: int, r
 
 
 async def _scale_to_zero(client: KubernetesClient, spec: InstanceSpec, workloads: Sequence[Manifest]) -> None:
-    """Scale the workloads to zero and wait until none of their pods remains."""
+    """Scale the workloads to zero and wait until no pod of them runs."""
     if not workloads:
         return
     body = {"spec": {"replicas": 0}}
@@ -186,10 +190,14 @@ async def _scale_to_zero(client: KubernetesClient, spec: InstanceSpec, workloads
     names = ",".join(sorted({stored["metadata"]["name"] for stored in workloads}))
     selector = f"{owner_of(spec).selector},{WORKLOAD_LABEL} in ({names})"
     deadline = time.monotonic() + POD_SHUTDOWN_TIMEOUT_SECONDS
-    while await client.list("Pod", spec.namespace, labels=selector, limit=1):
+    while not all(_has_ended(pod) for pod in await client.list("Pod", spec.namespace, labels=selector)):
         if time.monotonic() >= deadline:
             raise ClusterError(FailureReason.TERMINATING, "Pods are terminating.")
         await asyncio.sleep(POLL_INTERVAL_SECONDS)
+
+
+def _has_ended(pod: Manifest) -> bool:
+    return (pod.get("status") or {}).get("phase") in ENDED_PHASES
 
 
 async def _list_owned(client: KubernetesClient, spec: InstanceSpec, *kinds: str) -> list[Manifest]:

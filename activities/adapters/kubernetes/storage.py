@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 
-from activities.adapters.kubernetes.apply import apply_object
+from activities.adapters.kubernetes.apply import apply_object, is_terminating
 from activities.adapters.kubernetes.client import KubernetesClient
 from activities.adapters.kubernetes.errors import ClusterError
 from activities.adapters.kubernetes.ownership import owner_of
@@ -38,13 +38,14 @@ async def fit_storage(client: KubernetesClient, rendered: RenderedInstance) -> R
         name, size = manifest["metadata"]["name"], _storage(manifest)
         if name not in live:
             new_claims.append(manifest)
-        elif quantity_bytes(size) > sizes[name]:
-            if (live[name].get("status") or {}).get("phase") == "Bound":
+        elif (live[name].get("status") or {}).get("phase") == "Bound":
+            if quantity_bytes(size) > sizes[name]:
                 expansions[name] = size
-            else:
-                # An unbound claim holds no data, and its size cannot be changed: replace it.
-                await _delete_claim(client, spec, live[name])
-                new_claims.append(manifest)
+        elif quantity_bytes(size) > sizes[name] or is_terminating(live[name]):
+            # An unbound claim holds no data, and its size cannot be changed: replace it. An earlier operation may have
+            # begun to.
+            await _delete_claim(client, spec, live[name])
+            new_claims.append(manifest)
         sizes[name] = max(quantity_bytes(size), sizes.get(name, 0))
     fitted = replace(rendered, objects=tuple(_allow_claims(manifest, sizes) for manifest in rendered.objects))
     for manifest in fitted.of_kind("ResourceQuota", "LimitRange"):
