@@ -168,7 +168,7 @@ class ForgetfulStripeGateway(StripeGateway):
 
 @pytest.mark.scenario("B35")
 @pytest.mark.parametrize(
-    ("fault", "requested_at"),
+    ("fault", "gateway_requested_at"),
     [
         ("lost_reply", "now() - interval '23 hours 1 minute'"),
         ("server_error", "now() - interval '23 hours 1 minute'"),
@@ -177,7 +177,7 @@ class ForgetfulStripeGateway(StripeGateway):
     ],
 )
 async def test_a_refund_is_given_back_once_after_its_gateway_has_forgotten_the_key(
-    payments: PaymentFixture, fault: str, requested_at: str
+    payments: PaymentFixture, fault: str, gateway_requested_at: str
 ) -> None:
     pay = await paid(payments)
     assert (await refund(payments, order(payments, pay, 1_000))).status == "succeeded"
@@ -188,7 +188,7 @@ async def test_a_refund_is_given_back_once_after_its_gateway_has_forgotten_the_k
         await run_activity(
             payments.refund_activities.send, SendRefund(refund_id=request.refund_id, now=FIVE_MINUTES_LATER)
         )
-    await payments.rows(f"UPDATE refunds SET gateway_requested_at = {requested_at} RETURNING id")
+    await payments.rows(f"UPDATE refunds SET gateway_requested_at = {gateway_requested_at} RETURNING id")
     gateway = ForgetfulStripeGateway(api_key=payments.stripe.api_key, base_url=payments.stripe.url)
     refunds = GatewayRefundActivities(payments.sessions, {gateway.name: gateway})
     sent = await run_activity(refunds.send, SendRefund(refund_id=request.refund_id, now=FIVE_MINUTES_LATER))

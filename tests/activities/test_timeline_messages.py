@@ -215,5 +215,5 @@ async def test_a_pause_is_cancelled_at_the_end_of_its_period_only_until_that_end
     with pytest.raises(ApplicationError) as refused:
         await billing.subscription_activities.set_cancel_at_period_end(command)
     assert refused.value.type == ErrorCode.ILLEGAL_MOVE
-    in_time = replace(command, now=ordered.period.end - timedelta(seconds=1))
-    assert (await billing.subscription_activities.set_cancel_at_period_end(in_time)).cancel_at_period_end is True
+    before_its_end = replace(command, now=ordered.period.end - timedelta(seconds=1))
+    assert (await billing.subscription_activities.set_cancel_at_period_end(before_its_end)).cancel_at_period_end is True

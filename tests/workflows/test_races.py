@@ -57,6 +57,29 @@ async def test_a_pause_during_a_card_payment_is_rejected_and_possible_afterwards
     assert await _state(subscriptions, subscription) == "paused"
 
 
+async def test_a_pause_while_the_first_period_is_being_written_is_executed_after_it(
+    subscriptions: SubscriptionFixture,
+) -> None:
+    """The customer reads from the row that the subscription is active before the workflow receives that."""
+    await subscriptions.top_up(600)
+    subscription = await subscriptions.create_subscription("starter")
+    async with subscriptions.owner() as blocking:
+        await blocking.execute(text("SELECT FROM subscriptions WHERE id = :id FOR UPDATE"), {"id": subscription})
+        subscriptions.external.provisioning_done.set()
+
+        async def is_being_written() -> bool:
+            waiting = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            return bool(await subscriptions.rows(waiting))
+
+        await wait_until(is_being_written)
+        pause = subscriptions.lifecycle_command("pause")
+        update = await subscriptions.handle(subscription).start_update(
+            "pause", pause, id=pause.update_id, wait_for_stage=WorkflowUpdateStage.ACCEPTED
+        )
+    await update.result()
+    await subscriptions.wait_for_status(subscription, "paused")
+
+
 async def _accepted_updates(handle: WorkflowHandle[Any, Any]) -> int:
     kinds = [event.event_type for event in (await handle.fetch_history()).events]
     return kinds.count(EventType.EVENT_TYPE_WORKFLOW_EXECUTION_UPDATE_ACCEPTED)

@@ -233,6 +233,14 @@ class SubscriptionContext:
 
     # Handled updates
 
+    def can_judge(self, update_id: str) -> bool:
+        """Return whether a validator can judge a command by the state; otherwise its handler does, under the locks.
+
+        False for a handled command, and while a change of the state is being written: a caller can read the row before
+        this workflow receives the result, and would be refused for the status that has passed.
+        """
+        return not self.is_handled(update_id) and not self.state_lock.locked()
+
     def is_handled(self, update_id: str) -> bool:
         """Return whether an update was answered before; the server forgets update ids at continue-as-new.
 

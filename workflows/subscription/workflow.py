@@ -156,15 +156,17 @@ class Subscription:
         await billing_cycle.wait_for_renewal(self.context)
         # The collection lock: a payment that succeeds would end the pause.
         async with self.context.customer_collection_lock(), self.context.state_lock:
-            self.validate_pause(command)
+            self._require_pausable()
             await lifecycle.pause(self.context, command.actor)
         self.context.mark_handled(command.update_id)
         return self._result()
 
     @pause.validator
     def validate_pause(self, command: LifecycleCommand) -> None:
-        if self.context.is_handled(command.update_id):
-            return
+        if self.context.can_judge(command.update_id):
+            self._require_pausable()
+
+    def _require_pausable(self) -> None:
         self.context.require_status(self.context.status in RENEWING_STATUSES, "be paused")
         self.context.require_no_slow_payment()
 
@@ -182,9 +184,8 @@ class Subscription:
 
     @change_plan.validator
     def validate_change_plan(self, command: ChangePlan) -> None:
-        if self.context.is_handled(command.update_id):
-            return
-        plan_change.require_changeable(self.context)
+        if self.context.can_judge(command.update_id):
+            plan_change.require_changeable(self.context)
 
     @workflow.update
     async def retry_payment(self, command: LifecycleCommand) -> SubscriptionResult:
@@ -209,7 +210,7 @@ class Subscription:
         if not self.context.is_handled(command.update_id):
             await self.context.wait_briefly(lambda: not self.reconciler.has_operation)
             async with self.context.state_lock:
-                self.validate_start_operation(command)
+                self._require_operation_allowed()
                 if self.reconciler.has_operation:
                     raise in_progress_error(
                         "Another operation on this instance is in progress. Retry when it has ended."
@@ -220,8 +221,10 @@ class Subscription:
 
     @start_operation.validator
     def validate_start_operation(self, command: StartOperation) -> None:
-        if self.context.is_handled(command.update_id):
-            return
+        if self.context.can_judge(command.update_id):
+            self._require_operation_allowed()
+
+    def _require_operation_allowed(self) -> None:
         self.context.require_status(self.context.status in RUNNING_STATUSES, "be operated")
 
     @workflow.update
