@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import ValidationInfo
 
-from api.environment import check_not_guessable, is_deployed, is_production
+from api.environment import is_deployed, is_production
+from api.secret_strength import check_not_guessable
 
 MIN_WEBHOOK_SECRET_LENGTH = 16
 """Shorter ones are examples: gateways generate longer ones. With a known secret, anyone can forge a payment."""

@@ -22,7 +22,6 @@ from api.environment import (
     check_distinct_names,
     check_host_and_port,
     check_networks,
-    check_not_guessable,
     check_origin,
     check_public_url,
     check_temporal_tls,
@@ -36,6 +35,7 @@ from api.gateway_secrets import (
     check_razorpay_webhook_secret,
     check_stripe_webhook_secret,
 )
+from api.secret_strength import check_not_guessable
 from db.encryption import FieldEncryption
 from workflows.settings import TemporalSettings, parse_encryption_keys
 

@@ -34,12 +34,18 @@ async def generations(instances: InstanceFixture, instance_id: str) -> list[int]
     return [manifest["metadata"]["generation"] for manifest in stored if manifest is not None]
 
 
-async def test_a_restart_restarts_the_pods_once_and_no_later_operation_restarts_them_again(
-    instances: InstanceFixture,
-) -> None:
+async def _insert_ready_instance(instances: InstanceFixture) -> str:
+    """Provision an instance in the cluster, mark it as ready, and return its id."""
     instance_id = await instances.insert_instance()
     await instances.provision(instance_id)
     await instances.update_instance(instance_id, status="ready")
+    return instance_id
+
+
+async def test_a_restart_restarts_the_pods_once_and_no_later_operation_restarts_them_again(
+    instances: InstanceFixture,
+) -> None:
+    instance_id = await _insert_ready_instance(instances)
     cluster = instances.cluster_activities
     restart = instances.operate(instance_id, OperationKind.RESTART)
     for _ in range(2):
@@ -51,9 +57,7 @@ async def test_a_restart_restarts_the_pods_once_and_no_later_operation_restarts_
 
 
 async def test_a_running_workload_keeps_the_replicas_that_an_operator_set(instances: InstanceFixture) -> None:
-    instance_id = await instances.insert_instance()
-    await instances.provision(instance_id)
-    await instances.update_instance(instance_id, status="ready")
+    instance_id = await _insert_ready_instance(instances)
     namespace = instances.namespace(instance_id)
     await instances.gateway.patch("Deployment", namespace, "app", {"spec": {"replicas": 2}})
     cluster = instances.cluster_activities
@@ -69,9 +73,7 @@ async def test_a_running_workload_keeps_the_replicas_that_an_operator_set(instan
 
 
 async def test_a_claim_that_is_not_bound_is_replaced_by_a_larger_one(instances: InstanceFixture) -> None:
-    instance_id = await instances.insert_instance()
-    await instances.provision(instance_id)
-    await instances.update_instance(instance_id, status="ready")
+    instance_id = await _insert_ready_instance(instances)
     cluster, namespace = instances.cluster_activities, instances.namespace(instance_id)
     await instances.run_activity(cluster.scale_down, instances.operate(instance_id, OperationKind.STOP))
     await instances.update_instance(instance_id, status="stopped")
@@ -112,9 +114,7 @@ async def test_a_claim_that_is_not_bound_is_replaced_by_a_larger_one(instances: 
 
 
 async def test_a_backup_of_an_instance_that_predates_the_backups_says_what_to_do(instances: InstanceFixture) -> None:
-    instance_id = await instances.insert_instance()
-    await instances.provision(instance_id)
-    await instances.update_instance(instance_id, status="ready")
+    instance_id = await _insert_ready_instance(instances)
     await instances.gateway.delete("CronJob", instances.namespace(instance_id), "backup")
     backup = instances.operate(instance_id, OperationKind.BACKUP)
     with pytest.raises(ApplicationError, match="Restart it, then back it up"):
@@ -125,9 +125,7 @@ async def test_a_pod_that_was_evicted_does_not_keep_an_instance_from_being_stopp
     instances: InstanceFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(operations, "POD_SHUTDOWN_TIMEOUT_SECONDS", 5.0)
-    instance_id = await instances.insert_instance()
-    await instances.provision(instance_id)
-    await instances.update_instance(instance_id, status="ready")
+    instance_id = await _insert_ready_instance(instances)
     namespace = instances.namespace(instance_id)
     (pod, *_) = await instances.gateway.list("Pod", namespace, labels="app.kubernetes.io/name=app")
     # Stands for a pod of the Deployment that its node evicted: it has ended, and no controller deletes it.
@@ -158,9 +156,7 @@ async def test_a_claim_whose_replacement_was_interrupted_is_replaced_by_the_next
     instances: InstanceFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage, "CLAIM_DELETION_TIMEOUT_SECONDS", 0.5)
-    instance_id = await instances.insert_instance()
-    await instances.provision(instance_id)
-    await instances.update_instance(instance_id, status="ready")
+    instance_id = await _insert_ready_instance(instances)
     namespace, cluster = instances.namespace(instance_id), instances.cluster_activities
     held = {"metadata": {"finalizers": ["example.com/keep"]}}
     await instances.gateway.patch("PersistentVolumeClaim", namespace, "backups", held)

@@ -8,12 +8,14 @@ from db.errors import violated_constraint
 from tests.support.databases import DatabaseFixture
 from tests.support.statements import (
     CHANGE,
+    CHECK,
     EVENT,
     HOLD,
     OPERATION,
     RECEIVE,
     REDEMPTION,
     REFUND,
+    RESTRICT,
     TRANSACTION,
     execute_in_transaction,
     fill,
@@ -21,8 +23,6 @@ from tests.support.statements import (
     line,
     payment,
 )
-
-CHECK, RESTRICT = "23514", "23001"
 
 USD_REFUND = REFUND.replace("{currency}", "USD")
 WHOLE_REFUND = f"{RECEIVE}; {USD_REFUND}; UPDATE payments SET refunded_minor = 100 WHERE id = 'pay_1'"

@@ -10,15 +10,20 @@ from deploy.local.postgres import Postgres
 from tests.support.databases import TEMPLATE_DATABASE, DatabaseFixture
 from tests.support.statements import (
     CHANGE,
+    CHECK,
     CREDENTIALS,
     ENTRY,
     EVENT,
+    FOREIGN,
     HOLD,
+    NOT_PERMITTED,
     OPERATION,
     RECEIVE,
     REDEMPTION,
     REFUND,
+    RESTRICT,
     TRANSACTION,
+    UNIQUE,
     execute_in_transaction,
     fill,
     invoice,
@@ -26,8 +31,6 @@ from tests.support.statements import (
     owned_by_other,
     payment,
 )
-
-CHECK, UNIQUE, RESTRICT, NOT_PERMITTED, FOREIGN = "23514", "23505", "23001", "42501", "23503"
 
 REFUSED_STATEMENTS = [
     # Values that no invoice has.

@@ -6,6 +6,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+CHECK, UNIQUE, RESTRICT, NOT_PERMITTED, FOREIGN = "23514", "23505", "23001", "42501", "23503"
+"""SQLSTATE of refusals: check, unique, restrict, insufficient privilege, foreign key."""
+
 INVOICE = (
     "INSERT INTO invoices (id, organization_id, subscription_id, billing_reason, number, status, currency,"
     " period_start, period_end, subtotal_minor, tax_minor, total_minor, amount_due_minor, finalized_at, paid_at,"

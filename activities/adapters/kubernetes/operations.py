@@ -34,7 +34,7 @@ FINISHED_JOB_SECONDS = 3 * 86_400
 
 ENDED_PHASES = ("Succeeded", "Failed")
 """Phases of pods whose containers have ended for good. Pods that a node evicted stay in the cluster: their controller
-counts them neither as replicas nor deletes them when it scales down."""
+does not count them as replicas, and does not delete them when it scales down."""
 
 POLL_INTERVAL_SECONDS = 0.25
 POD_SHUTDOWN_TIMEOUT_SECONDS = 110.0
