@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 from sqlalchemy import text
 from temporalio.api.enums.v1 import EventType
 from temporalio.api.workflowservice.v1 import PollWorkflowExecutionUpdateResponse
-from temporalio.client import WorkflowHandle, WorkflowUpdateFailedError, WorkflowUpdateStage
+from temporalio.client import WorkflowHandle, WorkflowUpdateFailedError, WorkflowUpdateHandle, WorkflowUpdateStage
 from temporalio.service import RPCError, RPCStatusCode
 
 from tests.support.subscription_fixture import CancelAt, SubscriptionFixture
@@ -57,27 +59,52 @@ async def test_a_pause_during_a_card_payment_is_rejected_and_possible_afterwards
     assert await _state(subscriptions, subscription) == "paused"
 
 
-async def test_a_pause_while_the_first_period_is_being_written_is_executed_after_it(
+@asynccontextmanager
+async def _row_locked(subscriptions: SubscriptionFixture, subscription: str) -> AsyncIterator[Callable[[], Any]]:
+    """Lock the row, so that the next change of the state waits; what is given waits until one does."""
+
+    async def is_being_written() -> bool:
+        waiting = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        return bool(await subscriptions.rows(waiting))
+
+    async with subscriptions.owner() as blocking:
+        await blocking.execute(text("SELECT FROM subscriptions WHERE id = :id FOR UPDATE"), {"id": subscription})
+        yield lambda: wait_until(is_being_written)
+
+
+async def _accepted(subscriptions: SubscriptionFixture, subscription: str, name: str) -> WorkflowUpdateHandle[Any]:
+    command = subscriptions.lifecycle_command(name)
+    return await subscriptions.handle(subscription).start_update(
+        name, command, id=command.update_id, wait_for_stage=WorkflowUpdateStage.ACCEPTED
+    )
+
+
+async def test_commands_while_the_first_period_is_being_written_are_executed_after_it(
     subscriptions: SubscriptionFixture,
 ) -> None:
     """The customer reads from the row that the subscription is active before the workflow receives that."""
     await subscriptions.top_up(600)
     subscription = await subscriptions.create_subscription("starter")
-    async with subscriptions.owner() as blocking:
-        await blocking.execute(text("SELECT FROM subscriptions WHERE id = :id FOR UPDATE"), {"id": subscription})
+    async with _row_locked(subscriptions, subscription) as wait_for_change:
         subscriptions.external.provisioning_done.set()
-
-        async def is_being_written() -> bool:
-            waiting = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-            return bool(await subscriptions.rows(waiting))
-
-        await wait_until(is_being_written)
-        pause = subscriptions.lifecycle_command("pause")
-        update = await subscriptions.handle(subscription).start_update(
-            "pause", pause, id=pause.update_id, wait_for_stage=WorkflowUpdateStage.ACCEPTED
-        )
-    await update.result()
+        await wait_for_change()
+        clock = asyncio.create_task(subscriptions.advance(subscription, DAY))
+        pause = await _accepted(subscriptions, subscription, "pause")
+    await pause.result()
+    await clock
     await subscriptions.wait_for_status(subscription, "paused")
+
+
+async def test_a_resumption_while_the_pause_is_being_written_ends_it(subscriptions: SubscriptionFixture) -> None:
+    await subscriptions.top_up(1_500)
+    subscription = await subscriptions.create_active_subscription("starter")
+    async with _row_locked(subscriptions, subscription) as wait_for_change:
+        pause = await _accepted(subscriptions, subscription, "pause")
+        await wait_for_change()
+        resume = await _accepted(subscriptions, subscription, "resume")
+    await pause.result()
+    await resume.result()
+    await subscriptions.wait_for_status(subscription, "active")
 
 
 async def _accepted_updates(handle: WorkflowHandle[Any, Any]) -> int:

@@ -218,15 +218,19 @@ class SubscriptionResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClockStatus:
-    """The subscription's clock. ``is_idle``: no action is in progress.
+    """The subscription's clock.
 
-    ``reminders_at``: when the reminders of the current period are due, past ones included.
+    Attributes:
+        is_idle: No action is in progress.
+        is_changing: A change of the state is being written: the row may be past ``state`` already.
+        reminders_at: When the reminders of the current period are due, past ones included.
     """
 
     now: datetime
     next_action_at: datetime | None
     is_idle: bool
     state: SubscriptionStatus
+    is_changing: bool = False
     reminders_at: list[datetime] = field(default_factory=list)
 
 

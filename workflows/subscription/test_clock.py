@@ -106,7 +106,8 @@ class SubscriptionClock:
                     continue
                 now = await self.now(subscription_id)
                 is_done = view.is_idle and (view.next_action_at is None or view.next_action_at > now)
-                if is_done or view.state in PRE_READY_STATUSES or view.state in TERMINAL_STATUSES:
+                is_before_ready = view.state in PRE_READY_STATUSES and not view.is_changing
+                if is_done or is_before_ready or view.state in TERMINAL_STATUSES:
                     return view, now
                 await asyncio.sleep(POLL_INTERVAL_SECONDS)
 

@@ -125,19 +125,23 @@ class Subscription:
         """Clear the cancellation at the end of the period, or start a new period after a pause."""
         if self.context.is_handled(command.update_id):
             return self._result()
+        # The caller can have read the pause from the row.
+        await self.context.wait_briefly(lambda: not self.context.state_lock.locked())
         if self.context.status is SubscriptionStatus.PAUSED:
             await self._tasks.run(billing_cycle.resume_from_pause(self.context, command.actor))
         else:
             async with self.context.state_lock:
-                self.validate_resume(command)
+                self._require_resumable()
                 await lifecycle.set_cancel_at_period_end(self.context, False, command.actor, "resumed")
         self.context.mark_handled(command.update_id)
         return self._result()
 
     @resume.validator
     def validate_resume(self, command: LifecycleCommand) -> None:
-        if self.context.is_handled(command.update_id):
-            return
+        if self.context.can_judge(command.update_id):
+            self._require_resumable()
+
+    def _require_resumable(self) -> None:
         context = self.context
         is_cancelling = (
             context.state is not None
@@ -199,10 +203,9 @@ class Subscription:
 
     @retry_payment.validator
     def validate_retry_payment(self, command: LifecycleCommand) -> None:
-        if self.context.is_handled(command.update_id):
-            return
-        self.context.require_status(self.context.status in PAST_DUE_STATUSES, "be collected")
-        self.context.require_no_slow_payment()
+        if self.context.can_judge(command.update_id):
+            self.context.require_status(self.context.status in PAST_DUE_STATUSES, "be collected")
+            self.context.require_no_slow_payment()
 
     @workflow.update
     async def start_operation(self, command: StartOperation) -> SubscriptionResult:
@@ -261,6 +264,7 @@ class Subscription:
             now=workflow.now(),
             next_action_at=action.at if action else None,
             is_idle=is_idle,
+            is_changing=context.state_lock.locked(),
             state=context.status,
             reminders_at=billing_cycle.reminders_at(context),
         )
