@@ -92,18 +92,18 @@ class BareSleeper:
     """Sleeps until it is due, runs one activity, and goes on sleeping.
 
     Attributes:
-        on_asleep: Called when it goes on sleeping. A renewal of Berth's is one workflow task, this one's are two: what
-            is counted after the first would leave half of the work out.
+        on_asleep: Called with the run's id when it goes on sleeping. A renewal of Berth's is one workflow task, this
+            one's are two: what is counted after the first would leave half of the work out.
     """
 
-    on_asleep: ClassVar[Callable[[], None]] = staticmethod(lambda: None)
+    on_asleep: ClassVar[Callable[[str], None]] = staticmethod(lambda run_id: None)
 
     @workflow.run
     async def run(self, order: Sleep) -> None:
         await workflow.sleep(max(order.until - workflow.now(), timedelta()))
         await workflow.execute_activity_method(BareActivities.done, workflow.info().workflow_id, **policies.DATABASE)
         if not workflow.unsafe.is_replaying():
-            BareSleeper.on_asleep()
+            BareSleeper.on_asleep(workflow.info().run_id)
         await workflow.sleep(timedelta(days=20))
 
 

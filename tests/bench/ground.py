@@ -67,7 +67,8 @@ class Ground:
         name = f"hand-{len(self._hands)}"
         counter = self.folder / f"{name}.count"
         worker = Running(
-            counter=Counter(counter, create=True), process=ChildProcess(name, [], log=self.folder / f"{name}.log")
+            counter=Counter(counter, create=True),
+            process=ChildProcess(name, [], log=self.folder / f"{name}.log", stop_timeout=30),
         )
         settings = Hand(
             bare=bare,
@@ -87,7 +88,7 @@ class Ground:
             await wait_until(worker.works, timeout=60, description="a worker process")
             yield worker
         finally:
-            worker.process.kill()
+            await asyncio.to_thread(worker.process.stop)
 
     def accounts(self, prefix: str, count: int, at: datetime) -> None:
         """Write organizations ``<prefix>-1`` … with full wallets, one each for so many subscriptions."""

@@ -14,7 +14,7 @@ import signal
 import struct
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Any
 
 import uvloop
 from pydantic import SecretStr
+from temporalio import activity
 from temporalio.client import Client
 from temporalio.worker import (
     ActivityInboundInterceptor,
@@ -98,10 +99,14 @@ class Counter:
             path.write_bytes(_COUNT.pack(0, 0.0))
         with path.open("r+b") as file:
             self._map = mmap.mmap(file.fileno(), _COUNT.size)
+        self._counted: set[Hashable] = set()
 
-    def add(self) -> None:
-        count, _ = self.read()
-        self._map[:] = _COUNT.pack(count + 1, time.monotonic())
+    def add(self, step: Hashable) -> None:
+        """Count ``step``, once: a workflow task that is lost repeats its local activities."""
+        if step in self._counted:
+            return
+        self._counted.add(step)
+        self._map[:] = _COUNT.pack(len(self._counted), time.monotonic())
 
     def read(self) -> tuple[int, float]:
         count, last = _COUNT.unpack(self._map[:])
@@ -127,7 +132,8 @@ class _CountingInbound(ActivityInboundInterceptor):
         result = await super().execute_activity(input)
         definition = getattr(input.fn, "__temporal_activity_definition", None)
         if definition is not None and definition.name == self._name:
-            self._counter.add()
+            info = activity.info()
+            self._counter.add((info.workflow_run_id, info.activity_id))
         return result
 
 
@@ -163,10 +169,9 @@ async def run(hand: Hand) -> None:
         async with AsyncExitStack() as stack:
             for queue, activities in queues.items():
                 await stack.enter_async_context(_worker(client, queue, workflows, activities, settings, counting))
-            counter.add()
+            counter.add("started")
+            # What was counted is finished: another process would repeat and count it once more.
             await stop.wait()
-            # Nothing is to be finished: the servers end as well.
-            exit_process(0)
 
 
 def _worker(

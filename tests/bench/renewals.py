@@ -58,8 +58,9 @@ async def measure(ground: Ground, groups: Sequence[int], warm: Sequence[int]) ->
                     late = (datetime.now(UTC) - due).total_seconds()
                     if late > 0:
                         sys.stderr.write(f"renewals: {size} took {late:.0f} s longer to start than was allowed for\n")
+                    # Counted from the instant itself: this process may be woken later than the first is renewed.
+                    began = time.monotonic() - late
                     await asyncio.sleep(max(-late, 0))
-                    began = time.monotonic()
                     last = await hand.counts(before + size, timeout=120 + size / 5)
                     # Those that were late were renewed while others were started, and say nothing.
                     if late <= 0:
