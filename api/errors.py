@@ -9,11 +9,12 @@ from typing import Any
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InterfaceError, OperationalError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
 from api.response_envelope import ErrorEnvelope, JsonResponse, error_envelope
+from db.errors import is_database_unavailable
 from workflows.rpc_errors import TemporalUnavailable, WorkflowNotRunning
 from workflows.rules.errors import ErrorCode, RuleViolation
 
@@ -147,16 +148,14 @@ def to_api_error(error: BaseException) -> ApiError | None:
                 # An operator may have stopped it: then it is started again.
                 is_final=False,
             )
-        case PoolTimeout() | OperationalError() | InterfaceError():
+        case ConnectionError() | TimeoutError():
+            return unavailable_error("A dependency")
+        case _ if is_database_unavailable(error):
             return unavailable_error("The database")
         case DataError():
             return ApiError(422, "VALIDATION_ERROR", "A value is out of range for its type.")
         case IntegrityError():
             return ApiError(409, "CONFLICT", "The request conflicts with an existing object.", is_final=False)
-        case DBAPIError() if error.connection_invalidated:
-            return unavailable_error("The database")
-        case ConnectionError() | TimeoutError():
-            return unavailable_error("A dependency")
         case RequestValidationError():
             return _from_validation_error(error)
         case HTTPException():

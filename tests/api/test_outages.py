@@ -1,4 +1,4 @@
-"""PostgreSQL stopped or frozen: requests get 503 with `Retry-After` in time, and work again when it is back."""
+"""PostgreSQL stopped, frozen or read-only: requests get 503 with `Retry-After` in time, and work again when it is back."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import httpx
 import psutil
+import psycopg
 import pytest
 
 from deploy.local.postgres import API_ROLE, OWNER_ROLE, Postgres
@@ -96,6 +97,19 @@ async def test_a_frozen_postgresql_gives_503_in_time(own_server: Postgres) -> No
             for each in frozen:
                 os.kill(each, signal.SIGCONT)
         await assert_available_again(api, ada.http, login)
+
+
+async def test_a_database_that_accepts_no_writes_during_a_failover_gives_503(own_server: Postgres) -> None:
+    superuser = own_server.dsn(database="berth")
+    async with serve_api(settings(own_server.url(API_ROLE)), superuser) as api:
+        ada = await api.register_verified_user()
+        login = {"email": ada.email, "password": ada.password}
+        with psycopg.connect(superuser, autocommit=True) as connection:
+            connection.execute(f"ALTER ROLE {API_ROLE} SET default_transaction_read_only = on")
+        async with serve_api(settings(own_server.url(API_ROLE)), superuser) as read_only:
+            await assert_503(read_only.http, "POST", "/auth/login", json=login)
+            await assert_503(read_only.http, "POST", "/auth/register", json=login | {"name": "Ada"})
+        assert (await api.http.post("/auth/login", json=login)).status_code == 200
 
 
 async def test_the_api_starts_while_its_dependencies_are_unavailable() -> None:
