@@ -1,4 +1,4 @@
-"""PostgreSQL stopped, frozen or read-only: requests get 503 with `Retry-After` in time, and work again when it is back."""
+"""PostgreSQL stopped, frozen or read-only: requests get 503 with `Retry-After` in time, and work when it is back."""
 
 from __future__ import annotations
 
