@@ -11,12 +11,12 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncSession
 from temporalio import activity
 
+from activities.rule_errors import converts_rule_violations
 from db.models.instances import Instance
 from db.queries import credentials, locked_instances
 from db.queries import instances as queries
 from db.queries.outbox import build_operator_alert, enqueue
 from db.session import SessionFactory
-from workflows.errors import to_application_error
 from workflows.ports.instances import (
     FinishOperation,
     InstanceActivities,
@@ -89,34 +89,34 @@ class PostgresInstanceActivities(InstanceActivities):
         self._sessions = sessions
 
     @activity.defn(name="instances.create_operation")
+    @converts_rule_violations
     async def create_operation(self, command: OperationInput) -> None:
         async with self._sessions.begin() as session:
             await queries.insert_operation(session, **_operation_row(command))
 
     @activity.defn(name="instances.record_ready")
+    @converts_rule_violations
     async def record_ready(self, command: RecordReady) -> None:
-        try:
-            async with self._sessions() as session:
-                instance = (await locked_instances.begin_with_locked_instance(session, command.instance_id)).instance
-                conditions = queries.replace_condition(instance.conditions, _ready_condition(command.now))
-                for observed in command.conditions:
-                    condition = queries.build_condition(
-                        observed.type, observed.status, observed.reason, observed.message, command.now
-                    )
-                    conditions = queries.replace_condition(conditions, condition)
-                await locked_instances.write_and_commit(
-                    session,
-                    instance.id,
-                    status=transition_idempotently(InstanceStatus(instance.status), InstanceStatus.READY),
-                    ready_at=instance.ready_at or command.now,
-                    url=f"https://{instance.hostname}",
-                    failure_reason=None,
-                    conditions=conditions,
+        async with self._sessions() as session:
+            instance = (await locked_instances.begin_with_locked_instance(session, command.instance_id)).instance
+            conditions = queries.replace_condition(instance.conditions, _ready_condition(command.now))
+            for observed in command.conditions:
+                condition = queries.build_condition(
+                    observed.type, observed.status, observed.reason, observed.message, command.now
                 )
-        except RuleViolation as violation:
-            raise to_application_error(violation) from violation
+                conditions = queries.replace_condition(conditions, condition)
+            await locked_instances.write_and_commit(
+                session,
+                instance.id,
+                status=transition_idempotently(InstanceStatus(instance.status), InstanceStatus.READY),
+                ready_at=instance.ready_at or command.now,
+                url=f"https://{instance.hostname}",
+                failure_reason=None,
+                conditions=conditions,
+            )
 
     @activity.defn(name="instances.record_provisioning_rollback")
+    @converts_rule_violations
     async def record_provisioning_rollback(self, command: RecordProvisioningRollback) -> None:
         async with self._sessions.begin() as session:
             instance = await queries.get_instance(session, command.instance_id, lock=True)
@@ -138,6 +138,7 @@ class PostgresInstanceActivities(InstanceActivities):
                 instance.deleted_at = command.now
 
     @activity.defn(name="instances.start_deletion")
+    @converts_rule_violations
     async def start_deletion(self, command: OperationInput) -> None:
         async with self._sessions.begin() as session:
             instance = await record_operation_start(session, command)
@@ -145,6 +146,7 @@ class PostgresInstanceActivities(InstanceActivities):
                 instance.status = transition_idempotently(InstanceStatus(instance.status), InstanceStatus.DELETING)
 
     @activity.defn(name="instances.record_deletion_blocked")
+    @converts_rule_violations
     async def record_deletion_blocked(self, command: RecordDeletionBlocked) -> None:
         async with self._sessions.begin() as session:
             instance = await lock_instance(session, command.operation.instance_id)
@@ -155,6 +157,7 @@ class PostgresInstanceActivities(InstanceActivities):
                 row.failure_reason = command.reason
 
     @activity.defn(name="instances.finish_operation")
+    @converts_rule_violations
     async def finish_operation(self, command: FinishOperation) -> None:
         operation = command.operation
         async with self._sessions.begin() as session:

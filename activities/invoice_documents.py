@@ -8,6 +8,7 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from activities.invoice_pdf import render_invoice_pdf
+from activities.rule_errors import converts_rule_violations
 from db.queries import invoice_documents
 from db.queries.invoice_documents import InvoiceDocumentData, StoredDocument
 from db.session import SessionFactory
@@ -20,6 +21,7 @@ class PdfDocumentActivities(DocumentActivities):
         self._sessions = sessions
 
     @activity.defn(name="documents.render_invoice")
+    @converts_rule_violations
     async def render_invoice(self, command: RenderInvoice) -> RenderedDocument:
         document = await self.get_or_render_invoice_pdf(command.invoice_id, command.organization_id)
         if document is None:

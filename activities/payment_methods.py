@@ -12,6 +12,7 @@ from temporalio import activity
 from activities.credit_arrivals import list_debtors
 from activities.gateways.protocol import CardDeclined, GatewayRejected, PaymentGateway
 from activities.payments import get_or_create_gateway_customer
+from activities.rule_errors import converts_rule_violations
 from db.models.payments import PaymentMethod
 from db.queries import payments
 from db.session import SessionFactory
@@ -34,6 +35,7 @@ class GatewayPaymentMethodActivities(PaymentMethodActivities):
         self._gateways = gateways
 
     @activity.defn(name="payment_methods.attach")
+    @converts_rule_violations
     async def attach(self, command: AttachPaymentMethod) -> AttachOutcome:
         order = command.command
         async with self._sessions.begin() as session:
@@ -93,6 +95,7 @@ class GatewayPaymentMethodActivities(PaymentMethodActivities):
             return AttachOutcome(added=_to_outcome(method), past_due_subscription_ids=past_due_ids)
 
     @activity.defn(name="payment_methods.set_default")
+    @converts_rule_violations
     async def set_default(self, command: SetDefault) -> list[str]:
         order = command.command
         async with self._sessions.begin() as session:
@@ -106,6 +109,7 @@ class GatewayPaymentMethodActivities(PaymentMethodActivities):
             return await list_debtors(session, order.organization_id)
 
     @activity.defn(name="payment_methods.detach")
+    @converts_rule_violations
     async def detach(self, command: DetachPaymentMethod) -> list[str]:
         order = command.command
         async with self._sessions.begin() as session:

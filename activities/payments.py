@@ -12,11 +12,12 @@ from temporalio import activity
 from activities import gateway_results
 from activities.gateway_results import EventSource
 from activities.gateways.protocol import ChargeRequest, GatewayRejected, PaymentGateway
+from activities.rule_errors import converts_rule_violations
 from db.models.payments import Payment
 from db.queries import payments, workflow_recovery
 from db.session import SessionFactory
 from workflows import names
-from workflows.errors import non_retryable_error, to_application_error
+from workflows.errors import non_retryable_error
 from workflows.ports.payments import (
     ApplyGatewayEvent,
     CancelPayment,
@@ -41,6 +42,7 @@ class GatewayPaymentActivities(PaymentActivities):
         self._gateways = gateways
 
     @activity.defn(name="payments.charge")
+    @converts_rule_violations
     async def charge(self, command: ChargePayment) -> PaymentProgress:
         payment_input = command.input
         payment, progress, is_key_retained = await self._create_or_load(command)
@@ -57,6 +59,7 @@ class GatewayPaymentActivities(PaymentActivities):
         return await self._charge(payment_input, payment, command.now, is_abandoned=False)
 
     @activity.defn(name="payments.poll")
+    @converts_rule_violations
     async def poll(self, command: PollPayment) -> PaymentProgress:
         payment_input, now = command.input, command.now
         async with self._sessions.begin() as session:
@@ -86,6 +89,7 @@ class GatewayPaymentActivities(PaymentActivities):
         return await self._charge(payment_input, payment, now, is_abandoned=False)
 
     @activity.defn(name="payments.apply_gateway_event")
+    @converts_rule_violations
     async def apply_gateway_event(self, command: ApplyGatewayEvent) -> PaymentProgress:
         event = command.event
         async with self._sessions.begin() as session:
@@ -106,6 +110,7 @@ class GatewayPaymentActivities(PaymentActivities):
             )
 
     @activity.defn(name="payments.capture")
+    @converts_rule_violations
     async def capture(self, command: CapturePayment) -> PaymentProgress:
         payment, progress = await self._lock_payment(command.payment_id)
         if payment.status in FINAL_STATUSES or payment.gateway_reference is None:
@@ -120,6 +125,7 @@ class GatewayPaymentActivities(PaymentActivities):
         return await self._apply(payment, gateway_payment, is_abandoned=False, now=command.now)
 
     @activity.defn(name="payments.cancel")
+    @converts_rule_violations
     async def cancel(self, command: CancelPayment) -> PaymentProgress:
         payment, progress = await self._lock_payment(command.payment_id)
         async with self._sessions() as session:
@@ -137,6 +143,7 @@ class GatewayPaymentActivities(PaymentActivities):
         return await self._apply(payment, gateway_payment, is_abandoned=True, now=command.now)
 
     @activity.defn(name="payments.mark_unknown")
+    @converts_rule_violations
     async def mark_unknown(self, command: ChargePayment) -> PaymentProgress:
         payment, progress, _ = await self._create_or_load(command)
         if payment.status in FINAL_STATUSES:
@@ -150,22 +157,19 @@ class GatewayPaymentActivities(PaymentActivities):
             The payment, its progress, and whether the gateway still remembers its idempotency key.
         """
         payment_input, now = command.input, command.now
-        try:
-            async with self._sessions.begin() as session:
-                if (
-                    payment_input.payment_method_id is not None
-                    and await payments.lock_payment(session, payment_input.payment_id) is None
-                ):
-                    method = await payments.get_payment_method(
-                        session, payment_input.payment_method_id, payment_input.organization_id
-                    )
-                    if method is None or method.gateway != payment_input.gateway:
-                        raise RuleViolation(ErrorCode.NOT_FOUND, "Payment method not found.")
-                payment = await payments.create_or_lock_payment(session, _payment_row(payment_input, now))
-                progress = await gateway_results.payment_progress(session, payment)
-                return payment, progress, await payments.is_idempotency_key_retained(session, payment)
-        except RuleViolation as violation:
-            raise to_application_error(violation) from violation
+        async with self._sessions.begin() as session:
+            if (
+                payment_input.payment_method_id is not None
+                and await payments.lock_payment(session, payment_input.payment_id) is None
+            ):
+                method = await payments.get_payment_method(
+                    session, payment_input.payment_method_id, payment_input.organization_id
+                )
+                if method is None or method.gateway != payment_input.gateway:
+                    raise RuleViolation(ErrorCode.NOT_FOUND, "Payment method not found.")
+            payment = await payments.create_or_lock_payment(session, _payment_row(payment_input, now))
+            progress = await gateway_results.payment_progress(session, payment)
+            return payment, progress, await payments.is_idempotency_key_retained(session, payment)
 
     async def _charge(
         self, payment_input: PaymentInput, payment: Payment, now: datetime, *, is_abandoned: bool

@@ -11,6 +11,7 @@ from temporalio import activity
 from temporalio.client import Client
 
 from activities import lost_workflows
+from activities.rule_errors import converts_rule_violations
 from db.models.payments import Payment, WebhookEventRow
 from db.queries import ledger, outbox, webhooks
 from db.queries.payments import to_payment_record
@@ -49,6 +50,7 @@ class PostgresReconciliationActivities(ReconciliationActivities):
         self._client = client
 
     @activity.defn(name="reconciliation.audit_ledger")
+    @converts_rule_violations
     async def audit_ledger(self, command: AuditLedger) -> LedgerAudit:
         async with self._audits() as session:
             await allow_long_statements(session, AUDIT_STATEMENT)
@@ -71,6 +73,7 @@ class PostgresReconciliationActivities(ReconciliationActivities):
         return audit
 
     @activity.defn(name="reconciliation.deliver_pending_webhooks")
+    @converts_rule_violations
     async def deliver_pending_webhooks(self, command: DeliverPendingWebhooks) -> WebhookDeliveryOutcome:
         workflows = self._workflows()
         pending = await self._pending_webhooks(command)
@@ -81,18 +84,22 @@ class PostgresReconciliationActivities(ReconciliationActivities):
         return WebhookDeliveryOutcome(events=len(pending), has_more=len(pending) == command.limit)
 
     @activity.defn(name="reconciliation.restart_payments")
+    @converts_rule_violations
     async def restart_payments(self, command: RestartLostWorkflows) -> RestartOutcome:
         return await lost_workflows.restart_payments(self._sessions, self._workflows(), command)
 
     @activity.defn(name="reconciliation.restart_refunds")
+    @converts_rule_violations
     async def restart_refunds(self, command: RestartLostWorkflows) -> RestartOutcome:
         return await lost_workflows.restart_refunds(self._sessions, self._workflows(), command)
 
     @activity.defn(name="reconciliation.restart_subscriptions")
+    @converts_rule_violations
     async def restart_subscriptions(self, command: RestartLostWorkflows) -> RestartOutcome:
         return await lost_workflows.restart_subscriptions(self._sessions, self._workflows(), command)
 
     @activity.defn(name="reconciliation.cancel_lost_operations")
+    @converts_rule_violations
     async def cancel_lost_operations(self, command: RestartLostWorkflows) -> RestartOutcome:
         return await lost_workflows.cancel_lost_operations(self._sessions, self._workflows(), command)
 

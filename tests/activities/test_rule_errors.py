@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 from datetime import UTC, datetime
 
 import pytest
 from temporalio.exceptions import ApplicationError
 
-from activities.billing import PostgresBillingActivities
-from activities.subscriptions import PostgresSubscriptionActivities
 from tests.support.billing_commands import change_status_command, top_up
 from tests.support.billing_fixture import create_billing_fixture
 from tests.support.databases import DatabaseFixture
@@ -26,18 +23,6 @@ async def test_an_illegal_status_change_is_not_retried(database: DatabaseFixture
             change_status_command(ordered, SubscriptionStatus.SUSPENDED)
         )
     assert (raised.value.type, raised.value.non_retryable) == ("ILLEGAL_MOVE", True)
-
-
-@pytest.mark.parametrize("implementation", [PostgresBillingActivities, PostgresSubscriptionActivities])
-def test_every_activity_of_a_subscription_converts_rule_violations(implementation: type) -> None:
-    activities = {
-        name: method
-        for name, method in inspect.getmembers(implementation, inspect.isfunction)
-        if hasattr(method, "__temporal_activity_definition")
-    }
-    assert len(activities) >= 5
-    # `functools.wraps` of the decorator; the definition stands on the wrapper.
-    assert [name for name, method in activities.items() if not hasattr(method, "__wrapped__")] == []
 
 
 async def test_a_trial_ends_at_the_local_time_at_which_it_began(database: DatabaseFixture) -> None:

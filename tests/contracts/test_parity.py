@@ -9,16 +9,21 @@ import pkgutil
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
 from types import UnionType
-from typing import Any, Protocol, Union, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, Protocol, Union, cast, get_args, get_origin, get_type_hints
 
 import pytest
 import pytest_asyncio
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 from temporalio import activity, workflow
+from temporalio.client import Client
+from temporalio.exceptions import ApplicationError
+from temporalio.testing import ActivityEnvironment
 
 import workflows
 from tests.checks.histories import DEFINITION, all_workflows
@@ -27,6 +32,9 @@ from worker.registry import WORKFLOWS, activities_by_queue, open_dependencies
 from worker.settings import WorkerSettings
 from workflows import names, ports
 from workflows.payment import Payment
+from workflows.ports.billing import AdjustWallet
+from workflows.rules.errors import ErrorCode, RuleViolation
+from workflows.rules.money import Money
 from workflows.subscription.workflow import Subscription
 
 KUBECONFIG = """
@@ -114,6 +122,64 @@ async def test_signatures_are_the_declared_ones(
         # The registered method is bound, so only the declared one has ``self``.
         assert parameters[0][1:] == parameters[1], name
         assert len(parameters[1]) == 1, f"{name}: one command in, one outcome out"
+
+
+class AnyCommand(str):
+    """A command whose every field, and each field of those, is this text, or the number 1."""
+
+    def __int__(self) -> int:
+        return 1
+
+    def __getattr__(self, name: str) -> AnyCommand:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return self
+
+
+ADJUSTMENT = AdjustWallet(
+    adjustment_id="adj_1",
+    organization_id="org_1",
+    amount=Money(amount_minor=1, currency="USD"),
+    reason="",
+    actor="",
+    request_id="",
+    now=datetime.now(UTC),
+)
+RETRIED = {
+    # Its end would end the dispatch of all mails.
+    "notifications.drain_outbox",
+    "refunds.send",
+}
+
+
+def refuse_connection(*_: object) -> NoReturn:
+    raise RuleViolation(ErrorCode.ILLEGAL_MOVE, "The row does not allow it.")
+
+
+async def test_a_rule_violation_ends_every_activity_for_good(
+    registered_activities: dict[str, tuple[str, Callable[..., Any]]],
+) -> None:
+    """Every other error is retried, for ever. Here the first statement of each activity raises the violation."""
+    environment = ActivityEnvironment(client=cast(Client, object()))
+    errors: dict[str, BaseException] = {}
+    event.listen(Engine, "do_connect", refuse_connection)
+    try:
+        for name, (_, method) in registered_activities.items():
+            if name in RETRIED:
+                continue
+            command = ADJUSTMENT if name == "billing.adjust_wallet" else AnyCommand()
+            with pytest.raises(Exception) as raised:
+                await environment.run(method, command)
+            errors[name] = raised.value
+    finally:
+        event.remove(Engine, "do_connect", refuse_connection)
+    assert len(errors) >= 50
+    ended = {
+        name
+        for name, error in errors.items()
+        if isinstance(error, ApplicationError) and error.non_retryable and error.type == ErrorCode.ILLEGAL_MOVE
+    }
+    assert {name: repr(error) for name, error in errors.items() if name not in ended} == {}
 
 
 def payload_types() -> dict[str, Any]:
