@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Text, and_, bindparam, cast, or_, select
 from sqlalchemy.dialects.postgresql import distinct_on, insert
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import joinedload
+from sqlalchemy.orm import aliased, joinedload
 
 from db.models.catalogue import Coupon, Plan, Price, Service
 from db.reads import PreparedQuery, PreparedRead, prepare
@@ -51,8 +51,17 @@ def current_price(plan: Plan, currency: str, at: datetime) -> Price | None:
 
 
 def is_orderable(plan: Plan) -> bool:
-    """Whether new subscribers may order it. ``plan.service`` is loaded."""
-    return plan.is_public and not plan.is_retired and plan.service.is_published
+    """Return whether new subscribers may order the plan. ``plan.service`` is loaded."""
+    return bool(_is_orderable(plan, plan.service))
+
+
+def _is_orderable(plan: Any, service: Any) -> Any:
+    """Return the condition on a plan and its service: on two rows as a boolean, on two tables as an SQL expression."""
+    return plan.is_public & (plan.is_retired == False) & service.is_published  # noqa: E712 - ``not`` has no SQL form
+
+
+IS_ORDERABLE = str(_is_orderable(aliased(Plan, name="p"), aliased(Service, name="v")))
+"""The condition of ``is_orderable`` as SQL text, for statements that name the plan ``p`` and its service ``v``."""
 
 
 async def list_services(
@@ -64,7 +73,7 @@ async def list_services(
     slug: str | None = None,
     include_unpublished: bool = False,
 ) -> Sequence[Service]:
-    """Services by slug, with plans and prices. ``every`` includes unpublished ones."""
+    """Return published services by slug, with plans and prices. ``include_unpublished`` adds all others."""
     query = (
         select(Service)
         .options(joinedload(Service.plans).joinedload(Plan.prices))
@@ -103,7 +112,7 @@ async def list_plans(
     ids: Sequence[str] | None = None,
     include_hidden: bool = False,
 ) -> Sequence[Plan]:
-    """Plans on sale by code, with service and prices. ``every`` includes hidden and retired ones."""
+    """Return orderable plans by code, with service and prices. ``include_hidden`` adds all others."""
     query = (
         select(Plan)
         .join(Plan.service)
@@ -112,7 +121,7 @@ async def list_plans(
         .limit(limit)
     )
     if not include_hidden:
-        query = query.where(Plan.is_public, ~Plan.is_retired, Service.is_published)
+        query = query.where(_is_orderable(Plan, Service))
     if after is not None:
         query = query.where(Plan.code > after)
     if service_slug is not None:

@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.driver import DriverStatement, begin_and_fetch_one, driver_sql, fetch_one
 from db.models.payments import CHARGE_ORDER
+from db.queries.catalogue import IS_ORDERABLE
 from workflows.rules.errors import ErrorCode, RuleViolation
 from workflows.rules.funding import CollectionMethod, PaymentMethodReference
 from workflows.rules.money import Money
@@ -153,9 +154,9 @@ LEFT JOIN coupons c ON c.code = s.coupon_code
 """
 )
 
-PLAN_COLUMNS = """
+PLAN_COLUMNS = f"""
     p.id AS plan_id, p.code, p.name, p.interval, p.trial_days, p.cpu_millicores, p.memory_mib, p.storage_gib,
-    p.replicas, p.dunning_policy, (p.is_public AND NOT p.is_retired AND v.is_published) AS is_orderable,
+    p.replicas, p.dunning_policy, ({IS_ORDERABLE}) AS is_orderable,
     v.id AS service_id, v.slug AS service_slug, v.name AS service_name, v.version AS service_version,
     r.id AS price_id, r.amount_minor, r.currency
 """

@@ -11,6 +11,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from db.queries import catalogue
+from db.queries.locked_subscriptions import get_plan_with_price
 from db.session import session_factory, set_rls_context
 from tests.support.databases import DatabaseFixture
 from worker.seed_catalogue import FIRST_PRICE_EFFECTIVE_FROM, CatalogueEntry, load_catalogue, upsert_catalogue
@@ -123,6 +124,27 @@ async def test_ids_are_stable_and_read_by_code_too(database: DatabaseFixture) ->
     assert by_id is not None
     assert by_code.id == by_id.id == catalogue.plan_id(code)
     assert catalogue.is_orderable(by_code)
+
+
+@pytest.mark.parametrize("is_published", [True, False])
+@pytest.mark.parametrize("is_retired", [True, False])
+@pytest.mark.parametrize("is_public", [True, False])
+async def test_the_list_the_page_and_the_order_of_a_plan_agree_on_whether_it_can_be_ordered(
+    database: DatabaseFixture, is_public: bool, is_retired: bool, is_published: bool
+) -> None:
+    entries = load_catalogue()
+    await seed(database, entries)
+    definition = entries[0].plans[0].definition
+    async with session_factory(database.owner).begin() as session:
+        plan = await catalogue.get_plan(session, definition.code)
+        assert plan is not None
+        plan.is_public, plan.is_retired, plan.service.is_published = is_public, is_retired, is_published
+        await session.flush()
+        listed = await catalogue.list_plans(session, limit=1, ids=[plan.id])
+        ordered = await get_plan_with_price(session, plan.id, plan.prices[0].currency, datetime.now(UTC))
+        assert ordered is not None
+        expected = is_public and not is_retired and is_published
+        assert (bool(listed), catalogue.is_orderable(plan), ordered.is_orderable) == (expected,) * 3
 
 
 @pytest.mark.parametrize(
