@@ -155,18 +155,20 @@ class ChangeSet:
     def enqueue_notification(
         self, kind: NotificationKind, context: dict[str, Any], *, dedup_key: str | None = None
     ) -> None:
-        """Enqueue a mail, once per ``dedup_key`` (default: the kind at this instant), and add it to the timeline."""
+        """Enqueue a mail, once per ``dedup_key`` (default: the kind at this instant).
+
+        The dispatcher adds it to the timeline once it is sent.
+        """
         notification = self._build_notification(
             kind, context, dedup_key or f"{kind}/{self.occurred_at.isoformat()}", self.occurred_at
         )
         self._add(Notification, **to_outbox_row(notification), subscription_id=self.subscription_id)
-        self.add_timeline_event("notification.sent", kind, ref=notification.id, dedup_key=f"notice/{notification.id}")
 
     def schedule_reminders(self, period_end: datetime) -> None:
         """Enqueue the reminders of the period that ends at ``period_end``; those due before now are left out.
 
         They become due by the database's clock, at the distance that they have on the subscription's clock. Their
-        context is loaded when they are sent, and the dispatcher adds them to the timeline.
+        context is loaded when they are sent.
         """
         for days_before, scheduled_for in reminder_times(period_end, after=self.occurred_at):
             context = {

@@ -72,15 +72,18 @@ WHERE n.id = r.id AND n.claim_id = :claim_id
 """
 )
 
-_ADD_REMINDERS_TO_TIMELINE = text(
+_ADD_TO_TIMELINE = text(
     """
 INSERT INTO timeline_events (organization_id, subscription_id, occurred_at, kind, message, reference_id, dedup_key)
-SELECT organization_id, subscription_id, scheduled_for, 'notification.sent', kind, id, 'notice/' || id
-FROM notifications WHERE id = ANY(:ids) AND scheduled_for IS NOT NULL
+SELECT organization_id, subscription_id,
+    COALESCE(scheduled_for, occurred_at) + GREATEST(now() - available_at, interval '0'),
+    'notification.sent', kind, id, 'notice/' || id
+FROM notifications WHERE id = ANY(:ids) AND subscription_id IS NOT NULL
+ORDER BY 3
 ON CONFLICT DO NOTHING
 """
 )
-"""Other notifications are added to the timeline when they are enqueued."""
+"""At the subscription's clock: as long after the event as the mail was sent after it could be sent first."""
 
 PENDING_BACKLOG = text(
     """
@@ -150,7 +153,10 @@ async def claim_due(
 
 
 async def record_outcomes(session: AsyncSession, *, claim_id: str, outcomes: Sequence[DeliveryOutcome]) -> int:
-    """Record deliveries and return their number; a notification whose claim was taken over is left unchanged."""
+    """Record deliveries and return their number; a notification whose claim was taken over is left unchanged.
+
+    What was sent is added to the timeline of its subscription.
+    """
     rows = [
         {
             "id": outcome.id,
@@ -165,7 +171,7 @@ async def record_outcomes(session: AsyncSession, *, claim_id: str, outcomes: Seq
     ]
     result = await session.execute(_RECORD_DELIVERIES, {"outcomes": json.dumps(rows), "claim_id": claim_id})
     if sent := [outcome.id for outcome in outcomes if outcome.status == "sent"]:
-        await session.execute(_ADD_REMINDERS_TO_TIMELINE, {"ids": sent})
+        await session.execute(_ADD_TO_TIMELINE, {"ids": sent})
     return int(getattr(result, "rowcount", 0))
 
 
