@@ -9,11 +9,16 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.queries import locked_subscriptions
+from db.queries.change_set import ChangeSet
 from db.queries.locked_subscriptions import LockedSubscription
+from db.queries.plan_changes import is_change_recorded
 from workflows.errors import non_retryable_error
 from workflows.ports.subscription import CreateSubscription
 from workflows.rules.errors import ErrorCode
 from workflows.rules.pricing import CouponDuration, Discount
+
+REMAINING_PERIODS = "coupon_remaining_periods"
+"""Name of the column, and of the recorded change of it."""
 
 
 async def reserve_coupon(
@@ -71,14 +76,6 @@ async def release_coupon(session: AsyncSession, subscription_id: str) -> None:
     )
 
 
-def restore_period(subscription: LockedSubscription) -> dict[str, Any]:
-    """Return the columns that restore the coupon's period that a voided invoice used."""
-    discount = subscription.discount
-    if discount is None or discount.remaining_periods is None:
-        return {}
-    return {"coupon_remaining_periods": discount.remaining_periods + 1}
-
-
 async def redeem_coupon(session: AsyncSession, subscription: LockedSubscription) -> dict[str, Any]:
     """Redeem one period of the subscription's coupon.
 
@@ -94,3 +91,37 @@ async def redeem_coupon(session: AsyncSession, subscription: LockedSubscription)
     )
     remaining = discount.remaining_periods
     return {"coupon_redeemed": True, "coupon_remaining_periods": None if remaining is None else remaining - 1}
+
+
+async def redeem_coupon_for_plan_change(
+    session: AsyncSession, changes: ChangeSet, subscription: LockedSubscription, plan_change_id: str
+) -> dict[str, Any]:
+    """Redeem one period as ``redeem_coupon``, and record that this plan change used it, also if it reduced nothing."""
+    columns = await redeem_coupon(session, subscription)
+    remaining = columns.get("coupon_remaining_periods")
+    if remaining is not None:
+        changes.record_change(
+            REMAINING_PERIODS, str(remaining + 1), str(remaining), reason=_redemption_reason(plan_change_id)
+        )
+    return columns
+
+
+async def restore_period(
+    session: AsyncSession, changes: ChangeSet, subscription: LockedSubscription, plan_change_id: str
+) -> dict[str, Any]:
+    """Return the columns that restore the coupon's period that the plan change used; none if it used none."""
+    discount = subscription.discount
+    if discount is None or discount.remaining_periods is None:
+        return {}
+    reason = _redemption_reason(plan_change_id)
+    if not await is_change_recorded(session, subscription.id, field=REMAINING_PERIODS, reason=reason):
+        return {}
+    restored = discount.remaining_periods + 1
+    changes.record_change(
+        REMAINING_PERIODS, str(discount.remaining_periods), str(restored), reason="plan change undone"
+    )
+    return {"coupon_remaining_periods": restored}
+
+
+def _redemption_reason(plan_change_id: str) -> str:
+    return f"plan change {plan_change_id}"

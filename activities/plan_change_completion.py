@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -30,7 +29,7 @@ from db.queries.locked_subscriptions import LockedSubscription, begin_with_locke
 from workflows.ports.billing import BillingOutcome, CompletePlanChange, RollbackPlanChange
 from workflows.ports.subscription import PLATFORM_ACTOR, StatusOutcome
 from workflows.rules import ledger
-from workflows.rules.invoice import BillingReason, InvoiceStatus
+from workflows.rules.invoice import InvoiceStatus
 from workflows.rules.money import Money, zero_money
 from workflows.rules.notifications import NotificationKind
 from workflows.rules.periods import BillingPeriod
@@ -112,7 +111,6 @@ async def rollback_plan_change(session: AsyncSession, command: RollbackPlanChang
     invoice = await invoices.find_plan_change_invoice(session, command.plan_change_id)
     zero = zero_money(subscription.currency)
     returned = ReturnedAmounts(wallet=zero, promotional=zero, debt=zero)
-    coupon_columns: dict[str, Any] = {}
     if invoice is not None and invoice.status is InvoiceStatus.PAID:
         returned = await reverse_all(
             session,
@@ -122,9 +120,6 @@ async def rollback_plan_change(session: AsyncSession, command: RollbackPlanChang
             key=f"plan_change/{command.plan_change_id}/rollback",
             description="Plan change rolled back",
         )
-        is_interval_change = invoice.billing_reason is BillingReason.INTERVAL_CHANGE
-        if is_interval_change and await invoices.has_discount(session, invoice.id):
-            coupon_columns = coupons.restore_period(subscription)
         await invoices.mark_void(session, invoice.id, command.now)
         changes.add_timeline_event("invoice.voided", "Invoice of the plan change voided.", ref=invoice.id)
         if returned.total:
@@ -158,7 +153,7 @@ async def rollback_plan_change(session: AsyncSession, command: RollbackPlanChang
         billing_anchor=command.fallback.anchor,
         current_period_start=command.fallback.period_start,
         current_period_end=command.fallback.period_end,
-        **coupon_columns,
+        **await coupons.restore_period(session, changes, subscription, command.plan_change_id),
     )
     if command.fallback.period_end != subscription.period_end:
         changes.void_reminders()

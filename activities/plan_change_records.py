@@ -45,7 +45,7 @@ async def apply_plan_change(
             "billing_anchor": period.start,
             "current_period_start": period.start,
             "current_period_end": period.end,
-            **await coupons.redeem_coupon(session, subscription),
+            **await coupons.redeem_coupon_for_plan_change(session, changes, subscription, plan_change_id),
         }
         changes.void_reminders()
         changes.schedule_reminders(period.end)

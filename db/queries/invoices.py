@@ -141,12 +141,6 @@ async def find_plan_change_invoice(session: AsyncSession, plan_change_id: str) -
     return None if row is None else _to_summary(row)
 
 
-async def has_discount(session: AsyncSession, invoice_id: str) -> bool:
-    """Return whether a coupon reduced the invoice."""
-    statement = text("SELECT EXISTS (SELECT FROM invoice_lines WHERE invoice_id = :id AND discount_minor > 0)")
-    return bool((await session.execute(statement, {"id": invoice_id})).scalar_one())
-
-
 async def mark_paid(session: AsyncSession, invoice_id: str, at: datetime, number: str | None) -> None:
     await session.execute(
         text(

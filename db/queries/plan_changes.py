@@ -97,3 +97,15 @@ async def find_scheduled_at(session: AsyncSession, subscription_id: str) -> date
         )
     )
     return scheduled_at
+
+
+async def is_change_recorded(session: AsyncSession, subscription_id: str, *, field: str, reason: str) -> bool:
+    """Return whether the subscription has a recorded change of ``field`` for exactly this reason."""
+    recorded = select(
+        exists().where(
+            SubscriptionChange.subscription_id == subscription_id,
+            SubscriptionChange.field == field,
+            SubscriptionChange.reason == reason,
+        )
+    )
+    return bool(await session.scalar(recorded))

@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 from temporalio.exceptions import ApplicationError
 
-from tests.support.billing_commands import change_status_command, top_up
+from tests.support.billing_commands import change_status_command, plan_change_command, rollback_command, top_up
 from tests.support.billing_fixture import ORDERED_AT, USER, BillingFixture, insert_coupon
 from workflows.ports.subscription import AbortOrder
 from workflows.rules.subscription import SubscriptionStatus
@@ -132,3 +132,30 @@ async def test_a_coupon_is_reserved_by_its_order_and_redeemed_by_the_first_invoi
     assert await billing.query(columns) == [{"coupon_redeemed": False, "periods": 3}]
     await billing.billing_activities.start_first_period(billing.start_first_period_command(command, opened))
     assert await billing.query(columns) == [{"coupon_redeemed": True, "periods": 2}]
+
+
+@pytest.mark.parametrize(("periods", "remaining"), [(3, [2, 1, 2]), (2, [1, 0, 1]), (1, [0, 0, 0])])
+@pytest.mark.parametrize("yearly_price", [20_000, 40])
+async def test_a_plan_change_that_is_rolled_back_gives_back_the_period_that_it_used(
+    billing: BillingFixture, periods: int, remaining: list[int], yearly_price: int
+) -> None:
+    """One percent of 40 cents is nothing: the coupon's period was used all the same."""
+    await insert_coupon(billing.sessions, "SMALL", 1, "periods", periods)
+    await top_up(billing, 50_000)
+    ordered = await billing.create_active_subscription(coupon="SMALL")
+
+    async def remaining_periods() -> int:
+        (row,) = await billing.query("SELECT coupon_remaining_periods FROM subscriptions")
+        return int(row["coupon_remaining_periods"])
+
+    await billing.execute(
+        "INSERT INTO prices (id, plan_id, currency, amount_minor, effective_from)"
+        f" VALUES ('prc_new', 'pln_pro-yearly', 'USD', {yearly_price}, '{ORDERED_AT}')"
+    )
+    counts = [await remaining_periods()]
+    changed = await billing.billing_activities.change_plan(plan_change_command(ordered, "pro-yearly"))
+    assert changed.is_new_anchor
+    counts.append(await remaining_periods())
+    await billing.assert_idempotent(billing.billing_activities.rollback_plan_change, rollback_command(ordered))
+    counts.append(await remaining_periods())
+    assert counts == remaining

@@ -51,7 +51,9 @@ async def test_a_mail_is_on_the_timeline_once_it_is_sent(
         assert timedelta(hours=2) <= event["delay"] < timedelta(hours=3)
     notifications.make_all_due()
     await notifications.drain()
-    assert len([event for event in await sent_events(billing, ordered) if event["kind"] != "subscription_expiring"]) == 2
+    assert (
+        len([event for event in await sent_events(billing, ordered) if event["kind"] != "subscription_expiring"]) == 2
+    )
 
 
 async def test_a_mail_that_no_server_accepts_is_never_on_the_timeline(
