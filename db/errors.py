@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import NamedTuple
+
 import psycopg
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -49,17 +52,53 @@ def is_database_unavailable(error: BaseException) -> bool:
     )
 
 
+class SchemaRejection(NamedTuple):
+    """What of the schema refused a row, without the row's values; empty where PostgreSQL does not say it.
+
+    Attributes:
+        constraint: Name of the constraint, or of the trigger's function.
+    """
+
+    sqlstate: str
+    table: str
+    constraint: str
+
+
+REFUSED_CLASSES = ("22", "23")
+"""SQLSTATE classes of rows that the schema refuses: values that no column takes, and violated constraints. Triggers
+raise the second class as well."""
+
+_TRIGGER_FUNCTION = re.compile(r"PL/pgSQL function (?:\w+\.)?(\w+)\(")
+
+
+def find_schema_rejection(error: BaseException) -> SchemaRejection | None:
+    """Return what of the schema refused a row, None for any other error.
+
+    The same row is refused again, except one that another transaction has written first: a repeated activity finds it.
+    """
+    if not isinstance(error, DBAPIError | psycopg.Error):
+        return None
+    rejection = _diagnose(error)
+    return rejection if rejection.sqlstate.startswith(REFUSED_CLASSES) else None
+
+
 def describe_database_error(error: DBAPIError | psycopg.Error) -> str:
     """Return an error in words without values: its type, SQLSTATE, table and constraint.
 
     PostgreSQL's own message quotes the row (``Key (email)=(…) already exists``), SQLAlchemy's the statement.
     """
-    cause = error.orig if isinstance(error, DBAPIError) else error
-    diagnosis = getattr(cause, "diag", None)
-    parts = {
-        "SQLSTATE": getattr(cause, "sqlstate", None),
-        "table": getattr(diagnosis, "table_name", None),
-        "constraint": getattr(diagnosis, "constraint_name", None),
-    }
+    cause = _diagnose(error)
+    parts = {"SQLSTATE": cause.sqlstate, "table": cause.table, "constraint": cause.constraint}
     facts = ", ".join(f"{name} {value}" for name, value in parts.items() if value)
     return f"{type(error).__name__} ({facts})" if facts else type(error).__name__
+
+
+def _diagnose(error: DBAPIError | psycopg.Error) -> SchemaRejection:
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    diagnosis = getattr(cause, "diag", None)
+    raised_by = _TRIGGER_FUNCTION.search(getattr(diagnosis, "context", None) or "")
+    return SchemaRejection(
+        sqlstate=getattr(cause, "sqlstate", None) or "",
+        table=getattr(diagnosis, "table_name", None) or "",
+        constraint=getattr(diagnosis, "constraint_name", None) or (raised_by[1] if raised_by else ""),
+    )

@@ -20,6 +20,7 @@ from worker import schedules
 from worker.exit import exit_process
 from worker.interceptors import ActivityMetricsInterceptor
 from worker.metrics import WorkerMetrics, create_sdk_runtime
+from worker.refused_rows import RefusedRowsInterceptor
 from worker.registry import WORKFLOWS, Dependencies, activities_by_queue, open_dependencies
 from worker.settings import WorkerSettings
 from worker.workflow_runner import sandboxed_runner
@@ -122,7 +123,8 @@ async def connect_and_serve(dependencies: Dependencies, metrics: WorkerMetrics, 
     client = await retry_until_connected(
         "connect", lambda: connect(dependencies.settings.temporal_settings(), runtime=sdk)
     )
-    async with run_workers(dependencies, client, [ActivityMetricsInterceptor(metrics)]):
+    interceptors = [ActivityMetricsInterceptor(metrics), RefusedRowsInterceptor(dependencies.sessions, metrics)]
+    async with run_workers(dependencies, client, interceptors):
         await retry_until_connected("announce", lambda: ensure_dispatchers_and_schedules(client))
         log.info(
             "worker.started", task_queues=[names.PLATFORM_QUEUE, names.INFRASTRUCTURE_QUEUE, names.NOTIFICATIONS_QUEUE]

@@ -20,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
 
+from db.errors import SchemaRejection
 from db.queries import outbox_delivery
 from db.session import SessionFactory
 from worker import logs
@@ -59,6 +60,12 @@ class WorkerMetrics:
             buckets=DURATION_BUCKETS,
             registry=self.registry,
         )
+        self._refused_rows = Counter(
+            "berth_activity_refused_rows",
+            "Activity attempts whose row a constraint or trigger of the schema refused",
+            ["activity", "sqlstate", "constraint"],
+            registry=self.registry,
+        )
         self._outbox_pending = Gauge(
             "berth_outbox_pending", "Pending notifications", ["channel"], registry=self.registry
         )
@@ -78,6 +85,9 @@ class WorkerMetrics:
         self._activities.labels(name, outcome).inc()
         self._seconds.labels(name).observe(seconds)
         self._schedule_to_start.labels(queue).observe(max(waited, 0.0))
+
+    def record_refused_row(self, name: str, rejection: SchemaRejection) -> None:
+        self._refused_rows.labels(name, rejection.sqlstate, rejection.constraint).inc()
 
     async def refresh_backlog(self, session: AsyncSession) -> None:
         """Read the backlogs."""

@@ -115,3 +115,9 @@ async def enqueue(session: AsyncSession, *notifications: OutboxNotification) -> 
         encryptor = session.info.get(SESSION_INFO_KEY)
         rows = [to_outbox_row(notification, encryptor) for notification in notifications]
         await session.execute(_INSERT, {"rows": json.dumps(rows)})
+
+
+async def is_enqueued(session: AsyncSession, notification: OutboxNotification) -> bool:
+    """Return whether this notification was enqueued before, sent or not."""
+    statement = text("SELECT EXISTS (SELECT FROM notifications WHERE id = :id)")
+    return bool((await session.execute(statement, {"id": notification.id})).scalar_one())

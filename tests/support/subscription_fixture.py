@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -16,7 +16,7 @@ from typing import Any
 
 from sqlalchemy import text
 from temporalio.client import WorkflowHandle
-from temporalio.worker import Worker
+from temporalio.worker import Interceptor, Worker
 
 from activities.billing import PostgresBillingActivities
 from activities.gateways.protocol import PaymentGateway
@@ -246,11 +246,13 @@ async def run_subscription_fixture(
     currency: str = "USD",
     timezone: str = "UTC",
     gateway: PaymentGateway | None = None,
+    interceptors: Sequence[Interceptor] = (),
 ) -> AsyncIterator[SubscriptionFixture]:
     """Seed an organization and run its worker; terminate every workflow of the test afterwards.
 
     Args:
         gateway: Runs the real payment workflow and its activities against this gateway instead of the fakes.
+        interceptors: Those of the worker.
     """
     sessions = session_factory(database.worker)
     await billing_fixture.seed_organization_and_catalogue(session_factory(database.owner), currency, timezone)
@@ -276,6 +278,7 @@ async def run_subscription_fixture(
             *(getattr(subscriptions, name) for name in _SUBSCRIPTIONS),
             *(getattr(fakes, name) for name in _EXTERNAL_FAKES),
         ],
+        interceptors=interceptors,
         graceful_shutdown_timeout=timedelta(seconds=1),
     )
     owner = session_factory(database.owner)

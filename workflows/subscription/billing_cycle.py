@@ -83,7 +83,7 @@ async def resume_from_pause(context: SubscriptionContext, actor: str) -> None:
             ``CONFLICT`` while another payment or command is in progress.
     """
     async with context.customer_collection_lock():
-        async with context.state_lock:
+        async with context.customer_state_lock():
             state = context.require_state()
             if context.status is not SubscriptionStatus.PAUSED:
                 raise non_retryable_error(
@@ -122,7 +122,7 @@ async def collect(
         ApplicationError: with ``fail_if_unpaid``: ``INSUFFICIENT_FUNDS``, ``PAYMENT_DECLINED`` or ``CONFLICT``.
     """
     async with context.customer_collection_lock() if fail_if_unpaid else context.collection_lock:
-        async with context.state_lock:
+        async with context.customer_state_lock() if fail_if_unpaid else context.state_lock:
             state = context.require_state()
             invoice_id = state.committed.open_invoice_id
             if action is not None and not context.is_still_due(action):

@@ -231,6 +231,26 @@ class SubscriptionContext:
         async with self.collection_lock:
             yield
 
+    async def wait_for_change(self) -> None:
+        """Wait until no change of the state is being written.
+
+        Hazard: a change whose row the database refuses is repeated until a release corrects it, with the lock held.
+        Updates that waited for it would exhaust the server's limit.
+
+        Raises:
+            ApplicationError: ``CONFLICT``: a change still holds ``state_lock`` after ``PREVIOUS_UPDATE_WAIT``.
+        """
+        await self.wait_briefly(lambda: not self.state_lock.locked())
+        if self.state_lock.locked():
+            raise in_progress_error("Another change of this subscription is not recorded yet. Retry when it is.")
+
+    @asynccontextmanager
+    async def customer_state_lock(self) -> AsyncIterator[None]:
+        """Hold ``state_lock`` for a customer's command. Raises as ``wait_for_change`` does."""
+        await self.wait_for_change()
+        async with self.state_lock:
+            yield
+
     # Handled updates
 
     def can_judge(self, update_id: str) -> bool:

@@ -36,7 +36,7 @@ async def change_plan(context: SubscriptionContext, command: ChangePlan) -> None
         ApplicationError: the change is refused, or its payment failed; the plan is unchanged.
     """
     async with context.customer_collection_lock():
-        async with context.state_lock:
+        async with context.customer_state_lock():
             require_changeable(context)
             state = context.require_state()
             if state.plan_change_rollback is not None:

@@ -106,7 +106,7 @@ class Subscription:
             return self._result()
         if context.status not in LIVE_STATUSES:
             return self._result()
-        async with context.state_lock:
+        async with context.customer_state_lock():
             # The renewal may have failed since the command was accepted.
             lifecycle.require_cancellable(context, command.at)
             await lifecycle.cancel(context, command.at, command.actor, command.reason)
@@ -126,11 +126,11 @@ class Subscription:
         if self.context.is_handled(command.update_id):
             return self._result()
         # The caller can have read the pause from the row.
-        await self.context.wait_briefly(lambda: not self.context.state_lock.locked())
+        await self.context.wait_for_change()
         if self.context.status is SubscriptionStatus.PAUSED:
             await self._tasks.run(billing_cycle.resume_from_pause(self.context, command.actor))
         else:
-            async with self.context.state_lock:
+            async with self.context.customer_state_lock():
                 self._require_resumable()
                 await lifecycle.set_cancel_at_period_end(self.context, False, command.actor, "resumed")
         self.context.mark_handled(command.update_id)
@@ -159,7 +159,7 @@ class Subscription:
             return self._result()
         await billing_cycle.wait_for_renewal(self.context)
         # The collection lock: a payment that succeeds would end the pause.
-        async with self.context.customer_collection_lock(), self.context.state_lock:
+        async with self.context.customer_collection_lock(), self.context.customer_state_lock():
             self._require_pausable()
             await lifecycle.pause(self.context, command.actor)
         self.context.mark_handled(command.update_id)
@@ -212,7 +212,7 @@ class Subscription:
         """Restart, stop, start or back up the instance; returns when the operation is recorded."""
         if not self.context.is_handled(command.update_id):
             await self.context.wait_briefly(lambda: not self.reconciler.has_operation)
-            async with self.context.state_lock:
+            async with self.context.customer_state_lock():
                 self._require_operation_allowed()
                 if self.reconciler.has_operation:
                     raise in_progress_error(
