@@ -16,6 +16,7 @@ from temporalio.client import WorkflowHandle, WorkflowUpdateFailedError, Workflo
 from temporalio.service import RPCError, RPCStatusCode
 
 from tests.support.subscription_fixture import CancelAt, SubscriptionFixture
+from tests.support.temporal import TemporalFixture
 from tests.support.wait import wait_until
 from workflows.client import RESULT_TIMEOUT
 from workflows.ports.subscription import CustomerOperation, FundsArrived, StartOperation
@@ -105,6 +106,41 @@ async def test_a_resumption_while_the_pause_is_being_written_ends_it(subscriptio
     await pause.result()
     await resume.result()
     await subscriptions.wait_for_status(subscription, "active")
+
+
+@pytest.mark.parametrize("command", ["pause", "change_plan"])
+async def test_a_command_that_waits_for_the_locks_across_the_end_of_the_period_skips_no_invoice(
+    subscriptions: SubscriptionFixture, command: str
+) -> None:
+    await subscriptions.top_up(50_000)
+    subscription = await subscriptions.create_active_subscription("starter")
+    await subscriptions.cancel(subscription, CancelAt.PERIOD_END)
+    end = (await subscriptions.subscription(subscription))["current_period_end"]
+
+    async def execute() -> None:
+        if command == "pause":
+            await subscriptions.workflows.pause(subscription, subscriptions.lifecycle_command("pause"))
+        else:
+            await subscriptions.change_plan(subscription, "pro", order=TemporalFixture.unique_id("change"))
+
+    async def is_over() -> bool:
+        return bool(await subscriptions.now(subscription) >= end)
+
+    await subscriptions.advance_to(subscription, end - timedelta(seconds=1))
+    async with _row_locked(subscriptions, subscription) as wait_for_change:
+        resume = await _accepted(subscriptions, subscription, "resume")
+        await wait_for_change()
+        executing = asyncio.create_task(execute())
+        await wait_until(is_over)
+    await resume.result()
+    with pytest.raises(RuleViolation) as refused:
+        await executing
+    assert (refused.value.code, refused.value.is_retryable) == ("CONFLICT", True)
+    await subscriptions.wait_until_idle(subscription)
+    row = await subscriptions.subscription(subscription)
+    assert (row["status"], row["current_period_start"]) == ("active", end)
+    assert [invoice["status"] for invoice in await subscriptions.invoices(subscription)] == ["paid", "paid"]
+    await execute()
 
 
 async def _accepted_updates(handle: WorkflowHandle[Any, Any]) -> int:

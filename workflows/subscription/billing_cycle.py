@@ -30,6 +30,11 @@ async def wait_for_renewal(context: SubscriptionContext) -> None:
         ApplicationError: ``CONFLICT`` when the renewal takes longer than ``PREVIOUS_UPDATE_WAIT``.
     """
     await context.wait_briefly(lambda: not _is_renewal_due(context))
+    require_no_due_renewal(context)
+
+
+def require_no_due_renewal(context: SubscriptionContext) -> None:
+    """Raise ``CONFLICT`` while a renewal is due; under the locks, for which a command waits across a period's end."""
     if _is_renewal_due(context):
         raise in_progress_error("The renewal is in progress. Retry when it has ended.")
 

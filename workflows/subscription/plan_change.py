@@ -19,7 +19,7 @@ from workflows.ports.subscription import ChangePlan, CommittedState, PlanChangeR
 from workflows.rules.errors import ErrorCode
 from workflows.rules.payment import PAID_STATUSES
 from workflows.rules.subscription import RENEWING_STATUSES
-from workflows.subscription import card_payments
+from workflows.subscription import billing_cycle, card_payments
 from workflows.subscription.context import SubscriptionContext
 
 
@@ -37,6 +37,7 @@ async def change_plan(context: SubscriptionContext, command: ChangePlan) -> None
     """
     async with context.customer_collection_lock():
         async with context.customer_state_lock():
+            billing_cycle.require_no_due_renewal(context)
             require_changeable(context)
             state = context.require_state()
             if state.plan_change_rollback is not None:

@@ -160,6 +160,7 @@ class Subscription:
         await billing_cycle.wait_for_renewal(self.context)
         # The collection lock: a payment that succeeds would end the pause.
         async with self.context.customer_collection_lock(), self.context.customer_state_lock():
+            billing_cycle.require_no_due_renewal(self.context)
             self._require_pausable()
             await lifecycle.pause(self.context, command.actor)
         self.context.mark_handled(command.update_id)
