@@ -61,11 +61,8 @@ def agreed_card_charge(hold: Hold | None) -> CardCharge | None:
 
 async def release_hold(session: AsyncSession, changes: ChangeSet, subscription: LockedSubscription) -> Hold | None:
     """Release the open hold to its sources and return it; None if there is no hold."""
-    held = await invoices.lock_open_hold(session, subscription.id)
-    if held is None:
-        return None
-    await invoices.close_hold(session, held.id, "released")
-    if held.credit:
+    held = await invoices.close_open_hold(session, subscription.id, "released")
+    if held is not None and held.credit:
         changes.add_ledger_transaction(
             ledger.release_transaction(promotional=held.promotional, wallet=held.wallet),
             key=f"release/{subscription.id}/{held.key}",
@@ -77,10 +74,7 @@ async def release_hold(session: AsyncSession, changes: ChangeSet, subscription: 
 
 async def capture_hold(session: AsyncSession, subscription: LockedSubscription) -> Hold | None:
     """Mark the open hold as captured and return it. The caller posts the ledger transaction."""
-    held = await invoices.lock_open_hold(session, subscription.id)
-    if held is not None:
-        await invoices.close_hold(session, held.id, "captured")
-    return held
+    return await invoices.close_open_hold(session, subscription.id, "captured")
 
 
 def held_credit(hold: Hold | None, currency: str) -> Money:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
@@ -12,7 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import RowMapping
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db.driver import DriverStatement, driver_sql
+from db.driver import DriverStatement, driver_sql, fetch_one
 from workflows.rules.funding import CollectionMethod, PaymentMethodReference
 from workflows.rules.hold_keys import HoldKey, invoice_key_prefix, parse_hold_key
 from workflows.rules.invoice import BillingReason, InvoiceStatus
@@ -49,7 +49,6 @@ class Hold:
         payment_methods: The methods that may be charged for it, in this order.
     """
 
-    id: int
     key: HoldKey
     wallet: Money
     promotional: Money
@@ -215,7 +214,10 @@ async def list_older_debts(session: AsyncSession, subscription_id: str) -> list[
     ]
 
 
-_HOLD_COLUMNS = "id, dedup_key, currency, wallet_minor, promotional_minor, card_minor, payment_methods"
+_HOLD_COLUMNS = "dedup_key, currency, wallet_minor, promotional_minor, card_minor, payment_methods"
+_CLOSE_HOLD = driver_sql(
+    f"UPDATE holds SET status = :status WHERE subscription_id = :id AND status = 'held' RETURNING {_HOLD_COLUMNS}"
+)
 
 
 async def lock_open_hold(session: AsyncSession, subscription_id: str) -> Hold | None:
@@ -280,17 +282,21 @@ async def has_released_hold(session: AsyncSession, subscription_id: str, invoice
     return bool((await session.execute(statement, parameters)).scalar_one())
 
 
-async def close_hold(session: AsyncSession, hold_id: int, status: str) -> None:
-    """``captured`` or ``released``."""
-    await session.execute(text("UPDATE holds SET status = :status WHERE id = :id"), {"id": hold_id, "status": status})
+async def close_open_hold(session: AsyncSession, subscription_id: str, status: str) -> Hold | None:
+    """Close the subscription's open hold and return it; None if there is none.
+
+    Args:
+        status: ``captured`` or ``released``.
+    """
+    row = await fetch_one(session, DriverStatement(_CLOSE_HOLD, {"id": subscription_id, "status": status}))
+    return None if row is None else _to_hold(row)
 
 
-def _to_hold(row: RowMapping) -> Hold:
+def _to_hold(row: RowMapping | Mapping[str, Any]) -> Hold:
     def money(column: str) -> Money:
         return Money(amount_minor=row[column], currency=row["currency"])
 
     return Hold(
-        id=row["id"],
         key=parse_hold_key(row["dedup_key"]),
         wallet=money("wallet_minor"),
         promotional=money("promotional_minor"),
