@@ -128,8 +128,7 @@ class KubernetesClusterActivities(ClusterActivities):
                     rendered = self._templates.render(spec)
                     encryptor = self._find_encryptor(rendered.service)
                     secrets = await apply_instance(self._client, rendered)
-                    if encryptor is not None:
-                        await self._save_credentials(rendered, secrets, encryptor)
+                    await self._save_credentials(rendered, secrets, encryptor)
                     return ApplyOutcome()
                 except ClusterError as error:
                     if error.reason is not FailureReason.TERMINATING:
@@ -185,9 +184,7 @@ class KubernetesClusterActivities(ClusterActivities):
         async with cluster_attempt(give_up_after=OPERATION_GIVE_UP_AFTER):
             started = await self._start_operation(command)
             rendered = self._templates.render(started.spec)
-            await operations.apply_and_run(
-                self._client, rendered, started.saved_replicas, restart_id=command.operation_id
-            )
+            await self._apply_and_run(rendered, started.saved_replicas, restart_id=command.operation_id)
 
     @activity.defn(name="cluster.scale_down")
     async def scale_down(self, command: OperationInput) -> None:
@@ -200,7 +197,7 @@ class KubernetesClusterActivities(ClusterActivities):
     async def scale_up(self, command: OperationInput) -> None:
         async with cluster_attempt(give_up_after=OPERATION_GIVE_UP_AFTER):
             started = await self._start_operation(command)
-            await operations.apply_and_run(self._client, self._templates.render(started.spec), started.saved_replicas)
+            await self._apply_and_run(self._templates.render(started.spec), started.saved_replicas)
 
     @activity.defn(name="cluster.resize")
     async def resize(self, command: OperationInput) -> None:
@@ -216,7 +213,7 @@ class KubernetesClusterActivities(ClusterActivities):
                 # The start applies the workloads.
                 await fit_storage(self._client, rendered)
             else:
-                await operations.apply_and_run(self._client, rendered, started.saved_replicas)
+                await self._apply_and_run(rendered, started.saved_replicas)
 
     @activity.defn(name="cluster.run_backup")
     async def run_backup(self, command: OperationInput) -> None:
@@ -270,12 +267,24 @@ class KubernetesClusterActivities(ClusterActivities):
             )
         return encryptor
 
-    async def _save_credentials(
-        self, rendered: RenderedInstance, secrets: Mapping[str, Mapping[str, str]], encryptor: FieldEncryption
+    async def _apply_and_run(
+        self, rendered: RenderedInstance, saved_replicas: Mapping[str, int], *, restart_id: str | None = None
     ) -> None:
-        """Store the first administrator's credentials, encrypted. The API returns them once."""
+        """Apply the current revision of the instance's template, as ``operations.apply_and_run``.
+
+        The instance may have been provisioned under a revision without credentials: they are stored as well.
+        """
+        encryptor = self._find_encryptor(rendered.service)
+        secrets = await operations.apply_and_run(self._client, rendered, saved_replicas, restart_id=restart_id)
+        await self._save_credentials(rendered, secrets, encryptor)
+
+    async def _save_credentials(
+        self, rendered: RenderedInstance, secrets: Mapping[str, Mapping[str, str]], encryptor: FieldEncryption | None
+    ) -> None:
+        """Store the first administrator's credentials, encrypted, if the service has any. The API returns them once."""
         spec, sign_in = rendered.spec, rendered.service.credentials
-        assert sign_in is not None
+        if sign_in is None or encryptor is None:
+            return
         values = secrets[sign_in.secret]
         plain = {
             "url": f"https://{spec.hostname}{sign_in.path}",

@@ -6,6 +6,7 @@ import base64
 import re
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import bcrypt
@@ -20,6 +21,7 @@ from db.session import session_factory
 from tests.support.databases import DatabaseFixture
 from tests.support.instance_fixture import FIELD_ENCRYPTION, TEMPLATES, InstanceFixture, create_instance_fixture
 from tests.support.sandboxes import ClusterEndpoint
+from tests.support.template_revisions import earlier_revision
 from workflows.ports.instances import FinishOperation, InstanceId, OperationKind, OperationStatus, RecordReady
 from workflows.rules.instance import InstanceStatus
 
@@ -112,6 +114,34 @@ async def test_a_retry_does_not_bring_handed_over_credentials_back(instances: In
     await apply(instances, instance_id)
     (row,) = await rows(instances, instance_id)
     assert row["sealed"] is None
+
+
+@pytest.mark.parametrize("kind", [OperationKind.RESTART, OperationKind.START, OperationKind.RESIZE])
+async def test_credentials_that_a_revision_adds_are_stored_when_an_operation_applies_it(
+    database: DatabaseFixture, cluster: ClusterEndpoint, tmp_path: Path, kind: OperationKind
+) -> None:
+    async with create_instance_fixture(database, cluster, templates=earlier_revision(tmp_path)) as instances:
+        instance_id = await instances.insert_instance()
+        await apply(instances, instance_id)
+        assert "owner-password" not in await secret(instances, instance_id)
+        assert await rows(instances, instance_id) == []
+        await instances.set_column(instance_id, "status", "stopped" if kind is OperationKind.START else "ready")
+    async with create_instance_fixture(database, cluster) as upgraded:
+        upgraded.provisioning_inputs = instances.provisioning_inputs
+        step = {
+            OperationKind.RESTART: upgraded.cluster_activities.restart,
+            OperationKind.START: upgraded.cluster_activities.scale_up,
+            OperationKind.RESIZE: upgraded.cluster_activities.resize,
+        }[kind]
+        await upgraded.run_activity(step, upgraded.operate(instance_id, kind))
+        values = await secret(upgraded, instance_id)
+        stored = await stored_credentials(upgraded, instance_id)
+        assert (stored["username"], stored["password"]) == (values["owner-email"], values["owner-password"])
+        # What was handed over stays handed over.
+        async with database.worker.begin() as connection:
+            await connection.execute(text("UPDATE instance_credentials SET sealed = NULL, handed_over_at = now()"))
+        await upgraded.run_activity(step, upgraded.operate(instance_id, kind))
+        assert [row["sealed"] for row in await rows(upgraded, instance_id)] == [None]
 
 
 async def test_the_credentials_of_a_deleted_instance_are_erased(instances: InstanceFixture) -> None:

@@ -1,7 +1,8 @@
-"""Two revisions of the templates: the repository's, and one of a later release that adds objects to n8n."""
+"""Revisions of the templates: a later one that adds objects to n8n, and an earlier one without its credentials."""
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -109,6 +110,23 @@ ADDED_OBJECTS = {
     ("PersistentVolumeClaim", "queue"),
     ("Secret", "worker"),
 }
+
+
+def earlier_revision(directory: Path) -> ServiceTemplateRegistry:
+    """Write the templates of an earlier release into ``directory``: n8n has no credentials and no owner."""
+    folder = directory / "services"
+    shutil.copytree(TEMPLATES_FOLDER, folder)
+    service, app = folder / "n8n" / "service.yaml", folder / "n8n" / "30-app.yaml.j2"
+    _remove(service, r"^(?:    owner-|credentials:).*\n", count=4)
+    _remove(app, r"^ +- \{name: N8N_INSTANCE_OWNER.*\n", count=1)
+    _remove(app, r"^ +- name: N8N_INSTANCE_OWNER.*\n +valueFrom:\n +secretKeyRef: .*\n", count=2)
+    return ServiceTemplateRegistry(folder)
+
+
+def _remove(file: Path, pattern: str, *, count: int) -> None:
+    document, removed = re.subn(pattern, "", file.read_text(), flags=re.MULTILINE)
+    assert removed == count
+    file.write_text(document)
 
 
 def later_revision(directory: Path) -> ServiceTemplateRegistry:

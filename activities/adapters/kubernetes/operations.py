@@ -46,7 +46,7 @@ async def apply_and_run(
     saved_replicas: Mapping[str, int],
     *,
     restart_id: str | None = None,
-) -> None:
+) -> dict[str, dict[str, str]]:
     """Apply the current revision of the instance's template, delete what it no longer contains, and run all workloads.
 
     An instance may have been provisioned under an earlier revision. Its volume claims and Secrets stay.
@@ -54,6 +54,9 @@ async def apply_and_run(
     Args:
         saved_replicas: By ``Kind/name``, of the workloads that are scaled to zero; without them the template's count.
         restart_id: Restarts every pod. A repeated call with the same id does not restart them again.
+
+    Returns:
+        The values of the instance's Secrets, as ``apply_instance``.
     """
     spec = rendered.spec
     # Before anything is applied: a replacement must not open a volume that the former workload still writes to.
@@ -64,7 +67,7 @@ async def apply_and_run(
         _running(manifest, live.get(_key(manifest)), saved_replicas.get(_key(manifest), 0), restart_id)
         for manifest in rendered.objects
     ]
-    await apply_instance(client, replace(rendered, objects=tuple(objects)))
+    return await apply_instance(client, replace(rendered, objects=tuple(objects)))
 
 
 async def current_replicas(client: KubernetesClient, spec: InstanceSpec) -> dict[str, int]:
