@@ -20,6 +20,7 @@ class Subscription(Base):
     __tablename__ = "subscriptions"
     __table_args__ = (
         Index("ix_subscriptions_created_at_id", "created_at", "id"),
+        Index("ix_subscriptions_status_created_at_id", "status", "created_at", "id"),
         Index("ix_subscriptions_organization_id_created_at_id", "organization_id", "created_at", "id"),
         Index(
             "ix_subscriptions_past_due",
@@ -58,7 +59,7 @@ class Subscription(Base):
     price_id: Mapped[str] = mapped_column(ForeignKey("prices.id"))
     service_id: Mapped[str] = mapped_column(index=True)
     name: Mapped[str | None]
-    status: Mapped[str] = mapped_column(index=True)
+    status: Mapped[str]
     collection_method: Mapped[str] = mapped_column(
         default=CollectionMethod.WALLET_THEN_CARD.value,
         server_default=text(f"'{CollectionMethod.WALLET_THEN_CARD.value}'"),

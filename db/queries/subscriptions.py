@@ -105,8 +105,8 @@ def _details_page(*, is_own: bool, is_after: bool, has_status: bool) -> Prepared
     if has_status:
         query = query.where(Subscription.status == bindparam("status"))
     if not is_own:
-        # PostgreSQL expects the policies to admit one row of 200, of each table: with the joins it would expect fewer
-        # rows than a page has, and sort all subscriptions. A page that is read first makes it walk the index.
+        # PostgreSQL expects the policies of the joined tables to admit one row of 200: it would expect fewer rows than
+        # a page has, and sort all subscriptions. A page that is read first makes it walk the index.
         page = query.cte("page").prefix_with("MATERIALIZED")
         query = _select_details(is_own=False).join(page, page.c.id == Subscription.id).order_by(*newest_first)
     return prepare(query, SubscriptionDetails)
