@@ -1,4 +1,4 @@
-"""Restarts lost workflows of payments, refunds and subscriptions, and cancels operations whose workflow was lost.
+"""Restarts lost workflows of payments, refunds, card removals and subscriptions, and cancels operations that were lost.
 
 A workflow is lost if it does not run although its row is unfinished. Each function checks one page of rows. It alerts
 the administrators before it restarts anything: after a crash in between, the restarted workflow is no longer lost and
@@ -14,16 +14,16 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from temporalio import activity
 
 from activities.operator_alerts import daily_dedup_key, list_names
-from db.models.payments import Refund
+from db.models.payments import PaymentMethod, Refund
 from db.queries import instances, outbox, workflow_recovery
 from db.queries.outbox import OutboxNotification
 from db.queries.workflow_recovery import OrderedSubscription
 from db.session import SessionFactory
 from workflows import lost_workflows, names
 from workflows.client import WorkflowClient
-from workflows.ports.payments import RefundDestination, RefundInput, payment_input_from_record
+from workflows.ports.payments import RefundDestination, RefundInput, RemovePaymentMethod, payment_input_from_record
 from workflows.ports.reconciliation import RestartLostWorkflows, RestartOutcome
-from workflows.ports.subscription import CreateSubscription
+from workflows.ports.subscription import PLATFORM_ACTOR, CreateSubscription
 from workflows.rules.funding import CollectionMethod
 from workflows.rules.money import Money
 from workflows.rules.order_payments import pays_unfinished_order
@@ -84,6 +84,27 @@ async def restart_refunds(
         lambda refund_id: lost_workflows.restart_refund(workflows, _to_refund_input(refunds[refund_id])),
     )
     return _outcome(command, list(refunds), restarted)
+
+
+async def restart_payment_method_removals(
+    sessions: SessionFactory, workflows: WorkflowClient, command: RestartLostWorkflows
+) -> RestartOutcome:
+    async with sessions() as session:
+        page = await workflow_recovery.list_unfinished_removals(session, after=command.after, limit=command.limit)
+    methods = {method.id: method for method in page}
+    restarted = await _restart(
+        sessions,
+        command,
+        "payment method removals",
+        await _find_lost(
+            sessions,
+            workflows,
+            {method_id: names.payment_method_removal_workflow_id(method_id) for method_id in methods},
+            workflow_recovery.unfinished_removals_among,
+        ),
+        lambda method_id: lost_workflows.restart_payment_method_removal(workflows, _to_removal(methods[method_id])),
+    )
+    return _outcome(command, list(methods), restarted)
 
 
 async def restart_subscriptions(
@@ -205,7 +226,7 @@ def _build_operations_alert(ids: Sequence[str], now: datetime) -> OutboxNotifica
 
 def _count(kind: str, restarted: int) -> None:
     activity.metric_meter().create_counter(
-        "berth_workflows_restarted", "Workflows of payments, refunds and subscriptions that were lost and started again"
+        "berth_workflows_restarted", "Workflows that were lost and started again"
     ).add(restarted, {"kind": kind})
 
 
@@ -219,6 +240,15 @@ def _to_refund_input(refund: Refund) -> RefundInput:
         reason=refund.reason,
         actor=refund.actor,
         request_id=refund.request_id or "",
+    )
+
+
+def _to_removal(method: PaymentMethod) -> RemovePaymentMethod:
+    return RemovePaymentMethod(
+        payment_method_id=method.id,
+        organization_id=method.organization_id,
+        actor=PLATFORM_ACTOR,
+        only_at_gateway=True,
     )
 
 

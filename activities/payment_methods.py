@@ -117,6 +117,8 @@ class GatewayPaymentMethodActivities(PaymentMethodActivities):
             method = await session.get(PaymentMethod, order.payment_method_id)
             if method is None or method.organization_id != order.organization_id:
                 raise non_retryable_error(ErrorCode.NOT_FOUND, "Payment method not found.")
+            if method.detached_at is None and order.only_at_gateway:
+                return []
             if method.detached_at is None:
                 others = [
                     other
@@ -136,7 +138,11 @@ class GatewayPaymentMethodActivities(PaymentMethodActivities):
             # A detached default stays marked, so that a repetition returns the same subscriptions.
             past_due_ids = await list_debtors(session, order.organization_id) if method.is_default else []
             gateway, reference = self._gateways[method.gateway], method.gateway_reference
-        await gateway.detach_payment_method(reference)
+            is_finished = method.gateway_detached_at is not None
+        if not is_finished:
+            await gateway.detach_payment_method(reference)
+            async with self._sessions.begin() as session:
+                await payments.mark_detached_at_gateway(session, order.payment_method_id, command.now)
         return past_due_ids
 
 
@@ -150,7 +156,7 @@ async def _keep_on_file(session: AsyncSession, method: PaymentMethod, order: Add
         raise non_retryable_error(ErrorCode.VALIDATION_ERROR, "The gateway does not know this payment method.")
     await payments.lock_payment_methods(session, order.organization_id)
     if method.detached_at is not None:
-        method.detached_at, method.is_default = None, False
+        method.detached_at, method.gateway_detached_at, method.is_default = None, None, False
         await session.flush()
     others = [
         other for other in await payments.list_payment_methods(session, order.organization_id) if other.id != method.id

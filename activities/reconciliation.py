@@ -93,6 +93,11 @@ class PostgresReconciliationActivities(ReconciliationActivities):
     async def restart_refunds(self, command: RestartLostWorkflows) -> RestartOutcome:
         return await lost_workflows.restart_refunds(self._sessions, self._workflows(), command)
 
+    @activity.defn(name="reconciliation.restart_payment_method_removals")
+    @converts_rule_violations
+    async def restart_payment_method_removals(self, command: RestartLostWorkflows) -> RestartOutcome:
+        return await lost_workflows.restart_payment_method_removals(self._sessions, self._workflows(), command)
+
     @activity.defn(name="reconciliation.restart_subscriptions")
     @converts_rule_violations
     async def restart_subscriptions(self, command: RestartLostWorkflows) -> RestartOutcome:

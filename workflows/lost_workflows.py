@@ -13,7 +13,7 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 
 from workflows import names
 from workflows.client import UPDATE_TIMEOUT, WorkflowClient
-from workflows.ports.payments import PaymentInput, RefundInput
+from workflows.ports.payments import PaymentInput, RefundInput, RemovePaymentMethod
 from workflows.ports.subscription import CreateSubscription, SubscriptionInput
 from workflows.rpc_errors import translate_rpc_errors
 
@@ -73,6 +73,17 @@ async def restart_refund(workflows: WorkflowClient, refund: RefundInput) -> bool
         refund,
         names.refund_workflow_id(refund.refund_id),
         names.search_attributes(refund.organization_id, "refund"),
+    )
+
+
+async def restart_payment_method_removal(workflows: WorkflowClient, removal: RemovePaymentMethod) -> bool:
+    """Start the workflow of a recorded removal again; it detaches the card at its gateway."""
+    return await _start(
+        workflows,
+        names.PAYMENT_METHOD_REMOVAL,
+        removal,
+        names.payment_method_removal_workflow_id(removal.payment_method_id),
+        names.search_attributes(removal.organization_id, names.PAYMENT_METHOD_REMOVAL.lower()),
     )
 
 

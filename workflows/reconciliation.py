@@ -56,14 +56,17 @@ class Reconciliation:
             audit = await workflow.execute_activity_method(
                 ReconciliationActivities.audit_ledger, AuditLedger(now=workflow.now()), **policies.RECONCILIATION
             )
-        payments = refunds = subscriptions = operations = 0
+        payments = refunds = removals = subscriptions = operations = 0
         if command.restart_lost_workflows:
             # Payments first: a subscription that is started below takes over its own.
             payments = await self._restart(ReconciliationActivities.restart_payments, command.max_restarts)
             refunds = await self._restart(ReconciliationActivities.restart_refunds, command.max_restarts)
+            removals = await self._restart(
+                ReconciliationActivities.restart_payment_method_removals, command.max_restarts
+            )
             subscriptions = await self._restart(ReconciliationActivities.restart_subscriptions, command.max_restarts)
             operations = await self._restart(ReconciliationActivities.cancel_lost_operations, command.max_restarts)
-        if not audit.is_balanced or payments or refunds or subscriptions or operations:
+        if not audit.is_balanced or payments or refunds or removals or subscriptions or operations:
             workflow.upsert_search_attributes([names.NEEDS_ATTENTION_KEY.value_set(True)])
         return ReconciliationOutcome(
             balance_mismatches=audit.balance_mismatches,
@@ -71,6 +74,7 @@ class Reconciliation:
             webhooks_delivered=delivered,
             payments_restarted=payments,
             refunds_restarted=refunds,
+            payment_method_removals_restarted=removals,
             subscriptions_restarted=subscriptions,
             operations_cancelled=operations,
         )

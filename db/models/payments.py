@@ -86,7 +86,8 @@ CHARGE_ORDER = "m.is_default DESC, m.charge_order, m.id"
 class PaymentMethod(Base):
     """A card on file: the gateway's name of it, and what a person recognizes it by. Never card data.
 
-    ``charge_order`` orders the backups; a detached method stays for the history of what it paid. ``offered_at`` is when
+    ``charge_order`` orders the backups; a detached method stays for the history of what it paid, and has
+    ``gateway_detached_at`` once its gateway has forgotten it too. ``offered_at`` is when
     open debts were last signaled to try this method: when it was saved or became the default. It is an instant of the
     database's clock, to be compared with ``Payment.gateway_requested_at``; None for one that was saved before the
     instant was recorded.
@@ -104,7 +105,13 @@ class PaymentMethod(Base):
         ),
         Index("ix_payment_methods_organization_id_charge_order", "organization_id", "charge_order"),
         CheckConstraint("exp_month BETWEEN 1 AND 12", name="expiry"),
+        Index(
+            "ix_payment_methods_unfinished_removals",
+            "id",
+            postgresql_where=text("detached_at IS NOT NULL AND gateway_detached_at IS NULL"),
+        ),
         CheckConstraint("last4 ~ '^[0-9]{0,4}$'", name="last4"),
+        CheckConstraint("gateway_detached_at IS NULL OR detached_at IS NOT NULL", name="detached"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -121,6 +128,7 @@ class PaymentMethod(Base):
     charge_order: Mapped[int]
     created_at: Mapped[datetime]
     detached_at: Mapped[datetime | None]
+    gateway_detached_at: Mapped[datetime | None]
     offered_at: Mapped[datetime | None] = mapped_column(server_default=func.now())
 
     @property

@@ -95,6 +95,15 @@ async def find_payment_method(session: AsyncSession, gateway: str, gateway_refer
     return row
 
 
+async def mark_detached_at_gateway(session: AsyncSession, payment_method_id: str, at: datetime) -> None:
+    """Record that the gateway has forgotten a removed card; one that is on file again stays unchanged."""
+    await session.execute(
+        update(PaymentMethod)
+        .where(PaymentMethod.id == payment_method_id, PaymentMethod.detached_at.is_not(None))
+        .values(gateway_detached_at=at)
+    )
+
+
 async def list_payment_methods(session: AsyncSession, organization_id: str) -> list[PaymentMethod]:
     """Return the cards on file: the default first, then the backups in their order."""
     method = aliased(PaymentMethod, name="m")

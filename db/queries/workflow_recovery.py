@@ -1,4 +1,4 @@
-"""Subscriptions, payments and refunds whose workflow has to run, and what a lost run of a subscription left."""
+"""Payments, refunds, card removals and subscriptions whose workflow has to run, and what lost subscriptions left."""
 
 from __future__ import annotations
 
@@ -215,6 +215,21 @@ async def list_pending_refunds(session: AsyncSession, *, after: str, limit: int)
 async def pending_refunds_among(session: AsyncSession, ids: Collection[str]) -> set[str]:
     """Return those of the refunds ``ids`` that the gateway has to answer."""
     query = select(Refund.id).where(Refund.id.in_(ids), Refund.status == RefundStatus.PENDING)
+    return set((await session.scalars(query)).all())
+
+
+_IS_UNFINISHED_REMOVAL = and_(PaymentMethod.detached_at.is_not(None), PaymentMethod.gateway_detached_at.is_(None))
+
+
+async def list_unfinished_removals(session: AsyncSession, *, after: str, limit: int) -> Sequence[PaymentMethod]:
+    """Return removed cards that their gateways have to forget, by id, from the first id above ``after``."""
+    query = select(PaymentMethod).where(PaymentMethod.id > after, _IS_UNFINISHED_REMOVAL).order_by(PaymentMethod.id)
+    return (await session.scalars(query.limit(limit))).all()
+
+
+async def unfinished_removals_among(session: AsyncSession, ids: Collection[str]) -> set[str]:
+    """Return those of the payment methods ``ids`` that are removed and that their gateways have to forget."""
+    query = select(PaymentMethod.id).where(PaymentMethod.id.in_(ids), _IS_UNFINISHED_REMOVAL)
     return set((await session.scalars(query)).all())
 
 

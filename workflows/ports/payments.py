@@ -291,12 +291,17 @@ class AttachOutcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemovePaymentMethod:
-    """Start input of ``PaymentMethodRemoval``."""
+    """Start input of ``PaymentMethodRemoval``.
+
+    Attributes:
+        only_at_gateway: Finish a removal that is recorded; a card that was saved again since then stays on file.
+    """
 
     payment_method_id: str
     organization_id: str
     actor: str
     request_id: str = ""
+    only_at_gateway: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,8 +15,8 @@ class ReconciliationInput:
 
     Attributes:
         audit_ledger: Add up the books, which reads every entry.
-        restart_lost_workflows: Start the workflows again that payments in flight, pending refunds and subscriptions
-            have lost, and cancel operations on instances that have lost theirs.
+        restart_lost_workflows: Start the workflows again that payments in flight, pending refunds, removals of
+            cards and subscriptions have lost, and cancel operations on instances that have lost theirs.
         max_restarts: How many of each at most; the next one goes on. To restart more at once, start the workflow by
             hand with a larger number.
     """
@@ -33,6 +33,7 @@ class ReconciliationOutcome:
     webhooks_delivered: int = 0
     payments_restarted: int = 0
     refunds_restarted: int = 0
+    payment_method_removals_restarted: int = 0
     subscriptions_restarted: int = 0
     operations_cancelled: int = 0
 
@@ -72,7 +73,7 @@ class WebhookDeliveryOutcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestartLostWorkflows:
-    """One page of payments, refunds, subscriptions or operations, by id.
+    """One page of payments, refunds, removed cards, subscriptions or operations, by id.
 
     Attributes:
         after: The last id of the page before; empty for the first page.
@@ -118,6 +119,15 @@ class ReconciliationActivities(Protocol):
     @activity.defn(name="reconciliation.restart_refunds")
     async def restart_refunds(self, command: RestartLostWorkflows) -> RestartOutcome:
         """Start the workflow again of each pending refund whose workflow does not run.
+
+        The administrators get a mail first.
+        """
+        ...
+
+    @activity.defn(name="reconciliation.restart_payment_method_removals")
+    async def restart_payment_method_removals(self, command: RestartLostWorkflows) -> RestartOutcome:
+        """Start the workflow again of each removed card that its gateway has not forgotten and whose workflow does not
+        run.
 
         The administrators get a mail first.
         """
