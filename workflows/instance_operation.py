@@ -12,6 +12,7 @@ from temporalio.exceptions import ActivityError, is_cancelled_exception
 with workflow.unsafe.imports_passed_through():
     from workflows import names, policies
     from workflows.attention import set_needs_attention
+    from workflows.cancellation import raise_if_cancelled
     from workflows.failure_reasons import failure_reason
     from workflows.namespace_deletion import delete_namespace
     from workflows.ports.instances import (
@@ -144,6 +145,7 @@ class InstanceOperation:
         return await self._finish(OperationStatus.SUCCEEDED, InstanceStatus.DELETED, None, None)
 
     async def _await_ready(self) -> None:
+        raise_if_cancelled()
         command = AwaitReady(instance_id=self._input.instance_id, is_starting=self._input.kind in START_KINDS)
         await self._run_cluster_activity(
             ClusterActivities.await_ready, command, policies.CLUSTER_WAIT, status_on_failure=InstanceStatus.DEGRADED

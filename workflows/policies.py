@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import TypedDict
 
 from temporalio.common import RetryPolicy, WorkflowIDReusePolicy
+from temporalio.workflow import ActivityCancellationType
 
 TAKE_OVER = WorkflowIDReusePolicy.TERMINATE_IF_RUNNING
 """A child workflow under an id that only a lost run of its parent can have started: that one is terminated, and the new
@@ -17,6 +18,7 @@ class ActivityOptions(TypedDict, total=False):
     schedule_to_close_timeout: timedelta
     heartbeat_timeout: timedelta
     retry_policy: RetryPolicy
+    cancellation_type: ActivityCancellationType
 
 
 class LocalActivityOptions(TypedDict):
@@ -56,10 +58,12 @@ CLUSTER_CALL = ActivityOptions(
     retry_policy=RetryPolicy(
         initial_interval=timedelta(milliseconds=500), maximum_interval=timedelta(seconds=10), maximum_attempts=300
     ),
+    cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
 )
 """Applying or scaling objects. The activity itself gives up once the cluster has failed for too long, and soon on an
 error that no wait ends; attempts bound one that hangs, and an outage of the database. No limit from schedule to close:
-it would run while the activity waits for a worker."""
+it would run while the activity waits for a worker. A cancelled workflow goes on when the activity has ended, with its
+next heartbeat or its result: what undoes it must not run beside it. ``cancellation.raise_if_cancelled`` comes after."""
 
 CLUSTER_WAIT = ActivityOptions(
     start_to_close_timeout=timedelta(minutes=40),
@@ -70,7 +74,8 @@ CLUSTER_WAIT = ActivityOptions(
 )
 """Waiting for readiness or for a backup. The activity ends by itself: when a failure reason has persisted, when the
 start takes too long, or when the backup's Job has finished. Attempts bound an outage of the cluster's API or of the
-database, which says nothing of the instance: 200 attempts with their pauses last at least 48 minutes."""
+database, which says nothing of the instance: 200 attempts with their pauses last at least 48 minutes. A cancelled
+workflow does not await it: it changes no object that a rollback deletes."""
 
 CLUSTER_CLEANUP = ActivityOptions(
     start_to_close_timeout=timedelta(minutes=5),
@@ -78,6 +83,7 @@ CLUSTER_CLEANUP = ActivityOptions(
     retry_policy=RetryPolicy(
         initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=1), maximum_attempts=4
     ),
+    cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
 )
 """Undoing. When it fails too, the instance is ``cleanup_pending`` and the next round goes on."""
 

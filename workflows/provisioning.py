@@ -7,6 +7,7 @@ from temporalio.exceptions import ActivityError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
     from workflows import names, policies
+    from workflows.cancellation import raise_if_cancelled
     from workflows.failure_reasons import failure_reason
     from workflows.namespace_deletion import delete_namespace
     from workflows.ports.instances import (
@@ -65,6 +66,7 @@ class Provisioning:
         )
         if applied.already_provisioned:
             return
+        raise_if_cancelled()
         ready = await workflow.execute_activity_method(
             ClusterActivities.await_ready,
             AwaitReady(instance_id=instance_id, is_starting=True),

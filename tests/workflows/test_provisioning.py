@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
-from temporalio.client import WorkflowFailureError
+from sqlalchemy import text
+from temporalio.client import WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import CancelledError, WorkflowAlreadyStartedError
 
 from tests.support.databases import DatabaseFixture
@@ -219,6 +221,56 @@ async def test_a_cancellation_is_compensated_before_the_workflow_closes(
         assert isinstance(failure.value.cause, CancelledError)
         assert await instances.get_live_object("Namespace", instance_id, instances.namespace(instance_id)) is None
         assert (await instances.row(instance_id))["status"] == "deleted"
+
+
+@pytest.mark.scenario("P14")
+async def test_a_cancellation_during_an_apply_waits_for_it_before_it_deletes(
+    temporal: TemporalFixture, instances: InstanceFixture
+) -> None:
+    instance_id = await instances.insert_instance()
+    async with workers(temporal, instances):
+        async with instances.database.owner.begin() as blocking:
+            await blocking.execute(text("SELECT FROM instances WHERE id = :id FOR UPDATE"), {"id": instance_id})
+            handle = await start_provisioning(temporal, instances, instance_id)
+            await wait_until(lambda: _has_started(handle, "cluster.apply"))
+            await handle.cancel()
+            await wait_until(lambda: _has_event(handle, "activity_task_cancel_requested_event_attributes"))
+        with pytest.raises(WorkflowFailureError) as failure:
+            await handle.result()
+    assert isinstance(failure.value.cause, CancelledError)
+    events = list((await handle.fetch_history()).events)
+    activities = {
+        event.event_id: event.activity_task_scheduled_event_attributes.activity_type.name
+        for event in events
+        if event.HasField("activity_task_scheduled_event_attributes")
+    }
+    assert list(activities.values()) == [
+        "cluster.apply",
+        "cluster.delete_namespace",
+        "instances.record_provisioning_rollback",
+    ]
+    applying, deleting, _ = activities
+    (ended,) = (
+        event.event_id
+        for event in events
+        if applying
+        in (
+            event.activity_task_completed_event_attributes.scheduled_event_id,
+            event.activity_task_canceled_event_attributes.scheduled_event_id,
+        )
+    )
+    assert ended < deleting
+    assert await instances.get_live_object("Namespace", instance_id, instances.namespace(instance_id)) is None
+    assert (await instances.row(instance_id))["status"] == "deleted"
+
+
+async def _has_started(handle: WorkflowHandle[Any, Any], activity: str) -> bool:
+    pending = (await handle.describe()).raw_description.pending_activities
+    return any(each.activity_type.name == activity and each.HasField("last_started_time") for each in pending)
+
+
+async def _has_event(handle: WorkflowHandle[Any, Any], attributes: str) -> bool:
+    return any(event.HasField(attributes) for event in (await handle.fetch_history()).events)  # type: ignore[arg-type]
 
 
 @pytest.mark.scenario("P15")

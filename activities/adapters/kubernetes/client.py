@@ -201,7 +201,16 @@ class KubernetesClient:
         raise AssertionError("unreachable")
 
     async def _run_in_thread(self, call: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, call)
+        """Run ``call`` in a thread. A cancelled caller waits for its end too.
+
+        Hazard: a thread cannot be interrupted. A deletion that undoes an apply must not start before its last request.
+        """
+        ended = asyncio.get_running_loop().run_in_executor(self._pool, call)
+        try:
+            return await asyncio.shield(ended)
+        except asyncio.CancelledError:
+            await asyncio.gather(ended, return_exceptions=True)
+            raise
 
     def request(
         self,
