@@ -34,7 +34,7 @@ async def start_first_period(session: AsyncSession, command: StartFirstPeriod) -
     subscription = await begin_with_locked_subscription(session, command.subscription_id)
     if subscription.status is not SubscriptionStatus.PROVISIONING:
         existing = await invoices.find_period_invoice(session, subscription.id, command.period_start)
-        return await replay_result(session, subscription, existing, hold_key=ORDER_HOLD)
+        return await replay_result(session, subscription, existing, captured_hold=ORDER_HOLD)
     changes = new_change_set(subscription, command.now, PLATFORM_ACTOR)
     message = f"{subscription.service_name} is ready: https://{subscription.hostname}"
     changes.add_timeline_event("instance.ready", message, ref=subscription.instance_id)

@@ -10,6 +10,8 @@ from zoneinfo import ZoneInfo
 import babel.dates
 from babel.numbers import format_currency, get_currency_precision, get_currency_symbol
 
+from workflows.rules.money import Money
+
 LOCALE = "en_GB"
 UTC = ZoneInfo("UTC")
 
@@ -27,6 +29,11 @@ def format_money(amount_minor: int, currency: str) -> str:
     # The locale's pattern leaves no space, also not behind a symbol that ends in a letter, where CLDR wants one.
     is_letter_symbol = get_currency_symbol(currency, locale=LOCALE)[-1:].isalpha()
     return format_currency(exact, currency, format="¤\u00a0#,##0.00" if is_letter_symbol else None, locale=LOCALE)
+
+
+def format_amount(amount: Money) -> str:
+    """Return an amount of money as ``format_money`` shows it."""
+    return format_money(amount.amount_minor, amount.currency)
 
 
 def describe_decline(code: str | None) -> str:

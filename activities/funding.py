@@ -49,9 +49,9 @@ class InvoiceFunding:
     decision: Funding
 
     @property
-    def covered(self) -> bool:
+    def is_settled_by_credit(self) -> bool:
         """Return whether credit (and carried debt) settles the amount in the same transaction."""
-        return self.decision.is_complete_without_payment
+        return self.decision.is_settled_by_credit
 
 
 def split_funding(

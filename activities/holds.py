@@ -25,14 +25,17 @@ from workflows.rules.money import Money, zero_money
 async def place_hold(
     session: AsyncSession, changes: ChangeSet, subscription: LockedSubscription, funding: InvoiceFunding, key: HoldKey
 ) -> None:
-    """Hold what credit contributes, and record what a card is charged beside it."""
-    await execute_together(session, add_hold(changes, subscription, funding, key))
+    """Insert a hold of what credit contributes and a card is charged, and add its ledger transaction to ``changes``."""
+    await execute_together(session, prepare_hold(changes, subscription, funding, key))
 
 
-def add_hold(
+def prepare_hold(
     changes: ChangeSet, subscription: LockedSubscription, funding: InvoiceFunding, key: HoldKey
 ) -> DriverStatement:
-    """Like ``place_hold``, for a caller that executes the returned statement before it writes ``changes``."""
+    """Add the ledger transaction of a hold to ``changes``, and return the statement that inserts the hold.
+
+    Nothing is executed: the caller sends the statement together with others, before it writes ``changes``.
+    """
     statement = invoices.hold_insert(
         organization_id=subscription.organization_id,
         subscription_id=subscription.id,

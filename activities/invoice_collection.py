@@ -48,8 +48,8 @@ async def collect_invoice(
     chargeable = without_payment_methods(subscription, command.excluded_payment_method_ids)
     available = reserve_older_debts(chargeable, debts, gateways)
     funding = split_funding_for(available, invoice.due, FundingPurpose.DUNNING, gateways)
-    if funding.covered:
-        return await pay_from_credit(session, changes, subscription, invoice, funding, renewed=subscription)
+    if funding.is_settled_by_credit:
+        return await pay_from_credit(session, changes, subscription, invoice, funding)
     card = None if command.credit_only else card_charge_for(funding)
     if card is not None:
         await place_hold(session, changes, subscription, funding, collection_hold(invoice.id, command.now))
@@ -80,13 +80,13 @@ async def pay_from_credit(
     invoice: InvoiceSummary,
     funding: InvoiceFunding,
     *,
-    renewed: LockedSubscription,
+    as_billed: LockedSubscription | None = None,
 ) -> BillingOutcome:
     """Pay an open invoice or a draft of a period without a card.
 
     Args:
         funding: The parts that pay the invoice.
-        renewed: As of ``record_period_paid``.
+        as_billed: As of ``record_period_paid``.
     """
     draft = invoice.status is InvoiceStatus.DRAFT
     parts = {
@@ -100,7 +100,7 @@ async def pay_from_credit(
         ledger.paid_invoice_transaction(tax=invoice.tax, **parts) if draft else ledger.collection_transaction(**parts)
     )
     transaction_id = changes.add_ledger_transaction(
-        post, key=f"paid/{invoice.id}", description=line_description(renewed), ref=invoice.id
+        post, key=f"paid/{invoice.id}", description=line_description(as_billed or subscription), ref=invoice.id
     )
     await allocate(
         session,
@@ -111,7 +111,9 @@ async def pay_from_credit(
         transaction_id=transaction_id,
         repaid=funding.repaid,
     )
-    return await record_period_paid(session, changes, subscription, invoice, renewed=renewed, carried=funding.carried)
+    return await record_period_paid(
+        session, changes, subscription, invoice, as_billed=as_billed, carried=funding.carried
+    )
 
 
 async def pay_with_credited_payment(
@@ -120,18 +122,18 @@ async def pay_with_credited_payment(
     subscription: LockedSubscription,
     invoice: InvoiceSummary | None,
     *,
-    renewed: LockedSubscription,
+    as_billed: LockedSubscription | None = None,
 ) -> BillingOutcome | None:
     """Pay an invoice from credit if a webhook completed its payment, which nothing awaited, as wallet credit.
 
     The card would be charged a second time. None: there is no such payment, or credit does not cover the invoice.
 
     Args:
-        renewed: As of ``record_period_paid``.
+        as_billed: As of ``record_period_paid``.
     """
     if invoice is None or not await workflow_recovery.was_payment_credited(session, invoice.id):
         return None
-    return await pay_if_credit_covers(session, changes, subscription, invoice, renewed=renewed)
+    return await pay_if_credit_covers(session, changes, subscription, invoice, as_billed=as_billed)
 
 
 async def pay_if_credit_covers(
@@ -140,18 +142,18 @@ async def pay_if_credit_covers(
     subscription: LockedSubscription,
     invoice: InvoiceSummary,
     *,
-    renewed: LockedSubscription,
+    as_billed: LockedSubscription | None = None,
 ) -> BillingOutcome | None:
     """Pay an invoice from credit, that of an open hold included; None, and nothing changes, if it does not cover it.
 
     Args:
-        renewed: As of ``record_period_paid``.
+        as_billed: As of ``record_period_paid``.
     """
     held = await invoices.lock_open_hold(session, subscription.id)
     debts = await invoices.list_older_debts(session, subscription.id)
     available = reserve_older_debts(with_released(subscription, held), debts, {})
     funding = split_funding_for(available, invoice.due, FundingPurpose.DUNNING, {})
-    if not funding.covered or funding.carried:
+    if not funding.is_settled_by_credit or funding.carried:
         return None
     await release_hold(session, changes, subscription)
-    return await pay_from_credit(session, changes, subscription, invoice, funding, renewed=renewed)
+    return await pay_from_credit(session, changes, subscription, invoice, funding, as_billed=as_billed)

@@ -21,7 +21,6 @@ from reportlab.platypus import Paragraph, SimpleDocTemplate, Spacer, Table, Tabl
 
 from activities import formatting
 from db.queries.invoice_documents import InvoiceDocumentData, InvoiceLineData
-from workflows.rules.money import Money
 
 INK, SOFT, RULE, ACCENT = (colors.HexColor(value) for value in ("#182235", "#5d6a82", "#dfe4ee", "#2f5fe3"))
 REGULAR, BOLD = "Helvetica", "Helvetica-Bold"
@@ -149,14 +148,14 @@ def _line(line: InvoiceLineData, invoice: InvoiceDocumentData) -> list[Any]:
     zone = formatting.timezone_or_utc(invoice.timezone)
     details = [f"{formatting.format_date(line.period_start, zone)} to {formatting.format_date(line.period_end, zone)}"]
     if line.discount:
-        details.append(f"discount {_format_money(line.discount)}")
+        details.append(f"discount {formatting.format_amount(line.discount)}")
     if line.tax:
-        details.append(f"tax {_format_money(line.tax)}")
+        details.append(f"tax {formatting.format_amount(line.tax)}")
     return [
         [_paragraph(line.description, BODY), _paragraph(", ".join(details), SMALL)],
         Paragraph(str(line.quantity), BODY_RIGHT),
-        _paragraph(_format_money(line.unit_price), BODY_RIGHT),
-        _paragraph(_format_money(line.amount), BODY_RIGHT),
+        _paragraph(formatting.format_amount(line.unit_price), BODY_RIGHT),
+        _paragraph(formatting.format_amount(line.amount), BODY_RIGHT),
     ]
 
 
@@ -172,7 +171,7 @@ def _totals(invoice: InvoiceDocumentData, width: float) -> Table:
         rows.append(("Paid from earlier invoices", invoice.debt_paid, BODY, BODY_RIGHT))
     return _table(
         [
-            ["", Paragraph(label, label_style), _paragraph(_format_money(amount), amount_style)]
+            ["", Paragraph(label, label_style), _paragraph(formatting.format_amount(amount), amount_style)]
             for label, amount, label_style, amount_style in rows
         ],
         [width * 0.52, width * 0.26, width * 0.22],
@@ -198,10 +197,6 @@ def _table(
     ]
     table.setStyle(TableStyle([*base, *style]))
     return table
-
-
-def _format_money(amount: Money) -> str:
-    return formatting.format_money(amount.amount_minor, amount.currency)
 
 
 def _paragraph(text: str, style: ParagraphStyle) -> Paragraph:

@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from activities import formatting
+from activities.formatting import format_amount
 from activities.funding import InvoiceFunding
 from activities.invoice_allocations import allocate, credit_parts
 from db.queries.change_set import ChangeSet
@@ -154,9 +154,9 @@ async def post_invoice_transaction(
 
 def add_invoice_paid_events(changes: ChangeSet, invoice_id: str, total: Money, carried: Money | None = None) -> None:
     """Add the timeline events of a paid invoice. ``carried`` is the part that became debt of the organization."""
-    amount = format_money(total)
+    amount = format_amount(total)
     if carried != total or not total:
-        paid = format_money(total - carried) if carried else amount
+        paid = format_amount(total - carried) if carried else amount
         changes.add_timeline_event(
             "payment.succeeded",
             f"Payment of {paid} succeeded.",
@@ -165,14 +165,9 @@ def add_invoice_paid_events(changes: ChangeSet, invoice_id: str, total: Money, c
         )
     message = f"Invoice paid: {amount}."
     if carried:
-        message += f" {format_money(carried)} is below the minimum card charge and is added to the next payment."
+        message += f" {format_amount(carried)} is below the minimum card charge and is added to the next payment."
     changes.add_timeline_event("invoice.paid", message, ref=invoice_id, dedup_key=f"paid/{invoice_id}")
 
 
 def line_description(subscription: LockedSubscription) -> str:
     return f"{subscription.service_name}, {subscription.plan_name}"
-
-
-def format_money(amount: Money) -> str:
-    """Return an amount as the timeline shows it, with the decimals of its currency."""
-    return formatting.format_money(amount.amount_minor, amount.currency)

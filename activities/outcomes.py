@@ -118,12 +118,12 @@ async def replay_result(
     subscription: LockedSubscription,
     invoice: InvoiceSummary | None,
     *,
-    hold_key: HoldKey | None = None,
+    captured_hold: HoldKey | None = None,
 ) -> BillingOutcome:
     """Return the result of an earlier run of the same step.
 
     Args:
-        hold_key: The hold that the step has captured; None if it left an open one.
+        captured_hold: Key of the hold that the step captures. None for a step that leaves its hold open.
     """
     unpaid = invoice is not None and invoice.status in (InvoiceStatus.DRAFT, InvoiceStatus.OPEN)
     if (
@@ -135,7 +135,7 @@ async def replay_result(
         return await billing_outcome(session, subscription, invoice, None)
     hold = (
         await invoices.lock_open_hold(session, subscription.id)
-        if hold_key is None
-        else await invoices.find_hold(session, subscription.id, hold_key)
+        if captured_hold is None
+        else await invoices.find_hold(session, subscription.id, captured_hold)
     )
     return await billing_outcome(session, subscription, invoice, None, card=agreed_card_charge(hold))

@@ -9,12 +9,12 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from activities.credit_arrivals import list_debtors, list_debtors_after_failure, list_debtors_if_credited
-from activities.formatting import describe_decline
+from activities.formatting import describe_decline, format_amount
 from activities.funding import reserve_older_debts, split_funding_for, split_received
 from activities.holds import capture_hold, held_credit, release_hold, with_released
 from activities.invoice_allocations import allocate, hold_parts
 from activities.invoice_collection import pay_from_credit
-from activities.invoicing import format_money, line_description
+from activities.invoicing import line_description
 from activities.notification_context import notification_context
 from activities.outcomes import billing_outcome, unpaid_outcome
 from activities.plan_change_records import with_period_terms
@@ -57,7 +57,7 @@ async def apply_card_payment(session: AsyncSession, command: ApplyCardPayment) -
     awaited = invoice is not None and invoice.status in (InvoiceStatus.DRAFT, InvoiceStatus.OPEN)
     if invoice is None or not awaited or subscription.status not in LIVE_STATUSES:
         return await credit_unneeded_payment(session, changes, subscription, invoice, received, command.payment_id)
-    renewed = await with_period_terms(session, subscription, command.terms, command.now)
+    as_billed = await with_period_terms(session, subscription, command.terms, command.now)
     held = await capture_hold(session, subscription)
     zero = zero_money(subscription.currency)
     parts = split_received(subscription, invoice.due, received + held_credit(held, subscription.currency))
@@ -74,7 +74,7 @@ async def apply_card_payment(session: AsyncSession, command: ApplyCardPayment) -
     transaction_id = changes.add_ledger_transaction(
         post,
         key=payment_application_key(command.payment_id),
-        description=line_description(renewed),
+        description=line_description(as_billed),
         ref=invoice.id,
     )
     await allocate_card_payment(
@@ -87,7 +87,7 @@ async def apply_card_payment(session: AsyncSession, command: ApplyCardPayment) -
         transaction_id=transaction_id,
         repaid=parts.repaid,
     )
-    outcome = await record_period_paid(session, changes, subscription, invoice, renewed=renewed)
+    outcome = await record_period_paid(session, changes, subscription, invoice, as_billed=as_billed)
     return replace(outcome, past_due_subscription_ids=await list_debtors_if_credited(session, changes))
 
 
@@ -118,7 +118,7 @@ async def _record_failure(
         if invoice is not None and invoice.status is InvoiceStatus.PAID:
             return await billing_outcome(session, subscription, invoice, changes)
         return await unpaid_outcome(session, subscription, changes)
-    message = f"Card payment of {format_money(invoice.total)} failed: {describe_decline(command.decline_code)}."
+    message = f"Card payment of {format_amount(invoice.total)} failed: {describe_decline(command.decline_code)}."
     fact = f"payment.failed/{command.payment_id}"
     changes.add_timeline_event("payment.failed", message, ref=command.payment_id, dedup_key=fact)
     # Credit that arrived while the card was charged has signaled nothing: the debt was not recorded yet.
@@ -128,11 +128,11 @@ async def _record_failure(
     if (
         invoice.plan_change_id is None
         and subscription.status in LIVE_STATUSES
-        and funding.covered
+        and funding.is_settled_by_credit
         and not funding.carried
     ):
-        renewed = await with_period_terms(session, subscription, command.terms, command.now)
-        return await pay_from_credit(session, changes, subscription, invoice, funding, renewed=renewed)
+        as_billed = await with_period_terms(session, subscription, command.terms, command.now)
+        return await pay_from_credit(session, changes, subscription, invoice, funding, as_billed=as_billed)
     is_trial_end = (
         invoice.billing_reason is BillingReason.TRIAL_END and subscription.status is SubscriptionStatus.TRIALING
     )
@@ -241,7 +241,7 @@ async def credit_payment(session: AsyncSession, changes: ChangeSet, received: Mo
     changes.add_ledger_transaction(
         posting, key=payment_application_key(payment_id), description="Credited to the wallet", ref=payment_id
     )
-    message = f"Card payment of {format_money(received)} credited to the wallet."
+    message = f"Card payment of {format_amount(received)} credited to the wallet."
     changes.add_timeline_event(
         "payment.succeeded", message, ref=payment_id, dedup_key=f"payment.succeeded/{payment_id}"
     )

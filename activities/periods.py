@@ -70,10 +70,10 @@ async def start_period(
     if earlier is not None:
         return earlier
     changes = new_change_set(subscription, command.now, command.actor)
-    renewed = await with_period_terms(session, subscription, command.terms, command.now)
+    as_billed = await with_period_terms(session, subscription, command.terms, command.now)
     terms = command.terms
     period = next_period(command.anchor, command.period_start, terms.interval, terms.timezone)
-    invoice_draft = build_period_invoice(renewed, period, BILLING_REASONS[command.kind])
+    invoice_draft = build_period_invoice(as_billed, period, BILLING_REASONS[command.kind])
     funding = split_funding_for(subscription, invoice_draft.total, FUNDING_PURPOSES[command.kind], gateways)
     decision = decide_period(command.kind, funding.decision)
     if decision.outcome is PeriodOutcome.REFUSED:
@@ -84,9 +84,9 @@ async def start_period(
         await place_hold(session, changes, subscription, funding, period_hold(invoice_draft.id))
     before = subscription.status
     if decision.starts_period:
-        columns = add_scheduled_change(changes, subscription, renewed)
-        columns |= await coupons.redeem_coupon(session, renewed)
-        subscription = _enter_period(changes, renewed, command, period, columns, is_unpaid=decision.is_unpaid_now)
+        columns = add_scheduled_change(changes, subscription, as_billed)
+        columns |= await coupons.redeem_coupon(session, as_billed)
+        subscription = _enter_period(changes, as_billed, command, period, columns, is_unpaid=decision.is_unpaid_now)
         await post_invoice_transaction(
             session,
             changes,
@@ -101,11 +101,11 @@ async def start_period(
         _add_payment_failed_events(changes, subscription, invoice_draft, command)
     invoice = add_invoice(
         changes,
-        renewed,
+        as_billed,
         invoice_draft,
         status=_INVOICE_STATUSES[decision.outcome],
         due=zero_money(subscription.currency) if is_paid else invoice_draft.total,
-        explanation=build_explanation(renewed, invoice_draft.lines),
+        explanation=build_explanation(as_billed, invoice_draft.lines),
     )
     outcome = await billing_outcome(session, subscription, invoice, changes, card=card)
     await changes.write_and_commit(session)
@@ -137,8 +137,8 @@ async def _find_earlier_outcome(
     if invoice is not None and invoice.status is InvoiceStatus.DRAFT:
         # The draft of a run that was lost with its payment, which a webhook completed since.
         changes = new_change_set(subscription, command.now, command.actor)
-        renewed = await with_period_terms(session, subscription, command.terms, command.now)
-        paid = await pay_with_credited_payment(session, changes, subscription, invoice, renewed=renewed)
+        as_billed = await with_period_terms(session, subscription, command.terms, command.now)
+        paid = await pay_with_credited_payment(session, changes, subscription, invoice, as_billed=as_billed)
         if paid is not None:
             return paid
     if invoice is not None:
@@ -151,7 +151,7 @@ async def _find_earlier_outcome(
 
 def _enter_period(
     changes: ChangeSet,
-    renewed: LockedSubscription,
+    as_billed: LockedSubscription,
     command: StartPeriod,
     period: BillingPeriod,
     columns: dict[str, Any],
@@ -160,12 +160,12 @@ def _enter_period(
 ) -> LockedSubscription:
     """Move the subscription into the period; with ``is_unpaid`` it is past due at once."""
     columns = {**columns, "current_period_start": period.start, "current_period_end": period.end}
-    if command.anchor != renewed.billing_anchor:
+    if command.anchor != as_billed.billing_anchor:
         columns["billing_anchor"] = command.anchor
     if is_unpaid:
-        return mark_past_due(changes, renewed, command.period_start, "renewal payment failed", **columns)
+        return mark_past_due(changes, as_billed, command.period_start, "renewal payment failed", **columns)
     changes.schedule_reminders(period.end)
-    return transition_subscription(changes, renewed, SubscriptionStatus.ACTIVE, "new billing period", **columns)
+    return transition_subscription(changes, as_billed, SubscriptionStatus.ACTIVE, "new billing period", **columns)
 
 
 async def _refuse_period(

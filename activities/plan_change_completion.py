@@ -8,10 +8,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from activities import coupons
 from activities.credit_arrivals import list_debtors, list_debtors_if_credited
+from activities.formatting import format_amount
 from activities.funding import split_received
 from activities.holds import capture_hold, held_credit
 from activities.invoice_allocations import ReturnedAmounts, reverse_all
-from activities.invoicing import add_invoice_paid_events, format_money
+from activities.invoicing import add_invoice_paid_events
 from activities.outcomes import billing_outcome, committed_state, repeated_status_outcome, status_outcome
 from activities.payment_application import (
     allocate_card_payment,
@@ -129,7 +130,7 @@ async def rollback_plan_change(session: AsyncSession, command: RollbackPlanChang
     changes.record_change("plan", subscription.plan_id, old.plan_id, command.reason)
     message = "Plan change rolled back: the instance could not be resized."
     if taken_back:
-        message += f" Its credit for unused time was taken back: {format_money(taken_back)}."
+        message += f" Its credit for unused time was taken back: {format_amount(taken_back)}."
     changes.add_timeline_event("subscription.plan_changed", message)
     plan = await locked_subscriptions.get_plan_with_price(session, old.plan_id, subscription.currency, command.now)
     name = plan.name if plan is not None else old.plan_code
@@ -198,5 +199,5 @@ async def _reverse_credit(
 
 def _returned_message(returned: ReturnedAmounts) -> str:
     destinations = (("the wallet", returned.wallet), ("promotional credit", returned.promotional))
-    parts = [f"{format_money(amount)} to {name}" for name, amount in destinations if amount]
+    parts = [f"{format_amount(amount)} to {name}" for name, amount in destinations if amount]
     return f"Returned: {', '.join(parts)}." if parts else "The debt of the plan change was dropped."

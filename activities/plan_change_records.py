@@ -74,25 +74,27 @@ async def with_period_terms(
 
 
 def add_scheduled_change(
-    changes: ChangeSet, subscription: LockedSubscription, renewed: LockedSubscription
+    changes: ChangeSet, subscription: LockedSubscription, as_billed: LockedSubscription
 ) -> dict[str, Any]:
     """Add the events of a scheduled plan change that takes effect.
 
     Args:
         subscription: The subscription before the change.
-        renewed: The subscription with the terms of the period that starts.
+        as_billed: The subscription with the terms of the period that starts.
 
     Returns:
         The columns to update; none when the plan stays.
     """
-    if renewed.plan_id == subscription.plan_id:
+    if as_billed.plan_id == subscription.plan_id:
         return {}
-    dedup_key = f"plan/{renewed.plan_id}/{changes.occurred_at.isoformat()}"
-    _add_plan_changed_events(changes, subscription, renewed.plan_id, renewed.plan_name, dedup_key, price=renewed.price)
+    dedup_key = f"plan/{as_billed.plan_id}/{changes.occurred_at.isoformat()}"
+    _add_plan_changed_events(
+        changes, subscription, as_billed.plan_id, as_billed.plan_name, dedup_key, price=as_billed.price
+    )
     return {
-        "plan_id": renewed.plan_id,
-        "price_id": renewed.price_id,
-        "price_minor": renewed.price.amount_minor,
+        "plan_id": as_billed.plan_id,
+        "price_id": as_billed.price_id,
+        "price_minor": as_billed.price.amount_minor,
         "pending_plan_id": None,
     }
 

@@ -140,11 +140,11 @@ async def _resume_collection(session: AsyncSession, command: ResumeCollection) -
     is_due_now = awaited is not None and not is_trial
     outcome = None
     if is_due_now:
-        outcome = await pay_with_credited_payment(session, changes, subscription, awaited, renewed=subscription)
+        outcome = await pay_with_credited_payment(session, changes, subscription, awaited)
     elif subscription.status in PAST_DUE_STATUSES:
         # Credit that arrived meanwhile was signaled to no workflow, and a suspension makes no more attempts.
         for invoice in (await invoices.lock_open_invoices(session, subscription.id))[:1]:
-            outcome = await pay_if_credit_covers(session, changes, subscription, invoice, renewed=subscription)
+            outcome = await pay_if_credit_covers(session, changes, subscription, invoice)
     if outcome is None:
         await changes.write(session)
         agreed = held if held is not None else await invoices.find_hold(session, subscription.id, ORDER_HOLD)

@@ -126,23 +126,24 @@ async def record_period_paid(
     subscription: LockedSubscription,
     invoice: InvoiceSummary,
     *,
-    renewed: LockedSubscription,
+    as_billed: LockedSubscription | None = None,
     carried: Money | None = None,
 ) -> BillingOutcome:
     """Record that the invoice of a period is paid, and write ``changes``: the subscription is active from now on.
 
     Args:
         invoice: The invoice, open or a draft.
-        renewed: The subscription with the terms of the invoice's period: ``subscription`` itself if the invoice is
-            open, because its period has started with the terms on record.
+        as_billed: The subscription with the terms of the period that a draft starts. None if the invoice is open: its
+            period has started with the terms on record.
         carried: The part of the total that became debt of the organization.
     """
     before, is_draft = subscription.status, invoice.status is InvoiceStatus.DRAFT
     columns: dict[str, Any] = {"past_due_since": None}
     period_end = subscription.period_end
     if is_draft:
-        columns |= await _drafted_period(session, changes, subscription, invoice, renewed)
-        subscription, period_end = renewed, invoice.period_end
+        as_billed = as_billed or subscription
+        columns |= await _drafted_period(session, changes, subscription, invoice, as_billed)
+        subscription, period_end = as_billed, invoice.period_end
     subscription = transition_subscription(changes, subscription, SubscriptionStatus.ACTIVE, "invoice paid", **columns)
     if before is not SubscriptionStatus.ACTIVE and period_end is not None:
         changes.schedule_reminders(period_end)
@@ -163,15 +164,15 @@ async def _drafted_period(
     changes: ChangeSet,
     subscription: LockedSubscription,
     draft: InvoiceSummary,
-    renewed: LockedSubscription,
+    as_billed: LockedSubscription,
 ) -> dict[str, Any]:
     """Add the scheduled plan change that takes effect, and return the columns of the period that a draft starts."""
     return {
-        **add_scheduled_change(changes, subscription, renewed),
+        **add_scheduled_change(changes, subscription, as_billed),
         "billing_anchor": draft.period_start,
         "current_period_start": draft.period_start,
         "current_period_end": draft.period_end,
-        **await coupons.redeem_coupon(session, renewed),
+        **await coupons.redeem_coupon(session, as_billed),
     }
 
 

@@ -12,11 +12,10 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from activities import coupons, reminders
-from activities.formatting import format_date, timezone_or_utc
+from activities.formatting import format_amount, format_date, timezone_or_utc
 from activities.funding import InvoiceFunding, card_charge_for, split_funding
-from activities.holds import add_hold, release_hold
+from activities.holds import prepare_hold, release_hold
 from activities.invoice_allocations import reverse_all
-from activities.invoicing import format_money
 from activities.notification_context import ContextFields, notification_context
 from activities.order_records import build_order_insert, build_subscription
 from activities.outcomes import committed_state, repeated_status_outcome, status_outcome
@@ -279,7 +278,7 @@ class PostgresSubscriptionActivities(SubscriptionActivities):
         first_charge = plan.price - discount_amount(plan.price, discount)
         due = Money(amount_minor=0, currency=plan.price.currency) if trial else first_charge
         funding = _fund_first_period(order, due, facts.funds, self._gateways)
-        state = SubscriptionStatus.PROVISIONING if funding.covered else SubscriptionStatus.PENDING
+        state = SubscriptionStatus.PROVISIONING if funding.is_settled_by_credit else SubscriptionStatus.PENDING
         subscription = build_subscription(
             command, plan, facts.timezone, state, discount, facts.funds, base_domain=self._base_domain
         )
@@ -306,10 +305,10 @@ class PostgresSubscriptionActivities(SubscriptionActivities):
         )
         changes.enqueue_notification(NotificationKind.SUBSCRIPTION_CREATED, context)
         if due:
-            inserts.append(add_hold(changes, subscription, funding, ORDER_HOLD))
-        if funding.covered:
+            inserts.append(prepare_hold(changes, subscription, funding, ORDER_HOLD))
+        if funding.is_settled_by_credit:
             if reserved := due - funding.carried:
-                message = f"{format_money(reserved)} reserved for the first period."
+                message = f"{format_amount(reserved)} reserved for the first period."
                 changes.add_timeline_event("payment.authorized", message)
             changes.add_timeline_event(
                 "instance.provisioning", f"Setting up {plan.service_name}.", ref=order.instance_id
@@ -331,7 +330,7 @@ def _fund_first_period(
         ApplicationError: ``INSUFFICIENT_FUNDS``.
     """
     funding = split_funding(due, funds, method=order.collection_method, purpose=FundingPurpose.ORDER, gateways=gateways)
-    if funding.covered:
+    if funding.is_settled_by_credit:
         without_debt = replace(funds, debt=zero_money(due.currency))
         funding = split_funding(
             due, without_debt, method=order.collection_method, purpose=FundingPurpose.ORDER, gateways=gateways
@@ -340,7 +339,7 @@ def _fund_first_period(
         remedy = "Top up" if order.collection_method is CollectionMethod.WALLET else "Top up or add a card"
         raise non_retryable_error(
             ErrorCode.INSUFFICIENT_FUNDS,
-            f"Insufficient funds for the first period ({format_money(due)}). {remedy}, then order again.",
+            f"Insufficient funds for the first period ({format_amount(due)}). {remedy}, then order again.",
             {"due_minor": due.amount_minor, "currency": due.currency},
         )
     return funding

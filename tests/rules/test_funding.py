@@ -90,7 +90,7 @@ def test_the_parts(
     funding = decide_funding(usd(due), has, purpose=purpose, method=method)
     assert parts(funding) == expected
     assert funding.is_sufficient
-    assert funding.is_complete_without_payment == ("payment" not in expected)
+    assert funding.is_settled_by_credit == ("payment" not in expected)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from activities import formatting
+from activities.formatting import format_amount
 from worker.simulate.result import Row, SimulationResult
 from workflows.rules.money import Money
 
@@ -66,7 +66,7 @@ def _lines(simulated: SimulationResult, seconds: float) -> Iterator[str]:
     yield ""
     yield "Invoices"
     for row in simulated.invoices:
-        amount = _format_money(Money(amount_minor=row["total_minor"], currency=row["currency"]))
+        amount = format_amount(Money(amount_minor=row["total_minor"], currency=row["currency"]))
         period = f"{row['period_start']:%Y-%m-%d} to {row['period_end']:%Y-%m-%d}"
         yield f"  {row['number'] or '(draft)':<16} {row['kind']:<7} {period}  {amount:>14}  {row['status']}"
     yield ""
@@ -77,7 +77,7 @@ def _lines(simulated: SimulationResult, seconds: float) -> Iterator[str]:
     balanced = "balanced" if not simulated.unbalanced and not simulated.balance_mismatches else "NOT BALANCED"
     yield (
         f"Ledger: {simulated.transactions} transactions, {balanced} ({simulated.unbalanced} unbalanced,"
-        f" {simulated.balance_mismatches} balance mismatches), wallet balance {_format_money(simulated.wallet)}"
+        f" {simulated.balance_mismatches} balance mismatches), wallet balance {format_amount(simulated.wallet)}"
     )
     yield f"{seconds:.1f} s"
 
@@ -86,10 +86,6 @@ def _notification_label(row: Row) -> str:
     context = row["template_context"]
     days = context.get("days")
     return str(row["kind"]) + (f" (in {days} days)" if days else "")
-
-
-def _format_money(amount: Money) -> str:
-    return formatting.format_money(amount.amount_minor, amount.currency)
 
 
 def _format_minute(at: datetime) -> str:

@@ -126,7 +126,7 @@ class Funding:
         return not self.shortfall
 
     @property
-    def is_complete_without_payment(self) -> bool:
+    def is_settled_by_credit(self) -> bool:
         """Return whether credit (and carried debt) settles the amount in the same transaction."""
         return self.is_sufficient and self.payment is None
 
@@ -171,10 +171,10 @@ def decide_funding(
     zero = _zero_of(amount_due, available.promotional, available.wallet)
     promotional = min(amount_due, available.promotional)
     wallet = min(amount_due - promotional, available.wallet)
-    uncovered = amount_due - promotional - wallet
+    beyond_credit = amount_due - promotional - wallet
     usable = _usable(available, amount_due.currency, purpose, method)
     card_first = method is CollectionMethod.CARD and purpose not in DUNNING_PURPOSES
-    charged = amount_due if card_first else uncovered
+    charged = amount_due if card_first else beyond_credit
     if charged:
         for position, saved in enumerate(usable):
             payment = max(charged, saved.gateway.minimum(amount_due.currency))
@@ -183,12 +183,12 @@ def decide_funding(
                 # The wallet gives way first: promotional credit may expire, wallet money does not.
                 from_promotional = min(credit, promotional)
                 return _sufficient(from_promotional, credit - from_promotional, payment, zero, usable[position:])
-    if not uncovered:
+    if not beyond_credit:
         return _sufficient(promotional, wallet, zero, zero, ())
     if usable:
         # Smaller than the minimum of every usable method, or one of them would have taken it.
-        return _sufficient(promotional, wallet, zero, uncovered, ())
-    return Funding(parts=(), shortfall=uncovered)
+        return _sufficient(promotional, wallet, zero, beyond_credit, ())
+    return Funding(parts=(), shortfall=beyond_credit)
 
 
 def decide_funding_with_debt(
@@ -220,7 +220,7 @@ def decide_funding_with_debt(
         return alone
     together = decide_funding(amount_due + debt, available, purpose=purpose, method=method)
     credit_pays_due = alone.payment is None and not alone.amount_from(AllocationSource.DEBT)
-    return alone if credit_pays_due and not together.is_complete_without_payment else together
+    return alone if credit_pays_due and not together.is_settled_by_credit else together
 
 
 def _zero_of(amount: Money, *others: Money) -> Money:

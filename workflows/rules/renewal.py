@@ -74,7 +74,7 @@ def decide_period(kind: PeriodKind, funding: Funding) -> PeriodDecision:
 
 
 def _outcome(kind: PeriodKind, funding: Funding) -> PeriodOutcome:
-    if funding.is_complete_without_payment:
+    if funding.is_settled_by_credit:
         return PeriodOutcome.PAID
     if kind is PeriodKind.RENEWAL:
         return PeriodOutcome.OPEN
