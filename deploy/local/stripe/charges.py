@@ -189,14 +189,25 @@ def refund(ctx: RequestContext) -> Json:
         ctx.save(body)
         ctx.emit("refund.updated", body, {"status": "pending"})
     elif charge["_refunds"] == "failed":
-        body.update(status="failed", failure_reason="expired_or_canceled_card")
-        body["failure_balance_transaction"] = _create_balance_transaction(
-            ctx, "refund_failure", body["id"], amount, charge["currency"]
-        )
-        ctx.save(body)
-        _apply_refund(ctx, charge, -amount)
-        ctx.emit("refund.failed", body, {"status": "succeeded"})
+        fail_refund(ctx, body, "expired_or_canceled_card")
     return response
+
+
+def fail_refund(ctx: RequestContext, body: Json, reason: str) -> Json:
+    """The bank rejects a refund that was sent: the money is on the gateway's balance again."""
+    before = {"status": body["status"]}
+    if before["status"] not in ("pending", "succeeded"):
+        raise StripeError(400, f"Refund {body['id']} has the status {before['status']} already.")
+    charge = ctx.get_or_404("charge", body["charge"])
+    body.update(status="failed", failure_reason=reason)
+    body["failure_balance_transaction"] = _create_balance_transaction(
+        ctx, "refund_failure", body["id"], body["amount"], charge["currency"]
+    )
+    ctx.save(body)
+    _apply_refund(ctx, charge, -body["amount"])
+    for kind in ("charge.refund.updated", "refund.updated", "refund.failed"):
+        ctx.emit(kind, body, before)
+    return body
 
 
 def _check_refund(charge: Json, amount: int, remaining: int) -> int:

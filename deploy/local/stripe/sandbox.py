@@ -20,7 +20,9 @@ from deploy.local.stripe.sandbox_api import SandboxApi, error_middleware
 from deploy.local.stripe.store import SandboxStore
 from deploy.local.stripe.webhooks import WebhookDispatcher, WebhookEndpoint
 
-DEFAULT_WEBHOOK_EVENTS = ("payment_intent.*", "charge.refunded", "charge.dispute.*", "refund.*", "setup_intent.*")
+DEFAULT_WEBHOOK_EVENTS = (
+    "payment_intent.*", "charge.refunded", "charge.refund.*", "charge.dispute.*", "refund.*", "setup_intent.*",
+)  # fmt: skip
 _LOCK_SECONDS = 5.0
 
 

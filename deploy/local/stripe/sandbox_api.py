@@ -9,7 +9,7 @@ from typing import Any
 
 from aiohttp import web
 
-from deploy.local.stripe import disputes, pages, payment_intents, setup_intents
+from deploy.local.stripe import charges, disputes, pages, payment_intents, setup_intents
 from deploy.local.stripe.api_server import StripeApi
 from deploy.local.stripe.errors import StripeError, invalid_parameter
 from deploy.local.stripe.params import Params
@@ -36,6 +36,8 @@ class SandboxApi:
             web.get("/sandbox/webhooks", self.webhooks),
             web.get("/sandbox/charges", self.charges),
             web.post("/sandbox/disputes", self.dispute),
+            web.get("/sandbox/refunds", self.refunds),
+            web.post("/sandbox/refunds/{id}/fail", self.fail_refund),
             web.post("/sandbox/declines", self.declines),
             web.post("/sandbox/payment_intents/{id}/authenticate", self.authenticate),
             web.get("/sandbox/authenticate/{id}", self.authentication_page),
@@ -146,6 +148,20 @@ class SandboxApi:
             open_ones = ctx.store.find("dispute", parent=identifier)
             body = open_ones[0] if open_ones else disputes.open_dispute(ctx, charge, reason)
             return disputes.set_status(ctx, body, status)
+
+        return web.json_response(self._run_action(act))
+
+    async def refunds(self, request: web.Request) -> web.Response:
+        """Every refund, oldest first, as Stripe's API returns it."""
+        return web.json_response([public_fields(body) for body in reversed(self._front.store.find("refund"))])
+
+    async def fail_refund(self, request: web.Request) -> web.Response:
+        """The bank rejects a refund that was sent. Optional body: `failure_reason`."""
+        reason = str((await _json_body(request)).get("failure_reason", "lost_or_stolen_card"))
+        identifier = request.match_info["id"]
+
+        def act(ctx: RequestContext) -> Json:
+            return charges.fail_refund(ctx, ctx.get_or_404("refund", identifier), reason)
 
         return web.json_response(self._run_action(act))
 

@@ -209,6 +209,25 @@ async def test_refunds_never_exceed_what_was_captured(
     await endpoint.until("charge.refunded", "refund.created")
 
 
+async def test_a_bank_rejects_a_refund_that_was_sent(
+    gateway: stripe.StripeClient, endpoint: WebhookReceiver, control: httpx.AsyncClient
+) -> None:
+    intent = await gateway.v1.payment_intents.create_async(
+        {"amount": 10000, "currency": "usd", "payment_method": "pm_card_visa", "confirm": True}
+    )
+    refund = await gateway.v1.refunds.create_async({"payment_intent": intent.id, "amount": 4000})
+    path = f"/sandbox/refunds/{refund.id}/fail"
+    assert (await control.post(path, json={"failure_reason": "declined"})).status_code == 200
+    failed = await gateway.v1.refunds.retrieve_async(refund.id)
+    assert (failed.status, failed.failure_reason) == ("failed", "declined")
+    (charge,) = (await control.get("/sandbox/charges")).json()
+    assert charge["refunded"] == 0
+    assert [row["status"] for row in (await control.get("/sandbox/refunds")).json()] == ["failed"]
+    await endpoint.until("charge.refund.updated", "refund.updated", "refund.failed")
+    assert (await control.post(path)).status_code == 400, "it has failed already"
+    assert (await control.post("/sandbox/refunds/re_unknown/fail")).status_code == 404
+
+
 async def test_the_same_refund_key_refunds_once(gateway: stripe.StripeClient, control: httpx.AsyncClient) -> None:
     intent = await gateway.v1.payment_intents.create_async(
         {"amount": 10000, "currency": "usd", "payment_method": "pm_card_visa", "confirm": True}
