@@ -14,18 +14,18 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from temporalio import activity
 
 from activities.operator_alerts import daily_dedup_key, list_names
-from db.models.payments import PaymentMethod, Refund
+from db.models.payments import PaymentMethod
 from db.queries import instances, outbox, workflow_recovery
 from db.queries.outbox import OutboxNotification
 from db.queries.workflow_recovery import OrderedSubscription
 from db.session import SessionFactory
 from workflows import lost_workflows, names
 from workflows.client import WorkflowClient
-from workflows.ports.payments import RefundDestination, RefundInput, RemovePaymentMethod, payment_input_from_record
+from workflows.ports.payments import RemovePaymentMethod, payment_input_from_record
 from workflows.ports.reconciliation import RestartLostWorkflows, RestartOutcome
+from workflows.ports.refunds import refund_input_from_record
 from workflows.ports.subscription import PLATFORM_ACTOR, CreateSubscription
 from workflows.rules.funding import CollectionMethod
-from workflows.rules.money import Money
 from workflows.rules.order_payments import pays_unfinished_order
 
 PAYMENT_MINIMUM_AGE = timedelta(minutes=15)
@@ -69,7 +69,7 @@ async def restart_refunds(
 ) -> RestartOutcome:
     async with sessions() as session:
         page = await workflow_recovery.list_pending_refunds(session, after=command.after, limit=command.limit)
-    refunds = {refund.id: refund for refund in page}
+    refunds = {refund.refund_id: refund for refund in page}
     lost = await _find_lost(
         sessions,
         workflows,
@@ -81,7 +81,7 @@ async def restart_refunds(
         command,
         "refunds",
         lost,
-        lambda refund_id: lost_workflows.restart_refund(workflows, _to_refund_input(refunds[refund_id])),
+        lambda refund_id: lost_workflows.restart_refund(workflows, refund_input_from_record(refunds[refund_id])),
     )
     return _outcome(command, list(refunds), restarted)
 
@@ -228,19 +228,6 @@ def _count(kind: str, restarted: int) -> None:
     activity.metric_meter().create_counter(
         "berth_workflows_restarted", "Workflows that were lost and started again"
     ).add(restarted, {"kind": kind})
-
-
-def _to_refund_input(refund: Refund) -> RefundInput:
-    return RefundInput(
-        refund_id=refund.id,
-        payment_id=refund.payment_id,
-        organization_id=refund.organization_id,
-        amount=Money(amount_minor=refund.amount_minor, currency=refund.currency),
-        destination=RefundDestination(refund.destination),
-        reason=refund.reason,
-        actor=refund.actor,
-        request_id=refund.request_id or "",
-    )
 
 
 def _to_removal(method: PaymentMethod) -> RemovePaymentMethod:

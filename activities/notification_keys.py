@@ -43,5 +43,6 @@ REQUIRED_KEYS: Mapping[NotificationKind, frozenset[str]] = {
     NotificationKind.SUBSCRIPTION_EXPIRED: frozenset({"subscription_id"}),
     NotificationKind.PLAN_CHANGED: frozenset({"subscription_id"}),
     NotificationKind.REFUND_SUCCEEDED: frozenset({"amount"}),
+    NotificationKind.REFUND_FAILED: frozenset({"amount"}),
     NotificationKind.OPERATOR_ALERT: frozenset({"title"}),
 }

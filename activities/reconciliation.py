@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+from sqlalchemy.ext.asyncio import AsyncSession
 from temporalio import activity
 from temporalio.client import Client
 
 from activities import lost_workflows
 from activities.rule_errors import converts_rule_violations
-from db.models.payments import Payment, WebhookEventRow
+from db.models.payments import Payment, Refund, WebhookEventRow
 from db.queries import ledger, outbox, webhooks
-from db.queries.payments import to_payment_record
+from db.queries.payments import to_payment_record, to_refund_record
 from db.session import SessionFactory, allow_long_statements
 from workflows.client import WorkflowClient
 from workflows.ports.payments import GatewayEvent, PaymentInput, payment_input_from_record
@@ -27,6 +28,7 @@ from workflows.ports.reconciliation import (
     RestartOutcome,
     WebhookDeliveryOutcome,
 )
+from workflows.ports.refunds import RefundInput, refund_input_from_record
 from workflows.rules.money import Money
 from workflows.rules.payment import PaymentStatus
 
@@ -77,8 +79,11 @@ class PostgresReconciliationActivities(ReconciliationActivities):
     async def deliver_pending_webhooks(self, command: DeliverPendingWebhooks) -> WebhookDeliveryOutcome:
         workflows = self._workflows()
         pending = await self._pending_webhooks(command)
-        for event, payment_input in pending:
-            await workflows.deliver_gateway_event(event, payment_input)
+        for event, resumed in pending:
+            if isinstance(resumed, RefundInput):
+                await workflows.deliver_refund_event(event.event_id, resumed)
+            else:
+                await workflows.deliver_gateway_event(_to_gateway_event(event), resumed)
             async with self._sessions.begin() as session:
                 await webhooks.mark_delivered(session, event.gateway, event.event_id, at=datetime.now(UTC))
         return WebhookDeliveryOutcome(events=len(pending), has_more=len(pending) == command.limit)
@@ -111,14 +116,12 @@ class PostgresReconciliationActivities(ReconciliationActivities):
     def _workflows(self) -> WorkflowClient:
         return WorkflowClient(self._client or activity.client())
 
-    async def _pending_webhooks(self, command: DeliverPendingWebhooks) -> list[tuple[GatewayEvent, PaymentInput]]:
+    async def _pending_webhooks(
+        self, command: DeliverPendingWebhooks
+    ) -> list[tuple[WebhookEventRow, PaymentInput | RefundInput]]:
         async with self._sessions() as session:
             events = await webhooks.list_undelivered(session, before=command.received_before, limit=command.limit)
-            payments = [await session.get_one(Payment, event.payment_id) for event in events]
-            return [
-                (_to_gateway_event(event), payment_input_from_record(to_payment_record(payment)))
-                for event, payment in zip(events, payments, strict=True)
-            ]
+            return [(event, await _resumed_input(session, event)) for event in events]
 
     async def _alert_administrators(self, audit: LedgerAudit, where: str, now: datetime) -> None:
         counts = (
@@ -134,6 +137,13 @@ class PostgresReconciliationActivities(ReconciliationActivities):
                 severity="critical",
             )
             await outbox.enqueue(session, alert)
+
+
+async def _resumed_input(session: AsyncSession, event: WebhookEventRow) -> PaymentInput | RefundInput:
+    """Return the start input of the workflow that a stored event is for."""
+    if event.refund_id is not None:
+        return refund_input_from_record(to_refund_record(await session.get_one(Refund, event.refund_id)))
+    return payment_input_from_record(to_payment_record(await session.get_one(Payment, event.payment_id)))
 
 
 def _to_gateway_event(event: WebhookEventRow) -> GatewayEvent:

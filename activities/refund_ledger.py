@@ -12,7 +12,8 @@ from db.models.payments import Payment, Refund
 from db.queries import invoice_allocations as allocations
 from db.queries import ledger
 from db.queries.change_set import ChangeSet
-from workflows.ports.payments import Purpose, RefundDestination
+from workflows.ports.payments import Purpose
+from workflows.ports.refunds import RefundDestination
 from workflows.rules import ledger as accounts
 from workflows.rules.allocations import AllocationSource, InvoiceBalance, RefundParts, SourcePart
 from workflows.rules.errors import RETRYABLE, ErrorCode, RuleViolation
@@ -102,6 +103,22 @@ async def return_refund(session: AsyncSession, refund: Refund, payment: Payment,
         release = accounts.release_transaction(promotional=zero, wallet=_from_wallet(refund))
         key = f"refund/{refund.id}/release"
         changes.add_ledger_transaction(release, key=key, description="Refund failed: hold released", ref=payment.id)
+    await changes.write(session)
+
+
+async def credit_rejected_refund(session: AsyncSession, refund: Refund, payment: Payment, now: datetime) -> None:
+    """Credit a refund that its bank has rejected to the wallet, also the part that invoices lost.
+
+    What the invoices have refunded stays refunded: the customer is owed it, and has it in the wallet.
+    """
+    changes = _new_change_set(refund, payment, now)
+    amount = Money(amount_minor=refund.amount_minor, currency=refund.currency)
+    changes.add_ledger_transaction(
+        accounts.returned_refund_transaction(payment.gateway, amount),
+        key=f"refund/{refund.id}/rejected",
+        description="Refund rejected by the bank: credited to the wallet",
+        ref=payment.id,
+    )
     await changes.write(session)
 
 

@@ -13,19 +13,22 @@ from activities.credit_arrivals import list_debtors
 from activities.formatting import format_money
 from activities.gateways.protocol import GatewayRefund, GatewayRejected, PaymentGateway
 from activities.refund_ledger import (
+    credit_rejected_refund,
     load_invoices,
     pay_out_from_wallet,
     remaining_in_wallet,
     return_refund,
     take_refund,
 )
+from activities.rule_errors import converts_rule_violations
 from db.models.payments import Payment, Refund
 from db.queries import audit, outbox, payments
 from db.queries.outbox import OutboxNotification
 from db.queries.payments import LockedRefund
 from db.session import SessionFactory
 from workflows.errors import non_retryable_error, to_application_error
-from workflows.ports.payments import (
+from workflows.ports.refunds import (
+    RecheckRefund,
     RefundActivities,
     RefundDestination,
     RefundInput,
@@ -37,9 +40,12 @@ from workflows.rules.allocations import plan_refund
 from workflows.rules.errors import ErrorCode, RuleViolation
 from workflows.rules.money import Money
 from workflows.rules.notifications import NotificationKind
-from workflows.rules.payment import PaymentStatus, RefundStatus
-
-REFUNDABLE_STATUSES = (PaymentStatus.SUCCEEDED, PaymentStatus.PARTIALLY_REFUNDED, PaymentStatus.REFUNDED)
+from workflows.rules.payment import (
+    REFUNDABLE_STATUSES,
+    PaymentStatus,
+    RefundStatus,
+    status_after_refunds,
+)
 
 
 class GatewayRefundActivities(RefundActivities):
@@ -116,6 +122,32 @@ class GatewayRefundActivities(RefundActivities):
             await self._apply_gateway_refund(session, locked, gateway_refund, command.now)
             return await _outcome(session, locked.refund, locked.payment)
 
+    @activity.defn(name="refunds.recheck")
+    @converts_rule_violations
+    async def recheck(self, command: RecheckRefund) -> RefundOutcome:
+        async with self._sessions.begin() as session:
+            locked = await payments.lock_refund(session, command.refund_id)
+            if locked is None:
+                raise non_retryable_error(ErrorCode.NOT_FOUND, "Refund not found.")
+            existing = await _outcome(session, locked.refund, locked.payment)
+            reference, gateway = locked.refund.gateway_reference, self._gateways.get(locked.payment.gateway)
+        if not _can_be_rejected(locked.refund) or reference is None or gateway is None:
+            return existing
+        try:
+            gateway_refund = await gateway.retrieve_refund(reference)
+        except GatewayRejected as rejected:
+            # Not the bank's answer: the gateway does not know the refund, or the API key is that of another account.
+            activity.logger.error("refund %s could not be read at the gateway: %s", command.refund_id, rejected.code)
+            return existing
+        if gateway_refund.status is not RefundStatus.FAILED:
+            return existing
+        async with self._sessions.begin() as session:
+            locked = await payments.lock_refund(session, command.refund_id)
+            assert locked is not None  # refunds are never deleted
+            if _can_be_rejected(locked.refund):
+                await _mark_rejected(session, locked, gateway_refund.failure_code, command.now)
+            return await _outcome(session, locked.refund, locked.payment)
+
     async def _apply_gateway_refund(
         self, session: AsyncSession, locked: LockedRefund, gateway_refund: GatewayRefund, now: datetime
     ) -> None:
@@ -123,7 +155,7 @@ class GatewayRefundActivities(RefundActivities):
         if refund.status != RefundStatus.PENDING:
             return
         refund.gateway_reference = gateway_refund.reference or None
-        before = {"status": refund.status, "payment_status": payment.status, "refunded_minor": payment.refunded_minor}
+        before = _audited_state(locked)
         if gateway_refund.status is RefundStatus.SUCCEEDED:
             await pay_out_from_wallet(session, refund, payment.gateway, now)
             await _mark_succeeded(session, locked, now)
@@ -134,15 +166,7 @@ class GatewayRefundActivities(RefundActivities):
             await return_refund(session, refund, payment, now)
             await _alert_manual_payout(session, locked, now)
         if refund.status != RefundStatus.PENDING:
-            after = {
-                "status": refund.status,
-                "payment_status": payment.status,
-                "refunded_minor": payment.refunded_minor,
-            }
-            if refund.failure_code is not None:
-                after["failure_code"] = refund.failure_code
-            action = f"billing.refund_{RefundStatus(refund.status).value}"
-            await _audit(session, refund, action, now, before=before, after=after)
+            await _audit_outcome(session, locked, now, before=before)
 
 
 async def _request_refund(
@@ -242,14 +266,90 @@ async def _audit(
     )
 
 
+async def _audit_outcome(
+    session: AsyncSession, locked: LockedRefund, now: datetime, *, before: Mapping[str, Any]
+) -> None:
+    after = _audited_state(locked)
+    if locked.refund.failure_code is not None:
+        after["failure_code"] = locked.refund.failure_code
+    await _audit(session, locked.refund, f"billing.refund_{locked.refund.status}", now, before=before, after=after)
+
+
+def _audited_state(locked: LockedRefund) -> dict[str, Any]:
+    refund, payment = locked.refund, locked.payment
+    return {"status": refund.status, "payment_status": payment.status, "refunded_minor": payment.refunded_minor}
+
+
+def _can_be_rejected(refund: Refund) -> bool:
+    """Return whether the refund was sent and did not fail: its bank may reject it, for some days."""
+    return refund.destination == RefundDestination.SOURCE and refund.status == RefundStatus.SUCCEEDED
+
+
+async def _mark_rejected(session: AsyncSession, locked: LockedRefund, failure_code: str | None, now: datetime) -> None:
+    """Record that the bank rejected a refund that was sent: the customer has the money in the wallet."""
+    refund, payment = locked.refund, locked.payment
+    before = _audited_state(locked)
+    refund.status, refund.updated_at, refund.failure_code = RefundStatus.FAILED.value, now, failure_code
+    payment.refunded_minor -= refund.amount_minor
+    await session.flush()
+    await _update_payment_status(session, payment, now)
+    await credit_rejected_refund(session, refund, payment, now)
+    await _audit_outcome(session, locked, now, before=before)
+    activity.logger.warning("refund %s was rejected by the bank: %s", refund.id, failure_code)
+    amount = format_money(refund.amount_minor, refund.currency)
+    await payments.add_timeline_event(
+        session,
+        payment,
+        kind="refund.failed",
+        message=f"The bank rejected the refund of {amount}. The amount was credited to the wallet.",
+        at=now,
+        ref=refund.id,
+    )
+    await outbox.enqueue(session, _build_customer_mail(locked, NotificationKind.REFUND_FAILED, now))
+    alert = outbox.build_operator_alert(
+        f"refund:{refund.id}:failed",
+        now,
+        f"Refund {refund.id} was rejected by the bank",
+        f"{payment.gateway} reports {failure_code or 'no reason'} for a refund that it had sent. The customer was"
+        f" informed and has {amount} in the wallet. Nothing is to be done; the payment can be refunded again.",
+        severity="warning",
+        payment_id=payment.id,
+    )
+    await outbox.enqueue(session, alert)
+
+
+async def _update_payment_status(session: AsyncSession, payment: Payment, now: datetime) -> None:
+    """Set a payment's status by what of it was refunded for certain."""
+    payment.status = status_after_refunds(
+        PaymentStatus(payment.status),
+        captured_minor=payment.captured_minor,
+        refunded_minor=await payments.refunded_amount(session, payment.id),
+    ).value
+    payment.updated_at = max(now, payment.updated_at)
+
+
+def _build_customer_mail(locked: LockedRefund, kind: NotificationKind, now: datetime) -> OutboxNotification:
+    refund, payment = locked.refund, locked.payment
+    return OutboxNotification(
+        organization_id=refund.organization_id,
+        user_id=None,
+        kind=kind,
+        dedup_key=f"refund:{refund.id}:{refund.status}",
+        context={
+            "amount": {"amount_minor": refund.amount_minor, "currency": refund.currency},
+            "to": refund.destination,
+            "payment_id": payment.id,
+            "reason": refund.reason,
+        },
+        occurred_at=now,
+    )
+
+
 async def _mark_succeeded(session: AsyncSession, locked: LockedRefund, now: datetime) -> None:
     refund, payment = locked.refund, locked.payment
     refund.status, refund.updated_at = RefundStatus.SUCCEEDED.value, now
     await session.flush()
-    is_full_refund = await payments.refunded_amount(session, payment.id) == payment.captured_minor
-    if payment.status in REFUNDABLE_STATUSES:
-        payment.status = (PaymentStatus.REFUNDED if is_full_refund else PaymentStatus.PARTIALLY_REFUNDED).value
-    payment.updated_at = max(now, payment.updated_at)
+    await _update_payment_status(session, payment, now)
     amount = format_money(refund.amount_minor, refund.currency)
     destination = "wallet" if refund.destination == RefundDestination.WALLET else "original payment method"
     await payments.add_timeline_event(
@@ -260,22 +360,7 @@ async def _mark_succeeded(session: AsyncSession, locked: LockedRefund, now: date
         at=now,
         ref=refund.id,
     )
-    await outbox.enqueue(
-        session,
-        OutboxNotification(
-            organization_id=refund.organization_id,
-            user_id=None,
-            kind=NotificationKind.REFUND_SUCCEEDED,
-            dedup_key=f"refund:{refund.id}:succeeded",
-            context={
-                "amount": {"amount_minor": refund.amount_minor, "currency": refund.currency},
-                "to": refund.destination,
-                "payment_id": payment.id,
-                "reason": refund.reason,
-            },
-            occurred_at=now,
-        ),
-    )
+    await outbox.enqueue(session, _build_customer_mail(locked, NotificationKind.REFUND_SUCCEEDED, now))
 
 
 async def _alert_manual_payout(session: AsyncSession, locked: LockedRefund, now: datetime) -> None:

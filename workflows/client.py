@@ -41,10 +41,9 @@ from workflows.ports.payments import (
     PaymentInput,
     PaymentMethodAdded,
     PaymentOutcome,
-    RefundInput,
-    RefundOutcome,
     RemovePaymentMethod,
 )
+from workflows.ports.refunds import RefundInput, RefundOutcome
 from workflows.ports.subscription import (
     CancelSubscription,
     ChangePlan,
@@ -240,19 +239,13 @@ class WorkflowClient:
 
     async def deliver_gateway_event(self, event: GatewayEvent, payment_input: PaymentInput) -> None:
         """Deliver a gateway's event to its payment; a payment that has ended is started again for it."""
-        await translate_rpc_errors(
-            self._client.start_workflow(
-                names.PAYMENT,
-                payment_input,
-                id=names.payment_workflow_id(payment_input.payment_id),
-                task_queue=names.PLATFORM_QUEUE,
-                start_signal="gateway_event",
-                start_signal_args=[event],
-                id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
-                search_attributes=names.search_attributes(payment_input.organization_id, "payment"),
-                rpc_timeout=UPDATE_TIMEOUT,
-            )
-        )
+        workflow_id = names.payment_workflow_id(payment_input.payment_id)
+        await self._signal_with_start(names.PAYMENT, workflow_id, payment_input, event)
+
+    async def deliver_refund_event(self, event_id: str, refund_input: RefundInput) -> None:
+        """Let a refund ask its gateway again; a refund that has ended is started again for it."""
+        workflow_id = names.refund_workflow_id(refund_input.refund_id)
+        await self._signal_with_start(names.REFUND, workflow_id, refund_input, event_id)
 
     async def signal_funds_arrived(self, subscription_id: str, fact: FundsArrived) -> None:
         """Signal a subscription that its open invoice may be collectable now. Does nothing when it has ended."""
@@ -353,6 +346,23 @@ class WorkflowClient:
         except WorkflowNotRunning as error:
             raise TemporalUnavailable from error
         return UpdateResult(workflow_id=workflow_id, result=None)
+
+    async def _signal_with_start(
+        self, workflow: str, workflow_id: str, command: PaymentInput | RefundInput, event: object
+    ) -> None:
+        await translate_rpc_errors(
+            self._client.start_workflow(
+                workflow,
+                command,
+                id=workflow_id,
+                task_queue=names.PLATFORM_QUEUE,
+                start_signal="gateway_event",
+                start_signal_args=[event],
+                id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+                search_attributes=names.search_attributes(command.organization_id, workflow.lower()),
+                rpc_timeout=UPDATE_TIMEOUT,
+            )
+        )
 
     async def _execute_workflow(
         self, workflow: str, command: object, workflow_id: str, result_type: type[T], organization_id: str

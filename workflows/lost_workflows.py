@@ -13,7 +13,8 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 
 from workflows import names
 from workflows.client import UPDATE_TIMEOUT, WorkflowClient
-from workflows.ports.payments import PaymentInput, RefundInput, RemovePaymentMethod
+from workflows.ports.payments import PaymentInput, RemovePaymentMethod
+from workflows.ports.refunds import RefundInput
 from workflows.ports.subscription import CreateSubscription, SubscriptionInput
 from workflows.rpc_errors import translate_rpc_errors
 

@@ -26,6 +26,7 @@ from workflows.rules.currencies import MINIMUM_CHARGE
 from workflows.rules.gateway_amounts import from_gateway_amount, to_gateway_amount
 from workflows.rules.money import Money
 from workflows.rules.payment import GatewayPayment, PaymentStatus, RefundStatus
+from workflows.rules.webhook_events import STRIPE_REFUND_STATUSES
 
 GATEWAY_NAME = "stripe"
 
@@ -39,14 +40,6 @@ PAYMENT_STATUSES = {
     "requires_capture": PaymentStatus.AUTHORIZED,
     "succeeded": PaymentStatus.SUCCEEDED,
     "canceled": PaymentStatus.CANCELLED,
-}
-
-REFUND_STATUS = {
-    "succeeded": RefundStatus.SUCCEEDED,
-    "pending": RefundStatus.PENDING,
-    "requires_action": RefundStatus.PENDING,
-    "failed": RefundStatus.FAILED,
-    "canceled": RefundStatus.FAILED,
 }
 
 T = TypeVar("T")
@@ -246,8 +239,10 @@ def to_gateway_payment(intent: PaymentIntent) -> GatewayPayment:
 
 
 def to_gateway_refund(refund: stripe.Refund) -> GatewayRefund:
-    status = REFUND_STATUS.get(optional(refund, "status") or "pending", RefundStatus.PENDING)
-    return GatewayRefund(reference=refund.id, status=status, failure_code=optional(refund, "failure_reason"))
+    reported = optional(refund, "status") or "pending"
+    status = STRIPE_REFUND_STATUSES.get(reported, RefundStatus.PENDING)
+    failure_code = optional(refund, "failure_reason") or (reported if reported == "canceled" else None)
+    return GatewayRefund(reference=refund.id, status=status, failure_code=failure_code)
 
 
 def optional(resource: object, *path: str) -> Any:

@@ -23,6 +23,7 @@ from api.router_factory import api_router
 from db.queries import webhooks
 from workflows.client import WorkflowClient
 from workflows.ports.payments import payment_input_from_record, to_gateway_event
+from workflows.ports.refunds import refund_input_from_record
 from workflows.rules import webhook_events, webhook_signatures
 from workflows.rules.webhook_events import MalformedWebhook, PaymentEvent, WebhookEvent
 
@@ -36,7 +37,7 @@ _MIDTRANS_SIGNED_FIELDS = ("order_id", "status_code", "gross_amount", "signature
 
 
 class WebhookResult(ResponseModel):
-    """``outcome``: ``ignored`` says nothing about a payment of ours; ``known`` was dealt with before."""
+    """``outcome``: ``ignored`` says nothing about a payment or a refund of ours; ``known`` was dealt with before."""
 
     outcome: str
 
@@ -101,18 +102,21 @@ async def receive_any(request: Request, ctx: AppContextDep, orders: Workflows) -
 async def _process(
     ctx: AppContext, orders: WorkflowClient, gateway: str, payload: bytes, read: WebhookParser
 ) -> JsonResponse:
-    """Record the event, signal the payment, record the delivery. No transaction is open during the call to Temporal."""
+    """Record the event, signal its payment or refund, record the delivery. No transaction is open meanwhile."""
     try:
         message = read(_mapping(ctx, gateway, payload))
     except MalformedWebhook as error:
         raise _malformed_error(ctx, gateway, str(error)) from error
     async with gateway_transaction(ctx) as session:
         received = await webhooks.record_webhook(session, message, payload, at=now())
-    if received.payment is None or not isinstance(message, PaymentEvent):
-        return _result(ctx, gateway, "ignored", message)
     if received.needs_no_delivery:
         return _result(ctx, gateway, "known", message)
-    await orders.deliver_gateway_event(to_gateway_event(message), payment_input_from_record(received.payment))
+    if received.payment is not None and isinstance(message, PaymentEvent):
+        await orders.deliver_gateway_event(to_gateway_event(message), payment_input_from_record(received.payment))
+    elif received.refund is not None:
+        await orders.deliver_refund_event(message.event_id, refund_input_from_record(received.refund))
+    else:
+        return _result(ctx, gateway, "ignored", message)
     async with gateway_transaction(ctx) as session:
         await webhooks.mark_delivered(session, gateway, message.event_id, at=now())
     return _result(ctx, gateway, "delivered", message)

@@ -12,7 +12,7 @@ from api.schemas.identity import Name
 from api.schemas.subscriptions import SubscriptionOut
 from db.models.payments import Refund
 from workflows import names
-from workflows.ports.payments import RefundDestination
+from workflows.ports.refunds import RefundDestination
 from workflows.rules.currencies import MAX_AMOUNT_MINOR
 from workflows.rules.periods import Interval
 from workflows.rules.pricing import CouponDuration, CouponKind

@@ -191,8 +191,9 @@ class Refund(Base):
 class WebhookEventRow(Base):
     """A verified webhook, once per gateway and event. It holds data of a payment, none of a person.
 
-    ``received`` until the payment's workflow has accepted it, then ``delivered``. ``ignored``: it is about no payment
-    of this installation. ``mismatch``: it contradicts the payment and changed nothing.
+    ``received`` until the workflow of the payment or the refund has accepted it, then ``delivered``. ``ignored``: it is
+    about none of this installation. ``mismatch``: it contradicts the payment and changed nothing. An event about a
+    refund has its ``refund_id``, and no ``payment_status``: only the gateway itself is asked for the refund's status.
     """
 
     __tablename__ = "webhook_events"
@@ -205,6 +206,7 @@ class WebhookEventRow(Base):
     event_id: Mapped[str] = mapped_column(primary_key=True)
     event_type: Mapped[str]
     payment_id: Mapped[str | None] = mapped_column(index=True)
+    refund_id: Mapped[str | None]
     gateway_reference: Mapped[str | None]
     payment_status: Mapped[str | None]
     amount_minor: Mapped[int | None]

@@ -19,7 +19,13 @@ from db.models.subscriptions import Subscription, TimelineEvent
 from db.queries.payment_reads import PaymentDetails
 from workflows.rules.errors import ErrorCode, RuleViolation
 from workflows.rules.money import Money
-from workflows.rules.payment import IDEMPOTENCY_KEY_RETENTION, PaymentRecord, PaymentStatus
+from workflows.rules.payment import (
+    IDEMPOTENCY_KEY_RETENTION,
+    PaymentRecord,
+    PaymentStatus,
+    RecordedRefund,
+    RefundStatus,
+)
 
 _NO_KEY_UPDATE = ForUpdateArg(key_share=True)
 """A row that refers to the locked one can be inserted meanwhile: the transaction may wait for its inserter."""
@@ -64,6 +70,20 @@ def to_payment_record(payment: Payment | PaymentDetails) -> PaymentRecord:
         subscription_id=payment.subscription_id,
         invoice_id=payment.invoice_id,
         created_at=payment.created_at,
+    )
+
+
+def to_refund_record(refund: Refund) -> RecordedRefund:
+    return RecordedRefund(
+        refund_id=refund.id,
+        payment_id=refund.payment_id,
+        organization_id=refund.organization_id,
+        amount=Money(amount_minor=refund.amount_minor, currency=refund.currency),
+        destination=refund.destination,
+        status=RefundStatus(refund.status),
+        reason=refund.reason,
+        actor=refund.actor,
+        request_id=refund.request_id or "",
     )
 
 

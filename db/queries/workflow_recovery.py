@@ -13,11 +13,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from db.models.invoices import Invoice, InvoiceAllocation
 from db.models.payments import Payment, PaymentMethod, Refund
 from db.models.subscriptions import Subscription
-from db.queries.payments import to_payment_record
+from db.queries.payments import to_payment_record, to_refund_record
 from workflows.rules.instance import InstanceStatus
 from workflows.rules.invoice import BillingReason, InvoiceStatus
 from workflows.rules.order_payments import PaymentPurposeFacts
-from workflows.rules.payment import IN_FLIGHT_STATUSES, PaymentRecord, PaymentStatus, RefundStatus
+from workflows.rules.payment import IN_FLIGHT_STATUSES, PaymentRecord, PaymentStatus, RecordedRefund, RefundStatus
 from workflows.rules.subscription import TERMINAL_STATUSES, SubscriptionStatus
 
 
@@ -206,10 +206,10 @@ async def in_flight_among(session: AsyncSession, ids: Collection[str]) -> set[st
     return set((await session.scalars(query)).all())
 
 
-async def list_pending_refunds(session: AsyncSession, *, after: str, limit: int) -> Sequence[Refund]:
+async def list_pending_refunds(session: AsyncSession, *, after: str, limit: int) -> list[RecordedRefund]:
     """Return refunds that the gateway has to answer, by id, from the first id above ``after``."""
     query = select(Refund).where(Refund.id > after, Refund.status == RefundStatus.PENDING).order_by(Refund.id)
-    return (await session.scalars(query.limit(limit))).all()
+    return [to_refund_record(refund) for refund in await session.scalars(query.limit(limit))]
 
 
 async def pending_refunds_among(session: AsyncSession, ids: Collection[str]) -> set[str]:

@@ -45,13 +45,10 @@ from workflows.ports.payments import (
     MakePaymentMethodDefault,
     PaymentInput,
     Purpose,
-    RefundDestination,
-    RefundInput,
     RemovePaymentMethod,
-    ReserveRefund,
-    SendRefund,
     SetDefault,
 )
+from workflows.ports.refunds import RefundDestination, RefundInput, ReserveRefund, SendRefund
 from workflows.ports.subscription import AbortOrder
 from workflows.rules.proration import PlanChangeMode
 from workflows.rules.subscription import SubscriptionStatus

@@ -33,7 +33,7 @@ from tests.support.billing_fixture import (
 )
 from tests.support.payment_fixture import run_activity
 from workflows.ports.billing import ApplyPlanChange, CompletePlanChange
-from workflows.ports.payments import RefundDestination, RefundInput, ReserveRefund, SendRefund
+from workflows.ports.refunds import RefundDestination, RefundInput, ReserveRefund, SendRefund
 from workflows.ports.subscription import StartProvisioning
 from workflows.rules.errors import ErrorCode
 from workflows.rules.proration import PlanChangeMode

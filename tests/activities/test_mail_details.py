@@ -74,6 +74,13 @@ def test_a_refund_names_its_reason() -> None:
     assert "Reason: The service was unavailable" in text
 
 
+def test_a_rejected_refund_names_the_amount_that_is_in_the_wallet() -> None:
+    text = rendered_text(NotificationKind.REFUND_FAILED, amount=USD_45, payment_id="pay_1", reason="goodwill")
+    assert "US$45.00 was added to your wallet" in text
+    assert "Your bank rejected the refund" in text
+    assert "Payment: pay_1" in text
+
+
 @pytest.mark.parametrize("kind", [NotificationKind.PAYMENT_FAILED, NotificationKind.SUBSCRIPTION_SUSPENDED])
 def test_an_unpaid_invoice_names_how_to_pay(kind: NotificationKind) -> None:
     assert f"Top up: POST {PUBLIC_URL}/api/v1/billing/topups" in rendered_text(kind)

@@ -25,6 +25,7 @@ REQUIRED_OUTCOMES = {
     "a card payment is paid",
     "a card payment of a plan change is paid",
     "a refund to the source is failed",
+    "a refund that succeeded is failed",
     "a subscription is cancelled",
     "a subscription is paused",
     "debt is carried",

@@ -16,15 +16,8 @@ from db.queries.change_set import ChangeSet
 from tests.support.inserts import NOW, insert_organization
 from tests.support.payment_fixture import FIVE_MINUTES_LATER, PaymentFixture, money, run_activity
 from tests.support.temporal import TemporalFixture
-from workflows.ports.payments import (
-    ChargePayment,
-    PaymentInput,
-    RefundDestination,
-    RefundInput,
-    RefundOutcome,
-    ReserveRefund,
-    SendRefund,
-)
+from workflows.ports.payments import ChargePayment, PaymentInput
+from workflows.ports.refunds import RefundDestination, RefundInput, RefundOutcome, ReserveRefund, SendRefund
 from workflows.rules import ledger as rules
 from workflows.rules.allocations import AllocationSource, SourcePart
 from workflows.rules.errors import ErrorCode

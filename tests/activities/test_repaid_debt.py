@@ -27,7 +27,7 @@ from tests.support.billing_fixture import (
     insert_coupon,
 )
 from tests.support.payment_fixture import run_activity
-from workflows.ports.payments import RefundDestination, RefundInput, ReserveRefund, SendRefund
+from workflows.ports.refunds import RefundDestination, RefundInput, ReserveRefund, SendRefund
 
 __all__ = ["account_with_card", "carried"]
 

@@ -28,7 +28,7 @@ from tests.support.fake_workflow_client import (
 )
 from workflows import names
 from workflows.client import UpdateResult
-from workflows.ports.payments import RefundOutcome, ReserveRefund
+from workflows.ports.refunds import RefundOutcome, ReserveRefund
 from workflows.rules.errors import ErrorCode, RuleViolation
 from workflows.rules.funding import GatewayTerms
 

@@ -26,6 +26,7 @@ from tests.support.statements import (
 
 USD_REFUND = REFUND.replace("{currency}", "USD")
 WHOLE_REFUND = f"{RECEIVE}; {USD_REFUND}; UPDATE payments SET refunded_minor = 100 WHERE id = 'pay_1'"
+SENT_REFUND = f"{WHOLE_REFUND}; UPDATE refunds SET status = 'succeeded'".replace("'wallet'", "'source'")
 EMPTY_TRANSACTION = (
     TRANSACTION.replace("{id}", "tx_2").replace("{delta}", "0").replace("'key'", "'key2'").replace(" 2, ", " {count}, ")
 )
@@ -65,6 +66,15 @@ REFUSED_CHANGES = [
     (f"{WHOLE_REFUND}; UPDATE refunds SET status = 'failed'", CHECK, "payment_refunds_agree"),
     (f"{WHOLE_REFUND}; UPDATE payments SET refunded_minor = 0 WHERE id = 'pay_1'", CHECK, "payment_refunds_agree"),
     (f"{WHOLE_REFUND}; UPDATE refunds SET reason = 'other'", RESTRICT, ""),
+    # No bank rejects what went to the wallet, and a refund that failed is over.
+    (f"{WHOLE_REFUND}; UPDATE refunds SET status = 'succeeded'; UPDATE refunds SET status = 'failed'", RESTRICT, ""),
+    (f"{SENT_REFUND}; UPDATE refunds SET status = 'pending'", RESTRICT, ""),
+    (f"{SENT_REFUND}; UPDATE refunds SET status = 'failed'", CHECK, "payment_refunds_agree"),
+    (
+        f"{SENT_REFUND}; UPDATE refunds SET status = 'failed'; UPDATE refunds SET status = 'succeeded'",
+        RESTRICT,
+        "",
+    ),
     (
         f"{WHOLE_REFUND}; UPDATE refunds SET gateway_reference = 're_a'; UPDATE refunds SET gateway_reference = 're_b'",
         RESTRICT,
@@ -152,6 +162,9 @@ ACCEPTED_CHANGES = [
     WHOLE_REFUND,
     f"{WHOLE_REFUND}; UPDATE refunds SET status = 'succeeded'; UPDATE payments SET status = 'refunded'",
     f"{WHOLE_REFUND}; UPDATE refunds SET status = 'failed'; UPDATE payments SET refunded_minor = 0",
+    # The bank rejects what the gateway has sent.
+    f"{SENT_REFUND}; UPDATE refunds SET status = 'failed', failure_code = 'lost_or_stolen_card';"
+    " UPDATE payments SET refunded_minor = 0",
     "UPDATE payments SET gateway_reference = 'a'; UPDATE payments SET gateway_reference = 'a'",
     "UPDATE payments SET credited_to_wallet = true",
     "UPDATE subscriptions SET status = 'cancelled'; UPDATE subscriptions SET status = 'terminated'",

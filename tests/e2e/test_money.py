@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import httpx
 import pytest
 
 from tests.e2e.steps import (
@@ -149,3 +150,29 @@ def test_refunds_to_the_source_and_to_the_wallet(
     charge = next(row for row in stack.charges() if row["refunded"] == 10_000 and row["amount"] == 10_000)
     assert charge["captured"]
     assert_wallet_matches_transactions(customer)
+
+
+@pytest.mark.scenario("B35")
+def test_a_refund_that_the_bank_rejects_later_is_in_the_wallet_once(
+    stack: RunningStack, customer: ApiUser, administrator: ApiUser
+) -> None:
+    paid = top_up(customer, 3_171)
+    path = f"{V1}/admin/billing/refunds"
+    body = {"payment_id": paid["id"], "to": "source", "reason": "asked for"}
+    refund = assert_success(administrator.request("POST", path, body, key=new_key()), 201)
+    assert (refund["status"], spendable(customer)) == ("succeeded", 0)
+    stripe = stack.card["urls"]["stripe"]
+    (reference,) = [row["id"] for row in httpx.get(f"{stripe}/sandbox/refunds").json() if row["amount"] == 3_171]
+    httpx.post(f"{stripe}/sandbox/refunds/{reference}/fail").raise_for_status()
+    wait_until_sync(lambda: spendable(customer) == 3_171, description="the amount is in the wallet")
+    for reverse in (False, True):
+        options = {"reverse": reverse}
+        httpx.post(f"{stripe}/sandbox/redeliver", json=options, timeout=60).raise_for_status()
+    failed = administrator.get(f"{path}/{refund['id']}")
+    assert (failed["status"], failed["failure_code"]) == ("failed", "lost_or_stolen_card")
+    payment = customer.get(f"{V1}/billing/payments/{paid['id']}")
+    assert (payment["status"], payment["refunded"]) == ("succeeded", money(0))
+    assert spendable(customer) == 3_171
+    assert_wallet_matches_transactions(customer)
+    mails = [mail for mail in stack.mails() if "was rejected by your bank" in mail["subject"]]
+    assert ["31.71" in mail["subject"] for mail in mails] == [True]

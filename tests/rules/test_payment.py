@@ -23,6 +23,7 @@ from workflows.rules.payment import (
     apply_gateway_status,
     mismatch_reason,
     next_poll_at,
+    status_after_refunds,
     transition,
 )
 
@@ -34,6 +35,21 @@ def after(*facts: PaymentStatus, start: PaymentStatus = S.PENDING) -> PaymentSta
     for fact in facts:
         status = apply_gateway_status(status, fact)
     return status
+
+
+@pytest.mark.parametrize(
+    ("current", "refunded", "status"),
+    [
+        (S.SUCCEEDED, 100, S.PARTIALLY_REFUNDED),
+        (S.PARTIALLY_REFUNDED, 500, S.REFUNDED),
+        # The bank rejected the only refund, or one of them.
+        (S.REFUNDED, 0, S.SUCCEEDED),
+        (S.REFUNDED, 100, S.PARTIALLY_REFUNDED),
+        (S.DISPUTED, 0, S.DISPUTED),
+    ],
+)
+def test_a_payment_is_as_refunded_as_its_refunds(current: PaymentStatus, refunded: int, status: PaymentStatus) -> None:
+    assert status_after_refunds(current, captured_minor=500, refunded_minor=refunded) is status
 
 
 @pytest.mark.scenario("B21")

@@ -108,9 +108,9 @@ async def insert_card_payment(
         await session.execute(
             text(
                 "INSERT INTO payments (id, organization_id, subscription_id, purpose, invoice_id, payment_method_id,"
-                " gateway, amount_minor, currency, captured_minor, status, idempotency_key, workflow_id, created_at,"
-                " updated_at, succeeded_at)"
-                " VALUES (:id, :org, :sub, :purpose, :invoice, :method, 'stripe', :amount, :currency, :amount,"
+                " gateway, gateway_reference, amount_minor, currency, captured_minor, status, idempotency_key,"
+                " workflow_id, created_at, updated_at, succeeded_at)"
+                " VALUES (:id, :org, :sub, :purpose, :invoice, :method, 'stripe', :id, :amount, :currency, :amount,"
                 " 'succeeded', :id, :id, :at, :at, :at)"
             ),
             {

@@ -22,7 +22,8 @@ from tests.support.inserts import with_payment_in_full
 from worker.seed_catalogue import load_catalogue, upsert_catalogue
 from workflows import names
 from workflows.client import UpdateResult
-from workflows.ports.payments import PaymentInput, PaymentMethodAdded, PaymentOutcome, RefundOutcome
+from workflows.ports.payments import PaymentInput, PaymentMethodAdded, PaymentOutcome
+from workflows.ports.refunds import RefundInput, RefundOutcome
 from workflows.ports.subscription import CreateSubscription, RecordedOrder, SubscriptionResult
 from workflows.rules.ids import derive_id, to_dns_label
 from workflows.rules.money import Money
@@ -105,6 +106,9 @@ class FakeWorkflowClient:
 
     async def deliver_gateway_event(self, event: Any, resume: PaymentInput) -> None:
         self._record_call("deliver_gateway_event", (event, resume))
+
+    async def deliver_refund_event(self, event_id: str, resume: RefundInput) -> None:
+        self._record_call("deliver_refund_event", (event_id, resume))
 
     async def cancel(self, subscription_id: str, order: Any) -> UpdateResult[SubscriptionResult]:
         return await self._record_update("cancel", subscription_id, order)

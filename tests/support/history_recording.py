@@ -64,6 +64,9 @@ OPERATION_RECIPES = {
 }
 OTHER_RECIPES = {
     "Refund-followed": "test_payment_refund.py::test_a_refund_is_polled_after_a_lost_response_until_it_is_final",
+    "Refund-rejected": (
+        "test_payment_refund.py::test_a_refund_that_its_bank_rejects_while_the_gateway_answers_that_it_was_sent_is_rechecked"
+    ),
     "Refund-refused": "test_payment_refund.py::test_a_rejected_refund_fails_with_the_error_code_of_the_rule",
     "PaymentMethodSetup-added": "test_payment_refund.py::test_a_new_card_is_tried_at_once",
     "PaymentMethodDefault-changed": "test_payment_refund.py::test_another_default_card_is_tried_at_once",

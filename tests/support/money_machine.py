@@ -21,7 +21,8 @@ from tests.support.billing_fixture import (
     insert_payment_method,
 )
 from tests.support.money_invariants import BALANCE, assert_money_is_conserved
-from tests.support.money_steps import SMALL_COUPON, MachineContext, MoneySteps, TrackedSubscription
+from tests.support.money_refunds import AMOUNTS, POSITIONS, RefundSteps
+from tests.support.money_steps import SMALL_COUPON, MachineContext, TrackedSubscription
 from workflows.ports.billing import (
     AdjustWallet,
     ApplyPlanChange,
@@ -30,7 +31,6 @@ from workflows.ports.billing import (
     PlanChangeResult,
     RollbackPlanChange,
 )
-from workflows.ports.payments import RefundDestination, RefundInput, ReserveRefund, SendRefund
 from workflows.ports.subscription import (
     AbortOrder,
     PlanChangeRollback,
@@ -38,20 +38,17 @@ from workflows.ports.subscription import (
 )
 from workflows.rules import ledger
 from workflows.rules.funding import CollectionMethod
-from workflows.rules.payment import RefundStatus
 from workflows.rules.proration import PlanChangeMode
 from workflows.rules.renewal import PeriodKind
 from workflows.rules.subscription import LIVE_STATUSES, PAST_DUE_STATUSES, SubscriptionStatus
 
-AMOUNTS = st.sampled_from([30, 170, 490, 500, 2_000, 21_000])
 PLANS = st.sampled_from(["starter", "pro", "pro-yearly", "trial"])
 CARD_RESULTS = st.sampled_from(["paid", "declined", "paid", "declined", "cancelled_then_paid"])
 COUPONS = st.sampled_from([None, None, SMALL_COUPON])
 OWN = f"organization_id = '{ORGANIZATION}'"
-POSITIONS = st.integers(min_value=0, max_value=9)
 
 
-class MoneyMachine(MoneySteps):
+class MoneyMachine(RefundSteps):
     """Every sequence of these commands keeps the money of the account."""
 
     def __init__(self, account: MachineContext) -> None:
@@ -92,11 +89,6 @@ class MoneyMachine(MoneySteps):
             self.renew(0, renewal, "card")
 
     # Money arrives
-
-    @rule(amount=AMOUNTS)
-    def top_up(self, amount: int) -> None:
-        payment_id = self.unique("pay")
-        self.run(self.insert_top_up(payment_id, amount))
 
     @rule(amount=AMOUNTS)
     def grant_promotional_credit(self, amount: int) -> None:
@@ -330,50 +322,6 @@ class MoneyMachine(MoneySteps):
         self.change_plan(
             position, plan, PlanChangeMode.IMMEDIATE, result=result, card=True, hours=5, rolled_back=rolled_back
         )
-
-    # Refunds
-
-    @rule(
-        position=POSITIONS,
-        amount=st.sampled_from([None, 10, 130, 500]),
-        destination=st.sampled_from(RefundDestination),
-        response=st.sampled_from(RefundStatus),
-    )
-    def refund(self, position: int, amount: int | None, destination: RefundDestination, response: RefundStatus) -> None:
-        payments = self.query("SELECT id FROM payments WHERE captured_minor > 0 ORDER BY created_at, id")
-        if not payments:
-            return
-        command = RefundInput(
-            refund_id=self.unique("re"),
-            payment_id=payments[position % len(payments)]["id"],
-            organization_id=ORGANIZATION,
-            amount=None if amount is None else usd(amount),
-            destination=destination,
-            reason="goodwill",
-            actor=USER,
-        )
-        reserved = self.perform(
-            self.in_activity(self.account.refunds.reserve), ReserveRefund(command=command, now=ORDERED_AT)
-        )
-        if reserved is None or reserved.status != RefundStatus.PENDING:
-            return
-        self.account.gateway.refund_status = response
-        self.send_refund(command.refund_id)
-
-    @precondition(lambda self: self.query("SELECT FROM refunds WHERE status = 'pending'"))
-    @rule(position=POSITIONS, response=st.sampled_from(RefundStatus))
-    def follow_refund(self, position: int, response: RefundStatus) -> None:
-        pending = self.query("SELECT id FROM refunds WHERE status = 'pending' ORDER BY id")
-        if pending:
-            self.account.gateway.refund_status = response
-            self.send_refund(pending[position % len(pending)]["id"])
-
-    def send_refund(self, refund_id: str) -> None:
-        sent = self.perform(
-            self.in_activity(self.account.refunds.send), SendRefund(refund_id=refund_id, now=ORDERED_AT)
-        )
-        assert sent is not None
-        self.note(f"a refund to the source is {sent.status}")
 
     # After each command
 

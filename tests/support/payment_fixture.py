@@ -73,6 +73,17 @@ class PaymentFixture:
         all_charges = httpx.get(f"{self.stripe.url}/sandbox/charges").json()
         return [charge for charge in all_charges if (charge["idempotency_key"] or "").startswith(pay.payment_id)]
 
+    def refunds_at_gateway(self, pay: PaymentInput) -> list[dict[str, Any]]:
+        """Return the refunds of the payment as the gateway knows them, oldest first."""
+        intents = {charge["payment_intent"] for charge in self.charges(pay)}
+        refunds = httpx.get(f"{self.stripe.url}/sandbox/refunds").json()
+        return [refund for refund in refunds if refund["payment_intent"] in intents]
+
+    def fail_refund(self, reference: str, failure_reason: str = "lost_or_stolen_card") -> None:
+        """The bank rejects a refund that the gateway has sent."""
+        body = {"failure_reason": failure_reason}
+        httpx.post(f"{self.stripe.url}/sandbox/refunds/{reference}/fail", json=body).raise_for_status()
+
     async def balances(self, currency: str = "USD") -> tuple[int, int]:
         """Return the wallet and held balances in minor units. Asserts that the ledger is balanced."""
         async with self.sessions.begin() as session:

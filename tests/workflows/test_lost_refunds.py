@@ -24,13 +24,14 @@ from tests.support.workers import build_worker
 from workflows import names
 from workflows.client import WorkflowClient
 from workflows.lost_workflows import find_lost
-from workflows.ports.payments import ChargePayment, PaymentInput, RefundDestination, RefundInput, ReserveRefund
+from workflows.ports.payments import ChargePayment, PaymentInput
 from workflows.ports.reconciliation import (
     ReconciliationInput,
     ReconciliationOutcome,
     RestartLostWorkflows,
     RestartOutcome,
 )
+from workflows.ports.refunds import RefundDestination, RefundInput, ReserveRefund
 from workflows.reconciliation import Reconciliation
 from workflows.refund import Refund
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -34,14 +34,17 @@ from workflows.ports.payments import (
     MakePaymentMethodDefault,
     PaymentMethodActivities,
     PaymentMethodAdded,
+    RemovePaymentMethod,
+    SetDefault,
+)
+from workflows.ports.refunds import (
+    RecheckRefund,
     RefundActivities,
     RefundDestination,
     RefundInput,
     RefundOutcome,
-    RemovePaymentMethod,
     ReserveRefund,
     SendRefund,
-    SetDefault,
 )
 from workflows.ports.subscription import FundsArrived
 from workflows.refund import Refund
@@ -53,6 +56,9 @@ from workflows.rules.errors import ErrorCode
 class FakeRefundsAndMethods(RefundActivities, PaymentMethodActivities):
     responses: list[str] = field(default_factory=list)
     sends: int = 0
+    rechecks: int = 0
+    recheck_responses: list[str] = field(default_factory=list)
+    while_sending: Callable[[], Awaitable[None]] | None = None
     past_due_subscription_ids: list[str] = field(default_factory=list)
     make_error: Callable[[], Exception] | None = None
 
@@ -65,15 +71,21 @@ class FakeRefundsAndMethods(RefundActivities, PaymentMethodActivities):
     @activity.defn(name="refunds.send")
     async def send(self, command: SendRefund) -> RefundOutcome:
         self.sends += 1
-        status = self.responses.pop(0)
+        if self.while_sending is not None:
+            await self.while_sending()
+        return self._respond(command.refund_id, self.responses.pop(0))
+
+    @activity.defn(name="refunds.recheck")
+    async def recheck(self, command: RecheckRefund) -> RefundOutcome:
+        self.rechecks += 1
+        return self._respond(command.refund_id, self.recheck_responses.pop(0))
+
+    def _respond(self, refund_id: str, status: str) -> RefundOutcome:
         if status == "silent":
             raise gateway_unavailable_error()
-        return RefundOutcome(
-            refund_id=command.refund_id,
-            status=status,
-            amount=USD,
-            past_due_subscription_ids=self.past_due_subscription_ids,
-        )
+        # A refund to the source adds to the wallet when it fails.
+        debtors = self.past_due_subscription_ids if status == "failed" else []
+        return RefundOutcome(refund_id=refund_id, status=status, amount=USD, past_due_subscription_ids=debtors)
 
     @activity.defn(name="payment_methods.attach")
     async def attach(self, command: AttachPaymentMethod) -> AttachOutcome:
@@ -143,6 +155,59 @@ async def test_a_refund_that_the_gateway_calls_pending_is_answered_at_once(tempo
         assert (await handle.describe()).status is WorkflowExecutionStatus.RUNNING
         assert fakes.sends == 1
         await handle.terminate()
+
+
+@pytest.mark.scenario("B35")
+async def test_an_event_about_a_pending_refund_asks_the_gateway_at_once(temporal: TemporalFixture) -> None:
+    async with run_fakes(temporal, responses=["pending", "succeeded"], recheck_responses=["succeeded"]) as (
+        fakes,
+        queue,
+    ):
+        handle = await temporal.client.start_workflow(
+            Refund.run, REFUND, id=TemporalFixture.unique_id("refund"), task_queue=queue
+        )
+        assert (await handle.execute_update(Refund.await_outcome)).status == "pending"
+        await handle.signal(Refund.gateway_event, "evt_1")
+        assert (await handle.result()).status == "succeeded"
+        assert (fakes.sends, fakes.rechecks) == (2, 1)
+
+
+@pytest.mark.scenario("B35")
+async def test_a_refund_that_its_bank_rejects_while_the_gateway_answers_that_it_was_sent_is_rechecked(
+    temporal: TemporalFixture,
+) -> None:
+    """The response to the request is older than the event."""
+    debtor = TemporalFixture.unique_id("sub")
+    async with run_fakes(
+        temporal, responses=["succeeded"], recheck_responses=["failed"], past_due_subscription_ids=[debtor]
+    ) as (fakes, queue):
+        subscription = await temporal.client.start_workflow(
+            PastDueSubscription.run, id=names.subscription_workflow_id(debtor), task_queue=queue
+        )
+        workflow_id = TemporalFixture.unique_id("refund")
+        handle = temporal.client.get_workflow_handle(workflow_id, result_type=RefundOutcome)
+        fakes.while_sending = lambda: handle.signal(Refund.gateway_event, "evt_1")
+        await temporal.client.start_workflow(Refund.run, REFUND, id=workflow_id, task_queue=queue)
+        assert (await handle.result()).status == "failed"
+        assert (fakes.sends, fakes.rechecks) == (1, 1)
+        assert await subscription.result() == FundsArrived(source="re_1", kind=FundsKind.CREDIT)
+
+
+@pytest.mark.scenario("B35")
+async def test_an_event_is_looked_into_once_the_gateway_answers_again(temporal: TemporalFixture) -> None:
+    async with run_fakes(temporal, responses=["succeeded"], recheck_responses=["silent", "silent", "failed"]) as (
+        fakes,
+        queue,
+    ):
+        workflow_id = TemporalFixture.unique_id("refund")
+        handle = temporal.client.get_workflow_handle(workflow_id, result_type=RefundOutcome)
+        fakes.while_sending = lambda: handle.signal(Refund.gateway_event, "evt_1")
+        await temporal.client.start_workflow(Refund.run, REFUND, id=workflow_id, task_queue=queue)
+        await wait_until(lambda: fakes.rechecks == 1)
+        assert (await handle.execute_update(Refund.await_outcome)).status == "succeeded"
+        await temporal.fast_forward(handle, timedelta(minutes=6))
+        assert (await handle.result()).status == "failed"
+        assert (fakes.sends, fakes.rechecks) == (1, 3)
 
 
 async def test_a_rejected_refund_refuses_its_caller(temporal: TemporalFixture) -> None:

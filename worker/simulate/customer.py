@@ -10,7 +10,8 @@ from sqlalchemy import text
 from db.session import SessionFactory
 from workflows.client import WorkflowClient
 from workflows.ports.billing import AdjustWallet
-from workflows.ports.payments import AddPaymentMethod, PaymentInput, Purpose, RefundDestination, RefundInput
+from workflows.ports.payments import AddPaymentMethod, PaymentInput, Purpose
+from workflows.ports.refunds import RefundDestination, RefundInput
 from workflows.rules.errors import ErrorCode, RuleViolation
 from workflows.rules.ids import derive_id
 from workflows.rules.money import Money

@@ -1,4 +1,4 @@
-"""What payments, cards on file and refunds are started with, what they ask of activities, and how they end.
+"""What payments and cards on file are started with, what they ask of activities, and how they end.
 
 Activities that write are one transaction; those that ask a gateway hold none open meanwhile. Every one may run any
 number of times. ``now`` is business time.
@@ -98,44 +98,6 @@ class PaymentMethodAdded:
     last4: str
     expires: str | None
     default: bool
-
-
-class RefundDestination(StrEnum):
-    SOURCE = "source"
-    WALLET = "wallet"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RefundInput:
-    """Start input of ``Refund``. ``amount`` None means all that is left.
-
-    ``actor`` (a user's id), ``request_id`` and ``address`` (the client's IP) go into the audit log.
-    """
-
-    refund_id: str
-    payment_id: str
-    organization_id: str
-    amount: Money | None
-    destination: RefundDestination
-    reason: str
-    actor: str
-    request_id: str = ""
-    address: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RefundOutcome:
-    """How a refund stands.
-
-    Attributes:
-        past_due_subscription_ids: The organization's subscriptions that money returned to the wallet may pay, the
-            oldest debt first.
-    """
-
-    refund_id: str
-    status: str
-    amount: Money
-    past_due_subscription_ids: list[str] = field(default_factory=list)
 
 
 def payment_input_from_record(facts: PaymentRecord) -> PaymentInput:
@@ -356,32 +318,4 @@ class PaymentMethodActivities(Protocol):
 
         Raises (non-retryable): ``NOT_FOUND``, ``PAYMENT_METHOD_IN_USE`` for the last one while a debt is open.
         """
-        ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReserveRefund:
-    command: RefundInput
-    now: datetime
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SendRefund:
-    refund_id: str
-    now: datetime
-
-
-class RefundActivities(Protocol):
-    @activity.defn(name="refunds.reserve")
-    async def reserve(self, command: ReserveRefund) -> RefundOutcome:
-        """Reserve the amount of its payment, once per refund; a refund to the wallet is done with that.
-
-        Raises (non-retryable): ``NOT_FOUND``, ``REFUND_EXCEEDS_PAYMENT``, ``INSUFFICIENT_FUNDS`` when a top-up was
-        spent, ``CONFLICT`` when the payment has not been received or its money is in the wallet already.
-        """
-        ...
-
-    @activity.defn(name="refunds.send")
-    async def send(self, command: SendRefund) -> RefundOutcome:
-        """Have the gateway send the money back and record what it says: ``succeeded``, ``failed`` or ``pending``."""
         ...

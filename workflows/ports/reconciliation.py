@@ -105,7 +105,7 @@ class ReconciliationActivities(Protocol):
 
     @activity.defn(name="reconciliation.deliver_pending_webhooks")
     async def deliver_pending_webhooks(self, command: DeliverPendingWebhooks) -> WebhookDeliveryOutcome:
-        """Hand webhooks on that were recorded but never reached their payment, the oldest first."""
+        """Hand webhooks on that were recorded but never reached their payment or refund, the oldest first."""
         ...
 
     @activity.defn(name="reconciliation.restart_payments")

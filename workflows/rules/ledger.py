@@ -223,6 +223,13 @@ def charge_refund_transaction(gateway: str, amount: Money) -> LedgerTransaction:
     )
 
 
+def returned_refund_transaction(gateway: str, amount: Money) -> LedgerTransaction:
+    """The bank rejected a refund: its money is at the gateway again, and the customer has it in the wallet."""
+    return build_transaction(
+        TransactionKind.REFUND, (clearing_account(gateway), -amount), (LedgerAccount.WALLET, amount)
+    )
+
+
 def adjustment_transaction(amount: Money) -> LedgerTransaction:
     """An administrator adds to the wallet, or takes from it when negative."""
     return build_transaction(

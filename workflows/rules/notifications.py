@@ -31,6 +31,7 @@ class NotificationKind(StrEnum):
     SUBSCRIPTION_EXPIRED = "subscription_expired"
     PLAN_CHANGED = "plan_changed"
     REFUND_SUCCEEDED = "refund_succeeded"
+    REFUND_FAILED = "refund_failed"
     OPERATOR_ALERT = "operator_alert"
 
     @property

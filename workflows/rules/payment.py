@@ -51,6 +51,17 @@ IN_FLIGHT_STATUSES = frozenset({S.CREATED, S.PENDING, S.UNKNOWN, S.AUTHORIZED})
 PAID_STATUSES = frozenset({S.SUCCEEDED, S.PARTIALLY_REFUNDED, S.REFUNDED, S.DISPUTED})
 
 
+REFUNDABLE_STATUSES = frozenset({S.SUCCEEDED, S.PARTIALLY_REFUNDED, S.REFUNDED})
+
+REFUND_TRANSITIONS: dict[RefundStatus, frozenset[RefundStatus]] = {
+    RefundStatus.PENDING: frozenset({RefundStatus.SUCCEEDED, RefundStatus.FAILED}),
+    # The bank may reject a refund for some days after the gateway has sent it.
+    RefundStatus.SUCCEEDED: frozenset({RefundStatus.FAILED}),
+    RefundStatus.FAILED: frozenset(),
+}
+"""What a gateway may report next of a refund to the source."""
+
+
 def transition(current: PaymentStatus, target: PaymentStatus) -> PaymentStatus:
     """Return ``target`` if it is a legal move.
 
@@ -65,6 +76,15 @@ def transition(current: PaymentStatus, target: PaymentStatus) -> PaymentStatus:
 def apply_gateway_status(current: PaymentStatus, reported: PaymentStatus) -> PaymentStatus:
     """Return the status after a gateway has reported one: a report that comes late or twice changes nothing."""
     return reported if reported in TRANSITIONS[current] else current
+
+
+def status_after_refunds(current: PaymentStatus, *, captured_minor: int, refunded_minor: int) -> PaymentStatus:
+    """Return the status of a payment of which ``refunded_minor`` was refunded for certain. A disputed one stays so."""
+    if current not in REFUNDABLE_STATUSES:
+        return current
+    if refunded_minor == 0:
+        return S.SUCCEEDED
+    return S.REFUNDED if refunded_minor == captured_minor else S.PARTIALLY_REFUNDED
 
 
 UNPAID_FINAL_STATUSES = frozenset({S.FAILED, S.EXPIRED, S.CANCELLED})
@@ -85,6 +105,21 @@ class PaymentRecord:
     subscription_id: str | None
     invoice_id: str | None
     created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedRefund:
+    """A refund as it is on record."""
+
+    refund_id: str
+    payment_id: str
+    organization_id: str
+    amount: Money
+    destination: str
+    status: RefundStatus
+    reason: str
+    actor: str
+    request_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

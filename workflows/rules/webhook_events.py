@@ -1,4 +1,4 @@
-"""What a verified webhook says about a payment: each gateway's JSON reduced to the same few facts."""
+"""What a verified webhook says about a payment or a refund: each gateway's JSON reduced to the same few facts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from workflows.rules.gateway_amounts import from_gateway_amount
 from workflows.rules.money import Money
-from workflows.rules.payment import PaymentStatus
+from workflows.rules.payment import PaymentStatus, RefundStatus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,15 +33,32 @@ class PaymentEvent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RefundEvent:
+    """An event about a refund.
+
+    Attributes:
+        gateway_reference: The gateway's name of the refund.
+        refund_id: Ours, as the gateway carried it along; None when it did not.
+    """
+
+    gateway: str
+    event_id: str
+    event_type: str
+    gateway_reference: str
+    status: RefundStatus
+    refund_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class IgnoredEvent:
-    """An event that says nothing new about a payment. It is recorded and answered, nothing else."""
+    """An event that says nothing new about a payment or a refund. It is recorded and answered, nothing else."""
 
     gateway: str
     event_id: str
     event_type: str
 
 
-WebhookEvent = PaymentEvent | IgnoredEvent
+WebhookEvent = PaymentEvent | RefundEvent | IgnoredEvent
 
 
 class MalformedWebhook(ValueError):
@@ -58,6 +75,18 @@ _STRIPE_STATUSES: Mapping[str, PaymentStatus] = {
 }
 
 
+_STRIPE_REFUND_EVENTS = frozenset({"refund.updated", "refund.failed", "charge.refund.updated"})
+"""Their object is the refund."""
+
+STRIPE_REFUND_STATUSES: Mapping[str, RefundStatus] = {
+    "succeeded": RefundStatus.SUCCEEDED,
+    "pending": RefundStatus.PENDING,
+    "requires_action": RefundStatus.PENDING,
+    "failed": RefundStatus.FAILED,
+    "canceled": RefundStatus.FAILED,
+}
+
+
 def parse_stripe_event(event: Mapping[str, Any]) -> WebhookEvent:
     """Read a Stripe event (API object ``event``).
 
@@ -65,13 +94,13 @@ def parse_stripe_event(event: Mapping[str, Any]) -> WebhookEvent:
         MalformedWebhook: a documented field is missing or of another type.
     """
     event_id, kind = _require_text(event, "id"), _require_text(event, "type")
+    if kind in _STRIPE_REFUND_EVENTS:
+        return _parse_stripe_refund(event, event_id, kind)
     status = _STRIPE_STATUSES.get(kind)
     if status is None:
         return IgnoredEvent(gateway="stripe", event_id=event_id, event_type=kind)
     intent = _require_mapping(_require_mapping(event, "data"), "object")
-    metadata = intent.get("metadata") or {}
-    if not isinstance(metadata, Mapping):
-        raise MalformedWebhook("metadata")
+    metadata = _metadata(intent)
     received = "amount_received" if status is PaymentStatus.SUCCEEDED else "amount"
     error = intent.get("last_payment_error") if status is PaymentStatus.FAILED else None
     return PaymentEvent(
@@ -87,6 +116,25 @@ def parse_stripe_event(event: Mapping[str, Any]) -> WebhookEvent:
         if isinstance(error, Mapping)
         else None,
     )
+
+
+def _parse_stripe_refund(event: Mapping[str, Any], event_id: str, kind: str) -> RefundEvent:
+    refund = _require_mapping(_require_mapping(event, "data"), "object")
+    return RefundEvent(
+        gateway="stripe",
+        event_id=event_id,
+        event_type=kind,
+        gateway_reference=_require_text(refund, "id"),
+        status=STRIPE_REFUND_STATUSES.get(_optional_text(refund, "status") or "pending", RefundStatus.PENDING),
+        refund_id=_optional_text(_metadata(refund), "berth_refund"),
+    )
+
+
+def _metadata(source: Mapping[str, Any]) -> Mapping[str, Any]:
+    metadata = source.get("metadata") or {}
+    if not isinstance(metadata, Mapping):
+        raise MalformedWebhook("metadata")
+    return metadata
 
 
 _MIDTRANS_STATUSES: Mapping[str, PaymentStatus] = {

@@ -33,7 +33,7 @@ from db.queries import admin_reads, billing_reads, identity, payment_reads, subs
 from db.queries.subscriptions import SubscriptionDetails
 from db.reads import SessionReader
 from workflows.ports.billing import AdjustWallet
-from workflows.ports.payments import RefundInput
+from workflows.ports.refunds import RefundInput
 from workflows.rules.money import Money
 from workflows.rules.payment import PaymentStatus, RefundStatus
 from workflows.rules.subscription import SubscriptionStatus
