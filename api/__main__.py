@@ -16,6 +16,7 @@ from api import logs
 from api.app import create_app
 from api.environment import ConfigurationError, report_faults
 from api.garbage_collection import tune_garbage_collection
+from api.http_protocol import HeaderTimeoutProtocol
 from api.redaction import mask_text
 from api.schema_check import is_schema_usable
 from api.settings import load_settings
@@ -60,8 +61,8 @@ def main() -> int:
             forwarded_allow_ips=list(settings.trusted_proxies),
             backlog=2048,
             loop="uvloop",
-            # httptools, which is used where it is installed, reads a header of any length.
-            http="h11",
+            # Not httptools, which is used where it is installed: it reads a header of any length.
+            http=HeaderTimeoutProtocol,
         )
     )
     # The server raises the signal again once it has shut down; its default action would be a death by signal.
