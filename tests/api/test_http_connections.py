@@ -17,7 +17,7 @@ from api.http_protocol import HeaderTimeoutProtocol
 from deploy.ports import LOOPBACK, free_ports
 from tests.support.wait import wait_until
 
-PATIENCE = 20.0
+CLOSE_TIMEOUT = 20.0
 """Seconds after which a connection that is still open fails its test."""
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -29,10 +29,10 @@ class ImpatientProtocol(HeaderTimeoutProtocol):
 
 @dataclass(slots=True, kw_only=True)
 class RunningServer:
-    """A server whose only route answers once ``may_answer`` is set."""
+    """A server whose only route responds once ``may_respond`` is set."""
 
     port: int
-    may_answer: asyncio.Event = field(default_factory=asyncio.Event)
+    may_respond: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection(LOOPBACK, self.port)
@@ -43,25 +43,25 @@ async def running_server() -> AsyncIterator[RunningServer]:
     (port,) = free_ports(1)
     running = RunningServer(port=port)
 
-    async def answer(_: Request) -> PlainTextResponse:
-        await running.may_answer.wait()
+    async def respond(_: Request) -> PlainTextResponse:
+        await running.may_respond.wait()
         return PlainTextResponse("answered")
 
     server = uvicorn.Server(
         uvicorn.Config(
-            Starlette(routes=[Route("/", answer)]),
+            Starlette(routes=[Route("/", respond)]),
             host=LOOPBACK,
             port=port,
             log_config=None,
             lifespan="off",
             http=ImpatientProtocol,
-            timeout_keep_alive=int(PATIENCE),
+            timeout_keep_alive=int(CLOSE_TIMEOUT),
             timeout_graceful_shutdown=1,
         )
     )
     serving = asyncio.create_task(server.serve())
     try:
-        await wait_until(lambda: server.started, timeout=PATIENCE, description="the server")
+        await wait_until(lambda: server.started, timeout=CLOSE_TIMEOUT, description="the server")
         yield running
     finally:
         server.should_exit = True
@@ -69,11 +69,11 @@ async def running_server() -> AsyncIterator[RunningServer]:
 
 
 async def is_closed(reader: asyncio.StreamReader) -> bool:
-    return await asyncio.wait_for(reader.read(), PATIENCE) == b""
+    return await asyncio.wait_for(reader.read(), CLOSE_TIMEOUT) == b""
 
 
 async def read_response(reader: asyncio.StreamReader) -> bytes:
-    return await asyncio.wait_for(reader.readuntil(b"answered"), PATIENCE)
+    return await asyncio.wait_for(reader.readuntil(b"answered"), CLOSE_TIMEOUT)
 
 
 async def test_a_connection_that_sends_nothing_is_closed() -> None:
@@ -88,7 +88,7 @@ async def test_a_client_that_sends_its_headers_byte_by_byte_does_not_defer_the_e
         reader, writer = await server.connect()
         end = asyncio.ensure_future(reader.read())
         sent = 0
-        while not end.done() and sent < 100 * PATIENCE:
+        while not end.done() and sent < 100 * CLOSE_TIMEOUT:
             writer.write(b"G" if sent == 0 else b"E")
             sent += 1
             await asyncio.wait({end}, timeout=0.01)
@@ -99,7 +99,7 @@ async def test_a_client_that_sends_its_headers_byte_by_byte_does_not_defer_the_e
 
 async def test_a_half_sent_second_request_is_closed() -> None:
     async with running_server() as server:
-        server.may_answer.set()
+        server.may_respond.set()
         reader, writer = await server.connect()
         writer.write(REQUEST)
         assert await read_response(reader)
@@ -115,7 +115,7 @@ async def test_a_request_that_is_complete_may_take_longer_than_its_headers() -> 
         # Opened later and closed by its timeout: so the timeout of the first connection has passed as well.
         silent_reader, silent_writer = await server.connect()
         assert await is_closed(silent_reader)
-        server.may_answer.set()
+        server.may_respond.set()
         assert b"200 OK" in await read_response(reader)
         for each in (writer, silent_writer):
             each.close()
@@ -123,7 +123,7 @@ async def test_a_request_that_is_complete_may_take_longer_than_its_headers() -> 
 
 async def test_kept_alive_connections_serve_further_requests() -> None:
     async with running_server() as server:
-        server.may_answer.set()
+        server.may_respond.set()
         reader, writer = await server.connect()
         for _ in range(3):
             writer.write(REQUEST)
