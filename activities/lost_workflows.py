@@ -26,7 +26,7 @@ from workflows.ports.reconciliation import RestartLostWorkflows, RestartOutcome
 from workflows.ports.refunds import refund_input_from_record
 from workflows.ports.subscription import PLATFORM_ACTOR, CreateSubscription
 from workflows.rules.funding import CollectionMethod
-from workflows.rules.order_payments import pays_unfinished_order
+from workflows.rules.order_payments import is_needed_by_order
 
 PAYMENT_MINIMUM_AGE = timedelta(minutes=15)
 """Younger payments may be between two workflows: a webhook or a restarted subscription starts them."""
@@ -45,7 +45,7 @@ async def restart_payments(
         page = await workflow_recovery.list_in_flight_payments(
             session, after=command.after, limit=command.limit, minimum_age=PAYMENT_MINIMUM_AGE
         )
-    payments = {payment.payment_id: payment for payment, facts in page if not pays_unfinished_order(facts)}
+    payments = {payment.payment_id: payment for payment, facts in page if not is_needed_by_order(facts)}
     lost = await _find_lost(
         sessions,
         workflows,

@@ -28,6 +28,7 @@ from workflows.ports.payments import (
     PaymentProgress,
     PollPayment,
     Purpose,
+    Requester,
 )
 from workflows.rules.errors import ErrorCode, RuleViolation
 from workflows.rules.order_payments import is_capture_expected, may_void
@@ -51,7 +52,7 @@ class GatewayPaymentActivities(PaymentActivities):
             return progress
         if not is_key_retained:
             # A workflow that was started again long after the request: the gateway would charge a second time.
-            return await self.poll(PollPayment(input=payment_input, is_abandoned=False, now=command.now))
+            return await self.poll(PollPayment(input=payment_input, requester=Requester.WAITING, now=command.now))
         if payment_input.gateway not in self._gateways:
             return await self._close_payment(
                 payment_input.payment_id, PaymentStatus.FAILED, "gateway_unavailable", command.now
@@ -69,7 +70,7 @@ class GatewayPaymentActivities(PaymentActivities):
             progress = await gateway_results.payment_progress(session, payment)
             is_key_retained = await payments.is_idempotency_key_retained(session, payment)
             customer = await payments.get_gateway_customer(session, payment.organization_id, payment.gateway)
-            is_abandoned = await _is_abandoned(session, payment, is_reported=command.is_abandoned)
+            is_abandoned = await _is_abandoned(session, payment, command.requester)
         if payment.status in FINAL_STATUSES:
             return progress
         gateway = self._gateways[payment.gateway]
@@ -104,7 +105,7 @@ class GatewayPaymentActivities(PaymentActivities):
                 redirect_url=payment.redirect_url,
             )
             source = EventSource(gateway=event.gateway, event_id=event.event_id)
-            is_abandoned = await _is_abandoned(session, payment, is_reported=command.is_abandoned)
+            is_abandoned = await _is_abandoned(session, payment, command.requester)
             return await gateway_results.apply_gateway_payment(
                 session, payment, gateway_payment, source=source, is_abandoned=is_abandoned, now=command.now
             )
@@ -131,7 +132,7 @@ class GatewayPaymentActivities(PaymentActivities):
         async with self._sessions() as session:
             facts = await workflow_recovery.get_purpose_facts(session, payment.id)
         status = PaymentStatus(payment.status)
-        if status in PAID_STATUSES or not may_void(status, facts, is_awaited=command.is_awaited):
+        if status in PAID_STATUSES or not may_void(status, facts, is_awaited=command.requester is not Requester.ABSENT):
             return progress
         reference = payment.gateway_reference
         if reference is None:
@@ -235,9 +236,11 @@ class GatewayPaymentActivities(PaymentActivities):
             )
 
 
-async def _is_abandoned(session: AsyncSession, payment: Payment, *, is_reported: bool) -> bool:
-    """Return whether a payment is abandoned that its workflow reports as such."""
-    return is_reported and not is_capture_expected(await workflow_recovery.get_purpose_facts(session, payment.id))
+async def _is_abandoned(session: AsyncSession, payment: Payment, requester: Requester) -> bool:
+    """Return whether nothing needs the payment any more: neither who ordered it nor the first invoice of an order."""
+    return requester.abandons_payment and not is_capture_expected(
+        await workflow_recovery.get_purpose_facts(session, payment.id)
+    )
 
 
 async def get_or_create_gateway_customer(

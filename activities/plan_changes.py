@@ -113,7 +113,7 @@ async def _replayed_outcome(
         debtors = await list_debtors(session, subscription.organization_id)
         return replace(changed, past_due_subscription_ids=debtors)
     card = agreed_card_charge(await invoices.lock_open_hold(session, subscription.id))
-    return replace(changed, result=PlanChangeResult.CARD_CHARGE_REQUIRED, card=card)
+    return replace(changed, result=PlanChangeResult.CARD_CHARGE_REQUIRED, card_charge=card)
 
 
 async def _schedule_change(
@@ -314,7 +314,7 @@ async def _invoice_change(
             changes, subscription, draft, status=InvoiceStatus.DRAFT, due=draft.total, explanation=explanation
         )
         await changes.write(session)
-        return replace(changed, result=PlanChangeResult.CARD_CHARGE_REQUIRED, invoice_id=invoice.id, card=card)
+        return replace(changed, result=PlanChangeResult.CARD_CHARGE_REQUIRED, invoice_id=invoice.id, card_charge=card)
     await post_invoice_transaction(session, changes, draft, f"Change to {name}", funding)
     add_invoice_paid_events(changes, draft.id, draft.total, funding.carried)
     period = quote.period if quote.is_new_anchor else None

@@ -40,7 +40,7 @@ async def replay_creation(
             price=subscription.price,
         ),
         pending_terms=pending_terms,
-        card=await _agreed_card_charge(session, subscription),
+        card_charge=await _agreed_card_charge(session, subscription),
         order=to_recorded_order(subscription),
     )
 

@@ -317,7 +317,7 @@ class PostgresSubscriptionActivities(SubscriptionActivities):
         committed = await committed_state(session, subscription, changes)
         await changes.write_and_commit(session, *inserts)
         return CreateSubscriptionOutcome(
-            state=committed, terms=terms, card=card_charge_for(funding), order=to_recorded_order(subscription)
+            state=committed, terms=terms, card_charge=card_charge_for(funding), order=to_recorded_order(subscription)
         )
 
 

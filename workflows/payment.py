@@ -35,6 +35,7 @@ with workflow.unsafe.imports_passed_through():
         PaymentProgress,
         PollPayment,
         Purpose,
+        Requester,
     )
     from workflows.rules.dunning import FundsKind
     from workflows.rules.errors import ErrorCode
@@ -54,11 +55,8 @@ class Payment:
         self._input = input
         self._events: deque[GatewayEvent] = deque()
         self._capture_requested = False
-        # False: restarted without a parent, by a webhook or the reconciliation. The workflow that ordered the payment
-        # has ended, or it runs and awaits another run of this payment, which an operator terminated.
-        self._is_awaited = input.purpose is Purpose.TOP_UP or workflow.info().parent is not None
-        # Also an awaited payment is abandoned later, by the signal `cancel_authorization`.
-        self._is_abandoned = not self._is_awaited
+        is_awaited = input.purpose is Purpose.TOP_UP or workflow.info().parent is not None
+        self._requester = Requester.WAITING if is_awaited else Requester.ABSENT
         self._progress: PaymentProgress | None = None
         self._outcome_for_parent: PaymentOutcome | None = None
         self._error: ApplicationError | None = None
@@ -106,7 +104,8 @@ class Payment:
     @workflow.signal
     async def cancel_authorization(self) -> None:
         """Abandon the payment: void an authorization; money that was captured becomes wallet credit."""
-        self._is_abandoned = True
+        if self._requester is Requester.WAITING:
+            self._requester = Requester.WITHDRAWN
         self._status_since, self._poll_count, self._retry_at_next_poll = workflow.now(), 0, False
 
     # Steps
@@ -167,7 +166,7 @@ class Payment:
     async def _poll_gateway(self) -> None:
         self._poll_count += 1
         self._retry_at_next_poll = False
-        command = PollPayment(input=self._input, is_abandoned=self._is_abandoned, now=self._business_time())
+        command = PollPayment(input=self._input, requester=self._requester, now=self._business_time())
         try:
             progress = await workflow.execute_activity_method(PaymentActivities.poll, command, **policies.GATEWAY)
         except ActivityError as error:
@@ -181,7 +180,7 @@ class Payment:
         command = ApplyGatewayEvent(
             payment_id=self._input.payment_id,
             event=event,
-            is_abandoned=self._is_abandoned,
+            requester=self._requester,
             now=self._business_time(),
         )
         try:
@@ -198,7 +197,7 @@ class Payment:
             payment_id=self._input.payment_id,
             final_status=final_status,
             now=self._business_time(),
-            is_awaited=self._is_awaited,
+            requester=self._requester,
         )
         await self._request_transition(PaymentActivities.cancel, command)
 
@@ -278,12 +277,12 @@ class Payment:
         return outcome.status is PaymentStatus.PENDING and outcome.redirect_url is not None
 
     def _should_capture(self) -> bool:
-        is_due = self._capture_requested and not self._is_abandoned and not self._retry_at_next_poll
+        is_due = self._capture_requested and not self._requester.abandons_payment and not self._retry_at_next_poll
         return is_due and self._status() is PaymentStatus.AUTHORIZED
 
     def _should_cancel(self) -> bool:
         open_there = self._status() in (PaymentStatus.AUTHORIZED, PaymentStatus.PENDING)
-        return self._is_abandoned and not self._retry_at_next_poll and open_there
+        return self._requester.abandons_payment and not self._retry_at_next_poll and open_there
 
     def _result(self) -> PaymentOutcome:
         if self._error is None:

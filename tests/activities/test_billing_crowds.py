@@ -117,7 +117,7 @@ async def test_concurrent_voids_give_back_once(billing: BillingFixture) -> None:
     await insert_payment_method(billing.sessions)
     command = billing.create_command()
     opened = await billing.subscription_activities.record_order(command)
-    assert opened.card is not None
+    assert opened.card_charge is not None
     subscription = command.order.subscription_id
     await billing.execute("UPDATE subscriptions SET status = 'provisioning'")
     outcome = await billing.billing_activities.start_first_period(billing.start_first_period_command(command, opened))

@@ -62,8 +62,8 @@ async def test_an_order_paid_by_wallet_and_card(billing: BillingFixture) -> None
     await insert_payment_method(billing.sessions)
     command = billing.create_command()
     opened = await billing.assert_idempotent(billing.subscription_activities.record_order, command)
-    assert opened.card is not None
-    assert opened.card.amount == usd(400)
+    assert opened.card_charge is not None
+    assert opened.card_charge.amount == usd(400)
     secured = StartProvisioning(subscription_id=command.order.subscription_id, payment_id="pay_1", now=ORDERED_AT)
     await billing.assert_idempotent(billing.subscription_activities.start_provisioning, secured)
     outcome = await billing.assert_idempotent(

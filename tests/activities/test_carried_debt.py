@@ -185,7 +185,7 @@ async def test_an_order_that_the_wallet_covers_needs_no_card(
 ) -> None:
     await top_up(billing, PRICE)
     opened = await billing.subscription_activities.record_order(billing.create_command())
-    assert (opened.card, opened.state.status) == (None, SubscriptionStatus.PROVISIONING)
+    assert (opened.card_charge, opened.state.status) == (None, SubscriptionStatus.PROVISIONING)
 
 
 @pytest.mark.scenario("B13")
@@ -194,10 +194,10 @@ async def test_a_change_of_the_interval_charges_carried_debt_once(
 ) -> None:
     command = replace(plan_change_command(carried, "pro-yearly"), now=ORDERED_AT + timedelta(seconds=1))
     changed = await billing.assert_idempotent(billing.billing_activities.change_plan, command)
-    assert changed.card is not None
+    assert changed.card_charge is not None
     # 200.00 for the year, of which the unused month has contributed 0.20 that is still owed.
-    assert changed.card.amount.amount_minor == 20_000
-    await insert_card_payment(billing.sessions, "pay_1", carried.id, changed.card.amount)
+    assert changed.card_charge.amount.amount_minor == 20_000
+    await insert_card_payment(billing.sessions, "pay_1", carried.id, changed.card_charge.amount)
     completed = await billing.billing_activities.complete_plan_change(
         CompletePlanChange(
             subscription_id=carried.id,
@@ -219,7 +219,7 @@ async def test_a_plan_change_that_the_wallet_covers_needs_no_card(
     billing: BillingFixture, carried: OpenedSubscription
 ) -> None:
     declined = await billing.billing_activities.change_plan(plan_change_command(carried, "pro"))
-    assert declined.card is not None
+    assert declined.card_charge is not None
     await billing.billing_activities.record_payment_failure(
         RecordPaymentFailure(
             subscription_id=carried.id,
@@ -230,10 +230,10 @@ async def test_a_plan_change_that_the_wallet_covers_needs_no_card(
             now=TEN_DAYS_AFTER_ORDER,
         )
     )
-    await top_up(billing, declined.card.amount.amount_minor - 20)
+    await top_up(billing, declined.card_charge.amount.amount_minor - 20)
     command = replace(plan_change_command(carried, "pro"), plan_change_id="order_2")
     changed = await billing.billing_activities.change_plan(command)
-    assert (changed.card, await billing.balance("debt")) == (None, -20)
+    assert (changed.card_charge, await billing.balance("debt")) == (None, -20)
 
 
 async def remove_card(billing: BillingFixture) -> None:

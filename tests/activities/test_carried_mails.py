@@ -64,7 +64,7 @@ async def test_a_plan_change_names_what_is_charged_and_what_is_carried(account_w
     ordered = await billing.create_active_subscription()
     set_minimum_charge(billing, 5_000)
     changed = await billing.billing_activities.change_plan(plan_change_command(ordered, "pro"))
-    assert changed.card is None
+    assert changed.card_charge is None
     assert await billing.balance("debt") == -916
     text = await sent_text(billing, NotificationKind.PLAN_CHANGED)
     assert "Charged now: US$1.00" in text
@@ -78,8 +78,8 @@ async def test_an_order_names_the_debt_that_its_card_is_charged_for(
 ) -> None:
     billing, command = account_with_card, account_with_card.create_command()
     opened = await billing.subscription_activities.record_order(command)
-    assert opened.card is not None
-    assert opened.card.amount.amount_minor == 520
+    assert opened.card_charge is not None
+    assert opened.card_charge.amount.amount_minor == 520
     (row,) = await billing.query(
         "SELECT template_context -> 'carried_debt' AS debt FROM notifications WHERE kind = 'subscription_created'"
         " AND template_context ->> 'subscription_id' = :id",

@@ -258,9 +258,9 @@ async def aborted_order_whose_payment_was_captured(billing: BillingFixture, gate
     await insert_payment_method(billing.sessions)
     command = billing.create_command()
     opened = await billing.subscription_activities.record_order(command)
-    assert opened.card is not None
+    assert opened.card_charge is not None
     await remove_cards(billing)
-    await insert_card_payment(billing.sessions, "pay_1", command.order.subscription_id, opened.card.amount)
+    await insert_card_payment(billing.sessions, "pay_1", command.order.subscription_id, opened.card_charge.amount)
     abort = AbortOrder(
         subscription_id=command.order.subscription_id,
         status=SubscriptionStatus.CANCELLED,

@@ -58,7 +58,7 @@ async def order_with_card(billing: BillingFixture) -> tuple[OpenedSubscription, 
     await insert_payment_method(billing.sessions)
     command = billing.create_command()
     opened = await billing.subscription_activities.record_order(command)
-    assert opened.card is not None
+    assert opened.card_charge is not None
     secured = StartProvisioning(subscription_id=command.order.subscription_id, payment_id="pay_1", now=ORDERED_AT)
     await billing.subscription_activities.start_provisioning(secured)
     outcome = await billing.billing_activities.start_first_period(billing.start_first_period_command(command, opened))
@@ -318,9 +318,9 @@ async def test_a_refund_that_fails_after_its_invoice_was_voided_goes_to_the_wall
     ordered = await billing.create_active_subscription()
     await insert_payment_method(billing.sessions)
     changed = await billing.billing_activities.change_plan(plan_change_command(ordered, "pro"))
-    assert changed.card is not None
+    assert changed.card_charge is not None
     assert changed.invoice_id is not None
-    await insert_card_payment(billing.sessions, "pay_1", ordered.id, changed.card.amount)
+    await insert_card_payment(billing.sessions, "pay_1", ordered.id, changed.card_charge.amount)
     complete = CompletePlanChange(
         subscription_id=ordered.id,
         invoice_id=changed.invoice_id,

@@ -21,6 +21,7 @@ from workflows.ports.payments import (
     PaymentInput,
     PollPayment,
     Purpose,
+    Requester,
 )
 from workflows.rules.errors import ErrorCode
 from workflows.rules.payment import PaymentStatus
@@ -91,7 +92,7 @@ async def test_unknown_is_resolved_by_asking_the_gateway(payments: PaymentFixtur
     )
     assert lost.outcome.status is S.UNKNOWN
     progress = await run_activity(
-        payments.payment_activities.poll, PollPayment(input=pay, is_abandoned=False, now=FIVE_MINUTES_LATER)
+        payments.payment_activities.poll, PollPayment(input=pay, requester=Requester.WAITING, now=FIVE_MINUTES_LATER)
     )
     assert progress.outcome.status is S.SUCCEEDED
     assert await payments.balances() == (1500, 0)
@@ -103,7 +104,7 @@ async def test_unknown_that_never_reached_the_gateway_is_asked_again_with_its_ke
     pay = payments.payment_input()
     await run_activity(payments.payment_activities.mark_unknown, ChargePayment(input=pay, now=NOW))
     repeated = await run_activity(
-        payments.payment_activities.poll, PollPayment(input=pay, is_abandoned=False, now=FIVE_MINUTES_LATER)
+        payments.payment_activities.poll, PollPayment(input=pay, requester=Requester.WAITING, now=FIVE_MINUTES_LATER)
     )
     assert repeated.outcome.status is S.SUCCEEDED
     assert len(payments.charges(pay)) == 1
@@ -132,7 +133,7 @@ async def test_after_the_gateway_forgot_the_key_nothing_is_charged_blindly(payme
     await run_activity(payments.payment_activities.mark_unknown, ChargePayment(input=pay, now=NOW))
     await payments.rows("UPDATE payments SET gateway_requested_at = now() - interval '23 hours 1 minute' RETURNING id")
     over = await run_activity(
-        payments.payment_activities.poll, PollPayment(input=pay, is_abandoned=False, now=FIVE_MINUTES_LATER)
+        payments.payment_activities.poll, PollPayment(input=pay, requester=Requester.WAITING, now=FIVE_MINUTES_LATER)
     )
     assert (over.outcome.status, over.outcome.decline_code) == (S.FAILED, "never_reached_gateway")
     assert payments.charges(pay) == []
@@ -142,7 +143,7 @@ async def test_an_abandoned_payment_that_never_reached_the_gateway_is_cancelled(
     pay = await for_order(payments)
     await run_activity(payments.payment_activities.mark_unknown, ChargePayment(input=pay, now=NOW))
     over = await run_activity(
-        payments.payment_activities.poll, PollPayment(input=pay, is_abandoned=True, now=FIVE_MINUTES_LATER)
+        payments.payment_activities.poll, PollPayment(input=pay, requester=Requester.ABSENT, now=FIVE_MINUTES_LATER)
     )
     assert over.outcome.status is S.CANCELLED
     assert payments.charges(pay) == []
@@ -175,7 +176,9 @@ async def test_a_payment_that_was_not_completed_in_time_expires(payments: Paymen
     await run_activity(payments.payment_activities.charge, ChargePayment(input=pay, now=NOW))
     over = await run_activity(
         payments.payment_activities.cancel,
-        CancelPayment(payment_id=pay.payment_id, final_status=S.EXPIRED, now=FIVE_MINUTES_LATER),
+        CancelPayment(
+            payment_id=pay.payment_id, final_status=S.EXPIRED, requester=Requester.WAITING, now=FIVE_MINUTES_LATER
+        ),
     )
     assert over.outcome.status is S.EXPIRED
     assert over.outcome.redirect_url is None
@@ -202,7 +205,9 @@ async def test_what_was_authorised_is_let_go_once(payments: PaymentFixture) -> N
     for _ in range(2):
         gone = await run_activity(
             payments.payment_activities.cancel,
-            CancelPayment(payment_id=pay.payment_id, final_status=S.CANCELLED, now=FIVE_MINUTES_LATER),
+            CancelPayment(
+                payment_id=pay.payment_id, final_status=S.CANCELLED, requester=Requester.WAITING, now=FIVE_MINUTES_LATER
+            ),
         )
         assert gone.outcome.status is S.CANCELLED
     assert await payments.balances() == (0, 0)
@@ -256,7 +261,7 @@ async def test_a_webhook_before_our_commit_is_applied_once(payments: PaymentFixt
     )
     await run_activity(
         payments.payment_activities.apply_gateway_event,
-        ApplyGatewayEvent(payment_id=pay.payment_id, event=event, is_abandoned=False, now=FIVE_MINUTES_LATER),
+        ApplyGatewayEvent(payment_id=pay.payment_id, event=event, requester=Requester.WAITING, now=FIVE_MINUTES_LATER),
     )
     assert await payments.balances() == (1500, 0)
     assert (

@@ -131,9 +131,9 @@ async def _changed_by_card(
     changed = await billing.assert_idempotent(
         billing.billing_activities.change_plan, plan_change_command(ordered, plan)
     )
-    assert changed.card is not None
+    assert changed.card_charge is not None
     assert changed.invoice_id is not None
-    await paid_by_card(billing.sessions, "pay_1", ordered.id, changed.card.amount)
+    await paid_by_card(billing.sessions, "pay_1", ordered.id, changed.card_charge.amount)
     complete = CompletePlanChange(
         subscription_id=ordered.id,
         invoice_id=changed.invoice_id,

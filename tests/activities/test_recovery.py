@@ -30,7 +30,7 @@ from workflows.ports.billing import ApplyCardPayment
 from workflows.ports.recovery import LoadRecovery, Recovery, ResumeCollection
 from workflows.ports.subscription import AbortOrder
 from workflows.rules.money import Money
-from workflows.rules.order_payments import pays_unfinished_order
+from workflows.rules.order_payments import is_needed_by_order
 from workflows.rules.renewal import PeriodKind, PeriodOutcome
 from workflows.rules.subscription import SubscriptionStatus
 
@@ -120,7 +120,7 @@ async def test_a_plan_change_that_was_not_paid_is_dropped(billing: BillingFixtur
     ordered = await billing.create_active_subscription()
     await insert_payment_method(billing.sessions)
     changed = await billing.billing_activities.change_plan(plan_change_command(ordered, "pro"))
-    assert changed.card is not None
+    assert changed.card_charge is not None
     await billing.assert_idempotent(
         recovery_activities(billing).resume_collection,
         ResumeCollection(subscription_id=ordered.id, now=TEN_DAYS_AFTER_ORDER),
@@ -136,14 +136,14 @@ async def test_a_card_that_paid_for_a_plan_change_that_was_lost_is_credited(bill
     ordered = await billing.create_active_subscription()
     await insert_payment_method(billing.sessions)
     changed = await billing.billing_activities.change_plan(plan_change_command(ordered, plan))
-    assert changed.card is not None
-    await insert_card_payment(billing.sessions, "pay_1", ordered.id, changed.card.amount)
+    assert changed.card_charge is not None
+    await insert_card_payment(billing.sessions, "pay_1", ordered.id, changed.card_charge.amount)
     command = ApplyCardPayment(
         subscription_id=ordered.id, invoice_id=changed.invoice_id, payment_id="pay_1", now=TEN_DAYS_AFTER_ORDER
     )
     outcome = await billing.assert_idempotent(billing.billing_activities.apply_card_payment, command)
     assert (outcome.state.plan_id, outcome.state.period_end) == ("pln_starter", ordered.period.end)
-    assert await billing.balance() == changed.card.amount.amount_minor
+    assert await billing.balance() == changed.card_charge.amount.amount_minor
     await billing.assert_idempotent(
         recovery_activities(billing).resume_collection,
         ResumeCollection(subscription_id=ordered.id, now=TEN_DAYS_AFTER_ORDER),
@@ -295,7 +295,7 @@ async def test_an_order_needs_its_authorization_until_its_first_invoice_is_paid(
             session, after="", limit=10, minimum_age=timedelta()
         )
     assert (payment.payment_id, listed) == ("pay_1", facts)
-    assert pays_unfinished_order(facts) is not is_paid
+    assert is_needed_by_order(facts) is not is_paid
 
 
 async def test_an_order_is_not_judged_by_an_invoice_of_a_later_period(billing: BillingFixture) -> None:

@@ -120,7 +120,7 @@ async def test_a_plan_change_that_was_carried_as_debt_is_rolled_back_with_its_de
 ) -> None:
     change = replace(plan_change_command(carried, "pro"), now=carried.period.end - timedelta(hours=10))
     changed = await billing.billing_activities.change_plan(change)
-    assert changed.card is None
+    assert changed.card_charge is None
     assert await billing.balance("debt") < -20
     rollback = replace(rollback_command(carried), now=carried.period.end - timedelta(hours=9))
     await billing.assert_idempotent(billing.billing_activities.rollback_plan_change, rollback)

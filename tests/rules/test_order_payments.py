@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workflows.rules.invoice import InvoiceStatus
-from workflows.rules.order_payments import PaymentPurposeFacts, is_capture_expected, may_void, pays_unfinished_order
+from workflows.rules.order_payments import PaymentPurposeFacts, is_capture_expected, is_needed_by_order, may_void
 from workflows.rules.payment import PaymentStatus
 from workflows.rules.subscription import SubscriptionStatus
 
@@ -59,12 +59,12 @@ def test_an_order_needs_its_payment_until_its_first_invoice_is_paid(
 ) -> None:
     facts = _facts(purpose, subscription, invoice)
     assert is_capture_expected(facts) is is_expected
-    assert pays_unfinished_order(facts) is is_needed
+    assert is_needed_by_order(facts) is is_needed
 
 
 @given(FACTS)
 def test_an_order_that_expects_a_capture_needs_the_payment(facts: PaymentPurposeFacts) -> None:
-    assert pays_unfinished_order(facts) or not is_capture_expected(facts)
+    assert is_needed_by_order(facts) or not is_capture_expected(facts)
 
 
 @pytest.mark.parametrize(

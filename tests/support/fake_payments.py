@@ -96,12 +96,12 @@ class FakePayments(PaymentActivities):
 
     @activity.defn(name="payments.poll")
     async def poll(self, command: PollPayment) -> PaymentProgress:
-        return self._apply_status(self._next_response("poll", command), is_abandoned=command.is_abandoned)
+        return self._apply_status(self._next_response("poll", command), is_abandoned=command.requester.abandons_payment)
 
     @activity.defn(name="payments.apply_gateway_event")
     async def apply_gateway_event(self, command: ApplyGatewayEvent) -> PaymentProgress:
         self.applied_event_ids.append(command.event.event_id)
-        return self._apply_status(command.event.status, is_abandoned=command.is_abandoned)
+        return self._apply_status(command.event.status, is_abandoned=command.requester.abandons_payment)
 
     @activity.defn(name="payments.capture")
     async def capture(self, command: CapturePayment) -> PaymentProgress:

@@ -132,7 +132,7 @@ class MoneyMachine(RefundSteps):
         if opened is None:
             return
         ordered = TrackedSubscription(command.order, opened.terms, ORDERED_AT)
-        if opened.card is not None and result == "declined":
+        if opened.card_charge is not None and result == "declined":
             self.perform(
                 billing.subscription_activities.abort_order,
                 AbortOrder(
@@ -146,7 +146,7 @@ class MoneyMachine(RefundSteps):
             self.note("an order is aborted")
             return
         self.subscriptions.append(ordered)
-        if opened.card is not None:
+        if opened.card_charge is not None:
             secured = StartProvisioning(subscription_id=ordered.id, payment_id=None, now=ORDERED_AT)
             self.perform(billing.subscription_activities.start_provisioning, secured)
         started = self.perform(
@@ -267,12 +267,14 @@ class MoneyMachine(RefundSteps):
             return
         if changed.result is PlanChangeResult.CARD_CHARGE_REQUIRED:
             assert changed.invoice_id is not None
-            assert changed.card is not None
+            assert changed.card_charge is not None
             payment_id = self.unique("pay")
             if result == "declined":
                 self.fail_payment(ordered, changed.invoice_id, payment_id)
                 return
-            self.run(insert_card_payment(self.account.billing.sessions, payment_id, ordered.id, changed.card.amount))
+            self.run(
+                insert_card_payment(self.account.billing.sessions, payment_id, ordered.id, changed.card_charge.amount)
+            )
             if result == "cancelled_then_paid":
                 self.change_status(ordered, SubscriptionStatus.CANCELLED)
             completed = self.perform(

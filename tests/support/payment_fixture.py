@@ -22,7 +22,7 @@ from tests.support.databases import DatabaseFixture
 from tests.support.inserts import NOW, insert_open_invoice, insert_organization, insert_subscription
 from tests.support.sandboxes import StripeEndpoint
 from tests.support.temporal import TemporalFixture
-from workflows.ports.payments import ApplyGatewayEvent, GatewayEvent, PaymentInput, Purpose
+from workflows.ports.payments import ApplyGatewayEvent, GatewayEvent, PaymentInput, Purpose, Requester
 from workflows.rules.money import Money
 from workflows.rules.payment import PaymentStatus
 
@@ -112,7 +112,9 @@ class PaymentFixture:
             status=status,
             amount=amount or pay.amount,
         )
-        return ApplyGatewayEvent(payment_id=pay.payment_id, event=event, is_abandoned=False, now=FIVE_MINUTES_LATER)
+        return ApplyGatewayEvent(
+            payment_id=pay.payment_id, event=event, requester=Requester.WAITING, now=FIVE_MINUTES_LATER
+        )
 
     async def notifications(self, kind: str) -> list[dict[str, Any]]:
         return await self.rows("SELECT * FROM notifications WHERE kind = :kind ORDER BY occurred_at", kind=kind)

@@ -181,7 +181,7 @@ class PlanChangeOutcome:
     terms: PlanTerms
     is_new_anchor: bool
     invoice_id: str | None = None
-    card: CardCharge | None = None
+    card_charge: CardCharge | None = None
     past_due_subscription_ids: list[str] = field(default_factory=list)
 
 

@@ -154,27 +154,43 @@ class ChargePayment:
     now: datetime
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PollPayment:
-    """Ask the gateway where the payment stands.
+class Requester(StrEnum):
+    """Where the workflow stands that ordered a payment; of a top-up, the customer.
 
-    Attributes:
-        is_abandoned: No workflow waits for the payment: it must not be charged, and late money becomes wallet credit,
-            unless the first invoice of an order expects it.
+    ``waiting``: it awaits this run of the payment. ``withdrawn``: it awaited this run, and needs the payment no more.
+    ``absent``: a webhook or the reconciliation started this run. The workflow that ordered the payment has ended, or it
+    runs and awaits another run of this payment, which an operator terminated.
     """
 
+    WAITING = "waiting"
+    WITHDRAWN = "withdrawn"
+    ABSENT = "absent"
+
+    @property
+    def abandons_payment(self) -> bool:
+        """Whether the payment must not be charged, and late money becomes wallet credit.
+
+        The first invoice of an order may expect the payment nevertheless (``order_payments.is_capture_expected``).
+        """
+        return self is not Requester.WAITING
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PollPayment:
+    """Ask the gateway where the payment stands."""
+
     input: PaymentInput
-    is_abandoned: bool
+    requester: Requester
     now: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApplyGatewayEvent:
-    """Apply the status that a webhook reports. ``is_abandoned`` as in ``PollPayment``."""
+    """Apply the status that a webhook reports."""
 
     payment_id: str
     event: GatewayEvent
-    is_abandoned: bool
+    requester: Requester
     now: datetime
 
 
@@ -189,13 +205,13 @@ class CancelPayment:
     """Cancel at the gateway; ``final_status`` is ``cancelled`` or ``expired``.
 
     Attributes:
-        is_awaited: False for a run that no workflow awaits: an authorization that an order counts on is kept.
+        requester: While it is absent, an authorization that an order needs is kept.
     """
 
     payment_id: str
     final_status: PaymentStatus
+    requester: Requester
     now: datetime
-    is_awaited: bool = True
 
 
 class PaymentActivities(Protocol):

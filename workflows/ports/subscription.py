@@ -304,11 +304,11 @@ class CardCharge:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreateSubscriptionOutcome:
-    """``card`` is None when credit (or a trial) secures the first period by itself."""
+    """``card_charge`` is None when credit (or a trial) secures the first period by itself."""
 
     state: CommittedState
     terms: PlanTerms
-    card: CardCharge | None
+    card_charge: CardCharge | None
     order: RecordedOrder
     pending_terms: PlanTerms | None = None
 

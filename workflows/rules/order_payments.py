@@ -39,8 +39,10 @@ def is_capture_expected(facts: PaymentPurposeFacts) -> bool:
     )
 
 
-def pays_unfinished_order(facts: PaymentPurposeFacts) -> bool:
-    """Return whether an order that has neither ended nor been paid counts on the payment.
+def is_needed_by_order(facts: PaymentPurposeFacts) -> bool:
+    """Return whether an order that has neither ended nor been paid needs the payment.
+
+    The order's instance may be ready and the subscription active: until its first invoice is paid, the order needs it.
 
     The order's workflow starts the payment again itself, to capture it or to void it. A run without a parent would void
     the authorization that the order is fulfilled on.
@@ -54,4 +56,4 @@ def may_void(status: PaymentStatus, facts: PaymentPurposeFacts, *, is_awaited: b
     Args:
         is_awaited: The workflow that ordered the payment awaits this run, and decides.
     """
-    return is_awaited or status is not PaymentStatus.AUTHORIZED or not pays_unfinished_order(facts)
+    return is_awaited or status is not PaymentStatus.AUTHORIZED or not is_needed_by_order(facts)

@@ -44,6 +44,7 @@ class InstanceReconciler:
         self._context = context
         self._on_resize_failed = on_resize_failed
         self._pending_operation: OperationInput | None = None
+        # Held while an operation runs. A deletion waits for the one before it, and `has_operation` reads the lock.
         self._operation_lock = asyncio.Lock()
 
     @property

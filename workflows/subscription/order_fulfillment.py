@@ -13,6 +13,7 @@ from workflows.ports.payments import PaymentInput, PaymentOutcome
 from workflows.ports.subscription import (
     PLATFORM_ACTOR,
     AbortOrder,
+    CancelSubscription,
     CardCharge,
     CreateSubscriptionOutcome,
     RecordCancellationRequest,
@@ -23,7 +24,7 @@ from workflows.rules import dunning, ids
 from workflows.rules.payment import IN_FLIGHT_STATUSES, PAID_STATUSES, PaymentStatus
 from workflows.rules.subscription import PRE_READY_STATUSES, SubscriptionStatus
 from workflows.saga import Saga
-from workflows.subscription import card_payments, recovery
+from workflows.subscription import card_payments, lifecycle, recovery
 from workflows.subscription.card_payments import PaymentHandle
 from workflows.subscription.context import SubscriptionContext
 
@@ -63,11 +64,13 @@ class OrderFulfillment:
             return await recovery.adopt(self._context)
         try:
             async with Saga() as saga:
+                # Compensations run newest first: this one runs last. The order is recorded as ended, and what it held
+                # is released, once its instance is deleted and its authorization is voided.
                 saga.add_compensation(self._record_abort)
                 try:
-                    if opened.card is not None:
+                    if opened.card_charge is not None:
                         saga.add_compensation(self._cancel_authorization)
-                        await self._authorize_card(opened.card)
+                        await self._authorize_card(opened.card_charge)
                     saga.add_compensation(self._delete_instance)
                     await self._provision()
                 except OrderAborted as ending:
@@ -267,3 +270,12 @@ class OrderFulfillment:
         request = self._context.cancel_request
         if request is not None:
             raise OrderAborted(SubscriptionStatus.CANCELLED, request.reason or "cancelled by the customer")
+
+
+async def execute_late_cancellation(context: SubscriptionContext, request: CancelSubscription) -> None:
+    """Execute a cancellation that came too late to compensate the order, and whose update was answered before."""
+    async with context.state_lock:
+        if not context.is_handled(request.update_id):
+            await lifecycle.cancel(context, request.at, request.actor, request.reason)
+    context.mark_handled(request.update_id)
+    context.cancel_request = None

@@ -57,9 +57,9 @@ async def change_plan(context: SubscriptionContext, command: ChangePlan) -> None
                 context.store_committed(outcome.state, None if is_repeated else outcome.terms)
                 return
             context.store_committed(outcome.state, outcome.terms)
-        if outcome.card is None or outcome.invoice_id is None:
+        if outcome.card_charge is None or outcome.invoice_id is None:
             raise non_retryable_error(ErrorCode.INSUFFICIENT_FUNDS, "Neither credit nor a card covers the change.")
-        charged = await card_payments.charge(context, outcome.card, outcome.invoice_id)
+        charged = await card_payments.charge(context, outcome.card_charge, outcome.invoice_id)
         payment = charged.payment
         async with context.state_lock:
             if payment.status not in PAID_STATUSES:

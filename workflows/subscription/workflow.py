@@ -48,7 +48,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.subscription.bounded_tasks import BoundedTasks
     from workflows.subscription.context import SubscriptionContext
     from workflows.subscription.instance_reconciler import InstanceReconciler
-    from workflows.subscription.order_fulfillment import OrderFulfillment
+    from workflows.subscription.order_fulfillment import OrderFulfillment, execute_late_cancellation
 
 OPERATOR_CANCELLATION = CancelSubscription(
     update_id="", actor="operator", at=CancelAt.NOW, reason="the workflow was cancelled"
@@ -359,7 +359,7 @@ class Subscription:
             self._stop_requested = False
             return
         if context.cancel_request is not None:
-            await self._execute_late_cancellation(context.cancel_request)
+            await execute_late_cancellation(context, context.cancel_request)
             return
         if context.should_collect_now:
             await billing_cycle.collect(context, scheduled=False, actor=PLATFORM_ACTOR)
@@ -382,15 +382,6 @@ class Subscription:
                 ),
                 timeout=timeout,
             )
-
-    async def _execute_late_cancellation(self, request: CancelSubscription) -> None:
-        """Execute a cancellation that came too late to compensate the order, and whose update was answered before."""
-        context = self.context
-        async with context.state_lock:
-            if not context.is_handled(request.update_id):
-                await lifecycle.cancel(context, request.at, request.actor, request.reason)
-        context.mark_handled(request.update_id)
-        context.cancel_request = None
 
     async def _wait_for_order(self, reached: Callable[[], bool], timeout: timedelta | None = None) -> None:
         """Wait for a condition that only a recorded order can reach.
