@@ -82,6 +82,27 @@ async def test_a_resumption_that_was_not_paid_returns_its_hold(billing: BillingF
     assert (await billing.balance(), await billing.balance("held")) == (100, 0)
 
 
+async def test_a_released_hold_is_offered_to_the_debts_of_the_account(billing: BillingFixture) -> None:
+    await top_up(billing, 500)
+    debtor = await billing.create_active_subscription()
+    await top_up(billing, 600)
+    paused = await billing.create_active_subscription()
+    await insert_payment_method(billing.sessions)
+    await billing.subscription_activities.change_status(change_status_command(paused, SubscriptionStatus.PAUSED))
+    resumption = billing.start_period_command(paused, kind=PeriodKind.RESUMPTION, start=TEN_DAYS_AFTER_ORDER)
+    assert (await billing.billing_activities.start_period(resumption)).result is PeriodOutcome.DRAFT
+    assert await billing.balance("held") == 100
+    await billing.execute("UPDATE payment_methods SET is_default = false, detached_at = now()")
+    unpaid = await billing.billing_activities.start_period(billing.start_period_command(debtor))
+    assert unpaid.state.status is SubscriptionStatus.PAST_DUE
+    outcome = await billing.assert_idempotent(
+        recovery_activities(billing).resume_collection,
+        ResumeCollection(subscription_id=paused.id, now=debtor.period.end),
+    )
+    assert outcome.past_due_subscription_ids == [debtor.id]
+    assert await billing.balance("held") == 0
+
+
 async def test_the_end_of_a_trial_keeps_its_draft_and_hold_for_the_schedule(billing: BillingFixture) -> None:
     await top_up(billing, 100)
     await insert_payment_method(billing.sessions)

@@ -83,6 +83,34 @@ async def test_an_active_subscription_is_renewed_once(subscriptions: Subscriptio
     assert (_count(subscriptions, "provision"), subscriptions.external.operations()) == (1, [])
 
 
+async def test_a_renewal_that_is_lost_before_a_payment_is_recorded_is_collected_at_the_restart(
+    subscriptions: SubscriptionFixture,
+) -> None:
+    """The schedule collects no open invoice of an active subscription: the restarted run has to."""
+    await subscriptions.top_up(600)
+    card = await subscriptions.add_card()
+    subscription = await subscriptions.create_active_subscription("starter")
+    end = (await subscriptions.subscription(subscription))["current_period_end"]
+    subscriptions.external.gateway_responses.clear()
+    await subscriptions.advance_to(subscription, end - timedelta(seconds=1))
+    await subscriptions.wait_for_charges(1)
+    await _lose(subscriptions, subscription)
+    payments = f"BerthSubscription = '{subscription}' AND BerthWorkflowKind = 'payment'"
+    async for payment in subscriptions.temporal.client.list_workflows(payments):
+        await subscriptions.temporal.client.get_workflow_handle(payment.id).terminate()
+    # The activity of the terminated payment ends now, and leaves no payment.
+    subscriptions.external.decline_code = "generic_decline"
+    subscriptions.external.gateway_responses.set()
+    assert [row["status"] for row in await subscriptions.invoices(subscription)] == ["paid", "open"]
+    subscriptions.external.decline_code = None
+    assert await _restart_lost(subscriptions) == 1
+    await subscriptions.wait_until_idle(subscription)
+    assert subscriptions.external.charged_methods == [card, card]
+    assert [row["status"] for row in await subscriptions.invoices(subscription)] == ["paid", "paid"]
+    assert await _status(subscriptions, subscription) == "active"
+    assert (await subscriptions.balance(), await subscriptions.balance("held")) == (0, 0)
+
+
 async def test_a_trial_is_charged_at_its_end(subscriptions: SubscriptionFixture) -> None:
     subscription = await subscriptions.create_active_subscription("trial")
     end = (await subscriptions.subscription(subscription))["trial_end"]
