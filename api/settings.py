@@ -9,6 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
+from api.connection_settings import check_database_tls, check_database_url, check_host_and_port, check_temporal_tls
 from api.environment import (
     EnvironmentSettings,
     LogFormat,
@@ -17,14 +18,10 @@ from api.environment import (
     PositiveFloat,
     PositiveInt,
     check_base_domain,
-    check_database_tls,
-    check_database_url,
     check_distinct_names,
-    check_host_and_port,
     check_networks,
     check_origin,
     check_public_url,
-    check_temporal_tls,
     is_deployed,
     is_loopback,
     load,

@@ -7,7 +7,8 @@ import os
 
 import psycopg
 
-from api.environment import DEPLOYED_ENVIRONMENTS, check_database_url, read_variable, require_database_tls
+from api.connection_settings import check_database_url, require_database_tls
+from api.environment import DEPLOYED_ENVIRONMENTS, read_variable
 from api.startup_errors import CannotStart
 from db.schema_version import SchemaNewer, require_current_schema
 

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_val
 
 from activities.adapters.smtp import SmtpSettings
 from activities.service_templates.values import ClusterProfile
+from api.connection_settings import check_database_tls, check_database_url, check_host_and_port, check_temporal_tls
 from api.environment import (
     EnvironmentSettings,
     LogFormat,
@@ -19,14 +20,10 @@ from api.environment import (
     PositiveFloat,
     PositiveInt,
     check_base_domain,
-    check_database_tls,
-    check_database_url,
-    check_host_and_port,
     check_mail_address,
     check_mail_sender,
     check_public_url,
     check_service_url,
-    check_temporal_tls,
     is_deployed,
 )
 from api.gateway_secrets import check_stripe_key

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
@@ -24,9 +24,30 @@ from db.session import RlsContext
 T = TypeVar("T")
 
 
+async def _within_database_timeout(
+    ctx: AppContext, statement: Coroutine[Any, Any, T], session: AsyncSession | None = None
+) -> asyncio.Future[T]:
+    """Execute ``statement`` and return it once it has ended, with its result or its error.
+
+    If it takes too long, or the request is cancelled, it is left to end by itself, and ``session`` is closed after it.
+
+    Raises:
+        ApiError: 503 ``UNAVAILABLE`` if it takes longer than ``database_timeout_seconds``.
+    """
+    executing = asyncio.ensure_future(statement)
+    try:
+        await asyncio.wait({executing}, timeout=ctx.settings.database_timeout_seconds)
+    finally:
+        if not executing.done():
+            ctx.detach_hanging_work(executing, session)
+    if not executing.done():
+        raise unavailable_error("The database")
+    return executing
+
+
 @asynccontextmanager
 async def transaction_starting_with(
-    ctx: AppContext, first_statement: Callable[[AsyncSession], Awaitable[T]]
+    ctx: AppContext, first_statement: Callable[[AsyncSession], Coroutine[Any, Any, T]]
 ) -> AsyncIterator[tuple[AsyncSession, T]]:
     """Open a transaction whose first statement is ``first_statement``, and commit it at the end of the block.
 
@@ -34,17 +55,9 @@ async def transaction_starting_with(
         ApiError: 503 ``UNAVAILABLE`` if ``first_statement`` takes longer than ``database_timeout_seconds``.
     """
     session = ctx.sessions()
-    opening = asyncio.ensure_future(first_statement(session))
+    opening = await _within_database_timeout(ctx, first_statement(session), session)
     try:
-        await asyncio.wait({opening}, timeout=ctx.settings.database_timeout_seconds)
-    finally:
-        if not opening.done():
-            ctx.detach_hanging_work(opening, session)
-    if not opening.done():
-        raise unavailable_error("The database")
-    try:
-        result = opening.result()
-        yield session, result
+        yield session, opening.result()
         await session.commit()
     except BaseException:
         await session.rollback()
@@ -131,14 +144,7 @@ class RequestReader:
         Raises:
             ApiError: 503 ``UNAVAILABLE`` if the database does not answer within ``database_timeout_seconds``.
         """
-        reading = asyncio.ensure_future(read_alone(self.ctx.engine, self.rls, query, values))
-        try:
-            await asyncio.wait({reading}, timeout=self.ctx.settings.database_timeout_seconds)
-        finally:
-            if not reading.done():
-                self.ctx.detach_hanging_work(reading)
-        if not reading.done():
-            raise unavailable_error("The database")
+        reading = await _within_database_timeout(self.ctx, read_alone(self.ctx.engine, self.rls, query, values))
         return reading.result()
 
 

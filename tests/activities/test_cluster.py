@@ -7,7 +7,6 @@ import json
 import re
 import time
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,25 +14,21 @@ from typing import Any
 import pytest
 import pytest_asyncio
 import sqlalchemy.exc
-from sqlalchemy import text
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
 from activities.adapters.kubernetes import errors
 from activities.adapters.kubernetes.client import KubernetesClient
 from activities.adapters.kubernetes.informer import Informer
-from tests.support import inserts
 from tests.support.databases import DatabaseFixture
-from tests.support.instance_fixture import SMALL, InstanceFixture, create_instance_fixture
+from tests.support.instance_fixture import InstanceFixture, create_instance_fixture
 from tests.support.sandboxes import ClusterEndpoint
 from tests.support.wait import wait_until
 from workflows.ports.instances import (
     AwaitReady,
     DeletionOutcome,
-    FinishOperation,
     InstanceId,
     OperationKind,
-    OperationStatus,
 )
 
 
@@ -320,84 +315,6 @@ async def test_a_stop_that_is_repeated_remembers_what_ran(instances: InstanceFix
         await instances.run_activity(instances.cluster_activities.scale_down, stop)
     assert (await instances.row(instance_id))["saved_replicas"] == {"Deployment/app": 1, "StatefulSet/database": 1}
     assert await instances.gateway.list("Pod", instances.namespace(instance_id)) == []
-
-
-async def test_a_backup_that_fails_is_a_failure_with_its_last_words(instances: InstanceFixture) -> None:
-    instance_id = await instances.insert_instance()
-    await instances.provision(instance_id)
-    await instances.update_instance(instance_id, status="ready")
-    await instances.inject_fault("crash_loop", instance_id)
-    backup = instances.operate(instance_id, OperationKind.BACKUP)
-    with pytest.raises(ApplicationError) as raised:
-        await asyncio.wait_for(instances.run_activity(instances.cluster_activities.run_backup, backup), timeout=60)
-    assert (raised.value.type, raised.value.non_retryable) == ("JobFailed", True)
-    jobs = await instances.gateway.list("Job", instances.namespace(instance_id), labels="berth/instance")
-    lifetimes = [job["spec"].get("ttlSecondsAfterFinished") for job in jobs if job["metadata"]["name"] != "install"]
-    assert lifetimes == [3 * 86_400]
-
-
-@pytest.mark.scenario("P34")
-async def test_a_failed_backup_is_seen_by_the_customer_and_by_operators(instances: InstanceFixture) -> None:
-    instance_id = await instances.insert_instance()
-    await instances.update_instance(instance_id, status="ready")
-    backup = instances.operate(instance_id, OperationKind.BACKUP)
-    finish = FinishOperation(
-        operation=backup, status=OperationStatus.FAILED, now=inserts.NOW, reason="JobFailed", message="tar: no space"
-    )
-    for _ in range(2):
-        await instances.run_activity(instances.instance_activities.finish_operation, finish)
-    operation = await instances.operation(backup.operation_id)
-    assert [operation[name] for name in ("status", "failure_reason", "message")] == [
-        "failed",
-        "JobFailed",
-        "tar: no space",
-    ]
-    row = await instances.row(instance_id)
-    assert row["status"] == "ready"
-    condition = next(entry for entry in row["conditions"] if entry["type"] == "Backup")
-    assert (condition["status"], condition["reason"], condition["message"]) == ("False", "JobFailed", "tar: no space")
-    async with instances.database.worker.connect() as connection:
-        alerts = (
-            await connection.execute(text("SELECT template_context FROM notifications WHERE kind = 'operator_alert'"))
-        ).all()
-    assert [alert[0]["instance_id"] for alert in alerts] == [instance_id]
-    # The next one that succeeds ends it; one that was rejected says nothing.
-    for status, reason in ((OperationStatus.SUCCEEDED, None), (OperationStatus.FAILED, "ILLEGAL_MOVE")):
-        other = instances.operate(instance_id, OperationKind.BACKUP)
-        ended = FinishOperation(operation=other, status=status, now=inserts.NOW, reason=reason)
-        await instances.run_activity(instances.instance_activities.finish_operation, ended)
-        row = await instances.row(instance_id)
-        assert next(entry["status"] for entry in row["conditions"] if entry["type"] == "Backup") == "True"
-
-
-@pytest.mark.parametrize("service", ["n8n", "wordpress"])
-async def test_the_plans_retention_reaches_the_backups_and_follows_a_plan_change(
-    instances: InstanceFixture, service: str
-) -> None:
-    instance_id = await instances.insert_instance(service, entitlements={"backup_retention_days": 30})
-    await applied(instances, instance_id)
-    assert await retention(instances, instance_id) == {"30"}
-    async with instances.database.worker.begin() as connection:
-        await connection.execute(text("""UPDATE plans SET entitlements = '{"backup_retention_days": 7}'"""))
-    await instances.update_instance(instance_id, status="ready")
-    resize = instances.operate(instance_id, OperationKind.RESIZE, SMALL)
-    await instances.run_activity(instances.cluster_activities.resize, resize)
-    assert await retention(instances, instance_id) == {"7"}
-    # The former envelope is the former retention as well: a plan change that failed loses no backup.
-    await instances.run_activity(instances.cluster_activities.resize, replace(resize, resources=None))
-    assert await retention(instances, instance_id) == {"30"}
-    await instances.run_activity(instances.cluster_activities.resize, resize)
-    finish = FinishOperation(operation=resize, status=OperationStatus.SUCCEEDED, now=inserts.NOW)
-    await instances.run_activity(instances.instance_activities.finish_operation, finish)
-    assert (await instances.row(instance_id))["entitlements"] == {"backup_retention_days": 7}
-
-
-async def retention(instances: InstanceFixture, instance_id: str) -> set[str]:
-    cron = await instances.get_live_object("CronJob", instance_id, "backup")
-    assert cron is not None
-    pod = cron["spec"]["jobTemplate"]["spec"]["template"]["spec"]
-    variables = [v for part in ("initContainers", "containers") for c in pod.get(part, []) for v in c.get("env", [])]
-    return {variable["value"] for variable in variables if variable["name"] == "RETENTION_DAYS"}
 
 
 async def test_an_unreachable_cluster_is_retried_later(cluster: ClusterEndpoint, tmp_path: Path) -> None:

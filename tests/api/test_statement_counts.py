@@ -20,6 +20,7 @@ from api import routers
 from api.pagination import MAX_LIMIT
 from db.encryption import FieldEncryption
 from db.queries import credentials
+from tests.api.statement_costs import COSTS, NOT_MEASURED
 from tests.support.api import PASSWORD, RegisteredUser
 from tests.support.databases import DatabaseFixture
 from tests.support.fake_workflow_client import (
@@ -41,100 +42,6 @@ from workflows.rules.ids import derive_id
 SECRET, SERVER_KEY = "whsec_of_a_test", "SB-Mid-server-test"
 MAX_TRANSACTIONS = 2
 MAX_ROUND_TRIPS_OF_A_READ = 3
-
-COSTS: dict[str, WireCost] = {
-    "POST /api/v1/auth/register": WireCost(8, 1, 7),
-    "POST /api/v1/auth/verify-email": WireCost(7, 1, 6),
-    "POST /api/v1/auth/resend-verification": WireCost(4, 1, 3),
-    "POST /api/v1/auth/login": WireCost(10, 2, 8),
-    "POST /api/v1/auth/refresh": WireCost(10, 2, 8),
-    "POST /api/v1/auth/logout": WireCost(9, 2, 7),
-    "POST /api/v1/auth/forgot-password": WireCost(8, 1, 7),
-    "POST /api/v1/auth/reset-password": WireCost(9, 1, 8),
-    "GET /api/v1/users/me": WireCost(4, 1, 3),
-    "PATCH /api/v1/users/me": WireCost(6, 1, 5),
-    "POST /api/v1/users/me/password": WireCost(10, 2, 8),
-    "GET /api/v1/users/me/sessions": WireCost(4, 1, 3),
-    "DELETE /api/v1/users/me/sessions/{session_id}": WireCost(5, 1, 4),
-    "GET /api/v1/services": WireCost(4, 1, 3),
-    "GET /api/v1/services/{slug}": WireCost(4, 1, 3),
-    "GET /api/v1/plans": WireCost(4, 1, 3),
-    "GET /api/v1/plans/compare": WireCost(4, 1, 3),
-    "GET /api/v1/plans/{plan_id}": WireCost(4, 1, 3),
-    "GET /api/v1/coupons/{code}": WireCost(4, 1, 3),
-    "POST /api/v1/subscriptions": WireCost(7, 2, 3),
-    "GET /api/v1/subscriptions": WireCost(4, 1, 1),
-    "GET /api/v1/subscriptions/{subscription_id}": WireCost(4, 1, 1),
-    "POST /api/v1/subscriptions/{subscription_id}/cancel": WireCost(9, 2, 6),
-    "POST /api/v1/subscriptions/{subscription_id}/resume": WireCost(9, 2, 6),
-    "POST /api/v1/subscriptions/{subscription_id}/pause": WireCost(9, 2, 6),
-    "POST /api/v1/subscriptions/{subscription_id}/retry-payment": WireCost(9, 2, 6),
-    "POST /api/v1/subscriptions/{subscription_id}/change-plan": WireCost(10, 2, 7),
-    "GET /api/v1/subscriptions/{subscription_id}/timeline": WireCost(4, 1, 1),
-    "GET /api/v1/instances": WireCost(4, 1, 1),
-    "GET /api/v1/instances/{instance_id}": WireCost(4, 1, 1),
-    "POST /api/v1/instances/{instance_id}/backups": WireCost(8, 2, 6),
-    "POST /api/v1/instances/{instance_id}/credentials": WireCost(4, 1, 3),
-    "POST /api/v1/instances/{instance_id}/{kind}": WireCost(8, 2, 6),
-    "GET /api/v1/instances/{instance_id}/operations": WireCost(4, 1, 1),
-    "GET /api/v1/instances/{instance_id}/operations/{operation_id}": WireCost(4, 1, 1),
-    "GET /api/v1/billing/wallet": WireCost(4, 1, 1),
-    "GET /api/v1/billing/transactions": WireCost(4, 1, 1),
-    "GET /api/v1/billing/invoices": WireCost(4, 1, 1),
-    "GET /api/v1/billing/invoices/{invoice_id}": WireCost(4, 1, 1),
-    "GET /api/v1/billing/invoices/{invoice_id}/explain": WireCost(4, 1, 3),
-    "GET /api/v1/billing/invoices/{invoice_id}/pdf": WireCost(4, 1, 3),
-    "POST /api/v1/payments/create-intent": WireCost(10, 2, 7),
-    "POST /api/v1/billing/topups": WireCost(10, 2, 7),
-    "GET /api/v1/billing/payments": WireCost(4, 1, 1),
-    "GET /api/v1/billing/payments/{payment_id}": WireCost(4, 1, 1),
-    "GET /api/v1/billing/payment-methods": WireCost(4, 1, 3),
-    "POST /api/v1/billing/payment-methods": WireCost(7, 2, 4),
-    "POST /api/v1/billing/payment-methods/{payment_method_id}/default": WireCost(9, 2, 6),
-    "DELETE /api/v1/billing/payment-methods/{payment_method_id}": WireCost(4, 1, 3),
-    "POST /api/v1/webhooks/stripe": WireCost(8, 1, 7),
-    "POST /api/v1/webhooks/midtrans": WireCost(7, 1, 6),
-    "POST /api/v1/webhooks/razorpay": WireCost(7, 1, 6),
-    "POST /api/v1/payments/webhook": WireCost(8, 1, 7),
-    "POST /api/v1/admin/billing/adjustments": WireCost(9, 2, 6),
-    "POST /api/v1/admin/billing/refunds": WireCost(7, 2, 4),
-    "GET /api/v1/admin/billing/refunds/{refund_id}": WireCost(4, 1, 3),
-    "GET /api/v1/admin/billing/transactions": WireCost(4, 1, 1),
-    "GET /api/v1/admin/payments": WireCost(4, 1, 1),
-    "GET /api/v1/admin/users": WireCost(4, 1, 3),
-    "GET /api/v1/admin/organizations": WireCost(4, 1, 3),
-    "GET /api/v1/admin/subscriptions": WireCost(4, 1, 1),
-    "GET /api/v1/admin/audit-log": WireCost(4, 1, 3),
-    "GET /api/v1/admin/services": WireCost(4, 1, 3),
-    "GET /api/v1/admin/plans": WireCost(4, 1, 3),
-    "POST /api/v1/admin/services": WireCost(7, 1, 6),
-    "POST /api/v1/admin/plans": WireCost(9, 1, 8),
-    "POST /api/v1/admin/plans/{plan_id}/prices": WireCost(7, 1, 6),
-    "POST /api/v1/admin/coupons": WireCost(6, 1, 5),
-    "GET /health": WireCost(0, 0, 0),
-    "GET /status": WireCost(1, 1, 1),
-    "GET /metrics": WireCost(0, 0, 0),
-    "GET /docs": WireCost(0, 0, 0),
-    "GET /redoc": WireCost(0, 0, 0),
-    "GET /docs/assets/start.js": WireCost(0, 0, 0),
-    "GET /docs/assets/{name}": WireCost(0, 0, 0),
-    "GET /": WireCost(0, 0, 0),
-    "GET /verify-email": WireCost(0, 0, 0),
-    "POST /verify-email": WireCost(7, 1, 6),
-    "GET /reset-password": WireCost(0, 0, 0),
-    "POST /reset-password": WireCost(9, 1, 8),
-}
-"""Statements (BEGIN and COMMIT included), transactions and round trips of each route.
-
-BEGIN and the statement after it share a round trip, an order's with the read of its plan as well, and so do the stored
-response and its COMMIT. A route that reads
-once does it in one round trip.
-"""
-
-NOT_MEASURED = {
-    "POST /api/v1/subscriptions/{subscription_id}/change-plan/preview": "needs the clock of a running workflow",
-    "POST /api/v1/sandbox/clock/advance": "polls until the notifications are sent",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
