@@ -54,12 +54,15 @@ class _PreparedWork(Generic[P]):
 class IdempotentRequest:
     """Does the work of a request at most once per organization, route and key.
 
+    Routes call ``run`` if the work builds its response, and ``run_and_present`` if the response is read after the work.
+    Both claim the key, prepare, do the work and store the response; ``_claim_and_respond`` is what they share.
+
     ``key`` is None only on a route that does not require one; then every request does the work.
 
     Attributes:
         attempt, is_retry: Known once the key is claimed, as in ``KeyClaim``. What was valid when the first request of
             an attempt began is not judged again by the state of a later day: its work may be done.
-        rows: What the ``read`` of ``run_and_read`` returned, for its ``prepare``.
+        rows: What the ``read`` of ``run_and_present`` returned, for its ``prepare``.
     """
 
     ctx: AppContext
@@ -88,32 +91,26 @@ class IdempotentRequest:
             return self.derive_id("ord")
         return derive_id("ord", self.caller.organization_id, self.route, self.key, str(self.attempt))
 
-    async def __call__(self, work: Callable[[], Awaitable[JsonResponse]]) -> Response:
-        """Return the response of ``work``, or the final one stored under the key, marked ``Idempotent-Replayed``.
-
-        Raises:
-            ApiError: 422 ``IDEMPOTENCY_KEY_REUSED`` for another body; 409 while another request does the work.
-        """
-
-        async def prepare_nothing(_: AsyncSession) -> None:
-            return None
-
-        return await self.run_prepared(prepare_nothing, lambda _: work())
-
-    async def run_prepared(
+    async def run(
         self,
         prepare: Preparation[P],
         work: Callable[[P], Awaitable[JsonResponse]],
         *,
         as_administrator: bool = False,
     ) -> Response:
-        """Like a call, for work that needs to read first.
-
-        The transaction of ``prepare`` ends before ``work`` begins. On a retry ``prepare`` must not refuse by the
-        present state.
+        """Return the response of ``work``, or the final one stored under the key, marked ``Idempotent-Replayed``.
 
         The client does not wait until the response is stored: a retry that comes before waits for it, and after a
         failure there the work is found by the ids that derive from the key.
+
+        Args:
+            prepare: What the work needs to read first. Its transaction ends before ``work`` begins. On a retry it must
+                not refuse by the present state.
+            work: What is done once.
+            as_administrator: Refuse other users, and read the rows of every organization.
+
+        Raises:
+            ApiError: 422 ``IDEMPOTENCY_KEY_REUSED`` for another body; 409 while another request does the work.
         """
 
         async def respond(prepared: P, claimed_key: StoredResponse | None) -> JsonResponse:
@@ -121,9 +118,9 @@ class IdempotentRequest:
             self._store_after_response(claimed_key, response)
             return response
 
-        return await self._run(prepare, respond, as_administrator=as_administrator)
+        return await self._claim_and_respond(prepare, respond, as_administrator=as_administrator)
 
-    async def run_and_read(
+    async def run_and_present(
         self,
         prepare: Preparation[P],
         work: Callable[[P], Awaitable[JsonResponse | R]],
@@ -132,10 +129,10 @@ class IdempotentRequest:
         as_administrator: bool = False,
         read: PreparedRead[Any] | None = None,
     ) -> Response:
-        """Like ``run_prepared``, for a response that is read after the work.
+        """Like ``run``, for a response that is read after the work.
 
         Args:
-            prepare: As in ``run_prepared``.
+            prepare: As in ``run``.
             work: What is done once.
             present: Builds the response from the result of ``work``; it reads in the transaction that stores the
                 response: two transactions in all. It is not called if ``work`` returns the response itself.
@@ -154,13 +151,13 @@ class IdempotentRequest:
                     await idempotency.store_and_commit(session, _with_response(claimed_key, response))
             return response
 
-        return await self._run(prepare, respond, as_administrator=as_administrator, read=read)
+        return await self._claim_and_respond(prepare, respond, as_administrator=as_administrator, read=read)
 
     def _store_after_response(self, claimed_key: StoredResponse | None, response: JsonResponse) -> None:
         if claimed_key is not None:
             self.ctx.run_after_response(self._store(_with_response(claimed_key, response)))
 
-    async def _run(
+    async def _claim_and_respond(
         self,
         prepare: Preparation[P],
         respond: Callable[[P, StoredResponse | None], Awaitable[JsonResponse]],

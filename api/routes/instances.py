@@ -169,7 +169,7 @@ async def _operate(
             is_final=accepted.result is not None,
         )
 
-    return await once.run_and_read(prepare, send, present)
+    return await once.run_and_present(prepare, send, present)
 
 
 async def _why_no_credentials(session: AsyncSession, instance_id: str, organization_id: str) -> Exception:

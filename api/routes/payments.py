@@ -95,7 +95,7 @@ async def top_up(body: TopUpIn, once: RequiredIdempotency, workflows: Workflows,
         message = "Top-up succeeded." if status is PaymentStatus.SUCCEEDED else "Top-up is being processed."
         return success(payment, status=201 if is_known else 202, message=message, is_final=accepted.result is not None)
 
-    return await once.run_and_read(prepare, send, present)
+    return await once.run_and_present(prepare, send, present)
 
 
 @router.get("/billing/payments", response_model=Page[PaymentOut])
@@ -176,7 +176,7 @@ async def add_payment_method(
         )
         return success(method, status=201, message="Card added.")
 
-    return await once.run_prepared(tries.read_declined, work)
+    return await once.run(tries.read_declined, work)
 
 
 @router.post("/billing/payment-methods/{payment_method_id}/default", response_model=Envelope[PaymentMethodOut])
@@ -205,7 +205,7 @@ async def set_default_payment_method(
             payment_method_out(await _require_own_payment_method(session, payment_method_id, organization_id))
         )
 
-    return await once.run_and_read(prepare, send, present)
+    return await once.run_and_present(prepare, send, present)
 
 
 @router.delete("/billing/payment-methods/{payment_method_id}", response_model=Envelope[None])
@@ -228,7 +228,7 @@ async def remove_payment_method(payment_method_id: PathId, once: OptionalIdempot
         )
         return success(None, message="Card removed.")
 
-    return await once.run_prepared(prepare, work)
+    return await once.run(prepare, work)
 
 
 async def _require_own_payment_method(

@@ -94,7 +94,7 @@ async def create_subscription(
             return accepted
         return _created_response(_accepted_subscription(order, accepted))
 
-    return await once.run_and_read(prepare, send, _present_order, read=catalogue.read_plan_to_order(body.plan_id))
+    return await once.run_and_present(prepare, send, _present_order, read=catalogue.read_plan_to_order(body.plan_id))
 
 
 @router.get("", response_model=Page[SubscriptionOut])
@@ -195,7 +195,7 @@ async def change_plan(
     async def present(session: AsyncSession, _: ChangePlan, accepted: UpdateResult[SubscriptionResult]) -> JsonResponse:
         return await _subscription_response(session, subscription_id, once.caller, accepted)
 
-    return await once.run_and_read(prepare, send, present)
+    return await once.run_and_present(prepare, send, present)
 
 
 @router.get("/{subscription_id}/timeline", response_model=Page[TimelineOut])
@@ -230,7 +230,7 @@ async def _run_update(
     async def present(session: AsyncSession, _: None, accepted: UpdateResult[SubscriptionResult]) -> JsonResponse:
         return await _subscription_response(session, subscription_id, once.caller, accepted)
 
-    return await once.run_and_read(prepare, work, present)
+    return await once.run_and_present(prepare, work, present)
 
 
 def _lifecycle_command(once: IdempotentRequest) -> LifecycleCommand:

@@ -16,10 +16,9 @@ from tests.support.billing_commands import (
     DAY,
     card_payment_command,
     change_status_command,
-    collect,
     create_past_due_subscriptions,
-    payment_failure_command,
     plan_change_command,
+    remove_cards,
     rollback_command,
     start_first_period_with_card,
     top_up,
@@ -71,10 +70,6 @@ async def pay_first_invoice_by_card(billing: BillingFixture, plan: str) -> Opene
     await billing.billing_activities.apply_card_payment(await card_payment_command(billing, ordered, outcome))
     await remove_cards(billing)
     return ordered
-
-
-async def remove_cards(billing: BillingFixture) -> None:
-    await billing.execute("UPDATE payment_methods SET is_default = false, detached_at = created_at")
 
 
 def adjustment_command(amount_minor: int) -> AdjustWallet:
@@ -362,42 +357,3 @@ async def test_only_the_removal_of_the_default_card_signals_the_debtors_and_agai
     for _ in range(2):
         listed = await run_activity(methods.detach, DetachPaymentMethod(command=command, now=ORDERED_AT))
         assert listed == (debtors if removes_default else [])
-
-
-async def test_credit_that_a_failed_renewal_charge_releases_signals_the_older_debtor(billing: BillingFixture) -> None:
-    await top_up(billing, 500)
-    renewed = await billing.create_active_subscription()
-    (older,) = await create_past_due_subscriptions(billing, "starter")
-    await top_up(billing, 400)
-    await insert_payment_method(billing.sessions)
-    start = billing.start_period_command(renewed, start=renewed.period.end + 10 * DAY)
-    outcome = await billing.billing_activities.start_period(start)
-    assert outcome.card_charge is not None
-    assert await billing.balance("held") == 400
-    await remove_cards(billing)
-    await top_up(billing, 100)
-    assert not (await collect(billing, older)).paid
-    failure = payment_failure_command(renewed, outcome)
-    for _ in range(2):
-        failed = await billing.billing_activities.record_payment_failure(failure)
-        assert (failed.state.status, failed.past_due_subscription_ids) == (SubscriptionStatus.PAST_DUE, [older.id])
-    assert (await collect(billing, older)).paid
-
-
-async def test_a_declined_plan_change_that_held_nothing_signals_no_subscription(billing: BillingFixture) -> None:
-    await top_up(billing, 500)
-    ordered = await billing.create_active_subscription()
-    await create_past_due_subscriptions(billing, "starter")
-    await insert_payment_method(billing.sessions)
-    changed = await billing.billing_activities.change_plan(plan_change_command(ordered, "pro"))
-    assert await billing.balance("held") == 0
-    failure = RecordPaymentFailure(
-        subscription_id=ordered.id,
-        invoice_id=changed.invoice_id or "",
-        payment_id="pay_1",
-        decline_code="stolen_card",
-        next_retry_at=None,
-        now=ORDERED_AT + 10 * DAY,
-    )
-    for _ in range(2):
-        assert (await billing.billing_activities.record_payment_failure(failure)).past_due_subscription_ids == []

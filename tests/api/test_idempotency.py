@@ -28,6 +28,10 @@ class OrderBody(RequestModel):
     note: str = ""
 
 
+async def prepare_nothing(_: AsyncSession) -> None:
+    return None
+
+
 class OrderRoutes:
     """Routes that count how often their work runs. ``work`` replaces what the work does."""
 
@@ -44,7 +48,7 @@ class OrderRoutes:
                 await self.work()
                 return success({"number": number, "amount": body.amount}, status=201)
 
-            return await once(work)
+            return await once.run(prepare_nothing, lambda _: work())
 
         @router.post("/api/v1/may/{name}")
         async def may(name: str, body: OrderBody, once: OptionalIdempotency) -> Response:
@@ -52,7 +56,7 @@ class OrderRoutes:
                 self.done += 1
                 return success({"number": self.done})
 
-            return await once(work)
+            return await once.run(prepare_nothing, lambda _: work())
 
         @router.post("/api/v1/prepared", status_code=201)
         async def prepared(body: OrderBody, once: RequiredIdempotency) -> Response:
@@ -66,7 +70,7 @@ class OrderRoutes:
                 self.done += 1
                 return success({"name": name}, status=201)
 
-            return await once.run_prepared(prepare, work)
+            return await once.run(prepare, work)
 
         api.app.include_router(router)
 

@@ -168,3 +168,7 @@ async def collect(billing: BillingFixture, ordered: OpenedSubscription, *, credi
             credit_only=credit_only,
         )
     )
+
+
+async def remove_cards(billing: BillingFixture) -> None:
+    await billing.execute("UPDATE payment_methods SET is_default = false, detached_at = created_at")

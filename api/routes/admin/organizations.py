@@ -78,7 +78,7 @@ async def adjust(body: AdjustmentIn, once: RequiredIdempotency, workflows: Workf
             raise not_found_error("transaction")
         return success(transaction_out(rows[0]), status=201, message="Adjusted.")
 
-    return await once.run_and_read(prepare, send, present, as_administrator=True)
+    return await once.run_and_present(prepare, send, present, as_administrator=True)
 
 
 @router.post(
@@ -136,7 +136,7 @@ async def refund(body: RefundIn, once: RequiredIdempotency, workflows: Workflows
             )
         )
 
-    return await once.run_prepared(prepare, work, as_administrator=True)
+    return await once.run(prepare, work, as_administrator=True)
 
 
 @router.get("/billing/refunds/{refund_id}", response_model=Envelope[RefundOut])
