@@ -83,12 +83,12 @@ async def create_subscription(
 
     async def prepare(_: AsyncSession) -> _PlannedOrder:
         plan = _require_orderable(once.rows, body, is_retry=once.is_retry)
+        # A retry under the key is the same order. A refusal here leaves the key unclaimed: its repetition is no retry.
+        if plan.trial_days and not once.is_retry:
+            await once.ctx.rate_limits.consume(ratelimit.TRIAL_ORDERS, caller.organization_id)
         return _PlannedOrder(command=_create_command(once, caller, plan, body), plan=plan)
 
     async def send(order: _PlannedOrder) -> JsonResponse | UpdateResult[SubscriptionResult]:
-        # A retry under the key is the same order.
-        if order.plan.trial_days and not once.is_retry:
-            await once.ctx.rate_limits.consume(ratelimit.TRIAL_ORDERS, caller.organization_id)
         accepted = await workflows.create_subscription(order.command)
         if accepted.result is None or accepted.result.order is None:
             return accepted

@@ -251,4 +251,6 @@ async def test_an_organization_orders_ten_trials_an_hour(limited_api: ApiWithCat
     key = ada.idempotency_header()
     assert [await order("n8n-trial", **key) for _ in range(12)] == [202] * 12, "a retry is the same order"
     assert [await order("n8n-trial") for _ in range(10)] == [202] * 9 + [429]
+    refused = ada.idempotency_header()
+    assert [await order("n8n-trial", **refused) for _ in range(2)] == [429] * 2, "a repetition is refused as well"
     assert await order("n8n-starter") == 202
