@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from functools import lru_cache
+from typing import Any, Final
+from urllib.parse import unquote
 
+import re2
 from jsonschema import Draft202012Validator, ValidationError
 from jsonschema.protocols import Validator
 from jsonschema.validators import extend
 
 REFERENCES = ("$ref", "$dynamicRef")
 
-_END_OR_NOT = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\$", re.DOTALL)
+MAX_PARTS = 1000
+"""Objects, lists and values of a schema with its references followed. A reference to a part that it is in has no end,
+and references to references can multiply."""
+
+_MISSING: Final = object()
+_OPTIONS = re2.Options()
+_OPTIONS.log_errors = False
 
 
-def to_python_pattern(pattern: str) -> str:
-    """Return a pattern of ECMA-262, which JSON Schema uses, for Python.
+@lru_cache(maxsize=1024)
+def _compile_pattern(pattern: str) -> Any:
+    """Return a pattern that is matched in linear time. Its ``$`` is the end of the text, as in ECMA-262.
 
-    ``$`` is the end of the text there. In Python it also matches before a line break at the end: a host name with one
-    would pass.
+    Raises:
+        re2.error: The pattern is invalid, too large, or needs more than linear time.
     """
-    return _END_OR_NOT.sub(lambda match: r"\Z" if match[0] == "$" else match[0], pattern)
+    return re2.compile(pattern, _OPTIONS)
 
 
 def _check_pattern(_: Validator, pattern: str, instance: object, __: Mapping[str, Any]) -> Iterator[ValidationError]:
-    if isinstance(instance, str) and not re.search(to_python_pattern(pattern), instance):
+    if isinstance(instance, str) and not _compile_pattern(pattern).search(instance):
         yield ValidationError(f"does not match {pattern!r}")
+
+
+def _refuse(_: Validator, __: object, ___: object, ____: Mapping[str, Any]) -> Iterator[ValidationError]:
+    yield ValidationError("uses a keyword that is not supported")
 
 
 def _check_reference(keyword: str) -> Callable[..., Iterator[ValidationError]]:
@@ -42,18 +55,66 @@ def _check_reference(keyword: str) -> Callable[..., Iterator[ValidationError]]:
 
 ParameterValidator: type[Validator] = extend(  # type: ignore[no-untyped-call] # the stubs leave it untyped
     Draft202012Validator,
-    {"pattern": _check_pattern, **{keyword: _check_reference(keyword) for keyword in REFERENCES}},
+    {
+        "pattern": _check_pattern,
+        "patternProperties": _refuse,
+        **{keyword: _check_reference(keyword) for keyword in REFERENCES},
+    },
 )
-"""Validates a customer's parameters by the schema of a service. It reads no other document: jsonschema itself would
-fetch ``http:`` and ``file:`` references, and wait for them."""
+"""Validates a customer's parameters by the schema of a service.
+
+Hazards of jsonschema itself: it matches patterns with ``re``, whose time can double with each character, and fetches
+``http:`` and ``file:`` references, and waits for them.
+"""
 
 
-def has_foreign_reference(schema: object) -> bool:
-    """Return whether a schema refers to another document."""
-    if isinstance(schema, Mapping):
-        return any(
-            (name in REFERENCES and isinstance(value, str) and not value.startswith("#"))
-            or has_foreign_reference(value)
-            for name, value in schema.items()
-        )
-    return isinstance(schema, list) and any(map(has_foreign_reference, schema))
+def find_schema_fault(schema: Mapping[str, Any]) -> str | None:
+    """Return why a valid JSON Schema cannot be used for parameters; None if it can."""
+    pending: list[object] = [schema]
+    parts = 0
+    while pending:
+        part = pending.pop()
+        parts += 1
+        if parts > MAX_PARTS:
+            return f"With its references followed, the schema has more than {MAX_PARTS} parts, or no end."
+        if isinstance(part, list):
+            pending += part
+        if not isinstance(part, Mapping):
+            continue
+        if "patternProperties" in part:
+            return "`patternProperties` is not supported."
+        pending += part.values()
+        pattern = part.get("pattern")
+        if isinstance(pattern, str) and (fault := _find_pattern_fault(pattern)) is not None:
+            return fault
+        for reference in (part[keyword] for keyword in REFERENCES if isinstance(part.get(keyword), str)):
+            target = _resolve(schema, reference)
+            if target is _MISSING:
+                return "A `$ref` must point to a part of the schema (`#/…`): no other document is read."
+            pending.append(target)
+    return None
+
+
+def _find_pattern_fault(pattern: str) -> str | None:
+    try:
+        _compile_pattern(pattern)
+    except re2.error:
+        return "A `pattern` is invalid in RE2, which has no look-ahead, look-behind and back-references."
+    return None
+
+
+def _resolve(schema: object, reference: str) -> object:
+    """Return the part that a JSON pointer in a URI's fragment names; ``_MISSING`` if there is none."""
+    fragment, *names = reference.split("/")
+    if fragment != "#":
+        return _MISSING
+    part = schema
+    for name in names:
+        key = unquote(name).replace("~1", "/").replace("~0", "~")
+        if isinstance(part, Mapping) and key in part:
+            part = part[key]
+        elif isinstance(part, list) and key.isdecimal() and int(key) < len(part):
+            part = part[int(key)]
+        else:
+            return _MISSING
+    return part

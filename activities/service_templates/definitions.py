@@ -11,7 +11,7 @@ import yaml
 from jsonschema.protocols import Validator
 
 from activities.service_templates.manifests import YAML_LOADER, InvalidTemplate
-from workflows.json_schema import ParameterValidator
+from workflows.json_schema import ParameterValidator, find_schema_fault
 from workflows.rules.errors import ErrorCode, RuleViolation
 
 
@@ -85,12 +85,15 @@ def load_service(file: Path) -> ServiceTemplate:
     """Read one ``service.yaml``.
 
     Raises:
-        InvalidTemplate: The slug is not the folder, the version has no images, or a key is missing.
+        InvalidTemplate: The slug is not the folder, the version has no images, the schema of the parameters cannot be
+            used, or a key is missing.
     """
     document = yaml.load(file.read_text(encoding="utf-8"), Loader=YAML_LOADER)  # noqa: S506 - a safe loader
     try:
         if document["slug"] != file.parent.name or str(document["version"]) not in document["versions"]:
             raise InvalidTemplate(f"{file}: the slug is not the folder, or the version is not in versions")
+        if (fault := find_schema_fault(document["parameters"])) is not None:
+            raise InvalidTemplate(f"{file}: parameters: {fault}")
         return ServiceTemplate(
             slug=document["slug"],
             definition=document,

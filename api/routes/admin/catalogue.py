@@ -25,7 +25,7 @@ from api.tokens import Caller
 from db.models.catalogue import Service
 from db.queries import audit, catalogue
 from db.queries.catalogue import CouponDefinition, PlanDefinition, ServiceDefinition
-from workflows.json_schema import has_foreign_reference
+from workflows.json_schema import find_schema_fault
 from workflows.rules.money import Money
 
 router = api_router(
@@ -98,8 +98,8 @@ async def upsert_service(body: ServiceIn, session: AdminSession, audit: AuditDep
         Draft202012Validator.check_schema(body.parameters_schema)
     except SchemaError as error:
         raise validation_error("parameters_schema", "Not a valid JSON Schema (draft 2020-12).") from error
-    if has_foreign_reference(body.parameters_schema):
-        raise validation_error("parameters_schema", "A `$ref` must begin with `#`: no other document is read.")
+    if (fault := find_schema_fault(body.parameters_schema)) is not None:
+        raise validation_error("parameters_schema", fault)
     existing = next(
         iter(await catalogue.list_services(session, limit=1, slug=body.slug, include_unpublished=True)), None
     )
