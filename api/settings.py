@@ -127,6 +127,11 @@ class ApiSettings(EnvironmentSettings):
             raise ValueError(
                 f"is too short to sign access tokens: every secret has at least {MIN_JWT_SECRET_BYTES} bytes"
             )
+        if len({key_id for key_id, _ in keys}) < len(keys):
+            raise ValueError(
+                "repeats an id (without one it is 1), so that access tokens would be refused."
+                " Write a ring as 2:…,1:…; the first signs"
+            )
         for _, secret in keys:
             check_not_guessable(secret, info)
         return value
@@ -245,8 +250,9 @@ def parse_networks(networks: tuple[str, ...]) -> tuple[IPv4Network | IPv6Network
 
 
 def _split_jwt_keys(ring: SecretStr) -> tuple[tuple[str, bytes], ...]:
-    pairs = (part.strip().rpartition(":") for part in ring.get_secret_value().split(","))
-    return tuple((key_id or "1", secret.encode()) for key_id, _, secret in pairs if secret)
+    parts = filter(None, (part.strip() for part in ring.get_secret_value().split(",")))
+    pairs = (part.rpartition(":") for part in parts)
+    return tuple((key_id or "1", secret.encode()) for key_id, _, secret in pairs)
 
 
 def _check_storage_address(address: str) -> None:

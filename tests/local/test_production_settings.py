@@ -126,6 +126,7 @@ def test_nothing_set_names_every_missing_and_unsafe_setting(module: str, environ
         ),
         ("api", "BERTH_METRICS_ALLOWED_NETWORKS", "::/0", "BERTH_METRICS_ALLOWED_NETWORKS names nearly"),
         ("api", "BERTH_JWT_SECRET", "1:short", "BERTH_JWT_SECRET is too short"),
+        ("api", "BERTH_JWT_SECRET", "2:,1:7Kq2vXw0PfGz9RbL4mJtYc8NdHs5EaUo", "BERTH_JWT_SECRET is too short"),
         ("api", "BERTH_ENCRYPTION_KEY", "1:c2hvcnQ=", "BERTH_ENCRYPTION_KEY is malformed"),
         ("worker", "BERTH_ENCRYPTION_KEY", "not base64", "BERTH_ENCRYPTION_KEY is malformed"),
         ("api", "BERTH_PORT", "abc", "BERTH_PORT must be a valid integer."),
