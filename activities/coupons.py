@@ -8,14 +8,14 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db.queries import locked_subscriptions
+from db.queries.catalogue import build_discount
 from db.queries.change_set import ChangeSet
 from db.queries.locked_subscriptions import LockedSubscription
 from db.queries.plan_changes import is_change_recorded
 from workflows.errors import non_retryable_error
 from workflows.ports.subscription import CreateSubscription
 from workflows.rules.errors import ErrorCode
-from workflows.rules.pricing import CouponDuration, Discount
+from workflows.rules.pricing import CouponDuration, Discount, redemption_periods
 
 REMAINING_PERIODS = "coupon_remaining_periods"
 """Name of the column, and of the recorded change of it."""
@@ -54,10 +54,8 @@ async def reserve_coupon(
         ),
         {"id": order.subscription_id, "code": order.coupon.upper(), "organization": order.organization_id},
     )
-    remaining_periods = locked_subscriptions.redemption_periods(
-        CouponDuration(row["duration"]), row["duration_periods"]
-    )
-    return locked_subscriptions.build_discount(row, code=order.coupon.upper(), periods_left=remaining_periods)
+    remaining_periods = redemption_periods(CouponDuration(row["duration"]), row["duration_periods"])
+    return build_discount(row, code=order.coupon.upper(), periods_left=remaining_periods)
 
 
 async def release_coupon(session: AsyncSession, subscription_id: str) -> None:

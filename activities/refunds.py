@@ -104,6 +104,7 @@ class GatewayRefundActivities(RefundActivities):
             raise to_application_error(broken) from broken
 
     @activity.defn(name="refunds.send")
+    @converts_rule_violations
     async def send(self, command: SendRefund) -> RefundOutcome:
         async with self._sessions.begin() as session:
             locked = await payments.lock_refund(session, command.refund_id)

@@ -5,7 +5,7 @@ Functions take a session and never commit. ``at`` decides which price of a plan 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Text, and_, bindparam, cast, or_, select
 from sqlalchemy.dialects.postgresql import distinct_on, insert
+from sqlalchemy.engine import RowMapping
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased, joinedload
 
@@ -205,29 +206,27 @@ def is_redeemable(coupon: Coupon, at: datetime) -> bool:
     )
 
 
-def build_discount(coupon: Coupon, periods_left: int | None) -> Discount:
-    """The coupon as one subscription has it; ``periods_left`` None is for ever."""
-    amount = None
-    if coupon.amount_minor is not None and coupon.currency is not None:
-        amount = Money(amount_minor=coupon.amount_minor, currency=coupon.currency)
+def build_discount(row: Mapping[str, Any] | RowMapping, *, code: str, periods_left: int | None) -> Discount:
+    """Build a discount from the columns ``coupon_kind``, ``coupon_percent``, ``coupon_amount_minor`` …"""
+    fixed = row["coupon_amount_minor"] is not None
     return Discount(
-        code=coupon.code,
-        kind=CouponKind(coupon.discount_type),
-        percent=coupon.percent or 0,
-        amount=amount,
+        code=code,
+        kind=CouponKind(row["coupon_kind"]),
+        percent=row["coupon_percent"] or 0,
+        amount=Money(amount_minor=row["coupon_amount_minor"], currency=row["coupon_currency"]) if fixed else None,
         remaining_periods=periods_left,
     )
 
 
-def redemption_periods(coupon: Coupon) -> int | None:
-    """How many periods a new redemption of it reduces; None is for ever."""
-    match CouponDuration(coupon.duration):
-        case CouponDuration.ONCE:
-            return 1
-        case CouponDuration.PERIODS:
-            return coupon.duration_periods
-        case CouponDuration.FOREVER:
-            return None
+def coupon_discount(coupon: Coupon, periods_left: int | None) -> Discount:
+    """Return the coupon as one subscription has it; ``periods_left`` None is for ever."""
+    row = {
+        "coupon_kind": coupon.discount_type,
+        "coupon_percent": coupon.percent,
+        "coupon_amount_minor": coupon.amount_minor,
+        "coupon_currency": coupon.currency,
+    }
+    return build_discount(row, code=coupon.code, periods_left=periods_left)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,11 +18,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.driver import DriverStatement, begin_and_fetch_one, driver_sql, fetch_one
 from db.models.payments import CHARGE_ORDER
-from db.queries.catalogue import IS_ORDERABLE
+from db.queries.catalogue import IS_ORDERABLE, build_discount
 from workflows.rules.errors import ErrorCode, RuleViolation
 from workflows.rules.funding import CollectionMethod, PaymentMethodReference
 from workflows.rules.money import Money
-from workflows.rules.pricing import CouponDuration, CouponKind, Discount
+from workflows.rules.pricing import Discount
 from workflows.rules.subscription import SubscriptionStatus
 
 
@@ -262,26 +262,3 @@ def _discount(row: RowMapping | Mapping[str, Any]) -> Discount | None:
     if row["coupon_code"] is None or row["coupon_kind"] is None:
         return None
     return build_discount(row, code=row["coupon_code"], periods_left=row["coupon_remaining_periods"])
-
-
-def build_discount(row: RowMapping | Mapping[str, Any], *, code: str, periods_left: int | None) -> Discount:
-    """Build a discount from the columns ``coupon_kind``, ``coupon_percent``, ``coupon_amount_minor`` …"""
-    fixed = row["coupon_amount_minor"] is not None
-    return Discount(
-        code=code,
-        kind=CouponKind(row["coupon_kind"]),
-        percent=row["coupon_percent"] or 0,
-        amount=Money(amount_minor=row["coupon_amount_minor"], currency=row["coupon_currency"]) if fixed else None,
-        remaining_periods=periods_left,
-    )
-
-
-def redemption_periods(duration: CouponDuration, periods: int | None) -> int | None:
-    """Return how many periods a coupon reduces, None for ever."""
-    match duration:
-        case CouponDuration.ONCE:
-            return 1
-        case CouponDuration.PERIODS:
-            return periods
-        case CouponDuration.FOREVER:
-            return None

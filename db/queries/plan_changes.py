@@ -85,8 +85,8 @@ async def _current_and_next_discount(
             )
         )
     )
-    applied = catalogue.build_discount(coupon, None) if reduced else None
-    return applied, catalogue.build_discount(coupon, subscription.coupon_remaining_periods)
+    applied = catalogue.coupon_discount(coupon, None) if reduced else None
+    return applied, catalogue.coupon_discount(coupon, subscription.coupon_remaining_periods)
 
 
 async def find_scheduled_at(session: AsyncSession, subscription_id: str) -> datetime | None:

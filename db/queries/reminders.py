@@ -12,7 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.models.payments import CHARGE_ORDER
-from db.queries.locked_subscriptions import build_discount
+from db.queries.catalogue import build_discount
 from workflows.rules.funding import CollectionMethod
 from workflows.rules.money import Money
 from workflows.rules.pricing import Discount

@@ -148,7 +148,6 @@ ADJUSTMENT = AdjustWallet(
 RETRIED = {
     # Its end would end the dispatch of all mails.
     "notifications.drain_outbox",
-    "refunds.send",
 }
 
 

@@ -39,6 +39,22 @@ class Discount:
     remaining_periods: int | None = None
 
 
+def redemption_periods(duration: CouponDuration, periods: int | None) -> int | None:
+    """Return how many periods a newly redeemed coupon reduces; None is for ever.
+
+    Args:
+        duration: The coupon's.
+        periods: How many, for ``CouponDuration.PERIODS``.
+    """
+    match duration:
+        case CouponDuration.ONCE:
+            return 1
+        case CouponDuration.PERIODS:
+            return periods
+        case CouponDuration.FOREVER:
+            return None
+
+
 def discount_amount(price: Money, discount: Discount | None) -> Money:
     """Return what ``discount`` takes off ``price``: never more than the price, nothing in another currency."""
     if discount is None or discount.remaining_periods == 0:
