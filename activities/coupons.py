@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from db.queries.catalogue import build_discount
 from db.queries.change_set import ChangeSet
 from db.queries.locked_subscriptions import LockedSubscription
-from db.queries.plan_changes import is_change_recorded
+from db.queries.plan_changes import is_change_recorded, plan_change_reason
 from workflows.errors import non_retryable_error
 from workflows.ports.subscription import CreateSubscription
 from workflows.rules.errors import ErrorCode
@@ -99,7 +99,7 @@ async def redeem_coupon_for_plan_change(
     remaining = columns.get("coupon_remaining_periods")
     if remaining is not None:
         changes.record_change(
-            REMAINING_PERIODS, str(remaining + 1), str(remaining), reason=_redemption_reason(plan_change_id)
+            REMAINING_PERIODS, str(remaining + 1), str(remaining), reason=plan_change_reason(plan_change_id)
         )
     return columns
 
@@ -111,7 +111,7 @@ async def restore_period(
     discount = subscription.discount
     if discount is None or discount.remaining_periods is None:
         return {}
-    reason = _redemption_reason(plan_change_id)
+    reason = plan_change_reason(plan_change_id)
     if not await is_change_recorded(session, subscription.id, field=REMAINING_PERIODS, reason=reason):
         return {}
     restored = discount.remaining_periods + 1
@@ -119,7 +119,3 @@ async def restore_period(
         REMAINING_PERIODS, str(discount.remaining_periods), str(restored), reason="plan change undone"
     )
     return {"coupon_remaining_periods": restored}
-
-
-def _redemption_reason(plan_change_id: str) -> str:
-    return f"plan change {plan_change_id}"

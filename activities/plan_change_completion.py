@@ -22,6 +22,7 @@ from activities.payment_application import (
     payment_application_key,
 )
 from activities.plan_change_records import apply_plan_change, plan_changed_context
+from activities.scheduled_cancellation import restore_cancellation
 from activities.subscription_transitions import new_change_set
 from db.queries import invoices, locked_subscriptions
 from db.queries.change_set import ChangeSet
@@ -134,7 +135,11 @@ async def rollback_plan_change(session: AsyncSession, command: RollbackPlanChang
     changes.add_timeline_event("subscription.plan_changed", message)
     plan = await locked_subscriptions.get_plan_with_price(session, old.plan_id, subscription.currency, command.now)
     name = plan.name if plan is not None else old.plan_code
-    renews = subscription.status in RENEWING_STATUSES and not subscription.cancel_at_period_end
+    restored = await restore_cancellation(
+        session, changes, subscription, command.plan_change_id, command.fallback.period_end
+    )
+    is_cancelling = subscription.cancel_at_period_end or bool(restored)
+    renews = subscription.status in RENEWING_STATUSES and not is_cancelling
     changes.enqueue_notification(
         NotificationKind.PLAN_CHANGED,
         plan_changed_context(
@@ -145,6 +150,8 @@ async def rollback_plan_change(session: AsyncSession, command: RollbackPlanChang
             credit_reversed=max(-refunded, zero) or None,
             price=old.price,
             next_charge_at=command.fallback.period_end if renews else None,
+            cancel_at_period_end=is_cancelling,
+            period_end=command.fallback.period_end,
         ),
     )
     changes.update_subscription(
@@ -154,6 +161,7 @@ async def rollback_plan_change(session: AsyncSession, command: RollbackPlanChang
         billing_anchor=command.fallback.anchor,
         current_period_start=command.fallback.period_start,
         current_period_end=command.fallback.period_end,
+        **restored,
         **await coupons.restore_period(session, changes, subscription, command.plan_change_id),
     )
     if command.fallback.period_end != subscription.period_end:

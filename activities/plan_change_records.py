@@ -10,9 +10,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from activities import coupons
 from activities.notification_context import ContextFields, notification_context
+from activities.scheduled_cancellation import CANCELLATION_WITHDRAWN_BY_PLAN_CHANGE, drop_cancellation
 from db.queries import locked_subscriptions
 from db.queries.change_set import ChangeSet
 from db.queries.locked_subscriptions import LockedSubscription
+from db.queries.plan_changes import plan_change_reason
 from workflows.ports.subscription import PlanTerms
 from workflows.rules.notifications import NotificationKind
 from workflows.rules.periods import BillingPeriod
@@ -28,7 +30,7 @@ async def apply_plan_change(
     period: BillingPeriod | None,
     **extra: Unpack[ContextFields],
 ) -> None:
-    """Add the new plan to ``changes``.
+    """Add the new plan to ``changes``. It withdraws a scheduled cancellation, as a scheduled plan change does.
 
     Args:
         period: The period that the change starts; None if the current one continues.
@@ -39,6 +41,9 @@ async def apply_plan_change(
         "price_id": terms.price_id,
         "price_minor": terms.price.amount_minor,
         "pending_plan_id": None,
+        **drop_cancellation(
+            changes, subscription, plan_change_reason(plan_change_id), CANCELLATION_WITHDRAWN_BY_PLAN_CHANGE
+        ),
     }
     if period is not None:
         columns |= {
@@ -51,8 +56,8 @@ async def apply_plan_change(
         changes.schedule_reminders(period.end)
     changes.update_subscription(**columns)
     extra["price"] = terms.price
-    if not subscription.cancel_at_period_end:
-        extra["next_charge_at"] = subscription.period_end if period is None else period.end
+    extra["next_charge_at"] = subscription.period_end if period is None else period.end
+    extra["cancellation_withdrawn"] = subscription.cancel_at_period_end
     _add_plan_changed_events(changes, subscription, terms.plan_id, name, plan_change_dedup_key(plan_change_id), **extra)
 
 

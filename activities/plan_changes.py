@@ -17,6 +17,7 @@ from activities.notification_context import paid_fields
 from activities.outcomes import committed_state
 from activities.plan_change_records import apply_plan_change, plan_change_dedup_key, plan_changed_context
 from activities.plan_terms import build_plan_terms
+from activities.scheduled_cancellation import CANCELLATION_WITHDRAWN_BY_SCHEDULED_CHANGE, drop_cancellation
 from activities.subscription_transitions import new_change_set
 from db.models.subscriptions import Subscription
 from db.queries import catalogue, invoices, locked_subscriptions
@@ -127,11 +128,9 @@ async def _schedule_change(
         changes.record_change(
             "pending_plan", subscription.pending_plan_id, plan.plan_id, "scheduled for the end of the period"
         )
-        if subscription.cancel_at_period_end:
-            changes.record_change("cancel_at_period_end", str(True), str(False), "plan change scheduled")
-            changes.add_timeline_event(
-                "subscription.cancellation_withdrawn", "Scheduled cancellation withdrawn: a plan change is scheduled."
-            )
+        columns = drop_cancellation(
+            changes, subscription, "plan change scheduled", CANCELLATION_WITHDRAWN_BY_SCHEDULED_CHANGE
+        )
         message = f"Plan change to {plan.name} scheduled for the end of the billing period."
         if subscription.period_end is not None:
             day = format_date(subscription.period_end, timezone_or_utc(subscription.timezone))
@@ -148,7 +147,7 @@ async def _schedule_change(
                 cancellation_withdrawn=subscription.cancel_at_period_end,
             ),
         )
-        changes.update_subscription(pending_plan_id=plan.plan_id, cancel_at_period_end=False)
+        changes.update_subscription(pending_plan_id=plan.plan_id, **columns)
         await changes.write(session)
     return PlanChangeOutcome(
         state=await committed_state(session, subscription, changes),

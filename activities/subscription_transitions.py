@@ -15,6 +15,7 @@ from activities.invoicing import add_invoice_paid_events
 from activities.notification_context import notification_context, paid_fields
 from activities.outcomes import committed_state
 from activities.plan_change_records import add_scheduled_change
+from activities.scheduled_cancellation import CANCELLATION_WITHDRAWN, drop_cancellation
 from db.queries import invoices
 from db.queries.change_set import ChangeSet
 from db.queries.invoices import InvoiceSummary
@@ -31,9 +32,6 @@ from workflows.rules.subscription import (
     transition,
     unpaid_period_violation,
 )
-
-CANCELLATION_WITHDRAWN = "Scheduled cancellation withdrawn: the subscription continues."
-CANCELLATION_WITHDRAWN_BY_PAUSE = "Scheduled cancellation withdrawn: the subscription is paused."
 
 
 def new_change_set(subscription: LockedSubscription, at: datetime, actor: str) -> ChangeSet:
@@ -69,17 +67,6 @@ def transition_subscription(
     return replace(
         subscription, status=state, past_due_since=columns.get("past_due_since", subscription.past_due_since)
     )
-
-
-def drop_cancellation(
-    changes: ChangeSet, subscription: LockedSubscription, reason: str, message: str
-) -> dict[str, Any]:
-    """Record that a cancellation at the end of the period does not happen; return the columns that change."""
-    if not subscription.cancel_at_period_end:
-        return {}
-    changes.record_change("cancel_at_period_end", str(True), str(False), reason)
-    changes.add_timeline_event("subscription.cancellation_withdrawn", message)
-    return {"cancel_at_period_end": False}
 
 
 def require_paid_period(subscription: LockedSubscription, now: datetime) -> None:

@@ -11,7 +11,6 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from activities import coupons, reminders
-from activities.formatting import format_date, timezone_or_utc
 from activities.holds import release_hold
 from activities.invoice_allocations import reverse_all
 from activities.notification_context import ContextFields, notification_context
@@ -19,10 +18,13 @@ from activities.order_placement import place_order
 from activities.outcomes import committed_state, repeated_status_outcome, status_outcome
 from activities.payment_application import credit_captured_payments
 from activities.rule_errors import converts_rule_violations
-from activities.subscription_transitions import (
+from activities.scheduled_cancellation import (
     CANCELLATION_WITHDRAWN,
     CANCELLATION_WITHDRAWN_BY_PAUSE,
+    add_cancellation_scheduled,
     drop_cancellation,
+)
+from activities.subscription_transitions import (
     new_change_set,
     require_paid_period,
     status_message,
@@ -212,9 +214,7 @@ class PostgresSubscriptionActivities(SubscriptionActivities):
                 before, after = str(subscription.cancel_at_period_end), str(command.cancel_at_period_end)
                 changes.record_change("cancel_at_period_end", before, after, command.reason)
                 if command.cancel_at_period_end:
-                    changes.add_timeline_event(
-                        "subscription.cancellation_scheduled", _cancellation_message(subscription)
-                    )
+                    add_cancellation_scheduled(changes, subscription, subscription.period_end)
                     context = notification_context(
                         subscription,
                         reason=command.reason,
@@ -261,12 +261,6 @@ async def _status_change_context(
         for invoice in await invoices.lock_open_invoices(session, subscription.id):
             fields |= {"amount": invoice.due, "invoice_id": invoice.id}
     return notification_context(subscription, **fields)
-
-
-def _cancellation_message(subscription: LockedSubscription) -> str:
-    if subscription.period_end is None:
-        return "Cancellation scheduled for the end of the first period."
-    return f"Cancellation scheduled for {format_date(subscription.period_end, timezone_or_utc(subscription.timezone))}."
 
 
 async def _cancel_scheduled_change(

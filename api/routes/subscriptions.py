@@ -179,7 +179,10 @@ async def preview_plan_change(
 async def change_plan(
     subscription_id: PathId, body: ChangePlanIn, once: OptionalIdempotency, workflows: Workflows
 ) -> Response:
-    """Change the plan now or at the end of the period. Choosing the current plan withdraws a scheduled change."""
+    """Change the plan now or at the end of the period. Choosing the current plan withdraws a scheduled change.
+
+    A change to another plan withdraws a cancellation at the end of the period.
+    """
 
     async def prepare(session: AsyncSession) -> ChangePlan:
         await _require_own_subscription(session, subscription_id, once.caller)

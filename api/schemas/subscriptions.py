@@ -93,7 +93,8 @@ class PlanChangePreviewOut(ResponseModel):
     """What a plan change would invoice now. ``mode`` is the one asked for, or the default.
 
     ``carried_debt`` is what earlier invoices left because it was too small to charge. A card that pays ``due_now`` pays
-    it as well; a wallet does if it covers both.
+    it as well; a wallet does if it covers both. ``withdraws_cancellation``: a cancellation at the end of the period is
+    scheduled, and the change withdraws it, so that ``next_invoice`` follows.
     """
 
     mode: PlanChangeMode
@@ -102,6 +103,7 @@ class PlanChangePreviewOut(ResponseModel):
     carried_debt: Amount
     credit: Amount
     next_invoice: NextInvoiceOut
+    withdraws_cancellation: bool
 
 
 class TimelineOut(TypedDict):
@@ -157,6 +159,7 @@ def quote_out(quote: PlanChangeQuote, carried_debt: Money) -> PlanChangePreviewO
         next_invoice=NextInvoiceOut(
             amount_minor=following.amount_minor, currency=following.currency, at=quote.period.end
         ),
+        withdraws_cancellation=quote.withdraws_cancellation,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from sqlalchemy import exists, func, select
@@ -41,6 +42,7 @@ async def load_plan_change_facts(
         status=SubscriptionStatus(subscription.status),
         plan_id=subscription.plan_id,
         pending_plan_id=subscription.pending_plan_id,
+        cancel_at_period_end=subscription.cancel_at_period_end,
         service_id=subscription.service_id,
         timezone=subscription.timezone,
         period=period,
@@ -97,6 +99,22 @@ async def find_scheduled_at(session: AsyncSession, subscription_id: str) -> date
         )
     )
     return scheduled_at
+
+
+def plan_change_reason(plan_change_id: str) -> str:
+    """Return the reason of what a plan change changes beside the plan, by which its rollback finds it."""
+    return f"plan change {plan_change_id}"
+
+
+async def is_last_change(session: AsyncSession, subscription_id: str, *, fields: Sequence[str], reason: str) -> bool:
+    """Return whether the newest recorded change of any of ``fields`` has exactly this reason."""
+    last: str | None = await session.scalar(
+        select(SubscriptionChange.reason)
+        .where(SubscriptionChange.subscription_id == subscription_id, SubscriptionChange.field.in_(fields))
+        .order_by(SubscriptionChange.id.desc())
+        .limit(1)
+    )
+    return last == reason
 
 
 async def is_change_recorded(session: AsyncSession, subscription_id: str, *, field: str, reason: str) -> bool:

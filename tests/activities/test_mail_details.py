@@ -177,14 +177,26 @@ def test_a_scheduled_cancellation_names_the_plan_change_that_it_withdraws() -> N
 
 
 @pytest.mark.parametrize("withdrawn", [True, False])
-def test_a_scheduled_plan_change_and_a_pause_name_the_cancellation_that_ends(withdrawn: bool) -> None:
+def test_a_plan_change_and_a_pause_name_the_cancellation_that_ends(withdrawn: bool) -> None:
     texts = (
+        rendered_text(NotificationKind.PLAN_CHANGED, cancellation_withdrawn=withdrawn),
         rendered_text(
             NotificationKind.PLAN_CHANGED, effective_at="2027-02-28T10:00:00Z", cancellation_withdrawn=withdrawn
         ),
         rendered_text(NotificationKind.SUBSCRIPTION_PAUSED, cancellation_withdrawn=withdrawn),
     )
-    assert [("The scheduled cancellation is withdrawn" in text) for text in texts] == [withdrawn] * 2
+    assert [("The scheduled cancellation is withdrawn" in text) for text in texts] == [withdrawn] * 3
+
+
+@pytest.mark.parametrize("cancels", [True, False])
+def test_a_plan_change_that_is_rolled_back_names_the_cancellation_that_stands(cancels: bool) -> None:
+    text = rendered_text(
+        NotificationKind.PLAN_CHANGED,
+        reason="undone",
+        cancel_at_period_end=cancels,
+        period_end="2027-02-28T10:00:00Z",
+    )
+    assert ("The cancellation stays scheduled: your service ends on 28 February 2027." in text) is cancels
 
 
 @pytest.mark.parametrize("kind", [NotificationKind.SUBSCRIPTION_EXPIRING, NotificationKind.TOP_UP_RECEIPT])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 import pytest
 from temporalio.exceptions import ApplicationError
@@ -12,12 +12,13 @@ from activities.formatting import describe_decline
 from activities.subscription_transitions import status_message
 from tests.support.billing_commands import (
     TEN_DAYS_AFTER_ORDER,
+    cancel_at_period_end_command,
     change_status_command,
     plan_change_command,
     top_up,
 )
-from tests.support.billing_fixture import BillingFixture, OpenedSubscription
-from workflows.ports.subscription import ChangeStatus, SetCancelAtPeriodEnd
+from tests.support.billing_fixture import BillingFixture
+from workflows.ports.subscription import ChangeStatus
 from workflows.rules.errors import ErrorCode
 from workflows.rules.subscription import SubscriptionStatus
 
@@ -47,23 +48,11 @@ def test_a_decline_is_described_in_words(code: str | None, expected: str) -> Non
     assert describe_decline(code) == expected
 
 
-def _cancel_at_period_end(ordered: OpenedSubscription, now: datetime, *, cancels: bool = True) -> SetCancelAtPeriodEnd:
-    """Return the command of a customer who cancels at the end of the period, or who withdraws that."""
-    return SetCancelAtPeriodEnd(
-        subscription_id=ordered.id,
-        cancel_at_period_end=cancels,
-        pending_plan_id=None,
-        reason="",
-        actor="usr_1",
-        now=now,
-    )
-
-
 async def test_a_withdrawn_cancellation_and_a_cancellation_are_messages_with_their_day(billing: BillingFixture) -> None:
     await top_up(billing, 500)
     ordered = await billing.create_active_subscription()
     for cancels in (True, False):
-        command = _cancel_at_period_end(ordered, TEN_DAYS_AFTER_ORDER, cancels=cancels)
+        command = cancel_at_period_end_command(ordered, TEN_DAYS_AFTER_ORDER, cancels=cancels)
         await billing.subscription_activities.set_cancel_at_period_end(command)
     await billing.subscription_activities.change_status(change_status_command(ordered, SubscriptionStatus.CANCELLED))
     rows = await billing.query(
@@ -82,7 +71,7 @@ async def test_a_cancellation_says_which_scheduled_plan_change_it_withdraws(bill
     await top_up(billing, 5000)
     ordered = await billing.create_active_subscription("pro")
     await billing.billing_activities.change_plan(plan_change_command(ordered, "starter"))
-    command = _cancel_at_period_end(ordered, TEN_DAYS_AFTER_ORDER)
+    command = cancel_at_period_end_command(ordered, TEN_DAYS_AFTER_ORDER)
     state = await billing.assert_idempotent(billing.subscription_activities.set_cancel_at_period_end, command)
     assert (state.cancel_at_period_end, state.pending_plan_id) == (True, None)
     [event] = await billing.query(
@@ -106,7 +95,7 @@ async def test_a_cancellation_says_which_scheduled_plan_change_it_withdraws(bill
 async def test_a_scheduled_plan_change_says_that_it_withdraws_the_cancellation(billing: BillingFixture) -> None:
     await top_up(billing, 5000)
     ordered = await billing.create_active_subscription("pro")
-    command = _cancel_at_period_end(ordered, TEN_DAYS_AFTER_ORDER)
+    command = cancel_at_period_end_command(ordered, TEN_DAYS_AFTER_ORDER)
     await billing.subscription_activities.set_cancel_at_period_end(command)
     change = replace(plan_change_command(ordered, "starter"), now=TEN_DAYS_AFTER_ORDER)
     await billing.assert_idempotent(billing.billing_activities.change_plan, change)
@@ -127,7 +116,9 @@ async def test_a_scheduled_plan_change_says_that_it_withdraws_the_cancellation(b
 async def test_a_pause_says_that_it_withdraws_the_cancellation(billing: BillingFixture) -> None:
     await top_up(billing, 5000)
     ordered = await billing.create_active_subscription()
-    await billing.subscription_activities.set_cancel_at_period_end(_cancel_at_period_end(ordered, TEN_DAYS_AFTER_ORDER))
+    await billing.subscription_activities.set_cancel_at_period_end(
+        cancel_at_period_end_command(ordered, TEN_DAYS_AFTER_ORDER)
+    )
     pause = ChangeStatus(
         subscription_id=ordered.id,
         status=SubscriptionStatus.PAUSED,
@@ -160,7 +151,7 @@ async def test_a_cancellation_at_the_end_of_a_period_that_was_not_paid_is_refuse
     ordered = await billing.create_active_subscription()
     renewal = replace(billing.start_period_command(ordered, start=ordered.period.end), now=ordered.period.end)
     assert (await billing.billing_activities.start_period(renewal)).state.status is SubscriptionStatus.PAST_DUE
-    command = _cancel_at_period_end(ordered, ordered.period.end)
+    command = cancel_at_period_end_command(ordered, ordered.period.end)
     with pytest.raises(ApplicationError) as refused:
         await billing.subscription_activities.set_cancel_at_period_end(command)
     assert refused.value.type == ErrorCode.ILLEGAL_MOVE
@@ -179,7 +170,7 @@ async def test_a_pause_is_cancelled_at_the_end_of_its_period_only_until_that_end
         now=TEN_DAYS_AFTER_ORDER,
     )
     await billing.subscription_activities.change_status(pause)
-    command = _cancel_at_period_end(ordered, ordered.period.end)
+    command = cancel_at_period_end_command(ordered, ordered.period.end)
     with pytest.raises(ApplicationError) as refused:
         await billing.subscription_activities.set_cancel_at_period_end(command)
     assert refused.value.type == ErrorCode.ILLEGAL_MOVE

@@ -123,6 +123,25 @@ def test_an_upgrade_charges_what_the_preview_shows(customer: ApiUser, administra
     assert_wallet_matches_transactions(customer)
 
 
+def test_an_upgrade_withdraws_a_scheduled_cancellation(customer: ApiUser) -> None:
+    top_up(customer, 1500 + 4500 + 4500)
+    subscription = order_until_ready(customer)
+    assert send_command(customer, subscription["id"], "cancel", {"at": "period_end"})["cancel_at_period_end"]
+    body = {"plan_id": customer.plan("n8n-pro")}
+    preview = assert_success(
+        customer.request("POST", f"{V1}/subscriptions/{subscription['id']}/change-plan/preview", body)
+    )
+    assert preview["withdraws_cancellation"] is True
+    changed = send_command(customer, subscription["id"], "change-plan", body)
+    assert (changed["plan"]["code"], changed["cancel_at_period_end"]) == ("n8n-pro", False)
+    assert "subscription.cancellation_withdrawn" in kinds(customer, subscription["id"])
+    customer.advance(subscription["id"], until=after_period_end(subscription, hours=1))
+    assert get_subscription(customer, subscription["id"])["status"] == "active"
+    assert (
+        invoices(customer, subscription["id"])[-1]["total"]["amount_minor"] == (preview["next_invoice"]["amount_minor"])
+    )
+
+
 @pytest.mark.scenario("B11")
 def test_an_upgrade_that_cannot_be_paid_changes_nothing(customer: ApiUser) -> None:
     top_up(customer, 1500)

@@ -12,6 +12,7 @@ from workflows.rules.errors import ErrorCode, RuleViolation
 from workflows.rules.money import Money
 from workflows.rules.periods import BillingPeriod, Interval
 from workflows.rules.plan_change import PlanChangeFacts, PlanPrice, decide_plan_change, plan_change_period
+from workflows.rules.proration import PlanChangeMode
 from workflows.rules.subscription import SubscriptionStatus
 
 START = datetime(2027, 1, 31, tzinfo=UTC)
@@ -58,6 +59,14 @@ def test_a_refused_change_names_its_reason(changes: dict[str, Any], code: ErrorC
     with pytest.raises(RuleViolation) as raised:
         decide_plan_change(replace(FACTS, **changes), at=START, mode=None)
     assert raised.value.code is code
+
+
+@pytest.mark.parametrize("mode", list(PlanChangeMode))
+@pytest.mark.parametrize("status", [SubscriptionStatus.ACTIVE, SubscriptionStatus.TRIALING])
+def test_a_change_withdraws_a_scheduled_cancellation(status: SubscriptionStatus, mode: PlanChangeMode) -> None:
+    for cancels in (True, False):
+        facts = replace(FACTS, status=status, cancel_at_period_end=cancels)
+        assert decide_plan_change(facts, at=START, mode=mode).withdraws_cancellation is cancels
 
 
 def test_the_current_plan_withdraws_a_scheduled_change() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from db.queries import ledger as ledger_rows
 from tests.support.billing_fixture import (
@@ -23,7 +23,7 @@ from workflows.ports.billing import (
     RecordPaymentFailure,
     RollbackPlanChange,
 )
-from workflows.ports.subscription import ChangeStatus, PlanChangeRollback, StartProvisioning
+from workflows.ports.subscription import ChangeStatus, PlanChangeRollback, SetCancelAtPeriodEnd, StartProvisioning
 from workflows.rules import ledger
 from workflows.rules.ids import derive_id
 from workflows.rules.money import Money
@@ -99,6 +99,20 @@ def change_status_command(ordered: OpenedSubscription, to: SubscriptionStatus) -
         now=TEN_DAYS_AFTER_ORDER,
         data_deletion_at=TEN_DAYS_AFTER_ORDER + 30 * DAY if cancelled else None,
         void_invoice=cancelled,
+    )
+
+
+def cancel_at_period_end_command(
+    ordered: OpenedSubscription, now: datetime, *, cancels: bool = True
+) -> SetCancelAtPeriodEnd:
+    """Return the command of a customer who cancels at the end of the period, or who withdraws that."""
+    return SetCancelAtPeriodEnd(
+        subscription_id=ordered.id,
+        cancel_at_period_end=cancels,
+        pending_plan_id=None,
+        reason="",
+        actor=USER,
+        now=now,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from fractions import Fraction
 
@@ -41,6 +41,7 @@ class PlanChangeQuote:
         period: The period that stands after the change.
         next_invoice: What the invoice after ``period`` costs.
         withdraws_scheduled: The current plan was chosen: the scheduled change is withdrawn and nothing else happens.
+        withdraws_cancellation: A cancellation at the end of the period is scheduled; the change withdraws it.
     """
 
     mode: PlanChangeMode
@@ -53,6 +54,7 @@ class PlanChangeQuote:
     next_invoice: Money
     period_lines: tuple[InvoiceLine, ...] = ()
     withdraws_scheduled: bool = False
+    withdraws_cancellation: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +63,7 @@ class PlanChangeFacts:
 
     Attributes:
         pending_plan_id: The plan of the scheduled change, if there is one.
+        cancel_at_period_end: A cancellation at the end of the period is scheduled.
         period: The current period, during a trial the trial; None without one.
         current_plan: The plan with the price that the subscription has.
         target_is_orderable: The plan is public and not retired, and its service is published.
@@ -73,6 +76,7 @@ class PlanChangeFacts:
     status: SubscriptionStatus
     plan_id: str
     pending_plan_id: str | None = None
+    cancel_at_period_end: bool = False
     service_id: str
     timezone: str
     period: BillingPeriod | None
@@ -131,7 +135,7 @@ def decide_plan_change(facts: PlanChangeFacts, *, at: datetime, mode: PlanChange
         raise RuleViolation(ErrorCode.PLAN_UNAVAILABLE, "The plan is not available for new orders.", target)
     if facts.target_plan is None:
         raise RuleViolation(ErrorCode.PLAN_UNAVAILABLE, "The plan has no price in the subscription's currency.", target)
-    return quote_plan_change(
+    quote = quote_plan_change(
         old=facts.current_plan,
         new=facts.target_plan,
         period=facts.period,
@@ -144,6 +148,7 @@ def decide_plan_change(facts: PlanChangeFacts, *, at: datetime, mode: PlanChange
         next_discount=facts.next_discount,
         trialing=facts.status is SubscriptionStatus.TRIALING,
     )
+    return replace(quote, withdraws_cancellation=facts.cancel_at_period_end)
 
 
 def _quote_withdrawal(price: Money, period: BillingPeriod, next_discount: Discount | None) -> PlanChangeQuote:
