@@ -137,6 +137,7 @@ class SmtpNotificationActivities(NotificationActivities):
             status="sent",
             recipient_addresses=", ".join(notification.recipient_addresses),
             message_id=message["Message-ID"],
+            subject=message["Subject"],
         )
 
     async def _load_context(self, notification: ClaimedNotification) -> dict[str, Any] | None:

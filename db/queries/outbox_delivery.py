@@ -77,8 +77,9 @@ _ADD_TO_TIMELINE = text(
 INSERT INTO timeline_events (organization_id, subscription_id, occurred_at, kind, message, reference_id, dedup_key)
 SELECT organization_id, subscription_id,
     COALESCE(scheduled_for, occurred_at) + GREATEST(now() - available_at, interval '0'),
-    'notification.sent', kind, id, 'notice/' || id
-FROM notifications WHERE id = ANY(:ids) AND subscription_id IS NOT NULL
+    'notification.sent', 'Mail sent: ' || rtrim(r.subject, '.') || '.', n.id, 'notice/' || n.id
+FROM notifications n JOIN jsonb_to_recordset(CAST(:sent AS jsonb)) AS r(id text, subject text) USING (id)
+WHERE n.subscription_id IS NOT NULL
 ORDER BY 3
 ON CONFLICT DO NOTHING
 """
@@ -127,6 +128,7 @@ class DeliveryOutcome:
     """``status``: ``sent``, ``failed``, ``voided``, or ``pending`` again after ``retry_delay``.
 
     ``attempt_refunded``: the attempt was not made and is not counted. ``error`` names codes and types, never values.
+    ``subject``: of a mail that was sent.
     """
 
     id: str
@@ -135,6 +137,7 @@ class DeliveryOutcome:
     attempt_refunded: bool = False
     recipient_addresses: str | None = None
     message_id: str | None = None
+    subject: str | None = None
     error: str | None = None
 
 
@@ -170,8 +173,9 @@ async def record_outcomes(session: AsyncSession, *, claim_id: str, outcomes: Seq
         for outcome in outcomes
     ]
     result = await session.execute(_RECORD_DELIVERIES, {"outcomes": json.dumps(rows), "claim_id": claim_id})
-    if sent := [outcome.id for outcome in outcomes if outcome.status == "sent"]:
-        await session.execute(_ADD_TO_TIMELINE, {"ids": sent})
+    sent = [{"id": outcome.id, "subject": outcome.subject} for outcome in outcomes if outcome.status == "sent"]
+    if sent:
+        await session.execute(_ADD_TO_TIMELINE, {"sent": json.dumps(sent)})
     return int(getattr(result, "rowcount", 0))
 
 
