@@ -206,6 +206,7 @@ def _add_renewal_events(
         invoice_id=draft.id,
         period_start=draft.period.start,
         period_end=draft.period.end,
+        cancellation_withdrawn=kind == "resumed" and subscription.cancel_at_period_end,
     )
     message = period_message(kind, subscription, draft.period.end)
     changes.add_timeline_event(f"subscription.{kind}", message, ref=draft.id, dedup_key=f"{kind}/{draft.id}")

@@ -174,6 +174,7 @@ def _add_receipt(
         invoice_id=invoice.id,
         period_start=invoice.period_start,
         period_end=invoice.period_end,
+        cancellation_withdrawn=kind == "resumed" and subscription.cancel_at_period_end,
     )
     message = period_message(kind, subscription, invoice.period_end)
     changes.add_timeline_event(f"subscription.{kind}", message, ref=invoice.id, dedup_key=key)

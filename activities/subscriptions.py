@@ -220,6 +220,7 @@ class PostgresSubscriptionActivities(SubscriptionActivities):
                         reason=command.reason,
                         period_end=subscription.period_end,
                         cancel_at_period_end=True,
+                        status=subscription.status,
                         withdrawn_plan_name=await _cancel_scheduled_change(session, changes, subscription),
                     )
                     changes.enqueue_notification(NotificationKind.SUBSCRIPTION_CANCELLED, context)

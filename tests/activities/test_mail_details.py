@@ -169,6 +169,35 @@ def test_a_scheduled_cancellation_names_how_to_resume() -> None:
     assert "withdrawn" not in text
 
 
+def test_a_scheduled_cancellation_of_a_paused_subscription_says_that_a_resumption_withdraws_it_and_charges() -> None:
+    texts = [
+        rendered_text(
+            NotificationKind.SUBSCRIPTION_CANCELLED,
+            cancel_at_period_end=True,
+            period_end="2027-02-28T10:00:00Z",
+            status=status,
+        )
+        for status in ("active", "paused")
+    ]
+    assert [
+        ("It runs until 28 February 2027; no further charges. You can resume it until then." in t) for t in texts
+    ] == [
+        True,
+        False,
+    ]
+    assert (
+        "It stays paused and ends on 28 February 2027. If you resume it before then, the cancellation is withdrawn, and"
+        " a new billing period starts and is charged." in texts[1]
+    )
+    assert "Resume: POST" in texts[1]
+
+
+@pytest.mark.parametrize("withdrawn", [True, False])
+def test_a_resumption_names_the_cancellation_that_it_withdraws(withdrawn: bool) -> None:
+    text = rendered_text(NotificationKind.SUBSCRIPTION_RESUMED, cancellation_withdrawn=withdrawn)
+    assert ("The scheduled cancellation is withdrawn." in text) is withdrawn
+
+
 def test_a_scheduled_cancellation_names_the_plan_change_that_it_withdraws() -> None:
     text = rendered_text(
         NotificationKind.SUBSCRIPTION_CANCELLED, cancel_at_period_end=True, withdrawn_plan_name="Starter"

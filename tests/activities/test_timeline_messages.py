@@ -13,13 +13,15 @@ from activities.subscription_transitions import status_message
 from tests.support.billing_commands import (
     TEN_DAYS_AFTER_ORDER,
     cancel_at_period_end_command,
+    card_payment_command,
     change_status_command,
     plan_change_command,
     top_up,
 )
-from tests.support.billing_fixture import BillingFixture
+from tests.support.billing_fixture import BillingFixture, insert_payment_method
 from workflows.ports.subscription import ChangeStatus
 from workflows.rules.errors import ErrorCode
+from workflows.rules.renewal import PeriodKind
 from workflows.rules.subscription import SubscriptionStatus
 
 
@@ -139,6 +141,33 @@ async def test_a_pause_says_that_it_withdraws_the_cancellation(billing: BillingF
     [mail] = await billing.query(
         "SELECT template_context->'cancellation_withdrawn' AS withdrawn FROM notifications"
         " WHERE kind = 'subscription_paused'"
+    )
+    assert mail["withdrawn"] is True
+
+
+@pytest.mark.parametrize("balance", [5_000, 500], ids=["wallet", "card"])
+async def test_the_mails_of_a_cancellation_in_a_pause_and_of_the_resumption_name_what_they_do(
+    billing: BillingFixture, balance: int
+) -> None:
+    await top_up(billing, balance)
+    await insert_payment_method(billing.sessions)
+    ordered = await billing.create_active_subscription()
+    await billing.subscription_activities.change_status(change_status_command(ordered, SubscriptionStatus.PAUSED))
+    at = TEN_DAYS_AFTER_ORDER + timedelta(hours=1)
+    await billing.subscription_activities.set_cancel_at_period_end(cancel_at_period_end_command(ordered, at))
+    [mail] = await billing.query(
+        "SELECT template_context->>'status' AS status FROM notifications WHERE kind = 'subscription_cancelled'"
+    )
+    assert mail["status"] == "paused"
+    resumption = billing.start_period_command(ordered, kind=PeriodKind.RESUMPTION, start=at + timedelta(hours=1))
+    outcome = await billing.billing_activities.start_period(resumption)
+    if outcome.card_charge is not None:
+        await billing.billing_activities.apply_card_payment(await card_payment_command(billing, ordered, outcome))
+    [row] = await billing.query("SELECT status, cancel_at_period_end FROM subscriptions")
+    assert (row["status"], row["cancel_at_period_end"]) == ("active", False)
+    [mail] = await billing.query(
+        "SELECT template_context->'cancellation_withdrawn' AS withdrawn FROM notifications"
+        " WHERE kind = 'subscription_resumed'"
     )
     assert mail["withdrawn"] is True
 
