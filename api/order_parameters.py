@@ -9,7 +9,7 @@ import orjson
 from jsonschema.protocols import Validator
 
 from api.errors import validation_error
-from workflows.json_schema import ParameterValidator
+from workflows.json_schema import build_validator
 from workflows.rules.host_labels import require_available_label
 
 MAX_KEPT_VALIDATORS = 256
@@ -18,7 +18,7 @@ MAX_KEPT_VALIDATORS = 256
 @lru_cache(maxsize=MAX_KEPT_VALIDATORS)
 def _validator(schema: str) -> Validator:
     """Kept by the schema's text: one that an administrator changes is another one."""
-    return ParameterValidator(orjson.loads(schema))
+    return build_validator(orjson.loads(schema))
 
 
 def check_parameters(schema: str, parameters: dict[str, Any]) -> None:
@@ -30,6 +30,7 @@ def check_parameters(schema: str, parameters: dict[str, Any]) -> None:
     reason = {
         "additionalProperties": "Unknown parameter.",
         "required": "Missing required parameter.",
+        "format": f"Must be a valid {error.validator_value}.",
         "pattern": "Does not match the required pattern.",
         "type": f"Must be of type {error.validator_value}.",
         "enum": f"Must be one of: {_allowed_values(error)}.",

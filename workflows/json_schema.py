@@ -8,9 +8,12 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 import re2
-from jsonschema import Draft202012Validator, ValidationError
+from email_validator import EmailNotValidError, validate_email
+from jsonschema import Draft202012Validator, FormatChecker, ValidationError
 from jsonschema.protocols import Validator
 from jsonschema.validators import extend
+
+from workflows.time_zones import is_time_zone
 
 REFERENCES = ("$ref", "$dynamicRef")
 
@@ -66,6 +69,33 @@ ParameterValidator: type[Validator] = extend(  # type: ignore[no-untyped-call] #
 Hazards of jsonschema itself: it matches patterns with ``re``, whose time can double with each character, and fetches
 ``http:`` and ``file:`` references, and waits for them.
 """
+
+
+FORMATS = FormatChecker(formats=())
+"""The formats that are checked. Those of jsonschema itself match with ``re`` as well."""
+
+
+@FORMATS.checks("time-zone")
+def _is_time_zone(value: object) -> bool:
+    """Whether ``value`` is the name of an IANA time zone; what is no string is judged by its type."""
+    return not isinstance(value, str) or is_time_zone(value)
+
+
+@FORMATS.checks("email")
+def _is_email(value: object) -> bool:
+    """Whether ``value`` is a mail address; what is no string is judged by its type."""
+    if not isinstance(value, str):
+        return True
+    try:
+        validate_email(value, check_deliverability=False)
+    except EmailNotValidError:
+        return False
+    return True
+
+
+def build_validator(schema: Mapping[str, Any]) -> Validator:
+    """Return the validator of a service's parameters."""
+    return ParameterValidator(schema, format_checker=FORMATS)
 
 
 def find_schema_fault(schema: Mapping[str, Any]) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zoneinfo
+from functools import cache
 
 
 def use_packaged_time_zones() -> None:
@@ -13,3 +14,15 @@ def use_packaged_time_zones() -> None:
     """
     zoneinfo.reset_tzpath(to=())
     zoneinfo.ZoneInfo.clear_cache()
+    _names.cache_clear()
+
+
+def is_time_zone(name: str) -> bool:
+    """Return whether ``name`` is an IANA time zone of the data in use."""
+    return name in _names()
+
+
+@cache
+def _names() -> frozenset[str]:
+    """Listing the names reads hundreds of files."""
+    return frozenset(zoneinfo.available_timezones())

@@ -11,7 +11,7 @@ import yaml
 from jsonschema.protocols import Validator
 
 from activities.service_templates.manifests import YAML_LOADER, InvalidTemplate
-from workflows.json_schema import ParameterValidator, find_schema_fault
+from workflows.json_schema import build_validator, find_schema_fault
 from workflows.rules.errors import ErrorCode, RuleViolation
 
 
@@ -104,7 +104,7 @@ def load_service(file: Path) -> ServiceTemplate:
             credentials=SignIn(**document["credentials"]) if "credentials" in document else None,
             ready_within_seconds=document["ready_within_seconds"],
             backup_cron_job=document.get("backup", {}).get("cron_job"),
-            validator=ParameterValidator(document["parameters"], format_checker=ParameterValidator.FORMAT_CHECKER),
+            validator=build_validator(document["parameters"]),
         )
     except (KeyError, TypeError) as error:
         raise InvalidTemplate(f"{file}: {error!r}") from error

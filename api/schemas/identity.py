@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import unicodedata
 from typing import Annotated, Literal
-from zoneinfo import available_timezones
 
 import email_validator
 from pydantic import AfterValidator, Field
 
 from api.response_envelope import Instant, RequestModel, ResponseModel
 from api.schemas.currencies import CurrencyField
+from workflows.time_zones import is_time_zone
 
 # Installations inside a company and sandboxes send mail to domains that do not exist on the public internet.
 email_validator.SPECIAL_USE_DOMAIN_NAMES.clear()
@@ -37,7 +37,7 @@ def _single_line(text: str) -> str:
 
 
 def _require_timezone(name: str) -> str:
-    if name not in available_timezones():
+    if not is_time_zone(name):
         raise ValueError("Unknown IANA time zone.")
     return name
 

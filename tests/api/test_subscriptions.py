@@ -67,14 +67,19 @@ async def test_a_repeated_order_creates_one_subscription_and_another_body_is_rej
 
 
 async def test_parameters_are_validated_by_the_schema_of_the_service(seeded_api: ApiWithCatalogue) -> None:
-    wrong: tuple[tuple[dict[str, object], str], ...] = (
-        ({"unknown": 1}, "parameters"),
-        ({"execution_history_days": "ten"}, "parameters.execution_history_days"),
-        ({"execution_history_days": 0}, "parameters.execution_history_days"),
-        ({"timezone": "{{ 7 * 7 }}"}, "parameters.timezone"),
+    wordpress = "wordpress-starter"
+    wrong: tuple[tuple[str, dict[str, object], str], ...] = (
+        (STARTER, {"unknown": 1}, "parameters"),
+        (STARTER, {"execution_history_days": "ten"}, "parameters.execution_history_days"),
+        (STARTER, {"execution_history_days": 0}, "parameters.execution_history_days"),
+        (STARTER, {"timezone": "{{ 7 * 7 }}"}, "parameters.timezone"),
+        (STARTER, {"timezone": "Mars/Olympus"}, "parameters.timezone"),
+        (STARTER, {"timezone": "europe/paris"}, "parameters.timezone"),
+        (wordpress, {"admin_email": "@"}, "parameters.admin_email"),
+        (wordpress, {"admin_email": "ada@example.com\nBcc: eve@example.com"}, "parameters.admin_email"),
     )
-    for parameters, field in wrong:
-        body = {"plan_id": STARTER, "parameters": parameters}
+    for plan, parameters, field in wrong:
+        body = {"plan_id": plan, "parameters": parameters}
         response = await seeded_api.customer.http.post(
             "/subscriptions", json=body, headers=seeded_api.customer.idempotency_header()
         )
