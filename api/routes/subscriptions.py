@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.responses import Response
 
 from api import ratelimit
+from api.accepted_orders import get_accepted_order, with_present_status
 from api.dependencies.authentication import AuthenticatedCaller
 from api.dependencies.context import Workflows
 from api.dependencies.transactions import Reads, Transactions, VerifiedCaller, transaction
@@ -35,13 +36,12 @@ from api.schemas.subscriptions import (
     to_amount,
 )
 from api.tokens import Caller
-from db.queries import catalogue, idempotency, ledger, subscriptions
+from db.queries import catalogue, ledger, subscriptions
 from db.queries.catalogue import PlanToOrder
 from db.queries.plan_changes import load_plan_change_facts
 from db.queries.timeline_reads import list_timeline_events
 from db.reads import SessionReader
-from workflows import names
-from workflows.client import UpdateResult, WorkflowClient
+from workflows.client import UpdateResult
 from workflows.ports.subscription import (
     CancelSubscription,
     ChangePlan,
@@ -49,17 +49,13 @@ from workflows.ports.subscription import (
     LifecycleCommand,
     SubscriptionResult,
 )
-from workflows.rpc_errors import TemporalUnavailable
 from workflows.rules.funding import CollectionMethod
 from workflows.rules.instance import InstanceStatus
-from workflows.rules.plan_change import decide_plan_change
+from workflows.rules.plan_change import decide_plan_change, plan_change_violation
 from workflows.rules.subscription import SubscriptionStatus
 from workflows.subscription.test_clock import SubscriptionClock
 
 router = api_router("subscriptions", prefix="/subscriptions", responses=AUTHENTICATED_RESPONSES)
-
-CREATE_ROUTE = "POST /api/v1/subscriptions"
-
 
 ACCEPTED_RESPONSE: dict[int | str, dict[str, Any]] = {
     202: {"model": Envelope[SubscriptionOut], "description": "Accepted; the outcome is not known yet."}
@@ -112,10 +108,8 @@ async def get_subscription(subscription_id: PathId, reads: Reads) -> JsonRespons
     if row is not None:
         return success(subscription_out(row))
     async with transaction(reads.ctx, reads.caller) as session:
-        accepted = await idempotency.find_accepted_response(
-            session, reads.organization_id, CREATE_ROUTE, subscription_id
-        )
-    return success(await _pending_subscription(reads.ctx.workflows, subscription_id, accepted))
+        order = await get_accepted_order(session, subscription_id, reads.organization_id)
+    return success(await with_present_status(order, reads.ctx.workflows))
 
 
 @router.post("/{subscription_id}/cancel", response_model=Envelope[SubscriptionOut], responses=ACCEPTED_RESPONSE)
@@ -161,7 +155,9 @@ async def preview_plan_change(
 ) -> JsonResponse:
     """Return the lines that the change would invoice now. Nothing is changed."""
     async with transactions.open() as session:
-        await _require_own_subscription(session, subscription_id, caller)
+        if not await subscriptions.subscription_exists(session, subscription_id, caller.organization_id):
+            await get_accepted_order(session, subscription_id, caller.organization_id)
+            raise plan_change_violation(SubscriptionStatus.PENDING)
     # No transaction is open while Temporal is asked.
     at = await SubscriptionClock(workflows).now(subscription_id)
     async with transactions.open() as session:
@@ -208,7 +204,9 @@ async def timeline(reads: Reads, subscription_id: PathId, page: TimelinePage) ->
     after = (parse_cursor_instant(place[0]), place[1]) if place else None
     rows = await list_timeline_events(reads, subscription_id, reads.organization_id, limit=page.limit + 1, after=after)
     if rows is None:
-        raise not_found_error("subscription")
+        async with transaction(reads.ctx, reads.caller) as session:
+            await get_accepted_order(session, subscription_id, reads.organization_id)
+        rows = ()
     items, meta = page.split_page(rows, "occurred_at", "id")
     return list_response([timeline_out(event) for event in items], meta, page.fields)
 
@@ -244,37 +242,26 @@ async def _subscription_response(
     session: AsyncSession, subscription_id: str, caller: Caller, accepted: UpdateResult[SubscriptionResult]
 ) -> JsonResponse:
     row = await subscriptions.get_subscription(SessionReader(session), subscription_id, caller.organization_id)
-    if row is None:
-        raise not_found_error("subscription")
-    if accepted.result is None:
+    resource = (
+        subscription_out(row)
+        if row is not None
+        else await get_accepted_order(session, subscription_id, caller.organization_id)
+    )
+    # Without a row the outcome, if it is known, cannot be shown yet.
+    if row is None or accepted.result is None:
         return success(
-            subscription_out(row),
+            resource,
             status=202,
             message="Accepted and in progress; poll the subscription for the outcome.",
             is_final=False,
         )
-    return success(subscription_out(row))
+    return success(resource)
 
 
 async def _require_own_subscription(session: AsyncSession, subscription_id: str, caller: Caller) -> None:
+    """Raise 404 unless the organization has the subscription, or an accepted order that is not recorded yet."""
     if not await subscriptions.subscription_exists(session, subscription_id, caller.organization_id):
-        raise not_found_error("subscription")
-
-
-async def _pending_subscription(
-    workflows: WorkflowClient, subscription_id: str, accepted: dict[str, Any] | None
-) -> dict[str, Any]:
-    """Return an accepted order that has no row, as its 202 showed it: expired once its workflow has ended without one.
-
-    Its reason is the response to a repetition under its key.
-    """
-    if accepted is None:
-        raise not_found_error("subscription")
-    try:
-        is_running = await workflows.is_running(names.subscription_workflow_id(subscription_id))
-    except TemporalUnavailable:
-        is_running = True
-    return accepted if is_running else accepted | {"status": SubscriptionStatus.EXPIRED}
+        await get_accepted_order(session, subscription_id, caller.organization_id)
 
 
 def _require_orderable(plans: Sequence[PlanToOrder], body: CreateSubscriptionIn, *, is_retry: bool) -> PlanToOrder:

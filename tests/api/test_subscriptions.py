@@ -141,6 +141,49 @@ async def test_an_order_without_a_response_in_time_is_accepted_and_can_be_read(s
 
 
 @pytest.mark.parametrize(("command", "body"), ORDERS)
+async def test_a_command_reaches_an_accepted_order_that_is_not_recorded_yet(
+    seeded_api: ApiWithCatalogue, command: str, body: dict[str, str] | None
+) -> None:
+    customer, workflows = seeded_api.customer, seeded_api.workflows
+    workflows.times_out = True
+    order_key, key = customer.idempotency_header(), customer.idempotency_header()
+    order = (await customer.http.post("/subscriptions", json={"plan_id": STARTER}, headers=order_key)).json()["data"]
+    address = f"/subscriptions/{order['id']}"
+    accepted = await customer.http.post(f"{address}/{command}", json=body, headers=key)
+    assert (accepted.status_code, accepted.json()["data"]) == (202, order)
+    ((subscription_id, sent),) = workflows.commands_of(command.replace("-", "_"))
+    assert (subscription_id, sent.actor) == (order["id"], customer.user_id)
+    workflows.raises = RuleViolation(ErrorCode.ILLEGAL_MOVE, "A subscription that is pending cannot be paused.")
+    refused = await customer.http.post(f"{address}/{command}", json=body)
+    assert (refused.status_code, parse_error(refused)["code"]) == (409, "ILLEGAL_MOVE")
+    other = await seeded_api.api.register_verified_user()
+    assert (await other.http.post(f"{address}/{command}", json=body)).status_code == 404
+    # The outcome is known before the rows can be read; the command is asked for again under its key.
+    workflows.raises, workflows.times_out = None, False
+    early = await customer.http.post(f"{address}/{command}", json=body, headers=key)
+    assert (early.status_code, early.json()["data"]) == (202, order)
+    await customer.http.post("/subscriptions", json={"plan_id": STARTER}, headers=order_key)
+    done = await customer.http.post(f"{address}/{command}", json=body, headers=key)
+    assert (done.status_code, done.json()["data"]["status"]) == (200, "provisioning")
+
+
+async def test_an_accepted_order_that_is_not_recorded_yet_has_an_empty_timeline_and_no_plan_change(
+    seeded_api: ApiWithCatalogue,
+) -> None:
+    customer = seeded_api.customer
+    seeded_api.workflows.times_out = True
+    order = await customer.http.post("/subscriptions", json={"plan_id": STARTER}, headers=customer.idempotency_header())
+    address = f"/subscriptions/{order.json()['data']['id']}"
+    timeline = await customer.http.get(f"{address}/timeline")
+    assert (timeline.status_code, timeline.json()["data"]) == (200, [])
+    preview = await customer.http.post(f"{address}/change-plan/preview", json={"plan_id": PRO})
+    assert (preview.status_code, parse_error(preview)["code"]) == (409, "ILLEGAL_MOVE")
+    other = await seeded_api.api.register_verified_user()
+    assert (await other.http.get(f"{address}/timeline")).status_code == 404
+    assert (await other.http.post(f"{address}/change-plan/preview", json={"plan_id": PRO})).status_code == 404
+
+
+@pytest.mark.parametrize(("command", "body"), ORDERS)
 async def test_a_command_without_an_outcome_in_time_is_accepted_and_asked_for_again(
     seeded_api: ApiWithCatalogue, command: str, body: dict[str, str] | None
 ) -> None:

@@ -141,6 +141,33 @@ def test_a_stopped_worker(stack: RunningStack) -> None:
     assert_recovered(stack)
 
 
+def test_an_order_that_a_stopped_worker_has_not_recorded_can_be_cancelled(stack: RunningStack) -> None:
+    customer = stack.register()
+    customer.top_up(1500)
+    wait_until_sync(lambda: _spendable(customer) == 1500, description="the money is there")
+    cancellation = uuid.uuid4().hex
+    with stopped(stack, "worker"):
+        status, ordered = timed(
+            customer, "POST", f"{V1}/subscriptions", {"plan_id": customer.plan("n8n-starter")}, uuid.uuid4().hex
+        )
+        assert status == 202, ordered
+        subscription = f"{V1}/subscriptions/{ordered['data']['id']}"
+        status, events = timed(customer, "GET", f"{subscription}/timeline")
+        assert (status, events["data"]) == (200, [])
+        status, refused = timed(customer, "POST", f"{subscription}/cancel", {"at": "now"}, cancellation)
+        # No worker has accepted it, so it may not be answered as accepted: a repetition under its key is the same one.
+        assert (status, refused["error"]["code"]) == (503, "UNAVAILABLE")
+
+    def is_cancelled() -> bool:
+        status, response = customer.request("POST", f"{subscription}/cancel", {"at": "now"}, key=cancellation)
+        assert status in (200, 202, 409, 503), response
+        return bool(customer.get(subscription)["status"] == "cancelled")
+
+    wait_until_sync(is_cancelled, description="the order is cancelled")
+    wait_until_sync(lambda: _spendable(customer) == 1500, description="nothing was charged")
+    assert_recovered(stack)
+
+
 def test_a_stopped_temporal(stack: RunningStack) -> None:
     customer = stack.register()
     customer.top_up(1500)

@@ -117,11 +117,7 @@ def decide_plan_change(facts: PlanChangeFacts, *, at: datetime, mode: PlanChange
             the subscription's currency.
     """
     if facts.status not in RENEWING_STATUSES or facts.period is None:
-        raise RuleViolation(
-            ErrorCode.ILLEGAL_MOVE,
-            f"A subscription that is {facts.status} cannot change its plan.",
-            {"from": facts.status},
-        )
+        raise plan_change_violation(facts.status)
     target = {"plan_id": facts.target_plan_id}
     if facts.target_plan_id == facts.plan_id:
         if facts.pending_plan_id is None:
@@ -149,6 +145,13 @@ def decide_plan_change(facts: PlanChangeFacts, *, at: datetime, mode: PlanChange
         trialing=facts.status is SubscriptionStatus.TRIALING,
     )
     return replace(quote, withdraws_cancellation=facts.cancel_at_period_end)
+
+
+def plan_change_violation(status: SubscriptionStatus) -> RuleViolation:
+    """Return the refusal of a plan change in this status."""
+    return RuleViolation(
+        ErrorCode.ILLEGAL_MOVE, f"A subscription that is {status} cannot change its plan.", {"from": status}
+    )
 
 
 def _quote_withdrawal(price: Money, period: BillingPeriod, next_discount: Discount | None) -> PlanChangeQuote:
