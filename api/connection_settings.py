@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
+from itertools import zip_longest
+
 import psycopg
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pydantic import ValidationInfo
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from api.environment import is_deployed, is_loopback
+from db.session import connect_arguments
+
+LIBPQ_VARIABLES = {"host": "PGHOST", "hostaddr": "PGHOSTADDR", "service": "PGSERVICE", "sslmode": "PGSSLMODE"}
+"""From these libpq takes what an address does not say."""
 
 
 def check_database_url(value: str) -> str:
@@ -22,6 +29,11 @@ def check_database_url(value: str) -> str:
         port = make_url(value).port
         if (port is not None and not 0 < port <= 65_535) or (port is None and "port" in libpq and "?" not in value):
             raise ValueError
+        # A repeated parameter is no text, except the hosts and their ports, which SQLAlchemy joins.
+        arguments = connect_arguments(value)
+        if not all(isinstance(argument, str | int) for argument in arguments.values()):
+            raise ValueError
+        make_conninfo(**arguments)
     except (ValueError, ArgumentError, psycopg.ProgrammingError):
         raise ValueError(
             "is not an address of PostgreSQL. Set one such as postgresql+psycopg://role@host:5432/berth;"
@@ -37,9 +49,14 @@ def check_database_tls(value: str, info: ValidationInfo) -> str:
 
 def require_database_tls(value: str) -> str:
     """Refuse clear text towards a database on another machine. The error does not quote the address."""
-    libpq = conninfo_to_dict(value.replace("+psycopg", "", 1))
-    hosts = str(libpq.get("hostaddr") or libpq.get("host") or "").split(",")
+    inherited = {name: os.environ[variable] for name, variable in LIBPQ_VARIABLES.items() if os.environ.get(variable)}
+    libpq = inherited | connect_arguments(value)
+    addresses, names = (str(libpq.get(name) or "").split(",") for name in ("hostaddr", "host"))
+    # For each of several hosts libpq connects to `hostaddr`, whatever `host` says.
+    hosts = [(address or name).strip() for address, name in zip_longest(addresses, names, fillvalue="")]
     distant = [host for host in hosts if host and not host.startswith(("/", "@")) and not is_loopback(host)]
+    if not distant and libpq.get("service"):
+        distant = ["the host of a connection service"]
     if distant and libpq.get("sslmode") not in ("require", "verify-ca", "verify-full"):
         raise ValueError(
             f"does not require TLS: customers' data would travel to {distant[0]} in clear text."

@@ -9,6 +9,8 @@ from typing import Any
 
 import psycopg
 from sqlalchemy import text
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
@@ -41,6 +43,15 @@ class RlsContext:
 
     def parameters(self) -> dict[str, str]:
         return {"organization": self.organization_id or "", "user": self.user_id or "", "role": self.role or ""}
+
+
+def connect_arguments(url: str) -> dict[str, Any]:
+    """Return what an engine gives psycopg to connect to ``url``, which is SQLAlchemy's form.
+
+    libpq's own reading of the address differs: of ``?host=a&host=b`` it takes the last host alone.
+    """
+    _, arguments = PGDialect_psycopg().create_connect_args(make_url(url))  # type: ignore[no-untyped-call]
+    return dict(arguments)
 
 
 def create_database_engine(

@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 import db
 from db.schema_version import SchemaMismatch, migration_checksums, newest_revision, read_revision
+from db.session import connect_arguments
 from worker.exit import SCHEMA_MISMATCH_EXIT_CODE
 from worker.owner_database import SETTING, read_owner_database_url
 
@@ -52,7 +53,7 @@ def migrate(url: str) -> tuple[str | None, str]:
         MigrationFailed: a migration raised an error. The migrations before it are applied.
     """
     newest = newest_revision()
-    with psycopg.connect(url.replace("+psycopg", "", 1), autocommit=True) as connection:
+    with psycopg.connect(**connect_arguments(url), autocommit=True) as connection:
         connection.execute("SELECT pg_advisory_lock(%s)", (MIGRATION_LOCK_ID,))
         current = read_revision(connection)
         if current != newest:

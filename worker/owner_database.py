@@ -11,6 +11,7 @@ from api.connection_settings import check_database_url, require_database_tls
 from api.environment import DEPLOYED_ENVIRONMENTS, read_variable
 from api.startup_errors import CannotStart
 from db.schema_version import SchemaNewer, require_current_schema
+from db.session import connect_arguments
 
 SETTING = "BERTH_OWNER_DATABASE_URL"
 
@@ -43,6 +44,6 @@ def require_schema(url: str) -> None:
     """
     with (
         contextlib.suppress(SchemaNewer),
-        psycopg.connect(url.replace("+psycopg", "", 1), autocommit=True) as connection,
+        psycopg.connect(**connect_arguments(url), autocommit=True) as connection,
     ):
         require_current_schema(connection)

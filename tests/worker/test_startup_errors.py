@@ -20,6 +20,7 @@ from worker.seed_catalogue import load_catalogue
 
 UNREACHABLE = "postgresql+psycopg://berth_owner:hunter2@127.0.0.1:9/berth"
 DISTANT = "postgresql+psycopg://berth_owner:hunter2@database.invalid/berth"
+TWO_HOSTS = "postgresql+psycopg://berth_owner:hunter2@/berth?host=database.invalid&host=localhost"
 
 
 def run_module(module: str, *arguments: str, **environ: str) -> tuple[int, str]:
@@ -38,6 +39,7 @@ def run_module(module: str, *arguments: str, **environ: str) -> tuple[int, str]:
         ("migrate", UNREACHABLE, "berth migrate: The database is unavailable: connection failed: "),
         ("migrate", DISTANT, "berth migrate: BERTH_OWNER_DATABASE_URL does not require TLS: "),
         ("seed", DISTANT, "berth seed: BERTH_OWNER_DATABASE_URL does not require TLS: "),
+        ("migrate", TWO_HOSTS, "berth migrate: BERTH_OWNER_DATABASE_URL does not require TLS: "),
         ("seed", "berth", "berth seed: BERTH_OWNER_DATABASE_URL is not an address of PostgreSQL."),
         ("seed", UNREACHABLE, "berth seed: The database is unavailable: connection failed: "),
     ],
