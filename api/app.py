@@ -20,6 +20,7 @@ from api.middleware import RequestMiddleware
 from api.passwords import PasswordHasher
 from api.ratelimit import RateLimiter
 from api.revocations import RevocationCache
+from api.schema_check import DatabaseCheck
 from api.settings import ApiSettings, load_settings
 from api.strict_json import StrictJsonMiddleware
 from api.tokens import AccessTokens
@@ -119,9 +120,10 @@ def _engine(settings: ApiSettings) -> AsyncEngine:
             f" -c idle_in_transaction_session_timeout={limit}"
         }
     )
-    return create_database_engine(
+    engine = create_database_engine(
         url.render_as_string(hide_password=False),
         pool_size=settings.database_pool_size,
         timeout_seconds=settings.database_timeout_seconds,
         explicit_begin=True,
     )
+    return DatabaseCheck("API").attach(engine)

@@ -7,10 +7,10 @@ was made by other scripts under the same names is recognized before the first st
 from __future__ import annotations
 
 import hashlib
+from contextlib import closing
 from functools import cache
 from pathlib import Path
-
-import psycopg
+from typing import Any, Protocol
 
 _DIRECTORY = Path(__file__).parent
 _VERSIONS = _DIRECTORY / "migrations" / "versions"
@@ -18,6 +18,12 @@ _SHARED = _DIRECTORY / "rls.py"
 """Imported by the migrations: what it returns is part of what they do."""
 
 _TABLES = "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'"
+
+
+class DatabaseConnection(Protocol):
+    """psycopg's connection, or SQLAlchemy's adapter of one that is asynchronous."""
+
+    def cursor(self) -> Any: ...
 
 
 class SchemaMismatch(Exception):
@@ -49,19 +55,26 @@ def newest_revision() -> str:
     return next(reversed(migration_checksums()))
 
 
-def read_revision(connection: psycopg.Connection) -> str | None:
+def fetch_rows(connection: DatabaseConnection, query: str, parameters: Any = None) -> list[tuple[Any, ...]]:
+    """Return all rows of a query with psycopg's placeholders."""
+    with closing(connection.cursor()) as cursor:
+        cursor.execute(query, parameters)
+        return [tuple(row) for row in cursor.fetchall()]
+
+
+def read_revision(connection: DatabaseConnection) -> str | None:
     """Return the revision of the schema, None if the database is empty.
 
     Raises:
         SchemaMismatch: other migrations made the schema.
         SchemaNewer: a newer version migrated it.
     """
-    tables = {name for (name,) in connection.execute(_TABLES)} - {"alembic_version"}
+    tables = {name for (name,) in fetch_rows(connection, _TABLES)} - {"alembic_version"}
     if not tables:
         return None
     if "schema_migrations" not in tables:
         raise SchemaMismatch(_describe("it does not record its migrations"))
-    rows = connection.execute("SELECT revision, checksum FROM schema_migrations ORDER BY revision").fetchall()
+    rows = fetch_rows(connection, "SELECT revision, checksum FROM schema_migrations ORDER BY revision")
     applied, expected = {str(revision): str(checksum) for revision, checksum in rows}, migration_checksums()
     changed = [revision for revision in expected if applied.get(revision, expected[revision]) != expected[revision]]
     if changed:
@@ -77,7 +90,7 @@ def read_revision(connection: psycopg.Connection) -> str | None:
     return newest
 
 
-def require_current_schema(connection: psycopg.Connection) -> None:
+def require_current_schema(connection: DatabaseConnection) -> None:
     """Return if the schema is the newest that this program knows.
 
     Raises:

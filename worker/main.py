@@ -10,12 +10,16 @@ from datetime import timedelta
 from typing import NoReturn, TypeVar
 
 import structlog
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from temporalio.client import Client
 from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.runtime import Runtime
 from temporalio.service import RPCError
 from temporalio.worker import Interceptor, Worker
 
+from api.schema_check import UnusableDatabase
+from api.startup_errors import CannotStart
+from db.session import SessionFactory
 from worker import schedules
 from worker.exit import exit_process
 from worker.interceptors import ActivityMetricsInterceptor
@@ -118,6 +122,27 @@ async def retry_until_connected(operation: str, attempt: Callable[[], Awaitable[
         pause = min(pause * 2, MAX_BACKOFF_SECONDS)
 
 
+async def end_on_unusable_database(sessions: SessionFactory) -> None:
+    """Wait until the database can be reached, then until cancelled. Activities fail until its check has succeeded.
+
+    Raises:
+        CannotStart: The process may not use it, and would take tasks from workers that may.
+    """
+    pause = 0.1
+    while True:
+        try:
+            async with sessions() as session:
+                await session.connection()
+            break
+        except (SQLAlchemyError, OSError) as error:
+            if isinstance(error, DBAPIError) and isinstance(error.orig, UnusableDatabase):
+                raise CannotStart(str(error.orig)) from error
+            log.warning("database.unavailable", error=type(error).__name__, retry_seconds=pause)
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, MAX_BACKOFF_SECONDS)
+    await asyncio.Event().wait()
+
+
 async def connect_and_serve(dependencies: Dependencies, metrics: WorkerMetrics, sdk: Runtime) -> None:
     """Connect, then work until cancelled."""
     client = await retry_until_connected(
@@ -141,6 +166,7 @@ async def run(settings: WorkerSettings, metrics: WorkerMetrics) -> None:
     sdk = create_sdk_runtime(metrics if settings.metrics_port else None)
     async with open_dependencies(settings) as dependencies:
         tasks = [
+            asyncio.create_task(end_on_unusable_database(dependencies.sessions)),
             asyncio.create_task(connect_and_serve(dependencies, metrics, sdk)),
             asyncio.create_task(metrics.refresh_backlog_forever(dependencies.sessions)),
         ]

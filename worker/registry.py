@@ -26,6 +26,7 @@ from activities.recovery import PostgresRecoveryActivities
 from activities.refunds import GatewayRefundActivities
 from activities.service_templates.registry import ServiceTemplateRegistry
 from activities.subscriptions import PostgresSubscriptionActivities
+from api.schema_check import DatabaseCheck
 from db.encryption import FieldEncryption
 from db.session import SessionFactory, create_database_engine, session_factory
 from worker.settings import WorkerSettings
@@ -84,6 +85,9 @@ async def open_dependencies(settings: WorkerSettings) -> AsyncIterator[Dependenc
     # Activities are repeated, so a connection that a restarted database has left behind may fail one of them.
     engine = create_database_engine(settings.worker_database_url, pool_size=settings.database_pool_size, pre_ping=False)
     audits = create_database_engine(settings.worker_database_url, pool_size=1, pre_ping=False)
+    check = DatabaseCheck("worker")
+    check.attach(engine)
+    check.attach(audits)
     stripe = StripeGateway(
         api_key=settings.stripe_api_key.get_secret_value(),
         base_url=settings.stripe_url,

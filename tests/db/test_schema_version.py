@@ -21,7 +21,7 @@ from db.schema_version import (
     read_revision,
     require_current_schema,
 )
-from deploy.local.postgres import Postgres
+from deploy.local.postgres import SUPERUSER, Postgres
 from tests.support.databases import DatabaseFixture
 from worker.exit import SCHEMA_MISMATCH_EXIT_CODE
 from worker.migrate import migrate
@@ -129,7 +129,7 @@ def test_a_process_does_not_start_as_a_user_whom_row_level_security_does_not_bin
     for program, role, url in (
         ("API", "berth_api", database.owner_url),
         ("API", "berth_api", database.worker_url),
-        ("API", "berth_api", database.superuser_dsn()),
+        ("API", "berth_api", database.server.url(SUPERUSER, database.name)),
         ("worker", "berth_worker", database.owner_url),
     ):
         assert not is_schema_usable(program, url, timeout_seconds=5)
