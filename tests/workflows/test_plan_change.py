@@ -7,6 +7,8 @@ from datetime import timedelta
 import pytest
 
 from tests.support.subscription_fixture import SubscriptionFixture
+from tests.support.wait import wait_until
+from workflows.ports.subscription import CancelAt
 from workflows.rules.errors import RuleViolation
 from workflows.rules.proration import PlanChangeMode
 
@@ -142,6 +144,40 @@ async def test_a_failed_resize_brings_the_old_plan_and_the_money_back(subscripti
     after = await subscriptions.subscription(subscription)
     assert after["plan_id"] == subscriptions.plan("starter")
     assert after["current_period_end"] == before["current_period_end"]
+    assert await subscriptions.balance() == wallet
+
+
+@pytest.mark.parametrize("target", ["pro", "pro-yearly"])
+async def test_a_subscription_whose_upgrade_withdrew_its_cancellation_renews(
+    subscriptions: SubscriptionFixture, target: str
+) -> None:
+    await subscriptions.top_up(100_000)
+    subscription = await subscriptions.create_active_subscription("starter")
+    await subscriptions.cancel(subscription, CancelAt.PERIOD_END)
+    await subscriptions.change_plan(subscription, target)
+    await subscriptions.advance(subscription, (400 if "yearly" in target else 32) * DAY)
+    row = await subscriptions.subscription(subscription)
+    assert (row["status"], row["cancel_at_period_end"]) == ("active", False)
+    assert len(await subscriptions.invoices(subscription)) == 3
+
+
+async def test_a_cancellation_that_a_rolled_back_upgrade_withdrew_is_executed(
+    subscriptions: SubscriptionFixture,
+) -> None:
+    await subscriptions.top_up(10_000)
+    subscription = await subscriptions.create_active_subscription("starter")
+    wallet = await subscriptions.balance()
+    await subscriptions.cancel(subscription, CancelAt.PERIOD_END)
+    subscriptions.external.failing_operations = {"resize"}
+    await subscriptions.change_plan(subscription, "pro")
+
+    async def is_rolled_back() -> bool:
+        row = await subscriptions.subscription(subscription)
+        return bool(row["plan_id"] == subscriptions.plan("starter") and row["cancel_at_period_end"])
+
+    await wait_until(is_rolled_back)
+    await subscriptions.advance(subscription, 32 * DAY)
+    assert (await subscriptions.subscription(subscription))["status"] == "cancelled"
     assert await subscriptions.balance() == wallet
 
 
