@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -111,27 +110,6 @@ async def test_the_customers_operations(temporal: TemporalFixture, instances: In
         claim = await instances.get_live_object("PersistentVolumeClaim", instance_id, "data")
         assert claim is not None
         assert claim["spec"]["resources"]["requests"]["storage"] == "16Gi"
-
-
-async def test_a_resize_that_does_not_become_ready_is_rolled_back(
-    temporal: TemporalFixture, instances: InstanceFixture
-) -> None:
-    instance_id = await instances.insert_instance()
-    async with workers(temporal, instances):
-        assert (await (await start_provisioning(temporal, instances, instance_id)).result()).ready
-        # The new pods find no node; the pods with the previous resources do.
-        await instances.inject_fault("unschedulable", instance_id)
-        resize = asyncio.create_task(
-            run_operation(temporal, instances.operate(instance_id, OperationKind.RESIZE, LARGE))
-        )
-        await wait_until(lambda: _cpu_limit_is(instances, instance_id, "1300m"))
-        await wait_until(lambda: _cpu_limit_is(instances, instance_id, "650m"))
-        await instances.clear_faults()
-        outcome = await resize
-        assert (outcome.status, outcome.reason) == (OperationStatus.FAILED, "Unschedulable")
-        row = await instances.row(instance_id)
-        assert (row["status"], row["cpu_millicores"]) == ("ready", 1000)
-        assert await _cpu_limit_is(instances, instance_id, "650m")
 
 
 async def _cpu_limit_is(instances: InstanceFixture, instance_id: str, limit: str) -> bool:

@@ -21,6 +21,9 @@ from workflows.rules.ids import to_dns_label
 from workflows.rules.instance import FailureReason
 
 OPERATION_ANNOTATION = "berth/operation"
+REVISION_LABEL = "controller-revision-hash"
+"""Label of a StatefulSet's pod: the revision of the template that it was created from."""
+
 SCALABLE_KINDS = ("StatefulSet", "Deployment")
 REMOVABLE_KINDS = (
     *SCALABLE_KINDS, "CronJob", "Ingress", "Service", "NetworkPolicy", "ConfigMap", "ServiceAccount", "ResourceQuota",
@@ -38,6 +41,7 @@ does not count them as replicas, and does not delete them when it scales down.""
 
 POLL_INTERVAL_SECONDS = 0.25
 POD_SHUTDOWN_TIMEOUT_SECONDS = 110.0
+REVISION_TIMEOUT_SECONDS = 15.0
 
 
 async def apply_and_run(
@@ -49,7 +53,8 @@ async def apply_and_run(
 ) -> dict[str, dict[str, str]]:
     """Apply the current revision of the instance's template, delete what it no longer contains, and run all workloads.
 
-    An instance may have been provisioned under an earlier revision. Its volume claims and Secrets stay.
+    An instance may have been provisioned under an earlier revision. Its volume claims and Secrets stay. Pods
+    of StatefulSets that are not ready are replaced as well.
 
     Args:
         saved_replicas: By ``Kind/name``, of the workloads that are scaled to zero; without them the template's count.
@@ -67,7 +72,9 @@ async def apply_and_run(
         _running(manifest, live.get(_key(manifest)), saved_replicas.get(_key(manifest), 0), restart_id)
         for manifest in rendered.objects
     ]
-    return await apply_instance(client, replace(rendered, objects=tuple(objects)))
+    secret_values = await apply_instance(client, replace(rendered, objects=tuple(objects)))
+    await _delete_outdated_broken_pods(client, rendered)
+    return secret_values
 
 
 async def current_replicas(client: KubernetesClient, spec: InstanceSpec) -> dict[str, int]:
@@ -180,6 +187,49 @@ def _running(manifest: Manifest, stored: Manifest | None, saved_replicas: int, r
     if restarted_by is not None:
         spec["template"]["metadata"].setdefault("annotations", {})[OPERATION_ANNOTATION] = restarted_by
     return result
+
+
+async def _delete_outdated_broken_pods(client: KubernetesClient, rendered: RenderedInstance) -> None:
+    """Delete the pods of StatefulSets that are neither ready nor of the current template.
+
+    Their controller waits for a pod to become ready before it updates it. One that never does (no node has enough
+    capacity, its image does not exist) would keep the former template: kubernetes/kubernetes#67250.
+    """
+    spec = rendered.spec
+    names = [manifest["metadata"]["name"] for manifest in rendered.objects if manifest["kind"] == "StatefulSet"]
+    for name in names:
+        revision = await _observed_revision(client, spec, name)
+        selector = f"{owner_of(spec).selector},{WORKLOAD_LABEL}={name}"
+        for pod in await client.list("Pod", spec.namespace, labels=selector):
+            metadata = pod["metadata"]
+            pod_revision = metadata["labels"].get(REVISION_LABEL)
+            if revision is not None and pod_revision not in (None, revision) and not _is_ready(pod):
+                await client.delete("Pod", spec.namespace, metadata["name"], uid=metadata["uid"])
+
+
+async def _observed_revision(client: KubernetesClient, spec: InstanceSpec, name: str) -> str | None:
+    """Wait until its controller has observed a StatefulSet, and return the revision of its template.
+
+    Returns:
+        None if there is no such StatefulSet.
+
+    Raises:
+        ClusterError: ``Unavailable`` if the controller has not observed it in time.
+    """
+    deadline = time.monotonic() + REVISION_TIMEOUT_SECONDS
+    while (stored := await client.get("StatefulSet", spec.namespace, name)) is not None:
+        status = stored.get("status") or {}
+        if status.get("observedGeneration", 0) >= stored["metadata"]["generation"]:
+            return str(status["updateRevision"])
+        if time.monotonic() >= deadline:
+            raise ClusterError(FailureReason.UNAVAILABLE, f"StatefulSet {name} is not being reconciled.")
+        await asyncio.sleep(POLL_INTERVAL_SECONDS)
+    return None
+
+
+def _is_ready(pod: Manifest) -> bool:
+    conditions = (pod.get("status") or {}).get("conditions") or []
+    return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
 
 
 async def _scale_to_zero(client: KubernetesClient, spec: InstanceSpec, workloads: Sequence[Manifest]) -> None:
