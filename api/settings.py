@@ -133,7 +133,7 @@ class ApiSettings(EnvironmentSettings):
                 " Write a ring as 2:…,1:…; the first signs"
             )
         for _, secret in keys:
-            check_not_guessable(secret, info)
+            check_not_guessable(secret.decode(), info)
         return value
 
     @field_validator("encryption_key")
@@ -294,8 +294,8 @@ def check_encryption_key(value: SecretStr | None, info: ValidationInfo) -> Secre
         raise ValueError("is malformed: each key is 32 bytes of base64, and each id appears once") from None
     if not keys and is_deployed(info):
         raise ValueError("is not set: it encrypts customers' data. Set 32 random bytes as base64")
-    for _, key in keys:
-        check_not_guessable(key, info)
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        check_not_guessable(part.rpartition(":")[2], info)
     return value
 
 

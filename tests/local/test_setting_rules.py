@@ -52,7 +52,7 @@ def fault_of(settings: type[EnvironmentSettings], **changed: str) -> str:
         ("BERTH_TRUSTED_PROXIES", "10.0.0.0/7", "names more than the proxy: clients"),
         ("BERTH_TRUSTED_PROXIES", "2000::/15", "names more than the proxy: clients"),
         ("BERTH_JWT_SECRET", "a" * 32, "repeats a few characters"),
-        ("BERTH_JWT_SECRET", f"2:{RANDOM * 2},1:{'abcd' * 8}", "repeats a few characters"),
+        ("BERTH_JWT_SECRET", f"2:{RANDOM}{RANDOM[::-1]},1:{'abcd' * 8}", "repeats a few characters"),
         ("BERTH_JWT_SECRET", f"{RANDOM}{RANDOM[::-1]},{RANDOM[::-1]}{RANDOM}", "repeats an id (without one it is 1)"),
         (
             "BERTH_JWT_SECRET",
