@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
-from email.utils import parseaddr
+from email.utils import getaddresses, parseaddr
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -218,8 +218,16 @@ def check_networks(value: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def check_public_url(value: str, info: ValidationInfo) -> str:
-    """Refuse addresses that customers cannot reach, or that carry their passwords and tokens in clear text."""
+    """Refuse addresses that customers cannot reach, or that carry their passwords and tokens in clear text.
+
+    Links are the address with a path behind it: it has no user, query or fragment.
+    """
     parts = parse_http_url(value)
+    if "@" in parts.netloc or "?" in value or "#" in value:
+        raise ValueError(
+            "has a user, a query or a fragment, and links are made by adding a path."
+            " Set an address such as https://berth.company.com"
+        )
     if is_deployed(info):
         if is_loopback(parts.hostname or ""):
             raise ValueError(
@@ -289,11 +297,15 @@ def check_origin(value: str) -> str:
 
 
 def check_mail_sender(value: str, info: ValidationInfo) -> str:
-    """Require ``name@domain`` or ``Name <name@domain>``, of a domain that receives mail where customers are real."""
-    address = parseaddr(value)[1]
+    """Require one ``name@domain`` or ``Name <name@domain>``; for real customers, of a domain that receives mail."""
+    address, *others = (address for _, address in getaddresses([value]))
     user, _, domain = address.rpartition("@")
-    if not user or not domain or not value.isprintable() or any(letter.isspace() for letter in address):
-        raise ValueError("is not a mail address. Set one such as Berth <billing@company.com>")
+    # A list or a group of addresses has another end.
+    is_alone = not others and value.rstrip().endswith((address, ">"))
+    if not user or not domain or not is_alone or not value.isprintable() or any(map(str.isspace, address)):
+        raise ValueError(
+            "is not a mail address. Set one such as Berth <billing@company.com>; a name with a comma needs quotes"
+        )
     name = domain.rstrip(".").lower()
     if is_deployed(info) and ("." not in name or f".{name}".endswith(PLACEHOLDER_SUFFIXES)):
         raise ValueError(f"is {value}, a placeholder: no mail reaches {domain}. Set an address that receives mail")
@@ -318,6 +330,31 @@ def check_distinct_names(public_url: str | None, base_domain: str | None) -> Non
             f"gives customers' instances names beside {host}, so that one could order that name."
             " Set a separate domain for instances, such as apps.company.com"
         )
+
+
+def check_host(value: str) -> str:
+    """Require the name or the address of a host, without a scheme or a port."""
+    try:
+        ip_address(value.strip("[]"))
+    except ValueError:
+        if not DOMAIN.fullmatch(value.rstrip(".")):
+            raise ValueError("is not a host. Set its name or address alone, such as smtp.company.com") from None
+    return value
+
+
+def check_metrics_host(value: str, info: ValidationInfo) -> str:
+    """Refuse to serve metrics on every address, or on one of the Internet, where customers are real."""
+    try:
+        address = ip_address(value.strip("[]"))
+    except ValueError:
+        return value
+    address = getattr(address, "ipv4_mapped", None) or address
+    if is_deployed(info) and info.data.get("metrics_port") and (address.is_unspecified or address.is_global):
+        raise ValueError(
+            f"is {value}: anyone could read the metrics. Set the address of this machine in the network of the"
+            " monitoring system"
+        )
+    return value
 
 
 def check_base_domain(value: str, info: ValidationInfo) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from pydantic import ValidationInfo
 
 from api.environment import is_deployed, is_production
@@ -12,19 +14,27 @@ MIN_WEBHOOK_SECRET_LENGTH = 16
 
 STRIPE_SECRET_KEYS = ("sk_live_", "rk_live_")
 STRIPE_TEST_KEYS = ("sk_test_", "rk_test_")
+STRIPE_KEY_END = re.compile(r"[A-Za-z0-9_]{16,}", re.ASCII)
+"""Stripe's keys have 24 characters behind the prefix, or some hundred."""
 
 
 def check_stripe_key(key: str, info: ValidationInfo) -> None:
-    """Require a secret or restricted key, in production one of the live mode. The error does not quote it."""
-    if not is_deployed(info) or key.startswith(STRIPE_SECRET_KEYS):
+    """Require a whole secret or restricted key, in production one of the live mode. The error does not quote it."""
+    if not is_deployed(info):
         return
-    if not key.startswith(STRIPE_TEST_KEYS):
+    if not key.startswith(STRIPE_SECRET_KEYS + STRIPE_TEST_KEYS):
         raise ValueError("is not a secret key of Stripe: those begin with sk_live_ or rk_live_")
-    if is_production(info):
+    if is_production(info) and key.startswith(STRIPE_TEST_KEYS):
         raise ValueError(
             "is a key of Stripe's test mode, in which cards are accepted and no money is collected."
             " Set one that begins with sk_live_ or rk_live_"
         )
+    random_part = key[len(STRIPE_SECRET_KEYS[0]) :]
+    if not STRIPE_KEY_END.fullmatch(random_part):
+        raise ValueError(
+            "is not a whole secret key of Stripe: letters and digits follow its prefix. Set the one that Stripe shows"
+        )
+    check_not_guessable(random_part, info, remedy="Set the one that Stripe shows")
 
 
 def check_stripe_webhook_secret(secret: str, info: ValidationInfo) -> None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from jinja2 import TemplateError
+
 from activities.adapters.kubernetes.client import KubernetesClient
 from activities.adapters.smtp import SmtpClient
 from activities.billing import PostgresBillingActivities
@@ -24,9 +26,11 @@ from activities.payments import GatewayPaymentActivities
 from activities.reconciliation import PostgresReconciliationActivities
 from activities.recovery import PostgresRecoveryActivities
 from activities.refunds import GatewayRefundActivities
+from activities.service_templates.manifests import InvalidTemplate
 from activities.service_templates.registry import ServiceTemplateRegistry
 from activities.subscriptions import PostgresSubscriptionActivities
 from api.schema_check import DatabaseCheck
+from api.startup_errors import CannotStart
 from db.encryption import FieldEncryption
 from db.session import SessionFactory, create_database_engine, session_factory
 from worker.settings import WorkerSettings
@@ -79,9 +83,23 @@ class Dependencies:
     field_encryption: FieldEncryption | None
 
 
+def load_service_templates(settings: WorkerSettings) -> ServiceTemplateRegistry:
+    """Read and compile the service templates. Raises `CannotStart` if one is malformed."""
+    try:
+        return ServiceTemplateRegistry(settings.template_directory / "services", settings.cluster_profile())
+    except (InvalidTemplate, TemplateError, OSError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise CannotStart(f"a service template of BERTH_TEMPLATE_DIRECTORY cannot be used: {reason}") from error
+
+
 @asynccontextmanager
 async def open_dependencies(settings: WorkerSettings) -> AsyncIterator[Dependencies]:
-    """Make what activities need and dispose of it afterwards. Connects to nothing by itself."""
+    """Make what activities need and dispose of it afterwards. Connects to nothing by itself.
+
+    Raises:
+        CannotStart: The service templates are malformed.
+    """
+    services = load_service_templates(settings)
     # Activities are repeated, so a connection that a restarted database has left behind may fail one of them.
     engine = create_database_engine(settings.worker_database_url, pool_size=settings.database_pool_size, pre_ping=False)
     audits = create_database_engine(settings.worker_database_url, pool_size=1, pre_ping=False)
@@ -99,7 +117,7 @@ async def open_dependencies(settings: WorkerSettings) -> AsyncIterator[Dependenc
     sessions = session_factory(engine, encryptor=encryption)
     cluster = KubernetesClusterActivities(
         gateway,
-        ServiceTemplateRegistry(settings.template_directory / "services", settings.cluster_profile()),
+        services,
         sessions,
         failure_threshold=timedelta(seconds=settings.provisioning_failure_threshold_seconds),
     )

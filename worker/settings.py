@@ -20,8 +20,10 @@ from api.environment import (
     PositiveFloat,
     PositiveInt,
     check_base_domain,
+    check_host,
     check_mail_address,
     check_mail_sender,
+    check_metrics_host,
     check_public_url,
     check_service_url,
     is_deployed,
@@ -29,6 +31,14 @@ from api.environment import (
 from api.gateway_secrets import check_stripe_key
 from api.settings import check_encryption_key
 from workflows.settings import TemporalSettings, parse_encryption_keys
+
+TEMPLATE_FILES = (
+    "email/layout.html",
+    "email/layout.txt",
+    "services/_base/_probe.yaml.j2",
+    "services/[!_]*/service.yaml",
+)
+"""Of the folder of templates; the last one is a pattern."""
 
 NO_REPLY = re.compile(r"(do[-_.]?not|no)[-_.]?reply\b", re.IGNORECASE)
 
@@ -52,7 +62,8 @@ class WorkerSettings(EnvironmentSettings):
     encryption_key: SecretStr = SecretStr("")
     stripe_url: Annotated[str | None, AfterValidator(check_service_url)] = None
     stripe_api_key: SecretStr = SecretStr("")
-    smtp_host: str = "127.0.0.1"
+    smtp_host: str = ""
+    """Unset: this machine, except where customers are real."""
     smtp_port: Annotated[int, Field(ge=1, le=65_535)] = 25
     smtp_security: Literal["none", "starttls", "tls"] = "none"
     smtp_username: str | None = None
@@ -71,7 +82,7 @@ class WorkerSettings(EnvironmentSettings):
     base_domain: Annotated[str, AfterValidator(check_base_domain)] = "apps.berth.localhost"
     public_url: Annotated[str, AfterValidator(check_public_url)] = "http://127.0.0.1:8000"
     metrics_port: Port = 0
-    metrics_host: str = "127.0.0.1"
+    metrics_host: Annotated[str, AfterValidator(check_metrics_host)] = "127.0.0.1"
     log_format: LogFormat = "json"
     log_level: LogLevel = "INFO"
     build_id: str = "0.1.0"
@@ -92,7 +103,17 @@ class WorkerSettings(EnvironmentSettings):
     def _require_templates(cls, value: Path) -> Path:
         if not value.is_dir():
             raise ValueError(f"is {value}, which is not a folder. Set the folder of the mails and service templates")
+        lacking = next((file for file in TEMPLATE_FILES if not any(value.glob(file))), None)
+        if lacking is not None:
+            raise ValueError(f"is {value}, which lacks {lacking}. Set the folder of the mails and service templates")
         return value
+
+    @field_validator("smtp_host")
+    @classmethod
+    def _require_mail_server(cls, value: str, info: ValidationInfo) -> str:
+        if not value and is_deployed(info):
+            raise ValueError("is not set: no mail could be sent. Set the host of the mail server")
+        return check_host(value or "127.0.0.1")
 
     @field_validator("encryption_key")
     @classmethod

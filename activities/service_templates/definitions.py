@@ -85,10 +85,13 @@ def load_service(file: Path) -> ServiceTemplate:
     """Read one ``service.yaml``.
 
     Raises:
-        InvalidTemplate: The slug is not the folder, the version has no images, the schema of the parameters cannot be
-            used, or a key is missing.
+        InvalidTemplate: It is not YAML, the slug is not the folder, the version has no images, the schema of the
+            parameters cannot be used, or a key is missing.
     """
-    document = yaml.load(file.read_text(encoding="utf-8"), Loader=YAML_LOADER)  # noqa: S506 - a safe loader
+    try:
+        document = yaml.load(file.read_text(encoding="utf-8"), Loader=YAML_LOADER)  # noqa: S506 - a safe loader
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InvalidTemplate(f"{file}: {error}") from error
     try:
         if document["slug"] != file.parent.name or str(document["version"]) not in document["versions"]:
             raise InvalidTemplate(f"{file}: the slug is not the folder, or the version is not in versions")

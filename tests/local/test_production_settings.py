@@ -44,8 +44,9 @@ COMPLETE = {
     "worker": SHARED
     | {
         "BERTH_WORKER_DATABASE_URL": "postgresql+psycopg://berth_worker@127.0.0.1:9/berth",
-        "BERTH_STRIPE_API_KEY": "sk_live_0123456789",
+        "BERTH_STRIPE_API_KEY": "sk_live_7Kq2vXw0PfGz9RbL4mJtYc8N",
         "BERTH_STRIPE_URL": "https://stripe.invalid",
+        "BERTH_SMTP_HOST": "127.0.0.1",
         "BERTH_SMTP_SECURITY": "starttls",
         "BERTH_MAIL_FROM": "Berth <billing@berth.company.com>",
     },
@@ -68,6 +69,7 @@ FAULTS = {
         "BERTH_TEMPORAL_ADDRESS is not set",
         "BERTH_ENCRYPTION_KEY is not set",
         "BERTH_STRIPE_API_KEY is not set",
+        "BERTH_SMTP_HOST is not set: no mail could be sent",
         "BERTH_SMTP_SECURITY is none",
         "BERTH_MAIL_FROM is Berth <no-reply@berth.localhost>, a placeholder",
         "BERTH_BASE_DOMAIN is apps.berth.localhost, which only this machine reaches",

@@ -82,6 +82,11 @@ def fault_of(settings: type[EnvironmentSettings], **changed: str) -> str:
             "would send its password to b.",
         ),
         ("BERTH_PUBLIC_URL", "https://berth.io:port", "is not a web address."),
+        ("BERTH_PUBLIC_URL", "https://user:pw@berth.io", "has a user, a query or a fragment, and links"),
+        ("BERTH_PUBLIC_URL", "https://@berth.io", "has a user, a query or a fragment, and links"),
+        ("BERTH_PUBLIC_URL", "https://berth.io/portal?x=1", "has a user, a query or a fragment, and links"),
+        ("BERTH_PUBLIC_URL", "https://berth.io?", "has a user, a query or a fragment, and links"),
+        ("BERTH_PUBLIC_URL", "https://berth.io/#portal", "has a user, a query or a fragment, and links"),
         ("BERTH_API_DATABASE_URL", "mysql://berth:secret@host/berth", "is not an address of PostgreSQL."),
         ("BERTH_API_DATABASE_URL", f"{DATABASE}?wrong=secret", "is not an address of PostgreSQL."),
         ("BERTH_API_DATABASE_URL", DATABASE.replace(":9", ":nine"), "is not an address of PostgreSQL."),
@@ -106,6 +111,19 @@ def test_a_malformed_setting_of_the_api_is_one_fault(name: str, value: str, expe
         ("BERTH_BASE_DOMAIN", "https://apps.berth.io", "is not a domain name."),
         ("BERTH_MAIL_FROM", "Berth", "is not a mail address."),
         ("BERTH_MAIL_FROM", "Berth <berth>", "is not a mail address."),
+        ("BERTH_MAIL_FROM", "a@berth.io, b@berth.io", "is not a mail address."),
+        ("BERTH_MAIL_FROM", "a@berth.io; b@berth.io", "is not a mail address."),
+        ("BERTH_MAIL_FROM", "a@berth.io,", "is not a mail address."),
+        ("BERTH_MAIL_FROM", "Berth: a@berth.io;", "is not a mail address."),
+        ("BERTH_MAIL_FROM", "Berth, Inc. <a@berth.io>", "is not a mail address."),
+        ("BERTH_SUPPORT_EMAIL", "a@berth.io,b@berth.io", "is not a mail address."),
+        ("BERTH_SMTP_HOST", "", "is not set: no mail could be sent."),
+        ("BERTH_SMTP_HOST", "smtp://smtp.berth.io:587", "is not a host."),
+        ("BERTH_SMTP_HOST", "smtp.berth.io:587", "is not a host."),
+        ("BERTH_STRIPE_API_KEY", "sk_live_", "is not a whole secret key of Stripe"),
+        ("BERTH_STRIPE_API_KEY", "sk_live_...", "is not a whole secret key of Stripe"),
+        ("BERTH_STRIPE_API_KEY", "rk_live_<the key of the dashboard>", "is not a whole secret key of Stripe"),
+        ("BERTH_STRIPE_API_KEY", "sk_live_xxxxxxxxxxxxxxxxxxxxxxxx", "repeats a few characters"),
         ("BERTH_MAIL_FROM", "berth@mailhost", "is berth@mailhost, a placeholder: no mail reaches mailhost."),
         ("BERTH_MAIL_FROM", "Berth <berth@mail.example.com>", "is Berth <berth@mail.example.com>, a placeholder:"),
         ("BERTH_SUPPORT_EMAIL", "help@berth.TEST.", "is help@berth.TEST., a placeholder:"),
@@ -114,6 +132,28 @@ def test_a_malformed_setting_of_the_api_is_one_fault(name: str, value: str, expe
 )
 def test_a_malformed_setting_of_the_worker_is_one_fault(name: str, value: str, expected: str) -> None:
     assert fault_of(WorkerSettings, **{name: value}).startswith(f"{name} {expected}")
+
+
+@pytest.mark.parametrize(
+    ("host", "is_open"),
+    [
+        ("0.0.0.0", True), ("::", True), ("[::]", True), ("::ffff:0.0.0.0", True), ("8.8.8.8", True),  # noqa: S104
+        ("127.0.0.1", False), ("10.1.2.3", False), ("fd00::1", False), ("worker-1.internal", False),
+    ],
+)  # fmt: skip
+def test_production_refuses_open_metrics_of_the_worker(host: str, is_open: bool) -> None:
+    served = {"BERTH_METRICS_HOST": host, "BERTH_METRICS_PORT": "9100"}
+    if is_open:
+        assert fault_of(WorkerSettings, **served).startswith(f"BERTH_METRICS_HOST is {host}: anyone could read")
+    for accepted in (
+        {"BERTH_METRICS_HOST": host}, served | {"BERTH_ENVIRONMENT": "sandbox"}, {} if is_open else served
+    ):  # fmt: skip
+        assert check_environment(WorkerSettings, COMPLETE["worker"] | accepted) == []
+
+
+def test_a_sender_may_have_a_name_in_quotes() -> None:
+    for sender in ('"Berth, Inc." <billing@berth.io>', "Berth Inc. <billing@berth.io>", "billing@berth.io"):
+        assert check_environment(WorkerSettings, COMPLETE["worker"] | {"BERTH_MAIL_FROM": sender}) == []
 
 
 @pytest.mark.parametrize(
@@ -160,7 +200,7 @@ def test_staging_may_use_the_test_modes_of_gateways_but_no_clear_text() -> None:
         "BERTH_ENVIRONMENT": "staging",
         "BERTH_MIDTRANS_SERVER_KEY": "SB-Mid-server-9f3c07d5b1e8426a",
     }
-    worker = COMPLETE["worker"] | {"BERTH_ENVIRONMENT": "staging", "BERTH_STRIPE_API_KEY": "sk_test_0123456789"}
+    worker = COMPLETE["worker"] | {"BERTH_ENVIRONMENT": "staging", "BERTH_STRIPE_API_KEY": f"sk_test_{RANDOM}"}
     assert check_environment(ApiSettings, api) == []
     assert check_environment(WorkerSettings, worker) == []
     (fault,) = check_environment(WorkerSettings, worker | {"BERTH_STRIPE_URL": "http://stripe.invalid"})
@@ -169,7 +209,7 @@ def test_staging_may_use_the_test_modes_of_gateways_but_no_clear_text() -> None:
     assert fault.startswith("BERTH_STRIPE_API_KEY is not a secret key of Stripe")
 
 
-@pytest.mark.parametrize("key", ["sk_live_0123456789", "rk_live_0123456789"])
+@pytest.mark.parametrize("key", [f"sk_live_{RANDOM}", f"rk_live_{RANDOM}_{RANDOM}"])
 def test_production_accepts_secret_and_restricted_keys_of_the_live_mode(key: str) -> None:
     complete = COMPLETE["worker"] | {"BERTH_STRIPE_API_KEY": key, "BERTH_STRIPE_URL": ""}
     assert check_environment(WorkerSettings, complete) == []

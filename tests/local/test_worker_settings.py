@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from api.environment import ConfigurationError, load
+from api.startup_errors import CannotStart
+from worker.registry import open_dependencies
 from worker.settings import WorkerSettings
+
+TEMPLATES = Path(__file__).resolve().parents[2] / "templates"
 
 SETTINGS = {
     "BERTH_ENVIRONMENT": "test",
@@ -79,3 +84,32 @@ def test_customers_are_not_asked_to_write_to_a_no_reply_address(
 ) -> None:
     settings = load_worker_settings(monkeypatch, BERTH_MAIL_FROM=sender, BERTH_SUPPORT_EMAIL=support)
     assert settings.support_address() == expected
+
+
+@pytest.mark.parametrize("lacking", ["email/layout.html", "email/layout.txt", "services/_base/_probe.yaml.j2"])
+def test_a_folder_that_lacks_templates_is_a_fault(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lacking: str
+) -> None:
+    templates = tmp_path / "templates"
+    shutil.copytree(TEMPLATES, templates)
+    assert load_worker_settings(monkeypatch, BERTH_TEMPLATE_DIRECTORY=str(templates)).template_directory == templates
+    (templates / lacking).unlink()
+    with pytest.raises(ConfigurationError, match=f"^BERTH_TEMPLATE_DIRECTORY is {templates}, which lacks {lacking}"):
+        load_worker_settings(monkeypatch, BERTH_TEMPLATE_DIRECTORY=str(templates))
+
+
+@pytest.mark.parametrize("content", ["slug: [", "slug: other\nversion: 1\nversions: {}", "- a list"])
+async def test_a_malformed_service_template_is_named_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str
+) -> None:
+    templates = tmp_path / "templates"
+    shutil.copytree(TEMPLATES, templates)
+    (templates / "services" / "other").mkdir()
+    (templates / "services" / "other" / "service.yaml").write_text(content)
+    settings = load_worker_settings(monkeypatch, BERTH_TEMPLATE_DIRECTORY=str(templates))
+    with pytest.raises(CannotStart) as refused:
+        async with open_dependencies(settings):
+            pass
+    assert str(refused.value).startswith("a service template of BERTH_TEMPLATE_DIRECTORY cannot be used: ")
+    assert "other/service.yaml" in str(refused.value)
+    assert "\n" not in str(refused.value)
