@@ -13,8 +13,19 @@ from datetime import UTC, datetime, timedelta
 
 from tests.bench import bare
 from tests.bench.ground import Ground, Running
-from tests.bench.renewals import HEAD_START, MARGIN, TooSlow, asleep, start, start_bare, start_in_period
+from tests.bench.renewals import (
+    CONCURRENT_RENEWALS,
+    HEAD_START,
+    MARGIN,
+    TooSlow,
+    asleep,
+    start,
+    start_bare,
+    start_in_period,
+)
 from tests.bench.results import Figure, Rule
+from workflows.client import WorkflowClient
+from workflows.ports.subscription import CancelAt, CancelSubscription, LifecycleCommand
 from workflows.rules.periods import billing_period
 
 RENEWALS_PER_YEAR = 12
@@ -95,11 +106,32 @@ async def _rate_of_year_old(ground: Ground, worker: Running, name: str, size: in
         workflow_ids = await start_in_period(ground, f"{name}-{attempt}", size, billing_period(anchor, 0))
         lived = before + size * (renewals - 1)
         await worker.counts(lived, timeout=120 + steps / 5)
+        await _renew_timers(ground, [f"sub_{name}-{attempt}-{number}" for number in range(1, size + 1)])
         rate = await _rate_when_due(ground, worker, workflow_ids, due, lived)
         if rate is not None:
             return rate
         await worker.counts(lived + size, timeout=120 + size / 5)
     raise TooSlow(f"{size} subscriptions did not reach their last period before it fell due")
+
+
+async def _renew_timers(ground: Ground, subscription_ids: Sequence[str]) -> None:
+    """Schedule and withdraw a cancellation of each.
+
+    A timer is late by as much as the workflow task that sets it takes, and a year that is lived at once is one task.
+    """
+    workflows = WorkflowClient(ground.client)
+    waiting = iter(subscription_ids)
+
+    async def updating() -> None:
+        for subscription_id in waiting:
+            cancellation = CancelSubscription(
+                update_id=f"c-{subscription_id}", actor="usr_bench", at=CancelAt.PERIOD_END
+            )
+            await workflows.cancel(subscription_id, cancellation)
+            resumption = LifecycleCommand(update_id=f"r-{subscription_id}", actor="usr_bench")
+            await workflows.resume(subscription_id, resumption)
+
+    await asyncio.gather(*(updating() for _ in range(CONCURRENT_RENEWALS)))
 
 
 async def _rate_when_due(
