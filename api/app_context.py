@@ -12,6 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from api.metrics import ApiMetrics
+from api.outages import describe_outage
 from api.passwords import PasswordHasher
 from api.ratelimit import RateLimiter
 from api.revocations import RevocationCache
@@ -78,10 +79,10 @@ async def _log_failure(work: Coroutine[Any, Any, None]) -> None:
 async def _close_after(work: asyncio.Future[Any], session: AsyncSession | None) -> None:
     await asyncio.wait({work})
     if not work.cancelled() and (error := work.exception()) is not None:
-        log.warning("database.hung_connection_ended", error=type(error).__name__)
+        log.warning("database.hung_connection_ended", **describe_outage(error))
     if session is None:
         return
     try:
         await session.close()
     except (SQLAlchemyError, OSError) as error:
-        log.warning("database.hung_connection_close_failed", error=type(error).__name__)
+        log.warning("database.hung_connection_close_failed", **describe_outage(error))

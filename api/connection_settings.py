@@ -6,8 +6,11 @@ import os
 from itertools import zip_longest
 
 import psycopg
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.x509 import load_pem_x509_certificates
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from pydantic import ValidationInfo
+from pydantic import SecretStr, ValidationInfo
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -73,6 +76,36 @@ def check_host_and_port(value: str) -> str:
     return value
 
 
+def check_certificates(value: str | None) -> str | None:
+    """Require at least one certificate in PEM; None and empty text are unset. The error does not quote the value."""
+    if not value:
+        return value
+    try:
+        load_pem_x509_certificates(value.encode())
+    except ValueError:
+        raise ValueError(
+            "is no certificate in PEM. Set the lines from -----BEGIN CERTIFICATE----- on, or …_FILE to their file"
+        ) from None
+    return value
+
+
+def check_private_key(value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+    """Require a private key in PEM without a password: that of ``temporal_certificate``. It is not quoted."""
+    if value is None or not value.get_secret_value():
+        return value
+    try:
+        key = load_pem_private_key(value.get_secret_value().encode(), password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise ValueError(
+            "is no private key in PEM, or needs a password. Set the lines from -----BEGIN PRIVATE KEY----- on,"
+            " or …_FILE to their file"
+        ) from None
+    certificate = info.data.get("temporal_certificate")
+    if certificate and load_pem_x509_certificates(certificate.encode())[0].public_key() != key.public_key():
+        raise ValueError("is not the key of BERTH_TEMPORAL_CERTIFICATE. Set the key that it was issued for")
+    return value
+
+
 def check_temporal_tls(value: str, info: ValidationInfo) -> str:
     """Refuse clear text towards Temporal where customers are real, unless it runs on this machine.
 
@@ -81,7 +114,8 @@ def check_temporal_tls(value: str, info: ValidationInfo) -> str:
     authority, certificate, key, api_key = (
         bool(info.data.get(f"temporal_{name}")) for name in ("ca", "certificate", "key", "api_key")
     )
-    if certificate != key:
+    # A malformed one is missing here, and a fault already.
+    if certificate != key and {"temporal_certificate", "temporal_key"} <= info.data.keys():
         raise ValueError("needs both BERTH_TEMPORAL_CERTIFICATE and BERTH_TEMPORAL_KEY, or neither")
     if certificate and value == "off" and not api_key:
         raise ValueError("is off, so that BERTH_TEMPORAL_CERTIFICATE would not be presented. Set it to on")

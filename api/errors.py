@@ -13,6 +13,7 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
+from api.outages import describe_outage
 from api.response_envelope import ErrorEnvelope, JsonResponse, error_envelope
 from db.errors import is_database_unavailable
 from workflows.rpc_errors import TemporalUnavailable, WorkflowNotRunning
@@ -220,7 +221,7 @@ async def _handle(request: Request, error: Exception) -> JsonResponse:
     if api_error is None:
         return internal_error_response(error, request_id)
     if api_error.status >= 500:
-        log.warning("request.dependency_unavailable", error=type(error).__name__, trace=stack_frames(error))
+        log.warning("request.dependency_unavailable", trace=stack_frames(error), **describe_outage(error))
     return error_response(api_error, request_id)
 
 

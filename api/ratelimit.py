@@ -21,6 +21,7 @@ from limits.errors import StorageError
 from limits.storage import storage_from_string
 
 from api.errors import ApiError
+from api.outages import describe_outage
 
 T = TypeVar("T")
 
@@ -146,7 +147,7 @@ class RateLimiter:
                     return await question(shared)
             except (StorageError, OSError) as error:
                 self._retry_at = time.monotonic() + RETRY_SECONDS
-                log.warning("rate_limits.storage_unavailable", error=type(error).__name__)
+                log.warning("rate_limits.storage_unavailable", **describe_outage(error))
         return await question(self._own_limiter)
 
 

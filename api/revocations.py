@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from api.outages import describe_outage
 from db.queries import identity
 from db.session import SessionFactory
 
@@ -62,6 +63,6 @@ class RevocationCache:
                 is_database_unavailable = False
             except (SQLAlchemyError, OSError) as error:
                 if not is_database_unavailable:
-                    log.warning("revocations.refresh_failed", error=type(error).__name__)
+                    log.warning("revocations.refresh_failed", **describe_outage(error))
                 is_database_unavailable = True
             await asyncio.sleep(self._every)

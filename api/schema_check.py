@@ -10,6 +10,7 @@ import structlog
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from api.outages import describe_outage
 from db.errors import describe_database_error
 from db.rls import API_ROLE, OWNER_ROLE, WORKER_ROLE
 from db.schema_version import DatabaseConnection, SchemaMismatch, SchemaNewer, fetch_rows, require_current_schema
@@ -55,7 +56,7 @@ def is_schema_usable(program: str, url: str, *, timeout_seconds: float) -> bool:
         sys.stderr.write(f"The {program} does not start. {error}\n")
         return False
     except psycopg.OperationalError as error:
-        log.warning("schema.not_checked", error=type(error).__name__)
+        log.warning("schema.not_checked", **describe_outage(error))
     return True
 
 

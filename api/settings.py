@@ -9,7 +9,14 @@ from urllib.parse import parse_qs, urlsplit
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from api.connection_settings import check_database_tls, check_database_url, check_host_and_port, check_temporal_tls
+from api.connection_settings import (
+    check_certificates,
+    check_database_tls,
+    check_database_url,
+    check_host_and_port,
+    check_private_key,
+    check_temporal_tls,
+)
 from api.environment import (
     EnvironmentSettings,
     LogFormat,
@@ -62,10 +69,10 @@ class ApiSettings(EnvironmentSettings):
     )
     temporal_namespace: str = "default"
     temporal_api_key: SecretStr | None = None
-    temporal_ca: str | None = None
+    temporal_ca: Annotated[str | None, AfterValidator(check_certificates)] = None
     """PEM of the authority of Temporal's certificate. None: the system's. ``BERTH_TEMPORAL_CA_FILE`` names a file."""
-    temporal_certificate: str | None = None
-    temporal_key: SecretStr | None = None
+    temporal_certificate: Annotated[str | None, AfterValidator(check_certificates)] = None
+    temporal_key: Annotated[SecretStr | None, AfterValidator(check_private_key)] = None
     """PEM of this process's certificate and private key, where Temporal requires them."""
     temporal_tls: Annotated[Literal["on", "off"], AfterValidator(check_temporal_tls)] = "off"
     jwt_secret: SecretStr = Field(

@@ -17,6 +17,7 @@ from temporalio.runtime import Runtime
 from temporalio.service import RPCError
 from temporalio.worker import Interceptor, Worker
 
+from api.outages import describe_outage
 from api.schema_check import UnusableDatabase
 from api.startup_errors import CannotStart
 from db.session import SessionFactory
@@ -117,7 +118,7 @@ async def retry_until_connected(operation: str, attempt: Callable[[], Awaitable[
         try:
             return await attempt()
         except (RuntimeError, RPCError) as error:
-            log.warning("temporal.unavailable", operation=operation, error=type(error).__name__, retry_seconds=pause)
+            log.warning("temporal.unavailable", operation=operation, retry_seconds=pause, **describe_outage(error))
         await asyncio.sleep(pause)
         pause = min(pause * 2, MAX_BACKOFF_SECONDS)
 
@@ -137,7 +138,7 @@ async def end_on_unusable_database(sessions: SessionFactory) -> None:
         except (SQLAlchemyError, OSError) as error:
             if isinstance(error, DBAPIError) and isinstance(error.orig, UnusableDatabase):
                 raise CannotStart(str(error.orig)) from error
-            log.warning("database.unavailable", error=type(error).__name__, retry_seconds=pause)
+            log.warning("database.unavailable", retry_seconds=pause, **describe_outage(error))
         await asyncio.sleep(pause)
         pause = min(pause * 2, MAX_BACKOFF_SECONDS)
     await asyncio.Event().wait()

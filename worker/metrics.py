@@ -20,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
 
+from api.outages import describe_outage
 from db.errors import SchemaRejection
 from db.queries import outbox_delivery
 from db.session import SessionFactory
@@ -104,7 +105,7 @@ class WorkerMetrics:
                 async with sessions() as session:
                     await self.refresh_backlog(session)
             except (SQLAlchemyError, OSError) as error:
-                log.warning("backlog.refresh_failed", error=type(error).__name__)
+                log.warning("backlog.refresh_failed", **describe_outage(error))
             await asyncio.sleep(BACKLOG_INTERVAL.total_seconds())
 
     def serve(self, host: str, port: int) -> None:

@@ -17,6 +17,7 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
+from api.outages import describe_outage
 from db.errors import SchemaRejection, describe_database_error, find_schema_rejection
 from db.queries import outbox
 from db.queries.outbox import OutboxNotification
@@ -80,7 +81,7 @@ class RefusedRowsInterceptor(Interceptor):
                 await outbox.enqueue(session, alert)
         except (SQLAlchemyError, OSError) as error:
             # The next attempt reports it.
-            log.warning("activity.alert_failed", error=type(error).__name__)
+            log.warning("activity.alert_failed", **describe_outage(error))
             return
         self._alerted_at[cause] = time.monotonic()
 
@@ -95,7 +96,7 @@ class RefusedRowsInterceptor(Interceptor):
                     await outbox.enqueue(session, _build_resolution())
                     log.info("activity.row_accepted")
         except (SQLAlchemyError, OSError) as error:
-            log.warning("activity.alert_failed", error=type(error).__name__)
+            log.warning("activity.alert_failed", **describe_outage(error))
 
     def retry_delay(self) -> timedelta | None:
         """Return the pause before the next attempt; None where attempts are limited, and after the first attempt."""

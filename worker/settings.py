@@ -11,7 +11,14 @@ from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_val
 
 from activities.adapters.smtp import SmtpSettings
 from activities.service_templates.values import ClusterProfile
-from api.connection_settings import check_database_tls, check_database_url, check_host_and_port, check_temporal_tls
+from api.connection_settings import (
+    check_certificates,
+    check_database_tls,
+    check_database_url,
+    check_host_and_port,
+    check_private_key,
+    check_temporal_tls,
+)
 from api.environment import (
     EnvironmentSettings,
     LogFormat,
@@ -53,10 +60,10 @@ class WorkerSettings(EnvironmentSettings):
     )
     temporal_namespace: str = "default"
     temporal_api_key: SecretStr | None = None
-    temporal_ca: str | None = None
+    temporal_ca: Annotated[str | None, AfterValidator(check_certificates)] = None
     """PEM of the authority of Temporal's certificate. None: the system's. ``BERTH_TEMPORAL_CA_FILE`` names a file."""
-    temporal_certificate: str | None = None
-    temporal_key: SecretStr | None = None
+    temporal_certificate: Annotated[str | None, AfterValidator(check_certificates)] = None
+    temporal_key: Annotated[SecretStr | None, AfterValidator(check_private_key)] = None
     """PEM of this process's certificate and private key, where Temporal requires them."""
     temporal_tls: Annotated[Literal["on", "off"], AfterValidator(check_temporal_tls)] = "off"
     encryption_key: SecretStr = SecretStr("")

@@ -10,6 +10,7 @@ from api.environment import EnvironmentSettings, check_environment, load
 from api.settings import ApiSettings
 from tests.local.test_production_settings import COMPLETE
 from tests.local.test_setting_rules import fault_of
+from tests.support.certificates import create_identity
 from worker.settings import WorkerSettings
 
 
@@ -64,26 +65,50 @@ def test_production_speaks_to_a_distant_temporal_server_over_tls(
         assert check_environment(settings, complete | secured) == []
     for near in ("127.0.0.1:7233", "[::1]:7233", "localhost:7233"):
         assert check_environment(settings, complete | {"BERTH_TEMPORAL_ADDRESS": near}) == []
-    fault = fault_of(settings, **distant, BERTH_TEMPORAL_TLS="on", BERTH_TEMPORAL_CERTIFICATE="pem")
+    identity = create_identity()
+    fault = fault_of(settings, **distant, BERTH_TEMPORAL_TLS="on", BERTH_TEMPORAL_CERTIFICATE=identity.certificate)
     assert fault.startswith("BERTH_TEMPORAL_TLS needs both BERTH_TEMPORAL_CERTIFICATE and BERTH_TEMPORAL_KEY")
-    fault = fault_of(settings, BERTH_TEMPORAL_CERTIFICATE="pem")
+    fault = fault_of(settings, BERTH_TEMPORAL_CERTIFICATE=identity.certificate)
     assert fault.startswith("BERTH_TEMPORAL_TLS needs both BERTH_TEMPORAL_CERTIFICATE and BERTH_TEMPORAL_KEY")
-    pair = {"BERTH_TEMPORAL_CERTIFICATE": "pem", "BERTH_TEMPORAL_KEY": "pem"}
+    pair = {"BERTH_TEMPORAL_CERTIFICATE": identity.certificate, "BERTH_TEMPORAL_KEY": identity.key}
     assert fault_of(settings, **pair).startswith("BERTH_TEMPORAL_TLS is off, so that BERTH_TEMPORAL_CERTIFICATE")
-    authority = {"BERTH_TEMPORAL_CA": "pem"}
+    authority = {"BERTH_TEMPORAL_CA": identity.certificate}
     fault = fault_of(settings, **authority)
     assert fault.startswith(
         "BERTH_TEMPORAL_TLS is off, so that the server would not be verified with BERTH_TEMPORAL_CA."
     )
     for secured in ({"BERTH_TEMPORAL_TLS": "on"}, {"BERTH_TEMPORAL_API_KEY": "key"}):
         assert check_environment(settings, complete | pair | authority | secured) == []
-    (tmp_path / "ca.pem").write_text("authority\n")
+    (tmp_path / "ca.pem").write_text(identity.certificate)
     monkeypatch.setenv("BERTH_TEMPORAL_CA_FILE", str(tmp_path / "ca.pem"))
     values = {name.removeprefix("BERTH_").lower(): value for name, value in complete.items()}
     loaded = load(settings, **values, temporal_tls="on", temporal_api_key="key")
     assert isinstance(loaded, ApiSettings | WorkerSettings)
     temporal = loaded.temporal if isinstance(loaded, ApiSettings) else loaded.temporal_settings()
-    assert (temporal.tls, temporal.ca, temporal.api_key) == (True, "authority", "key")
+    assert (temporal.tls, temporal.ca, temporal.api_key) == (True, identity.certificate.rstrip(), "key")
+
+
+@pytest.mark.parametrize("settings", [ApiSettings, WorkerSettings])
+def test_a_certificate_or_key_that_cannot_be_read_is_named(settings: type[EnvironmentSettings]) -> None:
+    identity, other = create_identity(), create_identity()
+    pair = {"BERTH_TEMPORAL_CERTIFICATE": identity.certificate, "BERTH_TEMPORAL_KEY": identity.key}
+    damaged = identity.certificate.replace("\nMII", "\nMIX", 1)
+    for content in ("hunter2", identity.key, damaged, identity.certificate[:-40]):
+        fault = fault_of(settings, BERTH_TEMPORAL_TLS="on", BERTH_TEMPORAL_CA=content)
+        assert fault.startswith("BERTH_TEMPORAL_CA is no certificate in PEM.")
+        fault = fault_of(settings, **pair | {"BERTH_TEMPORAL_TLS": "on", "BERTH_TEMPORAL_CERTIFICATE": content})
+        assert fault.startswith("BERTH_TEMPORAL_CERTIFICATE is no certificate in PEM.")
+        assert "hunter2" not in fault
+    for content in ("hunter2", identity.certificate, identity.key[:-60]):
+        fault = fault_of(settings, **pair | {"BERTH_TEMPORAL_TLS": "on", "BERTH_TEMPORAL_KEY": content})
+        assert fault.startswith("BERTH_TEMPORAL_KEY is no private key in PEM")
+        assert "hunter2" not in fault
+    fault = fault_of(settings, **pair | {"BERTH_TEMPORAL_TLS": "on", "BERTH_TEMPORAL_KEY": other.key})
+    assert fault.startswith("BERTH_TEMPORAL_KEY is not the key of BERTH_TEMPORAL_CERTIFICATE.")
+    complete = COMPLETE["api" if settings is ApiSettings else "worker"] | pair | {"BERTH_TEMPORAL_TLS": "on"}
+    for chain in (identity.certificate, identity.certificate + other.certificate):
+        accepted = {"BERTH_TEMPORAL_CA": chain, "BERTH_TEMPORAL_CERTIFICATE": chain}
+        assert check_environment(settings, complete | accepted) == []
 
 
 @pytest.mark.parametrize(
