@@ -14,7 +14,7 @@ MIN_WEBHOOK_SECRET_LENGTH = 16
 
 STRIPE_SECRET_KEYS = ("sk_live_", "rk_live_")
 STRIPE_TEST_KEYS = ("sk_test_", "rk_test_")
-STRIPE_KEY_END = re.compile(r"[A-Za-z0-9_]{16,}", re.ASCII)
+STRIPE_KEY_END = re.compile(r"[A-Za-z0-9_-]{16,}")
 """Stripe's keys have 24 characters behind the prefix, or some hundred."""
 
 

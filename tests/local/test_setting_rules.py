@@ -209,7 +209,7 @@ def test_staging_may_use_the_test_modes_of_gateways_but_no_clear_text() -> None:
     assert fault.startswith("BERTH_STRIPE_API_KEY is not a secret key of Stripe")
 
 
-@pytest.mark.parametrize("key", [f"sk_live_{RANDOM}", f"rk_live_{RANDOM}_{RANDOM}"])
+@pytest.mark.parametrize("key", [f"sk_live_{RANDOM}", f"rk_live_{RANDOM}_{RANDOM[::-1]}-{RANDOM}"])
 def test_production_accepts_secret_and_restricted_keys_of_the_live_mode(key: str) -> None:
     complete = COMPLETE["worker"] | {"BERTH_STRIPE_API_KEY": key, "BERTH_STRIPE_URL": ""}
     assert check_environment(WorkerSettings, complete) == []
