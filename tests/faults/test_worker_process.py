@@ -288,7 +288,9 @@ async def test_the_log_is_json_with_the_ids_and_without_personal_data(environmen
     assert (rendered["account"], rendered["attempt"], rendered["outcome"]) == (notifications.organization, 1, "done")
     assert rendered["run_id"]
     failed = next(line for line in lines if line["event"] == "activity.failed")
-    assert failed["error"].startswith("IntegrityError 23514")
+    assert failed["error"] == "IntegrityError"
+    refused = next(line for line in lines if line["event"] == "activity.row_refused")
+    assert (refused["sqlstate"], refused["activity"]) == ("23514", failed["activity"])
     assert any(frame.startswith("activities/notifications.py") for frame in failed["where"])
     sent = next(line for line in lines if line["event"] == "mail.sent")
     assert sent["workflow_id"] == names.notification_dispatch_workflow_id("email"), (
