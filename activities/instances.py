@@ -194,8 +194,7 @@ class PostgresInstanceActivities(InstanceActivities):
             instance.storage_gib = operation.resources.storage_gib
             instance.replicas = operation.resources.replicas
         if command.instance_status is None:
-            if _is_resized(command) and instance.status == InstanceStatus.DEGRADED:
-                # It was waited for until it was ready.
+            if _was_awaited(command) and instance.status in (InstanceStatus.READY, InstanceStatus.DEGRADED):
                 _set_ready(instance, command.now)
             return
         instance.status = transition_idempotently(InstanceStatus(instance.status), command.instance_status)
@@ -210,6 +209,17 @@ class PostgresInstanceActivities(InstanceActivities):
 
 def _is_resized(command: FinishOperation) -> bool:
     return command.status is OperationStatus.SUCCEEDED and command.operation.kind is OperationKind.RESIZE
+
+
+def _was_awaited(command: FinishOperation) -> bool:
+    """Return whether the instance became ready at the end of a resize, or of its rollback, that set no status.
+
+    Failure reasons that the wait has recorded have passed. A resize that was rejected has awaited nothing.
+    """
+    if command.operation.kind is not OperationKind.RESIZE:
+        return False
+    is_rolled_back = command.status is OperationStatus.FAILED and command.reason != ErrorCode.ILLEGAL_MOVE
+    return command.status is OperationStatus.SUCCEEDED or is_rolled_back
 
 
 async def _report_backup(session: AsyncSession, instance: Instance, command: FinishOperation) -> None:

@@ -30,6 +30,8 @@ async def test_a_resize_that_does_not_become_ready_is_rolled_back(
         assert outcome.has_known_resources
         row = await instances.row(instance_id)
         assert (row["status"], row["cpu_millicores"]) == ("ready", SMALL.cpu_millicores)
+        assert row["failure_reason"] is None
+        assert {c["type"]: c["status"] for c in row["conditions"]}["Ready"] == "True"
         assert await _pod_limits(instances, instance_id) == before
 
 

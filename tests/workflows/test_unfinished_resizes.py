@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 
 import pytest
@@ -36,6 +37,28 @@ async def test_an_instance_that_an_outage_left_degraded_is_ready_after_the_next_
         assert (row["status"], row["failure_reason"]) == ("ready", None)
         ready = [condition for condition in row["conditions"] if condition["type"] == "Ready"]
         assert [condition["status"] for condition in ready] == ["True"]
+
+
+async def test_a_resize_that_becomes_ready_late_ends_the_failure_reason_of_its_wait(
+    temporal: TemporalFixture, instances: InstanceFixture
+) -> None:
+    instance_id = await instances.insert_instance()
+    async with workers(temporal, instances):
+        assert (await (await start_provisioning(temporal, instances, instance_id)).result()).ready
+        await instances.inject_fault("unschedulable", instance_id)
+        resize = asyncio.create_task(
+            run_operation(temporal, instances.operate(instance_id, OperationKind.RESIZE, LARGE))
+        )
+
+        async def is_waiting_for_capacity() -> bool:
+            return bool((await instances.row(instance_id))["failure_reason"] == "Unschedulable")
+
+        await wait_until(is_waiting_for_capacity)
+        await instances.clear_faults()
+        assert (await resize).status is OperationStatus.SUCCEEDED
+        row = await instances.row(instance_id)
+        assert (row["status"], row["failure_reason"]) == ("ready", None)
+        assert {c["type"]: c["status"] for c in row["conditions"]}["Ready"] == "True"
 
 
 async def test_the_former_resources_are_applied_again_after_a_resize_that_was_terminated(
