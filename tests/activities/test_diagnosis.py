@@ -9,6 +9,7 @@ import pytest
 
 from activities.adapters.kubernetes.diagnosis import NamespaceSnapshot, diagnose
 from activities.adapters.kubernetes.ownership import Owner
+from workflows.rules.instance import FailureReason
 
 DEPLOYMENT, STATEFUL_SET, JOB = ("Deployment", "app"), ("StatefulSet", "database"), ("Job", "install")
 
@@ -130,3 +131,26 @@ def test_an_object_is_owned_when_manager_installation_and_instance_are_the_owner
 
 def test_the_selector_of_an_owner_names_every_label() -> None:
     assert dict(part.split("=") for part in OWNER.selector.split(",")) == LABELS
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"), [(DEPLOYMENT, None), (STATEFUL_SET, None), (JOB, FailureReason.CRASH_LOOP)]
+)
+def test_a_pod_that_was_evicted_explains_only_why_a_job_is_not_complete(
+    kind: tuple[str, str], reason: FailureReason | None
+) -> None:
+    """A node leaves the pods that it evicted in the cluster, and their controller starts others."""
+    labels = {"app.kubernetes.io/name": kind[1]}
+
+    def pod(name: str, phase: str, state: dict[str, Any]) -> dict[str, Any]:
+        containers = [{"name": "app", "ready": False, "restartCount": 0, "state": state}]
+        return {
+            "metadata": {"name": name, "labels": labels},
+            "status": {"phase": phase, "containerStatuses": containers},
+        }
+
+    evicted = pod("1", "Failed", {"terminated": {"exitCode": 137, "reason": "ContainerStatusUnknown"}})
+    starting = pod("2", "Running", {"running": {}})
+    stored = workload(desired=1, availableReplicas=0, readyReplicas=0)
+    verdict = diagnose([kind], {}, NamespaceSnapshot(workloads={kind: stored}, pods=(evicted, starting)))
+    assert (verdict.ready, verdict.reason) == (False, reason)

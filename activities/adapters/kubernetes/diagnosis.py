@@ -26,6 +26,10 @@ UNSCHEDULABLE = ("PodScheduled", "False", "Unschedulable")
 WORKLOAD_LABEL = "app.kubernetes.io/name"
 """Label of a pod that the templates set to the name of its workload."""
 
+ENDED_PHASES = ("Succeeded", "Failed")
+"""Phases of pods whose containers have ended for good. Pods that a node evicted stay in the cluster: their controller
+does not count them as replicas, and does not delete them when it scales down."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamespaceSnapshot:
@@ -68,7 +72,7 @@ def diagnose(
     )
     if not waiting:
         return Diagnosis(ready=True)
-    names = {name for _, name in waiting}
+    kinds = {name: kind for kind, name in waiting}
     for workload in waiting:
         stored_workload = snapshot.workloads.get(workload)
         verdict = _diagnose_workload(workload, stored_workload) if stored_workload is not None else None
@@ -76,10 +80,13 @@ def diagnose(
             return verdict
     for pod in snapshot.pods:
         metadata = pod["metadata"]
-        if (metadata.get("labels") or {}).get(WORKLOAD_LABEL) in names and "deletionTimestamp" not in metadata:
-            verdict = _diagnose_pod(pod)
-            if verdict is not None:
-                return verdict
+        kind = kinds.get((metadata.get("labels") or {}).get(WORKLOAD_LABEL, ""))
+        # The pods of Jobs end by themselves: those that failed explain why the Job is not complete.
+        if kind is None or "deletionTimestamp" in metadata or (kind != "Job" and has_ended(pod)):
+            continue
+        verdict = _diagnose_pod(pod)
+        if verdict is not None:
+            return verdict
     return Diagnosis(ready=False, waiting_for=waiting)
 
 
@@ -89,6 +96,11 @@ def job_succeeded(job: Manifest) -> bool | None:
         if condition["status"] == "True" and condition["type"] in ("Complete", "Failed"):
             return bool(condition["type"] == "Complete")
     return None
+
+
+def has_ended(pod: Manifest) -> bool:
+    """Return whether the containers of a pod have ended for good."""
+    return (pod.get("status") or {}).get("phase") in ENDED_PHASES
 
 
 def mounted_claim_names(pod: Manifest) -> tuple[str, ...]:

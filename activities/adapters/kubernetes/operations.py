@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from activities.adapters.kubernetes.apply import apply_instance
 from activities.adapters.kubernetes.client import KubernetesClient
-from activities.adapters.kubernetes.diagnosis import WORKLOAD_LABEL, job_succeeded
+from activities.adapters.kubernetes.diagnosis import WORKLOAD_LABEL, has_ended, job_succeeded
 from activities.adapters.kubernetes.errors import AlreadyExists, ClusterError
 from activities.adapters.kubernetes.ownership import owner_of
 from activities.adapters.kubernetes.redaction import redacted
@@ -34,10 +34,6 @@ read it, and finished Jobs are records: they stay until the namespace is deleted
 
 FINISHED_JOB_SECONDS = 3 * 86_400
 """How long the Job of a manual backup and its logs are retained after it finishes."""
-
-ENDED_PHASES = ("Succeeded", "Failed")
-"""Phases of pods whose containers have ended for good. Pods that a node evicted stay in the cluster: their controller
-does not count them as replicas, and does not delete them when it scales down."""
 
 POLL_INTERVAL_SECONDS = 0.25
 POD_SHUTDOWN_TIMEOUT_SECONDS = 110.0
@@ -243,14 +239,10 @@ async def _scale_to_zero(client: KubernetesClient, spec: InstanceSpec, workloads
     names = ",".join(sorted({stored["metadata"]["name"] for stored in workloads}))
     selector = f"{owner_of(spec).selector},{WORKLOAD_LABEL} in ({names})"
     deadline = time.monotonic() + POD_SHUTDOWN_TIMEOUT_SECONDS
-    while not all(_has_ended(pod) for pod in await client.list("Pod", spec.namespace, labels=selector)):
+    while not all(has_ended(pod) for pod in await client.list("Pod", spec.namespace, labels=selector)):
         if time.monotonic() >= deadline:
             raise ClusterError(FailureReason.TERMINATING, "Pods are terminating.")
         await asyncio.sleep(POLL_INTERVAL_SECONDS)
-
-
-def _has_ended(pod: Manifest) -> bool:
-    return (pod.get("status") or {}).get("phase") in ENDED_PHASES
 
 
 async def _list_owned(client: KubernetesClient, spec: InstanceSpec, *kinds: str) -> list[Manifest]:
