@@ -59,7 +59,7 @@ PROVISIONING_RECIPES = {
 }
 OPERATION_RECIPES = {
     "operated": "test_provisioning.py::test_the_customers_operations",
-    "resize-undone": "test_provisioning.py::test_a_resize_that_does_not_become_ready_is_rolled_back",
+    "resize-undone": "test_resize_without_capacity.py::test_a_resize_that_does_not_become_ready_is_rolled_back",
     "deletion-blocked": "test_provisioning.py::test_a_blocked_deletion_is_reported_and_completed_later",
 }
 OTHER_RECIPES = {
