@@ -52,6 +52,7 @@ class PostgresRecoveryActivities(RecoveryActivities):
                 payments=await _unsettled_payments(session, subscription),
                 payment_method_ids=[method.payment_method_id for method in subscription.funds.payment_methods],
                 is_instance_running=instance.status not in SCALED_DOWN_STATUSES,
+                is_instance_degraded=instance.status is InstanceStatus.DEGRADED,
                 is_stopped_by_customer=instance.status is InstanceStatus.STOPPED,
                 has_plan_resources=instance.has_plan_resources,
             )

@@ -38,13 +38,15 @@ class _OperationFailed(Exception):
     Attributes:
         reason: A ``FailureReason`` or ``ErrorCode``.
         message: For the customer.
+        is_refused: Whether the instance does not take the operation, so that nothing was done.
         instance_status: What the instance is now; None if it is unchanged.
     """
 
     def __init__(self, error: ActivityError, instance_status: InstanceStatus | None) -> None:
         super().__init__(str(error))
         self.reason, self.message = failure_reason(error)
-        self.instance_status = instance_status
+        self.is_refused = self.reason == ErrorCode.ILLEGAL_MOVE
+        self.instance_status = None if self.is_refused else instance_status
 
 
 @workflow.defn(name=names.INSTANCE_OPERATION)
@@ -81,14 +83,14 @@ class InstanceOperation:
                 await self._await_ready()
                 return InstanceStatus.READY
             case OperationKind.START | OperationKind.RESUME:
-                await self._run_cluster_activity(ClusterActivities.scale_up, command)
+                await self._scale(ClusterActivities.scale_up)
                 await self._await_ready()
                 return InstanceStatus.READY
             case OperationKind.STOP:
-                await self._run_cluster_activity(ClusterActivities.scale_down, command)
+                await self._scale(ClusterActivities.scale_down)
                 return InstanceStatus.STOPPED
             case OperationKind.SUSPEND:
-                await self._run_cluster_activity(ClusterActivities.scale_down, command)
+                await self._scale(ClusterActivities.scale_down)
                 return InstanceStatus.SUSPENDED
             case OperationKind.BACKUP:
                 await self._run_cluster_activity(ClusterActivities.run_backup, command, policies.CLUSTER_WAIT)
@@ -99,12 +101,16 @@ class InstanceOperation:
             case OperationKind.DELETE:
                 raise AssertionError("a deletion does not run as an operation")
 
+    async def _scale(self, step: Any) -> None:
+        """Scale up or down; an instance of which only a part may have been started or stopped is ``DEGRADED``."""
+        await self._run_cluster_activity(step, self._input, status_on_failure=InstanceStatus.DEGRADED)
+
     async def _resize(self) -> None:
         """Resize; an instance that does not get ready in its new envelope goes back to the former one."""
         try:
             await self._apply_resources(self._input)
         except _OperationFailed as failed:
-            if failed.reason == ErrorCode.ILLEGAL_MOVE:
+            if failed.is_refused:
                 raise
             failed.instance_status = await self._restore_resources()
             raise

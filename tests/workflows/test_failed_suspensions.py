@@ -1,4 +1,4 @@
-"""A suspension or a resumption that failed may have done a part of its work, which the next state undoes."""
+"""A suspension, a stop or a start that failed may have done a part of its work, which the next state undoes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from datetime import timedelta
 import pytest
 
 from tests.support.subscription_fixture import SubscriptionFixture
+from tests.support.temporal import TemporalFixture
 from tests.support.wait import wait_until
 from workflows import policies
+from workflows.ports.subscription import CustomerOperation, StartOperation
 
 
 @pytest.mark.parametrize("failures", [1, 3])
@@ -48,3 +50,79 @@ async def test_a_service_whose_resumption_failed_is_suspended_again_when_it_is_p
     await subscriptions.wait_until_idle(subscription)
     await subscriptions.workflows.pause(subscription, subscriptions.lifecycle_command("pause again"))
     await wait_until(lambda: subscriptions.external.operations() == ["suspend", "resume", "suspend"])
+
+
+async def test_a_resumption_that_fails_after_a_failed_suspension_is_repeated(
+    subscriptions: SubscriptionFixture,
+) -> None:
+    await subscriptions.top_up(10_000)
+    subscription = await subscriptions.create_active_subscription("starter")
+    subscriptions.external.failing_operations = {"suspend", "resume"}
+    await subscriptions.workflows.pause(subscription, subscriptions.lifecycle_command("pause"))
+    await wait_until(lambda: subscriptions.external.operations() == ["suspend"])
+    await subscriptions.wait_until_idle(subscription)
+    await subscriptions.workflows.resume(subscription, subscriptions.lifecycle_command("resume"))
+    await wait_until(lambda: subscriptions.external.operations() == ["suspend", "resume"])
+    await subscriptions.wait_until_idle(subscription)
+    subscriptions.external.failing_operations.clear()
+    await subscriptions.advance(subscription, policies.operation_backoff(1) + timedelta(seconds=1))
+    await wait_until(lambda: subscriptions.external.operations() == ["suspend", "resume", "resume"])
+
+
+async def _operate(subscriptions: SubscriptionFixture, subscription: str, kind: CustomerOperation) -> None:
+    """Run a customer's operation to its end."""
+    unique = TemporalFixture.unique_id(kind)
+    count = len(subscriptions.external.operations())
+    operation = StartOperation(update_id=unique, operation_id=unique, actor="usr_1", kind=kind)
+    await subscriptions.workflows.start_operation(subscription, operation)
+    await wait_until(lambda: len(subscriptions.external.operations()) > count)
+    await subscriptions.wait_until_idle(subscription)
+
+
+@pytest.mark.parametrize("end", ["pause", "cancel"])
+async def test_an_instance_whose_start_failed_is_suspended_when_its_subscription_stops(
+    subscriptions: SubscriptionFixture, end: str
+) -> None:
+    """The start that failed has scaled the workloads up: they would go on running, unpaid."""
+    await subscriptions.top_up(10_000)
+    subscription = await subscriptions.create_active_subscription("starter")
+    subscriptions.external.failing_operations = {"start"}
+    await _operate(subscriptions, subscription, CustomerOperation.STOP)
+    await _operate(subscriptions, subscription, CustomerOperation.START)
+    if end == "cancel":
+        await subscriptions.cancel(subscription)
+        await wait_until(lambda: subscriptions.external.operations() == ["stop", "start", "suspend"])
+        return
+    await subscriptions.workflows.pause(subscription, subscriptions.lifecycle_command("pause"))
+    await wait_until(lambda: subscriptions.external.operations() == ["stop", "start", "suspend"])
+    await subscriptions.wait_until_idle(subscription)
+    # The customer wanted it to run, and cannot start what the platform has suspended.
+    await subscriptions.workflows.resume(subscription, subscriptions.lifecycle_command("resume"))
+    await wait_until(lambda: subscriptions.external.operations() == ["stop", "start", "suspend", "resume"])
+
+
+async def test_an_instance_whose_stop_failed_is_resumed(subscriptions: SubscriptionFixture) -> None:
+    await subscriptions.top_up(10_000)
+    subscription = await subscriptions.create_active_subscription("starter")
+    subscriptions.external.failing_operations = {"stop"}
+    await _operate(subscriptions, subscription, CustomerOperation.STOP)
+    await wait_until(lambda: subscriptions.external.operations() == ["stop", "resume"])
+
+
+async def test_an_instance_that_the_customer_stopped_after_a_failed_resumption_stays_stopped(
+    subscriptions: SubscriptionFixture,
+) -> None:
+    """A suspension would take it from the customer, who cannot start what the platform has suspended."""
+    await subscriptions.top_up(10_000)
+    subscription = await subscriptions.create_active_subscription("starter")
+    await subscriptions.workflows.pause(subscription, subscriptions.lifecycle_command("pause"))
+    await wait_until(lambda: subscriptions.external.operations() == ["suspend"])
+    await subscriptions.wait_until_idle(subscription)
+    subscriptions.external.failing_operations = {"resume"}
+    await subscriptions.workflows.resume(subscription, subscriptions.lifecycle_command("resume"))
+    await wait_until(lambda: subscriptions.external.operations() == ["suspend", "resume"])
+    await subscriptions.wait_until_idle(subscription)
+    await _operate(subscriptions, subscription, CustomerOperation.STOP)
+    await subscriptions.workflows.pause(subscription, subscriptions.lifecycle_command("pause again"))
+    await subscriptions.wait_for_status(subscription, "paused")
+    assert subscriptions.external.operations() == ["suspend", "resume", "stop"]

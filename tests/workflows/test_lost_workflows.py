@@ -245,6 +245,14 @@ async def test_an_instance_that_the_customer_stopped_stays_stopped(subscriptions
     assert (await _status(subscriptions, subscription), subscriptions.external.operations()) == ("active", [])
 
 
+async def test_an_instance_of_which_a_part_may_be_stopped_is_resumed(subscriptions: SubscriptionFixture) -> None:
+    await subscriptions.top_up(1000)
+    subscription = await subscriptions.create_active_subscription("starter")
+    await _update_instance(subscriptions, subscription, "status = 'degraded'")
+    await _lose_and_restart(subscriptions, subscription)
+    await wait_until(lambda: subscriptions.external.operations() == ["resume"])
+
+
 async def test_a_resize_that_the_lost_run_had_not_made_is_made(subscriptions: SubscriptionFixture) -> None:
     await subscriptions.top_up(500)
     subscription = await subscriptions.create_active_subscription("starter")

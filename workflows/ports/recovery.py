@@ -47,6 +47,7 @@ class Recovery:
         has_untried_credit: Whether credit arrived that pays a part of the open invoice, so that a card has to pay less
             than at the last attempt; False unless the subscription is past due.
         is_instance_running: Whether the instance is not scaled to zero.
+        is_instance_degraded: Whether an operation may have left a part of the instance stopped.
         is_stopped_by_customer: Whether the customer stopped the instance.
         has_plan_resources: Whether the instance has the resources of the subscription's plan.
     """
@@ -60,6 +61,7 @@ class Recovery:
     has_untried_payment_method: bool = False
     has_untried_credit: bool = False
     is_instance_running: bool = True
+    is_instance_degraded: bool = False
     is_stopped_by_customer: bool = False
     has_plan_resources: bool = True
 

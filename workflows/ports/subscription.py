@@ -129,13 +129,14 @@ class SubscriptionState:
         payment_count: How many payments were started; part of each payment's id.
         operation_count: How many operations the platform started; part of each operation's id.
         operation_failure_count: How many operations of the platform failed in a row, all of one kind.
-        failed_operation: Their ``OperationKind``. A failed suspension may have stopped a part of the instance, and a
-            failed resumption may have started one: either has to be undone if the subscription changes meanwhile.
+        failed_operation: Their ``OperationKind``; ``suspend`` also after a customer's stop that failed. A failed
+            suspension may have stopped a part of the instance, and a failed resumption may have started one: the
+            instance is then resumed, or suspended, whichever the subscription's status needs.
         operation_retry_at: When the platform repeats the operation that failed; None unless it backs off.
         recovery_id: Part of the ids of payments and operations after a terminated workflow was started again, so that
             they differ from those of the terminated run. Empty otherwise.
         instance_plan_id: The plan whose resources the instance has.
-        instance_desired_running: Whether the last operation that changed it left the instance running.
+        instance_desired_running: Whether the last operation that changed it may have left the instance running.
         is_stopped_by_customer: The customer stopped the instance; the platform does not start it.
         plan_change_rollback: What the last plan change replaced, until the instance is resized.
         handled_update_ids: Update ids that were answered, newest last, bounded; they survive continue-as-new.

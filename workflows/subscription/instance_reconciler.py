@@ -26,8 +26,12 @@ from workflows.ports.instances import (
 )
 from workflows.ports.subscription import PLATFORM_ACTOR, Resources, StartOperation
 from workflows.rules import ids
+from workflows.rules.errors import ErrorCode
 from workflows.rules.subscription import RUNNING_STATUSES, STOPPED_STATUSES
 from workflows.subscription.context import SubscriptionContext
+
+PLATFORM_SCALING = (OperationKind.SUSPEND, OperationKind.RESUME)
+CUSTOMER_SCALING = (OperationKind.STOP, OperationKind.START)
 
 
 class InstanceReconciler:
@@ -109,7 +113,7 @@ class InstanceReconciler:
             return OperationKind.SUSPEND if is_running else None
         if self._context.status not in RUNNING_STATUSES or state.is_stopped_by_customer:
             return None
-        if not state.instance_desired_running or state.failed_operation == OperationKind.SUSPEND:
+        if not state.instance_desired_running or state.failed_operation in PLATFORM_SCALING:
             return OperationKind.RESUME
         return OperationKind.RESIZE if state.instance_plan_id != state.terms.plan_id else None
 
@@ -121,13 +125,12 @@ class InstanceReconciler:
             self._operation_input(kind, PLATFORM_ACTOR, self._next_operation_id(), resources)
         )
         if outcome.status is OperationStatus.SUCCEEDED:
-            state.operation_retry_at, state.operation_failure_count, state.failed_operation = None, 0, None
+            self._clear_failure()
             if kind is OperationKind.RESIZE:
                 state.instance_plan_id = terms.plan_id
                 state.plan_change_rollback = None
             else:
                 state.instance_desired_running = kind is OperationKind.RESUME
-            set_needs_attention(False)
             return
         if not outcome.has_known_resources:
             # Also after the rollback of the plan change: the instance is resized again, to the plan that it then has.
@@ -144,9 +147,23 @@ class InstanceReconciler:
         state = self._context.require_state()
         outcome = await self._execute_operation(operation)
         self._pending_operation = None
-        if outcome.status is OperationStatus.SUCCEEDED and operation.kind in (OperationKind.STOP, OperationKind.START):
-            state.is_stopped_by_customer = operation.kind is OperationKind.STOP
-            state.instance_desired_running = operation.kind is OperationKind.START
+        if operation.kind not in CUSTOMER_SCALING or outcome.reason == ErrorCode.ILLEGAL_MOVE:
+            return
+        is_start, has_succeeded = operation.kind is OperationKind.START, outcome.status is OperationStatus.SUCCEEDED
+        if has_succeeded or is_start:
+            # A start that failed may have started a part of the instance, or all of it too late: it counts as running,
+            # so that a subscription that is no longer paid for stops it.
+            state.is_stopped_by_customer, state.instance_desired_running = not is_start, is_start
+        if has_succeeded and state.failed_operation in PLATFORM_SCALING:
+            self._clear_failure()
+        elif not has_succeeded and not is_start:
+            # It may have stopped a part: the instance is resumed, or suspended if the subscription stops meanwhile.
+            state.failed_operation = OperationKind.SUSPEND
+
+    def _clear_failure(self) -> None:
+        state = self._context.require_state()
+        state.operation_retry_at, state.operation_failure_count, state.failed_operation = None, 0, None
+        set_needs_attention(False)
 
     async def _execute_operation(self, operation: OperationInput) -> OperationOutcome:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from temporalio import workflow
 
 from workflows import policies
+from workflows.ports.instances import OperationKind
 from workflows.ports.recovery import LoadRecovery, RecoveryActivities, ResumeCollection, UnsettledPayment
 from workflows.rules import dunning
 from workflows.rules.dunning import FundsKind
@@ -30,6 +31,8 @@ async def adopt(context: SubscriptionContext) -> bool:
     state.recovery_id = workflow.uuid4().hex
     state.instance_desired_running = recovery.is_instance_running
     state.is_stopped_by_customer = recovery.is_stopped_by_customer
+    # As after a resumption that failed: resumed again, or suspended.
+    state.failed_operation = OperationKind.RESUME if recovery.is_instance_degraded else None
     state.instance_plan_id = state.terms.plan_id if recovery.has_plan_resources else ""
     state.hard_declined = recovery.hard_declined
     state.hard_declined_payment_method_ids = recovery.hard_declined_payment_method_ids
