@@ -15,11 +15,12 @@ from temporalio.api.workflowservice.v1 import PollWorkflowExecutionUpdateRespons
 from temporalio.client import WorkflowHandle, WorkflowUpdateFailedError, WorkflowUpdateHandle, WorkflowUpdateStage
 from temporalio.service import RPCError, RPCStatusCode
 
+from tests.support.billing_fixture import USER
 from tests.support.subscription_fixture import CancelAt, SubscriptionFixture
 from tests.support.temporal import TemporalFixture
 from tests.support.wait import wait_until
 from workflows.client import RESULT_TIMEOUT
-from workflows.ports.subscription import CustomerOperation, FundsArrived, StartOperation
+from workflows.ports.subscription import CancelSubscription, CustomerOperation, FundsArrived, StartOperation
 from workflows.rules.dunning import FundsKind
 from workflows.rules.errors import RuleViolation
 
@@ -106,6 +107,28 @@ async def test_a_resumption_while_the_pause_is_being_written_ends_it(subscriptio
     await pause.result()
     await resume.result()
     await subscriptions.wait_for_status(subscription, "active")
+
+
+async def test_a_cancellation_at_the_periods_end_while_its_payment_is_being_written_is_executed_after_it(
+    subscriptions: SubscriptionFixture,
+) -> None:
+    await subscriptions.top_up(600)
+    subscription = await subscriptions.create_active_subscription("starter")
+    end = (await subscriptions.subscription(subscription))["current_period_end"]
+    await subscriptions.advance_to(subscription, end + timedelta(seconds=1))
+    assert await _state(subscriptions, subscription) == "past_due"
+    await subscriptions.top_up(5_000)
+    command = CancelSubscription(update_id="cancel", actor=USER, at=CancelAt.PERIOD_END)
+    async with _row_locked(subscriptions, subscription) as wait_for_change:
+        retry = await _accepted(subscriptions, subscription, "retry_payment")
+        await wait_for_change()
+        cancellation = await subscriptions.handle(subscription).start_update(
+            "cancel", command, id=command.update_id, wait_for_stage=WorkflowUpdateStage.ACCEPTED
+        )
+    await retry.result()
+    await cancellation.result()
+    row = await subscriptions.subscription(subscription)
+    assert (row["status"], row["cancel_at_period_end"]) == ("active", True)
 
 
 @pytest.mark.parametrize("command", ["pause", "change_plan"])

@@ -118,7 +118,8 @@ class Subscription:
         if self.context.is_handled(command.update_id):
             return
         self.context.require_status(self.context.status in LIVE_STATUSES, "be cancelled")
-        lifecycle.require_cancellable(self.context, command.at)
+        if self.context.can_judge(command.update_id):
+            lifecycle.require_cancellable(self.context, command.at)
 
     @workflow.update
     async def resume(self, command: LifecycleCommand) -> SubscriptionResult:
