@@ -33,6 +33,8 @@ class ExternalFakes:
     gateway_responses: asyncio.Event = field(default_factory=asyncio.Event)
     operations_allowed: asyncio.Event = field(default_factory=asyncio.Event)
     failing_operations: set[str] = field(default_factory=set)
+    scripted_failures: list[bool] = field(default_factory=list)
+    """Whether the next operations fail, in their order; ``failing_operations`` decides the others."""
     calls: list[tuple[str, str]] = field(default_factory=list)
     charged_methods: list[str] = field(default_factory=list)
     payments: list[PaymentInput] = field(default_factory=list)
@@ -60,7 +62,7 @@ class ExternalFakes:
     async def operate(self, command: OperationInput) -> OperationOutcome:
         self.calls.append(("operate", command.kind))
         await self.operations_allowed.wait()
-        failed = command.kind in self.failing_operations
+        failed = self.scripted_failures.pop(0) if self.scripted_failures else command.kind in self.failing_operations
         status = OperationStatus.FAILED if failed else OperationStatus.SUCCEEDED
         return OperationOutcome(operation_id=command.operation_id, status=status, reason="scripted" if failed else None)
 

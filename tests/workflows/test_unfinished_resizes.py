@@ -1,4 +1,4 @@
-"""A resize that was neither done nor undone is repeated, and ends what the failure has set."""
+"""A resize that fails: it is repeated if it was neither done nor undone, or its own plan change is rolled back."""
 
 from __future__ import annotations
 
@@ -86,3 +86,68 @@ async def test_the_former_resources_are_applied_again_after_a_resize_that_was_te
     await subscriptions.wait_for_status(subscription, "active")
     await wait_until(lambda: subscriptions.external.operations() == ["resize", "resize"])
     assert (await subscriptions.subscription(subscription))["plan_id"] == subscriptions.plan("starter")
+
+
+@pytest.mark.parametrize(
+    ("failures", "operations", "plan"),
+    [
+        # The resize to the plan that the customer paid for fails: the change is rolled back, and its price returned.
+        ([False, True], 2, "starter"),
+        # The resize of the renewal fails: the instance has the resources that the customer paid for.
+        ([True], 1, "pro"),
+    ],
+)
+async def test_a_plan_change_during_the_resize_of_a_renewal_is_judged_by_its_own_resize(
+    subscriptions: SubscriptionFixture, failures: list[bool], operations: int, plan: str
+) -> None:
+    await subscriptions.top_up(50_000)
+    subscription = await subscriptions.create_active_subscription("pro")
+    await subscriptions.change_plan(subscription, "starter", order="down")
+    end = (await subscriptions.subscription(subscription))["current_period_end"]
+    subscriptions.external.operations_allowed.clear()
+    advancing = asyncio.create_task(subscriptions.advance_to(subscription, end + timedelta(seconds=1)))
+    await wait_until(lambda: subscriptions.external.operations() == ["resize"])
+    before = await subscriptions.balance()
+    await subscriptions.change_plan(subscription, "pro", order="up")
+    assert await subscriptions.balance() < before
+    subscriptions.external.scripted_failures = failures
+    subscriptions.external.operations_allowed.set()
+    await advancing
+    await wait_until(lambda: subscriptions.external.operations() == ["resize"] * operations)
+    await subscriptions.wait_until_idle(subscription)
+    assert (await subscriptions.subscription(subscription))["plan_id"] == subscriptions.plan(plan)
+    assert (await subscriptions.balance() == before) is (plan == "starter")
+    # No change is in progress: another one is accepted.
+    await subscriptions.change_plan(subscription, "pro" if plan == "starter" else "starter", order="again")
+
+
+async def test_an_instance_is_suspended_while_the_rollback_of_its_plan_change_waits_for_a_card(
+    subscriptions: SubscriptionFixture,
+) -> None:
+    await subscriptions.top_up(2_100)
+    subscription = await subscriptions.create_active_subscription("starter")
+    subscriptions.external.operations_allowed.clear()
+    await subscriptions.change_plan(subscription, "pro", order="up")
+    await wait_until(lambda: subscriptions.external.operations() == ["resize"])
+    await subscriptions.workflows.pause(subscription, subscriptions.lifecycle_command("pause"))
+    await subscriptions.add_card()
+    subscriptions.external.gateway_responses.clear()
+    resume = asyncio.create_task(
+        subscriptions.workflows.resume(subscription, subscriptions.lifecycle_command("resume"))
+    )
+    await subscriptions.wait_for_charges(1)
+    subscriptions.external.scripted_failures = [True]
+    subscriptions.external.operations_allowed.set()
+    await subscriptions.cancel(subscription)
+    await wait_until(lambda: subscriptions.external.operations() == ["resize", "suspend"])
+    # The card's payment has no outcome yet.
+    assert (await subscriptions.subscription(subscription))["plan_id"] == subscriptions.plan("pro")
+    subscriptions.external.gateway_responses.set()
+    await asyncio.gather(resume, return_exceptions=True)
+
+    async def is_rolled_back() -> bool:
+        return bool((await subscriptions.subscription(subscription))["plan_id"] == subscriptions.plan("starter"))
+
+    await wait_until(is_rolled_back)
+    await subscriptions.wait_until_idle(subscription)
+    assert subscriptions.external.operations() == ["resize", "suspend"]

@@ -1,4 +1,4 @@
-"""Work of an update that may take longer than its caller waits: it continues after the update was answered."""
+"""Work that may take days: it continues after its update was answered, or beside the instance's operations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from workflows import policies
 
 
 class BoundedTasks:
-    """Tasks that updates have started and that may outlive them.
+    """Tasks that run in the background, and may outlive the updates that have started them.
 
     Args:
         notify_failed: Called when a task failed with a bug; wakes the loop that calls ``raise_failure``.
@@ -34,13 +34,18 @@ class BoundedTasks:
 
         Unfinished work continues in the background. Raises what ``work`` raises before.
         """
-        task = asyncio.create_task(work)
-        self._unfinished.add(task)
-        task.add_done_callback(self._record_finished)
+        task = self.start(work)
         with contextlib.suppress(TimeoutError):
             await workflow.wait_condition(task.done, timeout=policies.UPDATE_ANSWERED_WITHIN)
         if task.done():
             task.result()
+
+    def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run ``work`` in the background; the subscription's run does not end before it."""
+        task = asyncio.create_task(work)
+        self._unfinished.add(task)
+        task.add_done_callback(self._record_finished)
+        return task
 
     def raise_failure(self) -> None:
         """Raise the bug that a task ended with, if any: it fails the workflow task, as it would in a handler."""
@@ -51,7 +56,7 @@ class BoundedTasks:
         self._unfinished.discard(task)
         error = None if task.cancelled() else task.exception()
         if isinstance(error, FailureError):
-            workflow.logger.info("a command failed after its update was answered: %s", error)
+            workflow.logger.info("work in the background failed: %s", error)
         elif error is not None:
             self._failure = error
             self._notify_failed()

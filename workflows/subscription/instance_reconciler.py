@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from temporalio import workflow
 from temporalio.exceptions import ChildWorkflowError
@@ -28,6 +29,7 @@ from workflows.ports.subscription import PLATFORM_ACTOR, Resources, StartOperati
 from workflows.rules import ids
 from workflows.rules.errors import ErrorCode
 from workflows.rules.subscription import RUNNING_STATUSES, STOPPED_STATUSES
+from workflows.subscription.bounded_tasks import BoundedTasks
 from workflows.subscription.context import SubscriptionContext
 
 PLATFORM_SCALING = (OperationKind.SUSPEND, OperationKind.RESUME)
@@ -39,14 +41,21 @@ class InstanceReconciler:
 
     Args:
         context: The subscription.
+        tasks: Run the rollback of a plan change: the run waits for its end.
         on_resize_failed: Rolls the plan change back; receives the reason.
     """
 
     def __init__(
-        self, context: SubscriptionContext, on_resize_failed: Callable[[SubscriptionContext, str], Awaitable[None]]
+        self,
+        context: SubscriptionContext,
+        tasks: BoundedTasks,
+        on_resize_failed: Callable[[SubscriptionContext, str], Coroutine[Any, Any, None]],
     ) -> None:
         self._context = context
+        self._tasks = tasks
         self._on_resize_failed = on_resize_failed
+        # Hazard: it waits for a card payment, which may have no outcome for days. An instance is suspended meanwhile.
+        self._rollback: asyncio.Task[None] | None = None
         self._pending_operation: OperationInput | None = None
         # Held while an operation runs. A deletion waits for the one before it, and `has_operation` reads the lock.
         self._operation_lock = asyncio.Lock()
@@ -57,8 +66,8 @@ class InstanceReconciler:
 
     @property
     def is_settled(self) -> bool:
-        """Whether no operation is running, requested or due before the back-off ends."""
-        return not self.has_operation and (self._desired_operation() is None or self._is_backing_off())
+        """Whether no operation is running, requested or due before its back-off ends, and no rollback running."""
+        return not self.has_operation and not self._is_operation_due() and self._rollback is None
 
     async def enqueue_operation(self, command: StartOperation) -> None:
         """Record a customer's operation; ``reconcile_forever`` executes it."""
@@ -71,7 +80,10 @@ class InstanceReconciler:
         """Keep the instance in its desired state until cancelled."""
         while True:
             last_change = self._context.change_count
-            if not self.is_settled:
+            if self._rollback is not None and self._rollback.done():
+                rollback, self._rollback = self._rollback, None
+                rollback.result()
+            if self.has_operation or self._is_operation_due():
                 async with self._operation_lock:
                     await self._run_next_operation()
                 continue
@@ -96,8 +108,11 @@ class InstanceReconciler:
         """Run the requested operation, or else the one that the desired state needs."""
         if self._pending_operation is not None:
             await self._run_customer_operation(self._pending_operation)
-        elif not self._is_backing_off() and (kind := self._desired_operation()) is not None:
+        elif self._is_operation_due() and (kind := self._desired_operation()) is not None:
             await self._reconcile(kind)
+
+    def _is_operation_due(self) -> bool:
+        return self._desired_operation() is not None and not self._is_backing_off()
 
     def _is_backing_off(self) -> bool:
         """Whether the desired operation is the one that failed, and is not due again yet."""
@@ -115,33 +130,53 @@ class InstanceReconciler:
             return None
         if not state.instance_desired_running or state.failed_operation in PLATFORM_SCALING:
             return OperationKind.RESUME
-        return OperationKind.RESIZE if state.instance_plan_id != state.terms.plan_id else None
+        # A plan change that is rolled back is not tried again meanwhile.
+        needs_resize = state.instance_plan_id != state.terms.plan_id and self._rollback is None
+        return OperationKind.RESIZE if needs_resize else None
 
     async def _reconcile(self, kind: OperationKind) -> None:
         state = self._context.require_state()
-        terms = state.terms
+        terms, former_plan_id = state.terms, state.instance_plan_id
         resources = terms.resources if kind is OperationKind.RESIZE else None
+        if kind is OperationKind.RESIZE:
+            # Until it ends: a plan change that comes meanwhile needs its own resize, also back to the former plan.
+            state.instance_plan_id = ""
         outcome = await self._execute_operation(
             self._operation_input(kind, PLATFORM_ACTOR, self._next_operation_id(), resources)
         )
         if outcome.status is OperationStatus.SUCCEEDED:
             self._clear_failure()
             if kind is OperationKind.RESIZE:
-                state.instance_plan_id = terms.plan_id
-                state.plan_change_rollback = None
+                self._record_resources(terms.plan_id)
             else:
                 state.instance_desired_running = kind is OperationKind.RESUME
             return
-        if not outcome.has_known_resources:
-            # Also after the rollback of the plan change: the instance is resized again, to the plan that it then has.
-            state.instance_plan_id = ""
-        if kind is OperationKind.RESIZE and state.plan_change_rollback is not None:
-            await self._on_resize_failed(self._context, outcome.reason or "the instance could not be resized")
-            return
+        if kind is OperationKind.RESIZE:
+            # Unknown also after the rollback of the plan change: the instance is resized again, to the plan that it
+            # then has.
+            self._record_resources(former_plan_id if outcome.has_known_resources else "")
+            if state.terms.plan_id != terms.plan_id:
+                # The plan was changed meanwhile: the resize to that one decides whether the change is rolled back.
+                return
+            if state.plan_change_rollback is not None:
+                self._start_rollback(outcome.reason or "the instance could not be resized")
+                return
         state.operation_failure_count = state.operation_failure_count + 1 if kind == state.failed_operation else 1
         state.failed_operation = kind
         state.operation_retry_at = workflow.now() + policies.operation_backoff(state.operation_failure_count)
         set_needs_attention(True)
+
+    def _record_resources(self, plan_id: str) -> None:
+        """Record whose resources the instance has; empty if unknown. A change to that plan is then carried out."""
+        state = self._context.require_state()
+        state.instance_plan_id = plan_id
+        if state.terms.plan_id == plan_id:
+            state.plan_change_rollback = None
+
+    def _start_rollback(self, reason: str) -> None:
+        """Roll the plan change back beside the operations: neither waits for the other."""
+        self._rollback = self._tasks.start(self._on_resize_failed(self._context, reason))
+        self._rollback.add_done_callback(lambda _: self._context.notify_changed())
 
     async def _run_customer_operation(self, operation: OperationInput) -> None:
         state = self._context.require_state()

@@ -60,11 +60,11 @@ class Subscription:
     @workflow.init
     def __init__(self, input: SubscriptionInput) -> None:
         self.context = SubscriptionContext(input.command, input.state)
-        self.reconciler = InstanceReconciler(self.context, plan_change.rollback_plan_change)
+        self._tasks = BoundedTasks(self.context.notify_changed)
+        self.reconciler = InstanceReconciler(self.context, self._tasks, plan_change.rollback_plan_change)
         self._order_error: ApplicationError | None = None
         self._stop_requested = False
         self._is_acting = True
-        self._tasks = BoundedTasks(self.context.notify_changed)
         self._has_started_period = False
 
     @workflow.run
