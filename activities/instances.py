@@ -27,7 +27,9 @@ from workflows.ports.instances import (
     RecordProvisioningRollback,
     RecordReady,
 )
+from workflows.ports.subscription import PLATFORM_ACTOR
 from workflows.rules.errors import ErrorCode, RuleViolation
+from workflows.rules.ids import cleanup_operation_id
 from workflows.rules.instance import (
     CAPACITY_REASONS,
     REMOVED_STATUSES,
@@ -130,6 +132,8 @@ class PostgresInstanceActivities(InstanceActivities):
                 await credentials.erase(session, instance.id)
             if not command.rollback_verified:
                 _set_cleanup_pending(instance, command.reason or "CleanupPending", command.message or "", command.now)
+                # Before its workflow starts: the reconciliation finds it if that is lost.
+                await queries.insert_operation(session, **_operation_row(_cleanup_operation(instance, command.now)))
             elif command.cancelled or status not in (InstanceStatus.REQUESTED, InstanceStatus.PROVISIONING):
                 _set_deleted(instance, command.now)
             else:
@@ -258,6 +262,18 @@ def _operation_row(operation: OperationInput) -> dict[str, object]:
         "actor": operation.actor,
         "created_at": operation.business_time,
     }
+
+
+def _cleanup_operation(instance: Instance, now: datetime) -> OperationInput:
+    return OperationInput(
+        operation_id=cleanup_operation_id(instance.id),
+        instance_id=instance.id,
+        subscription_id=instance.subscription_id,
+        organization_id=instance.organization_id,
+        kind=OperationKind.DELETE,
+        actor=PLATFORM_ACTOR,
+        business_time=now,
+    )
 
 
 def _ready_condition(now: datetime) -> dict[str, Any]:

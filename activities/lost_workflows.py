@@ -1,4 +1,4 @@
-"""Restarts lost workflows of payments, refunds, card removals and subscriptions, and cancels operations that were lost.
+"""Restarts lost workflows of payments, refunds, card removals, subscriptions and deletions; cancels other operations.
 
 A workflow is lost if it does not run although its row is unfinished. Each function checks one page of rows. It alerts
 the administrators before it restarts anything: after a crash in between, the restarted workflow is no longer lost and
@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from temporalio import activity
 
 from activities.operator_alerts import daily_dedup_key, list_names
+from db.models.instances import InstanceOperation
 from db.models.payments import PaymentMethod
 from db.queries import instances, outbox, workflow_recovery
 from db.queries.outbox import OutboxNotification
@@ -21,6 +22,7 @@ from db.queries.workflow_recovery import OrderedSubscription
 from db.session import SessionFactory
 from workflows import lost_workflows, names
 from workflows.client import WorkflowClient
+from workflows.ports.instances import OperationInput, OperationKind
 from workflows.ports.payments import RemovePaymentMethod, payment_input_from_record
 from workflows.ports.reconciliation import RestartLostWorkflows, RestartOutcome
 from workflows.ports.refunds import refund_input_from_record
@@ -121,6 +123,33 @@ async def restart_subscriptions(
         lambda subscription_id: lost_workflows.restart_subscription(workflows, _to_order(orders[subscription_id])),
     )
     return _outcome(command, list(orders), restarted)
+
+
+async def restart_deletions(
+    sessions: SessionFactory, workflows: WorkflowClient, command: RestartLostWorkflows
+) -> RestartOutcome:
+    """Restart lost deletions of instances. A subscription that repeats one as well does no harm: it is idempotent."""
+    async with sessions() as session:
+        page = await instances.list_unfinished_deletions(
+            session, after=command.after, limit=command.limit, minimum_age=OPERATION_MINIMUM_AGE
+        )
+    deletions = {operation.id: _to_deletion(operation, subscription_id) for operation, subscription_id in page}
+    restarted = await _restart(
+        sessions,
+        command,
+        "instance deletions",
+        await _find_lost(
+            sessions,
+            workflows,
+            {
+                operation_id: names.operation_workflow_id(deletion.instance_id, operation_id)
+                for operation_id, deletion in deletions.items()
+            },
+            instances.unfinished_operations_among,
+        ),
+        lambda operation_id: lost_workflows.restart_operation(workflows, deletions[operation_id]),
+    )
+    return _outcome(command, list(deletions), restarted)
 
 
 async def cancel_lost_operations(
@@ -236,6 +265,18 @@ def _to_removal(method: PaymentMethod) -> RemovePaymentMethod:
         organization_id=method.organization_id,
         actor=PLATFORM_ACTOR,
         only_at_gateway=True,
+    )
+
+
+def _to_deletion(operation: InstanceOperation, subscription_id: str) -> OperationInput:
+    return OperationInput(
+        operation_id=operation.id,
+        instance_id=operation.instance_id,
+        subscription_id=subscription_id,
+        organization_id=operation.organization_id,
+        kind=OperationKind(operation.kind),
+        actor=operation.actor,
+        business_time=operation.created_at,
     )
 
 

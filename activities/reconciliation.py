@@ -108,6 +108,11 @@ class PostgresReconciliationActivities(ReconciliationActivities):
     async def restart_subscriptions(self, command: RestartLostWorkflows) -> RestartOutcome:
         return await lost_workflows.restart_subscriptions(self._sessions, self._workflows(), command)
 
+    @activity.defn(name="reconciliation.restart_deletions")
+    @converts_rule_violations
+    async def restart_deletions(self, command: RestartLostWorkflows) -> RestartOutcome:
+        return await lost_workflows.restart_deletions(self._sessions, self._workflows(), command)
+
     @activity.defn(name="reconciliation.cancel_lost_operations")
     @converts_rule_violations
     async def cancel_lost_operations(self, command: RestartLostWorkflows) -> RestartOutcome:

@@ -13,6 +13,7 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 
 from workflows import names
 from workflows.client import UPDATE_TIMEOUT, WorkflowClient
+from workflows.ports.instances import OperationInput
 from workflows.ports.payments import PaymentInput, RemovePaymentMethod
 from workflows.ports.refunds import RefundInput
 from workflows.ports.subscription import CreateSubscription, SubscriptionInput
@@ -85,6 +86,22 @@ async def restart_payment_method_removal(workflows: WorkflowClient, removal: Rem
         removal,
         names.payment_method_removal_workflow_id(removal.payment_method_id),
         names.search_attributes(removal.organization_id, names.PAYMENT_METHOD_REMOVAL.lower()),
+    )
+
+
+async def restart_operation(workflows: WorkflowClient, operation: OperationInput) -> bool:
+    """Start the workflow of a recorded operation on an instance again; its steps are idempotent."""
+    return await _start(
+        workflows,
+        names.INSTANCE_OPERATION,
+        operation,
+        names.operation_workflow_id(operation.instance_id, operation.operation_id),
+        names.search_attributes(
+            operation.organization_id,
+            "operation",
+            subscription=operation.subscription_id,
+            instance=operation.instance_id,
+        ),
     )
 
 

@@ -23,6 +23,7 @@ with workflow.unsafe.imports_passed_through():
         RecordReady,
     )
     from workflows.ports.subscription import PLATFORM_ACTOR
+    from workflows.rules import ids
     from workflows.rules.instance import CAPACITY_REASONS, FailureReason
     from workflows.saga import Saga
 
@@ -108,7 +109,7 @@ class Provisioning:
 
     async def _start_cleanup_operation(self) -> None:
         operation = OperationInput(
-            operation_id=f"{self._input.instance_id}-cleanup",
+            operation_id=ids.cleanup_operation_id(self._input.instance_id),
             instance_id=self._input.instance_id,
             subscription_id=self._input.subscription_id,
             organization_id=self._input.organization_id,

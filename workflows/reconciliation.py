@@ -56,7 +56,7 @@ class Reconciliation:
             audit = await workflow.execute_activity_method(
                 ReconciliationActivities.audit_ledger, AuditLedger(now=workflow.now()), **policies.RECONCILIATION
             )
-        payments = refunds = removals = subscriptions = operations = 0
+        payments = refunds = removals = subscriptions = deletions = operations = 0
         if command.restart_lost_workflows:
             # Payments first: a subscription that is started below takes over its own.
             payments = await self._restart(ReconciliationActivities.restart_payments, command.max_restarts)
@@ -65,8 +65,10 @@ class Reconciliation:
                 ReconciliationActivities.restart_payment_method_removals, command.max_restarts
             )
             subscriptions = await self._restart(ReconciliationActivities.restart_subscriptions, command.max_restarts)
+            deletions = await self._restart(ReconciliationActivities.restart_deletions, command.max_restarts)
             operations = await self._restart(ReconciliationActivities.cancel_lost_operations, command.max_restarts)
-        if not audit.is_balanced or payments or refunds or removals or subscriptions or operations:
+        lost_workflows = payments + refunds + removals + subscriptions + deletions + operations
+        if not audit.is_balanced or lost_workflows:
             workflow.upsert_search_attributes([names.NEEDS_ATTENTION_KEY.value_set(True)])
         return ReconciliationOutcome(
             balance_mismatches=audit.balance_mismatches,
@@ -76,6 +78,7 @@ class Reconciliation:
             refunds_restarted=refunds,
             payment_method_removals_restarted=removals,
             subscriptions_restarted=subscriptions,
+            deletions_restarted=deletions,
             operations_cancelled=operations,
         )
 

@@ -116,6 +116,25 @@ async def list_unfinished_operations(
     return operations.all()
 
 
+async def list_unfinished_deletions(
+    session: AsyncSession, *, after: str, limit: int, minimum_age: timedelta
+) -> list[tuple[InstanceOperation, str]]:
+    """Return deletions that have not ended, each with the id of its subscription; as ``list_unfinished_operations``."""
+    rows = await session.execute(
+        select(InstanceOperation, Instance.subscription_id)
+        .join(Instance, Instance.id == InstanceOperation.instance_id)
+        .where(
+            InstanceOperation.id > after,
+            InstanceOperation.status.in_(UNFINISHED_STATUSES),
+            InstanceOperation.kind == "delete",
+            InstanceOperation.created_at < func.now() - minimum_age,
+        )
+        .order_by(InstanceOperation.id)
+        .limit(limit)
+    )
+    return [(operation, subscription_id) for operation, subscription_id in rows]
+
+
 async def unfinished_operations_among(session: AsyncSession, ids: Collection[str]) -> set[str]:
     """Return those of the operations ``ids`` that have not ended."""
     query = select(InstanceOperation.id).where(

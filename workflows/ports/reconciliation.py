@@ -16,7 +16,8 @@ class ReconciliationInput:
     Attributes:
         audit_ledger: Add up the books, which reads every entry.
         restart_lost_workflows: Start the workflows again that payments in flight, pending refunds, removals of
-            cards and subscriptions have lost, and cancel operations on instances that have lost theirs.
+            cards, subscriptions and deletions of instances have lost, and cancel other operations on instances that
+            have lost theirs.
         max_restarts: How many of each at most; the next one goes on. To restart more at once, start the workflow by
             hand with a larger number.
     """
@@ -35,6 +36,7 @@ class ReconciliationOutcome:
     refunds_restarted: int = 0
     payment_method_removals_restarted: int = 0
     subscriptions_restarted: int = 0
+    deletions_restarted: int = 0
     operations_cancelled: int = 0
 
 
@@ -141,11 +143,18 @@ class ReconciliationActivities(Protocol):
         """
         ...
 
+    @activity.defn(name="reconciliation.restart_deletions")
+    async def restart_deletions(self, command: RestartLostWorkflows) -> RestartOutcome:
+        """Start the workflow again of each deletion of an instance that has not ended for a while and does not run.
+
+        Its subscription may have ended: then nothing else deletes the instance. The administrators get a mail first.
+        """
+        ...
+
     @activity.defn(name="reconciliation.cancel_lost_operations")
     async def cancel_lost_operations(self, command: RestartLostWorkflows) -> RestartOutcome:
-        """Cancel each operation on an instance that has not ended for a while and whose workflow does not run.
+        """Cancel each operation on an instance, except deletions, that has not ended for a while and does not run.
 
-        It is not repeated: the customer may have ordered another one since. A deletion is left to its subscription,
-        which repeats it. The administrators get a mail first.
+        It is not repeated: the customer may have ordered another one since. The administrators get a mail first.
         """
         ...

@@ -19,3 +19,8 @@ def derive_id(prefix: str, *parts: str) -> str:
 def to_dns_label(identifier: str) -> str:
     """Return the identifier as a DNS label: ``ins_abc`` becomes ``ins-abc``."""
     return identifier.replace("_", "-")
+
+
+def cleanup_operation_id(instance_id: str) -> str:
+    """Return the id of the deletion that finishes the rollback of an instance's provisioning."""
+    return f"{instance_id}-cleanup"
