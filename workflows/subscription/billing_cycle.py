@@ -77,7 +77,8 @@ async def end_trial(context: SubscriptionContext, action: ScheduledAction) -> No
             outcome = await _request_period(context, PeriodKind.TRIAL_END, terms, action.at, action.at, PLATFORM_ACTOR)
         # With the terms: a trial end that a card pays is DRAFT, and the payment starts its period. Without a card
         # charge the committed status is ACTIVE (paid) or PAUSED.
-        await card_payments.charge_invoice(context, outcome, terms)
+        with context.charging_for_new_period():
+            await card_payments.charge_invoice(context, outcome, terms)
 
 
 async def resume_from_pause(context: SubscriptionContext, actor: str) -> None:
@@ -101,7 +102,8 @@ async def resume_from_pause(context: SubscriptionContext, actor: str) -> None:
                 BillingActivities.start_period, start, **policies.DATABASE
             )
             context.store_committed(outcome.state, terms)
-        outcome, decline_code = await card_payments.charge_invoice(context, outcome, terms)
+        with context.charging_for_new_period():
+            outcome, decline_code = await card_payments.charge_invoice(context, outcome, terms)
         if not outcome.paid:
             raise card_payments.unpaid_error(context, decline_code)
 

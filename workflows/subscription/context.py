@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 
 from temporalio import workflow
@@ -53,6 +53,8 @@ class SubscriptionContext:
         change_count: Grows with each change of the state; loops wait for it.
         recovery: What a lost run left, until it is settled; None in a run that follows no lost one.
         payment_started_at: When the card payment that is awaited was started; None while none is.
+        is_charging_for_new_period: A card is charged for a period, or a plan change, that starts only
+            when it has paid.
     """
 
     def __init__(self, command: CreateSubscription, state: SubscriptionState | None) -> None:
@@ -67,6 +69,7 @@ class SubscriptionContext:
         self.change_count = 0
         self.recovery: Recovery | None = None
         self.payment_started_at: datetime | None = None
+        self.is_charging_for_new_period = False
 
     @property
     def status(self) -> SubscriptionStatus:
@@ -215,6 +218,26 @@ class SubscriptionContext:
         """Raise ``CONFLICT`` while ``payment_is_slow``; for validators, so that a refusal leaves no event."""
         if self.payment_is_slow:
             raise in_progress_error("A payment of this subscription has no outcome yet. Retry when it has, or cancel.")
+
+    @contextmanager
+    def charging_for_new_period(self) -> Iterator[None]:
+        """Mark a charge, and the record of its outcome, that starts another period or plan than the committed one.
+
+        Its success would withdraw a cancellation at the end of the committed period, or charge after it.
+        """
+        self.is_charging_for_new_period = True
+        try:
+            yield
+        finally:
+            self.is_charging_for_new_period = False
+
+    def require_no_charge_for_new_period(self) -> None:
+        """Raise ``CONFLICT`` while a charge is in progress after which a cancellation would not hold."""
+        if self.is_charging_for_new_period:
+            raise in_progress_error(
+                "A payment for another period of this subscription is in progress. Retry when it has ended, or cancel"
+                " now."
+            )
 
     @asynccontextmanager
     async def customer_collection_lock(self) -> AsyncIterator[None]:

@@ -23,9 +23,18 @@ from workflows.subscription.context import SubscriptionContext
 
 
 def require_cancellable(context: SubscriptionContext, at: CancelAt) -> None:
-    """Raise ``ILLEGAL_MOVE`` for a cancellation at the end of a period that is not paid: it would be one now."""
-    if at is CancelAt.PERIOD_END and context.state is not None and context.status in PAST_DUE_STATUSES:
+    """Raise the error of a cancellation that cannot be at the end of the period.
+
+    Raises:
+        ApplicationError: ``ILLEGAL_MOVE``: the period is not paid, so it would be one now. ``CONFLICT``: a charge for
+            another period has had no outcome for long.
+    """
+    if at is not CancelAt.PERIOD_END:
+        return
+    if context.state is not None and context.status in PAST_DUE_STATUSES:
         raise to_application_error(unpaid_period_violation(context.status))
+    if context.is_charging_for_new_period:
+        context.require_no_slow_payment()
 
 
 async def cancel(context: SubscriptionContext, at: CancelAt, actor: str, reason: str) -> None:
@@ -33,7 +42,12 @@ async def cancel(context: SubscriptionContext, at: CancelAt, actor: str, reason:
 
     An order whose instance is not ready yet is not cancelled here: its compensation ends it. A pause that lasts beyond
     the paid period is cancelled now.
+
+    Raises:
+        ApplicationError: ``CONFLICT``: a cancellation at the end of the period during a charge for another one.
     """
+    if at is CancelAt.PERIOD_END:
+        context.require_no_charge_for_new_period()
     is_at_period_end = at is CancelAt.PERIOD_END and context.state is not None
     if is_at_period_end and is_in_paid_period(
         context.status, context.require_state().committed.period_end, workflow.now()

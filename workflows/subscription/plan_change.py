@@ -15,7 +15,7 @@ from workflows.ports.billing import (
     PlanChangeResult,
     RollbackPlanChange,
 )
-from workflows.ports.subscription import ChangePlan, CommittedState, PlanChangeRollback, PlanTerms
+from workflows.ports.subscription import CardCharge, ChangePlan, CommittedState, PlanChangeRollback, PlanTerms
 from workflows.rules.errors import ErrorCode
 from workflows.rules.payment import PAID_STATUSES
 from workflows.rules.subscription import RENEWING_STATUSES
@@ -59,33 +59,45 @@ async def change_plan(context: SubscriptionContext, command: ChangePlan) -> None
             context.store_committed(outcome.state, outcome.terms)
         if outcome.card_charge is None or outcome.invoice_id is None:
             raise non_retryable_error(ErrorCode.INSUFFICIENT_FUNDS, "Neither credit nor a card covers the change.")
-        charged = await card_payments.charge(context, outcome.card_charge, outcome.invoice_id)
-        payment = charged.payment
-        async with context.state_lock:
-            if payment.status not in PAID_STATUSES:
-                await card_payments.record_failure(context, outcome.invoice_id, charged)
-                raise card_payments.unpaid_error(context, card_payments.decline_code_or_status(payment))
-            completed = await workflow.execute_activity_method(
-                BillingActivities.complete_plan_change,
-                CompletePlanChange(
-                    subscription_id=context.command.subscription_id,
-                    invoice_id=outcome.invoice_id,
-                    payment_id=payment.payment_id,
-                    plan_change_id=command.update_id,
-                    actor=command.actor,
-                    terms=outcome.terms,
-                    restarts=outcome.is_new_anchor,
-                    now=workflow.now(),
-                ),
-                **policies.DATABASE,
-            )
-            if completed.paid:
-                _commit_plan_change(context, completed.state, outcome.terms, command.update_id)
-            else:
-                context.store_committed(completed.state)
-            await context.signal_past_due(completed.past_due_subscription_ids)
-            if not completed.paid:
-                raise card_payments.unpaid_error(context, None)
+        with context.charging_for_new_period():
+            await _charge_and_complete(context, command, outcome, outcome.card_charge, outcome.invoice_id)
+
+
+async def _charge_and_complete(
+    context: SubscriptionContext,
+    command: ChangePlan,
+    outcome: PlanChangeOutcome,
+    card_charge: CardCharge,
+    invoice_id: str,
+) -> None:
+    """Charge what credit does not cover of a change, and complete it. The caller holds ``collection_lock``."""
+    charged = await card_payments.charge(context, card_charge, invoice_id)
+    payment = charged.payment
+    async with context.state_lock:
+        if payment.status not in PAID_STATUSES:
+            await card_payments.record_failure(context, invoice_id, charged)
+            raise card_payments.unpaid_error(context, card_payments.decline_code_or_status(payment))
+        completed = await workflow.execute_activity_method(
+            BillingActivities.complete_plan_change,
+            CompletePlanChange(
+                subscription_id=context.command.subscription_id,
+                invoice_id=invoice_id,
+                payment_id=payment.payment_id,
+                plan_change_id=command.update_id,
+                actor=command.actor,
+                terms=outcome.terms,
+                restarts=outcome.is_new_anchor,
+                now=workflow.now(),
+            ),
+            **policies.DATABASE,
+        )
+        if completed.paid:
+            _commit_plan_change(context, completed.state, outcome.terms, command.update_id)
+        else:
+            context.store_committed(completed.state)
+        await context.signal_past_due(completed.past_due_subscription_ids)
+        if not completed.paid:
+            raise card_payments.unpaid_error(context, None)
 
 
 async def rollback_plan_change(context: SubscriptionContext, reason: str) -> None:

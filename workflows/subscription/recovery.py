@@ -51,7 +51,9 @@ async def settle(context: SubscriptionContext) -> None:
     """End the payments of the lost run, then collect the invoice that it was collecting."""
     async with context.collection_lock:
         for unsettled in context.recovery.payments if context.recovery is not None else ():
-            await _settle_payment(context, unsettled)
+            # Its invoice may be a draft, which starts a period when it is paid.
+            with context.charging_for_new_period():
+                await _settle_payment(context, unsettled)
         async with context.state_lock:
             outcome = await workflow.execute_activity_method(
                 RecoveryActivities.resume_collection,

@@ -106,6 +106,7 @@ class Subscription:
             return self._result()
         if context.status not in LIVE_STATUSES:
             return self._result()
+        await context.wait_briefly(lambda: command.at is CancelAt.NOW or not context.is_charging_for_new_period)
         async with context.customer_state_lock():
             # The renewal may have failed since the command was accepted.
             lifecycle.require_cancellable(context, command.at)
