@@ -390,5 +390,9 @@ async def _outcome(session: AsyncSession, refund: Refund, payment: Payment) -> R
         credited = True
     past_due_ids = await list_debtors(session, refund.organization_id) if credited else []
     return RefundOutcome(
-        refund_id=refund.id, status=refund.status, amount=_amount(refund), past_due_subscription_ids=past_due_ids
+        refund_id=refund.id,
+        status=refund.status,
+        amount=_amount(refund),
+        failure_code=refund.failure_code,
+        past_due_subscription_ids=past_due_ids,
     )

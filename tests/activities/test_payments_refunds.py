@@ -275,7 +275,7 @@ async def test_what_cannot_go_back_stays_and_becomes_a_task(payments: PaymentFix
     await by_hand.refund(reference, money(10_000), refund_id="re_by_hand", key="by_hand")
     await by_hand.close()
     failed = await refund(payments, order(payments, pay, 4_000))
-    assert failed.status == "failed"
+    assert (failed.status, failed.failure_code) == ("failed", "charge_already_refunded")
     assert await payments.balances() == (10_000, 0)
     row = await payments.payment(pay.payment_id)
     assert (row["status"], row["refunded_minor"]) == ("succeeded", 0)

@@ -129,6 +129,17 @@ async def test_a_refund_names_its_payment(seeded_api: ApiWithCatalogue, admin: R
     assert (response.status_code, parse_error(response)["code"]) == (422, "REFUND_EXCEEDS_PAYMENT")
 
 
+async def test_a_refund_that_the_gateway_refuses_at_once_is_not_called_refunded(
+    seeded_api: ApiWithCatalogue, admin: RegisteredUser
+) -> None:
+    payment = insert_payment(seeded_api.api, seeded_api.customer)
+    body = {"payment_id": payment, "amount_minor": 500, "to": "source", "reason": "late"}
+    seeded_api.workflows.refund_status = RefundStatus.FAILED
+    response = (await admin.http.post("/admin/billing/refunds", json=body, headers=admin.idempotency_header())).json()
+    assert (response["data"]["status"], response["data"]["failure_code"]) == ("failed", "charge_already_refunded")
+    assert response["message"] == "The refund failed."
+
+
 @pytest.mark.parametrize("times_out", [False, True])
 async def test_a_refund_that_the_gateway_has_not_decided_is_accepted_and_can_be_read(
     seeded_api: ApiWithCatalogue, admin: RegisteredUser, times_out: bool

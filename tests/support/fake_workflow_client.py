@@ -99,7 +99,10 @@ class FakeWorkflowClient:
     async def refund_payment(self, order: Any) -> UpdateResult[RefundOutcome]:
         self._record_call("refund_payment", order)
         amount = order.amount or Money(amount_minor=1500, currency="USD")
-        outcome = RefundOutcome(refund_id=order.refund_id, status=self.refund_status, amount=amount)
+        failure_code = "charge_already_refunded" if self.refund_status is RefundStatus.FAILED else None
+        outcome = RefundOutcome(
+            refund_id=order.refund_id, status=self.refund_status, amount=amount, failure_code=failure_code
+        )
         return UpdateResult(
             workflow_id=names.refund_workflow_id(order.refund_id), result=None if self.times_out else outcome
         )

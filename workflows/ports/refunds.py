@@ -47,11 +47,13 @@ class RefundOutcome:
     Attributes:
         past_due_subscription_ids: The organization's subscriptions that money returned to the wallet may pay, the
             oldest debt first.
+        failure_code: Why the gateway or the bank did not give back; None unless the refund has failed.
     """
 
     refund_id: str
     status: str
     amount: Money
+    failure_code: str | None = None
     past_due_subscription_ids: list[str] = field(default_factory=list)
 
 

@@ -131,7 +131,7 @@ async def refund(body: RefundIn, once: RequiredIdempotency, workflows: Workflows
                 amount=to_amount(amount),
                 to=body.to,
                 reason=body.reason,
-                failure_code=None,
+                failure_code=accepted.result.failure_code if accepted.result is not None else None,
                 workflow_id=accepted.workflow_id,
             )
         )
@@ -224,7 +224,8 @@ def _refund_response(refund: RefundOut) -> JsonResponse:
     """Return 202 for a refund that the gateway has not decided: a retry under the same key asks again."""
     if refund.status == RefundStatus.PENDING:
         return success(refund, status=202, message="Accepted; poll the refund for its status.", is_final=False)
-    return success(refund, status=201, message="Refunded." if refund.failure_code is None else "The refund failed.")
+    message = "The refund failed." if refund.status == RefundStatus.FAILED else "Refunded."
+    return success(refund, status=201, message=message)
 
 
 def _subscription(row: SubscriptionDetails) -> AdminSubscriptionOut:
