@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from activities.subscription_transitions import run_id
+from db.models.ledger import LedgerTransactionRow
 from db.models.payments import Payment, Refund
 from db.queries import invoice_allocations as allocations
 from db.queries import ledger
@@ -20,6 +22,7 @@ from workflows.rules.errors import RETRYABLE, ErrorCode, RuleViolation
 from workflows.rules.ids import derive_id
 from workflows.rules.ledger import LedgerAccount, TransactionKind, build_transaction, clearing_account
 from workflows.rules.money import Money, zero_money
+from workflows.rules.payment import RefundStatus
 
 
 async def load_invoices(session: AsyncSession, payment: Payment) -> dict[str, InvoiceBalance]:
@@ -115,7 +118,7 @@ async def credit_rejected_refund(session: AsyncSession, refund: Refund, payment:
     amount = Money(amount_minor=refund.amount_minor, currency=refund.currency)
     changes.add_ledger_transaction(
         accounts.returned_refund_transaction(payment.gateway, amount),
-        key=f"refund/{refund.id}/rejected",
+        key=rejection_key(refund.id),
         description="Refund rejected by the bank: credited to the wallet",
         ref=payment.id,
     )
@@ -141,6 +144,21 @@ async def pay_out_from_wallet(session: AsyncSession, refund: Refund, gateway: st
         description="Refund",
         idempotency_key=key,
     )
+
+
+async def rejected_amount(session: AsyncSession, payment: Payment) -> Money:
+    """Return what of a payment its banks rejected, and the wallet received, made again or not."""
+    query = select(Refund).where(Refund.payment_id == payment.id, Refund.status == RefundStatus.FAILED)
+    failed = {rejection_key(refund.id): refund.amount_minor for refund in await session.scalars(query)}
+    posted = await session.scalars(
+        select(LedgerTransactionRow.idempotency_key).where(LedgerTransactionRow.idempotency_key.in_(failed))
+    )
+    return Money(amount_minor=sum(failed[key] for key in posted), currency=payment.currency)
+
+
+def rejection_key(refund_id: str) -> str:
+    """Return the idempotency key of the ledger transaction that credits a rejected refund to the wallet."""
+    return f"refund/{refund_id}/rejected"
 
 
 def _invoice_key(refund_id: str) -> str:

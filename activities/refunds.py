@@ -16,6 +16,7 @@ from activities.refund_ledger import (
     credit_rejected_refund,
     load_invoices,
     pay_out_from_wallet,
+    rejected_amount,
     remaining_in_wallet,
     return_refund,
     take_refund,
@@ -69,7 +70,14 @@ class GatewayRefundActivities(RefundActivities):
                     return await _outcome(session, existing, payment)
                 amount = _refund_amount(payment, request)
                 invoices = await load_invoices(session, payment)
-                parts = plan_refund(amount, invoices, payment.id, remaining_in_wallet(payment, invoices))
+                is_to_source = request.destination is RefundDestination.SOURCE
+                parts = plan_refund(
+                    amount,
+                    invoices,
+                    payment.id,
+                    remaining_in_wallet(payment, invoices),
+                    await rejected_amount(session, payment) if is_to_source else None,
+                )
                 if request.destination is RefundDestination.WALLET and parts.from_wallet:
                     raise RuleViolation(
                         ErrorCode.CONFLICT,

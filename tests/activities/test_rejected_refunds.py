@@ -13,11 +13,13 @@ from temporalio.exceptions import ApplicationError
 
 from activities.gateways.protocol import GatewayUnavailable
 from activities.refunds import GatewayRefundActivities
-from tests.activities.test_payments_refunds import order, paid, paid_invoice, refund
-from tests.support.payment_fixture import FIVE_MINUTES_LATER, PaymentFixture, run_activity
+from tests.activities.test_payments_refunds import order, paid, paid_invoice, post, refund
+from tests.support.payment_fixture import FIVE_MINUTES_LATER, PaymentFixture, money, run_activity
 from workflows.ports.payments import PaymentInput
 from workflows.ports.refunds import RecheckRefund, RefundDestination, RefundOutcome, ReserveRefund, SendRefund
 from workflows.rules.errors import ErrorCode
+from workflows.rules.ledger import hold_transaction
+from workflows.rules.money import zero_money
 
 DAYS_LATER = FIVE_MINUTES_LATER + timedelta(days=3)
 
@@ -115,6 +117,36 @@ async def test_the_money_of_an_invoice_that_came_back_is_refunded_from_the_walle
     assert [charge["refunded"] for charge in payments.charges(pay)] == [10_000]
     (invoice,) = await payments.rows("SELECT refunded_minor FROM invoices")
     assert invoice["refunded_minor"] == 10_000
+
+
+@pytest.mark.scenario("B35")
+async def test_a_rejected_refund_of_an_invoice_that_is_made_again_takes_what_the_wallet_received(
+    payments: PaymentFixture,
+) -> None:
+    pay = await paid_invoice(payments)
+    await rejected(payments, pay, 4_000)
+    assert (await refund(payments, order(payments, pay, 4_000))).status == "succeeded"
+    assert await payments.balances() == (0, 0)
+    (invoice,) = await payments.rows("SELECT refunded_minor FROM invoices")
+    assert invoice["refunded_minor"] == 4_000
+    assert [charge["refunded"] for charge in payments.charges(pay)] == [4_000]
+    assert (await refund(payments, order(payments, pay, 1_000))).status == "succeeded"
+    (invoice,) = await payments.rows("SELECT refunded_minor FROM invoices")
+    assert invoice["refunded_minor"] == 5_000
+
+
+async def test_a_rejected_refund_that_was_spent_is_not_given_back_from_the_invoice(payments: PaymentFixture) -> None:
+    pay = await paid_invoice(payments)
+    await rejected(payments, pay, 4_000)
+    await post(payments, hold_transaction(promotional=zero_money("USD"), wallet=money(4_000)), "spent")
+    with pytest.raises(ApplicationError) as refused:
+        await refund(payments, order(payments, pay, 4_000))
+    assert refused.value.type == ErrorCode.INSUFFICIENT_FUNDS
+    assert [charge["refunded"] for charge in payments.charges(pay)] == [0]
+    # More of the invoice than that can be given back to the wallet.
+    assert (await refund(payments, order(payments, pay, 1_000, RefundDestination.WALLET))).status == "succeeded"
+    (invoice,) = await payments.rows("SELECT refunded_minor FROM invoices")
+    assert (invoice["refunded_minor"], await payments.balances()) == (5_000, (1_000, 4_000))
 
 
 async def test_rechecks_at_the_same_time_credit_once(payments: PaymentFixture) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from workflows.rules.errors import ErrorCode, RuleViolation
-from workflows.rules.money import Money
+from workflows.rules.money import Money, zero_money
 
 
 class AllocationSource(StrEnum):
@@ -239,22 +239,30 @@ class RefundParts:
 
 
 def plan_refund(
-    amount: Money, invoices: Mapping[str, InvoiceBalance], payment_id: str, in_wallet: Money
+    amount: Money,
+    invoices: Mapping[str, InvoiceBalance],
+    payment_id: str,
+    in_wallet: Money,
+    rejected: Money | None = None,
 ) -> RefundParts:
     """Split a refund of a payment over the invoices that the payment paid, in their order, and then the wallet.
 
     Args:
         in_wallet: What of the payment went to the wallet and was not refunded.
+        rejected: What of it went there because a bank rejected a refund. It is taken first: the same refund, made
+            again, must not give back the same amount twice.
 
     Raises:
         RuleViolation: ``REFUND_EXCEEDS_PAYMENT``. Credit for unused time of an invoice was returned already.
     """
-    remaining, reversals = amount, dict[str, tuple[Reversal, ...]]()
+    made_again = min(amount, in_wallet, rejected or zero_money(amount.currency))
+    remaining, reversals = amount - made_again, dict[str, tuple[Reversal, ...]]()
     for invoice_id, invoice in invoices.items():
         part = min(remaining, refundable_amount(invoice, payment_id))
         if part:
             reversals[invoice_id] = plan_reversal(invoice.allocations, part, payment_id=payment_id)
             remaining -= part
+    remaining += made_again
     if remaining > in_wallet:
         refundable = amount - remaining + in_wallet
         raise RuleViolation(
