@@ -1,7 +1,7 @@
 """Webhook events: each is recorded once, with the state of its delivery to the workflow of its payment or refund.
 
 A route calls ``record_webhook``, signals the workflow, then calls ``mark_delivered``. A redelivery does the same unless
-the event was delivered or contradicts its payment.
+the event was delivered and applied, or contradicts its payment.
 """
 
 from __future__ import annotations
@@ -89,10 +89,13 @@ async def record_webhook(
     if status == RECEIVED and is_known:
         await mark_delivered(session, message.gateway, message.event_id, at=at)
         status = DELIVERED
+    # Nothing polls a closed payment or a sent refund: operators resend an event that was lost with its workflow.
+    is_polled = payment is not None and PaymentStatus(payment.status) not in FINAL_STATUSES
+    may_be_lost = not is_known and not is_polled
     return ReceivedWebhook(
         payment=to_payment_record(payment) if payment is not None else None,
         refund=to_refund_record(refund) if refund is not None else None,
-        needs_no_delivery=status in (DELIVERED, MISMATCH),
+        needs_no_delivery=status == MISMATCH or (status == DELIVERED and not may_be_lost),
     )
 
 

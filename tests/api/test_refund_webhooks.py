@@ -100,6 +100,12 @@ async def test_the_same_event_is_recorded_once(gateway: ApiWithCatalogue) -> Non
     payload = event("failed")
     responses = await asyncio.gather(*(send(gateway, payload) for _ in range(5)))
     assert {response.status_code for response in responses} == {200}
+    # Its workflow may be lost: until the refund has applied the event, a redelivery is delivered.
+    assert await outcome(gateway, payload) == "delivered"
+    gateway.api.execute(
+        "WITH rejected AS (UPDATE refunds SET status = 'failed') UPDATE payments SET refunded_minor = 0"
+        " WHERE refunded_minor > 0"
+    )
     assert await outcome(gateway, payload) == "known"
     assert len(events(gateway)) == 1
 

@@ -84,6 +84,16 @@ async def test_a_repeated_webhook_is_recorded_once(gateway: ApiWithCatalogue) ->
     assert {event.event_id for event, _ in gateway.workflows.commands_of("deliver_gateway_event")} == {"evt_1"}
 
 
+async def test_late_money_whose_event_was_lost_with_the_workflow_is_delivered_again(gateway: ApiWithCatalogue) -> None:
+    mine = insert_payment(gateway.api, gateway.customer, status="failed")
+    payload = succeeded(gateway, mine)
+    for _ in range(2):
+        assert (await send(gateway, payload)).json()["data"] == {"outcome": "delivered"}
+    gateway.api.execute("UPDATE payments SET status = 'succeeded', succeeded_at = now(), captured_minor = amount_minor WHERE id = %s", mine)
+    assert (await send(gateway, payload)).json()["data"] == {"outcome": "known"}
+    assert len(events(gateway)) == 1
+
+
 @pytest.mark.scenario("B28", "S5")
 async def test_an_unsigned_webhook_changes_nothing(gateway: ApiWithCatalogue) -> None:
     mine = insert_payment(gateway.api, gateway.customer, status="pending")

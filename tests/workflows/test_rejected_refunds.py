@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import httpx
 import pytest
 import pytest_asyncio
 from temporalio.client import WorkflowHandle
@@ -189,3 +190,20 @@ async def test_the_gateway_is_asked_again_after_an_outage(sent: SentRefund) -> N
     assert await sent.receive(body, at=datetime.now(UTC))
     assert (await sent.outcome()).status == "failed"
     assert await sent.payments.balances() == (10_000, 0)
+
+
+async def test_a_rejection_whose_workflow_was_lost_after_the_delivery_is_taken_up_when_it_is_resent(
+    sent: SentRefund,
+) -> None:
+    sent.reject()
+    (body, *_) = await sent.event_bodies("refund.failed", status="failed")
+    sent.payments.inject_fault("server_error", count=None, path="/v1/refunds/*", method="GET")
+    assert await sent.receive(body, at=LONG_AGO)
+    async with sent.payments.sessions.begin() as session:
+        await webhooks.mark_delivered(session, "stripe", json.loads(body)["id"], at=datetime.now(UTC))
+    await sent.temporal.client.get_workflow_handle(names.refund_workflow_id(sent.refund_id)).terminate()
+    httpx.delete(f"{sent.payments.stripe.url}/sandbox/faults").raise_for_status()
+    assert await sent.receive(body, at=datetime.now(UTC))
+    assert (await sent.outcome()).status == "failed"
+    assert await sent.payments.balances() == (10_000, 0)
+    assert not await sent.receive(body, at=datetime.now(UTC))
