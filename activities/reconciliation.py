@@ -5,8 +5,10 @@ It changes no balance.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from sqlalchemy.exc import NoResultFound
 from sqlalchemy.ext.asyncio import AsyncSession
 from temporalio import activity
 from temporalio.client import Client
@@ -78,15 +80,19 @@ class PostgresReconciliationActivities(ReconciliationActivities):
     @converts_rule_violations
     async def deliver_pending_webhooks(self, command: DeliverPendingWebhooks) -> WebhookDeliveryOutcome:
         workflows = self._workflows()
-        pending = await self._pending_webhooks(command)
-        for event, resumed in pending:
-            if isinstance(resumed, RefundInput):
-                await workflows.deliver_refund_event(event.event_id, resumed)
+        async with self._sessions() as session:
+            events = await webhooks.list_undelivered(session, before=command.received_before, limit=command.limit)
+            pending = [delivery for event in events if (delivery := await _find_delivery(session, event)) is not None]
+        for delivery in pending:
+            event = delivery.event
+            if isinstance(delivery.resumed, RefundInput):
+                await workflows.deliver_refund_event(event.event_id, delivery.resumed)
             else:
-                await workflows.deliver_gateway_event(_to_gateway_event(event), resumed)
+                await workflows.deliver_gateway_event(_to_gateway_event(event), delivery.resumed)
             async with self._sessions.begin() as session:
                 await webhooks.mark_delivered(session, event.gateway, event.event_id, at=datetime.now(UTC))
-        return WebhookDeliveryOutcome(events=len(pending), has_more=len(pending) == command.limit)
+        # A batch in which nothing could be delivered would be read again.
+        return WebhookDeliveryOutcome(events=len(pending), has_more=bool(pending) and len(events) == command.limit)
 
     @activity.defn(name="reconciliation.restart_payments")
     @converts_rule_violations
@@ -121,13 +127,6 @@ class PostgresReconciliationActivities(ReconciliationActivities):
     def _workflows(self) -> WorkflowClient:
         return WorkflowClient(self._client or activity.client())
 
-    async def _pending_webhooks(
-        self, command: DeliverPendingWebhooks
-    ) -> list[tuple[WebhookEventRow, PaymentInput | RefundInput]]:
-        async with self._sessions() as session:
-            events = await webhooks.list_undelivered(session, before=command.received_before, limit=command.limit)
-            return [(event, await _resumed_input(session, event)) for event in events]
-
     async def _alert_administrators(self, audit: LedgerAudit, where: str, now: datetime) -> None:
         counts = (
             f"{audit.balance_mismatches} balance mismatches, {audit.unbalanced_transactions} unbalanced transactions"
@@ -144,15 +143,30 @@ class PostgresReconciliationActivities(ReconciliationActivities):
             await outbox.enqueue(session, alert)
 
 
-async def _resumed_input(session: AsyncSession, event: WebhookEventRow) -> PaymentInput | RefundInput:
-    """Return the start input of the workflow that a stored event is for."""
-    if event.refund_id is not None:
-        return refund_input_from_record(to_refund_record(await session.get_one(Refund, event.refund_id)))
-    return payment_input_from_record(to_payment_record(await session.get_one(Payment, event.payment_id)))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PendingDelivery:
+    """A stored event, and the start input of the workflow that it is for."""
+
+    event: WebhookEventRow
+    resumed: PaymentInput | RefundInput
+
+
+async def _find_delivery(session: AsyncSession, event: WebhookEventRow) -> PendingDelivery | None:
+    """Return what delivers a stored event. None for incomplete rows, which are logged and do not stop the others."""
+    try:
+        if event.refund_id is not None:
+            refund = await session.get_one(Refund, event.refund_id)
+            return PendingDelivery(event=event, resumed=refund_input_from_record(to_refund_record(refund)))
+        _to_gateway_event(event)
+        payment = await session.get_one(Payment, event.payment_id)
+        return PendingDelivery(event=event, resumed=payment_input_from_record(to_payment_record(payment)))
+    except (ValueError, NoResultFound) as error:
+        activity.logger.error("the webhook %s of %s cannot be delivered: %s", event.event_id, event.gateway, error)
+        return None
 
 
 def _to_gateway_event(event: WebhookEventRow) -> GatewayEvent:
-    """Convert a stored event. Raises ``ValueError`` if it has no payment status; such events are never ``received``."""
+    """Convert a stored event. Raises ``ValueError`` if it has no payment status."""
     if (
         event.gateway_reference is None
         or event.payment_status is None

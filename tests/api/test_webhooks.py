@@ -89,7 +89,10 @@ async def test_late_money_whose_event_was_lost_with_the_workflow_is_delivered_ag
     payload = succeeded(gateway, mine)
     for _ in range(2):
         assert (await send(gateway, payload)).json()["data"] == {"outcome": "delivered"}
-    gateway.api.execute("UPDATE payments SET status = 'succeeded', succeeded_at = now(), captured_minor = amount_minor WHERE id = %s", mine)
+    gateway.api.execute(
+        "UPDATE payments SET status = 'succeeded', succeeded_at = now(), captured_minor = amount_minor WHERE id = %s",
+        mine,
+    )
     assert (await send(gateway, payload)).json()["data"] == {"outcome": "known"}
     assert len(events(gateway)) == 1
 

@@ -207,3 +207,17 @@ async def test_a_rejection_whose_workflow_was_lost_after_the_delivery_is_taken_u
     assert (await sent.outcome()).status == "failed"
     assert await sent.payments.balances() == (10_000, 0)
     assert not await sent.receive(body, at=datetime.now(UTC))
+
+
+async def test_an_event_that_cannot_be_delivered_does_not_stop_the_others(sent: SentRefund) -> None:
+    sent.reject()
+    (body, *_) = await sent.event_bodies("refund.failed", status="failed")
+    await sent.payments.rows(
+        "INSERT INTO webhook_events (gateway, event_id, event_type, payment_id, gateway_reference, payload_sha256,"
+        " status, received_at) VALUES ('stripe', 'evt_1', 'refund.failed', :id, 're_1', 'x', 'received', '2019-01-01')"
+        " RETURNING event_id",
+        id=sent.top_up.payment_id,
+    )
+    assert await sent.receive(body, at=LONG_AGO, delivers=False)
+    assert (await sent.reconcile()).webhooks_delivered == 1
+    assert (await sent.outcome()).status == "failed"
