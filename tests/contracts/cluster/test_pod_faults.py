@@ -104,7 +104,8 @@ def test_pods_that_cannot_be_scheduled(sandbox: ClusterFixture, fault: Any, clea
         return next((c for c in conditions if c.type == "PodScheduled" and c.status == "False"), None)
 
     assert sandbox.eventually(condition, "Unschedulable").reason == "Unschedulable"
-    assert _events(sandbox, "FailedScheduling")
+    # The scheduler writes its events beside the conditions.
+    sandbox.eventually(lambda: _events(sandbox, "FailedScheduling"), "FailedScheduling")
     clear()
     sandbox.ready("web")
 
