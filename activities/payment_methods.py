@@ -24,6 +24,7 @@ from workflows.ports.payments import (
     DetachPaymentMethod,
     PaymentMethodActivities,
     PaymentMethodAdded,
+    RemovePaymentMethod,
     SetDefault,
 )
 from workflows.rules.errors import ErrorCode
@@ -108,17 +109,12 @@ class GatewayPaymentMethodActivities(PaymentMethodActivities):
             await session.flush()
             return await list_debtors(session, order.organization_id)
 
-    @activity.defn(name="payment_methods.detach")
+    @activity.defn(name="payment_methods.remove")
     @converts_rule_violations
-    async def detach(self, command: DetachPaymentMethod) -> list[str]:
+    async def remove(self, command: DetachPaymentMethod) -> list[str]:
         order = command.command
         async with self._sessions.begin() as session:
-            await payments.lock_payment_methods(session, order.organization_id)
-            method = await session.get(PaymentMethod, order.payment_method_id)
-            if method is None or method.organization_id != order.organization_id:
-                raise non_retryable_error(ErrorCode.NOT_FOUND, "Payment method not found.")
-            if method.detached_at is None and order.only_at_gateway:
-                return []
+            method = await _lock_own_method(session, order)
             if method.detached_at is None:
                 others = [
                     other
@@ -136,14 +132,32 @@ class GatewayPaymentMethodActivities(PaymentMethodActivities):
                 if method.is_default and others:
                     others[0].is_default, others[0].offered_at = True, func.now()
             # A detached default stays marked, so that a repetition returns the same subscriptions.
-            past_due_ids = await list_debtors(session, order.organization_id) if method.is_default else []
+            return await list_debtors(session, order.organization_id) if method.is_default else []
+
+    @activity.defn(name="payment_methods.detach")
+    @converts_rule_violations
+    async def detach(self, command: DetachPaymentMethod) -> None:
+        async with self._sessions.begin() as session:
+            method = await _lock_own_method(session, command.command)
+            if method.detached_at is None or method.gateway_detached_at is not None:
+                return
             gateway, reference = self._gateways[method.gateway], method.gateway_reference
-            is_finished = method.gateway_detached_at is not None
-        if not is_finished:
-            await gateway.detach_payment_method(reference)
-            async with self._sessions.begin() as session:
-                await payments.mark_detached_at_gateway(session, order.payment_method_id, command.now)
-        return past_due_ids
+        await gateway.detach_payment_method(reference)
+        async with self._sessions.begin() as session:
+            await payments.mark_detached_at_gateway(session, command.command.payment_method_id, command.now)
+
+
+async def _lock_own_method(session: AsyncSession, order: RemovePaymentMethod) -> PaymentMethod:
+    """Lock the organization's payment methods and return the one that is removed.
+
+    Raises:
+        ApplicationError: ``NOT_FOUND``.
+    """
+    await payments.lock_payment_methods(session, order.organization_id)
+    method = await session.get(PaymentMethod, order.payment_method_id)
+    if method is None or method.organization_id != order.organization_id:
+        raise non_retryable_error(ErrorCode.NOT_FOUND, "Payment method not found.")
+    return method
 
 
 async def _keep_on_file(session: AsyncSession, method: PaymentMethod, order: AddPaymentMethod) -> AttachOutcome:

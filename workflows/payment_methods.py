@@ -71,19 +71,23 @@ class PaymentMethodDefault:
 class PaymentMethodRemoval:
     @workflow.run
     async def run(self, command: RemovePaymentMethod) -> None:
-        """Take the card off file, and let open debts try the backup that becomes the default at once.
+        """Take the card off file, let open debts try the backup that becomes the default, and forget it at its gateway.
+
+        Two activities: while the gateway is unavailable the card may be saved again, and a removal that was repeated
+        as a whole would take it off file once more.
 
         Raises:
             ApplicationError: ``NOT_FOUND``, ``PAYMENT_METHOD_IN_USE``; nothing was written.
         """
+        detach = DetachPaymentMethod(command=command, now=workflow.now())
         try:
-            past_due_subscription_ids = await workflow.execute_activity_method(
-                PaymentMethodActivities.detach,
-                DetachPaymentMethod(command=command, now=workflow.now()),
-                **policies.GATEWAY,
-            )
+            if not command.only_at_gateway:
+                past_due_subscription_ids = await workflow.execute_activity_method(
+                    PaymentMethodActivities.remove, detach, **policies.DATABASE
+                )
+                await signal_past_due_subscriptions(
+                    past_due_subscription_ids, command.payment_method_id, FundsKind.PAYMENT_METHOD
+                )
+            await workflow.execute_activity_method(PaymentMethodActivities.detach, detach, **policies.GATEWAY)
         except ActivityError as error:
             raise from_activity_error(error) from error
-        await signal_past_due_subscriptions(
-            past_due_subscription_ids, command.payment_method_id, FundsKind.PAYMENT_METHOD
-        )

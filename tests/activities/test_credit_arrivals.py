@@ -355,5 +355,5 @@ async def test_only_the_removal_of_the_default_card_signals_the_debtors_and_agai
     removed = first if removes_default else second
     command = RemovePaymentMethod(payment_method_id=removed.payment_method_id, organization_id=ORGANIZATION, actor=USER)
     for _ in range(2):
-        listed = await run_activity(methods.detach, DetachPaymentMethod(command=command, now=ORDERED_AT))
+        listed = await run_activity(methods.remove, DetachPaymentMethod(command=command, now=ORDERED_AT))
         assert listed == (debtors if removes_default else [])

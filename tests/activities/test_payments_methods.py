@@ -129,12 +129,12 @@ async def test_the_last_card_stays_while_a_debt_is_open(payments: PaymentFixture
     await insert_subscription(
         payments.database.owner, payments.organization, status="past_due", past_due_for=timedelta(days=1)
     )
-    await run_activity(payments.method_activities.detach, _removal(payments, first.payment_method_id))
-    await run_activity(payments.method_activities.detach, _removal(payments, first.payment_method_id))
+    await run_activity(payments.method_activities.remove, _removal(payments, first.payment_method_id))
+    await run_activity(payments.method_activities.remove, _removal(payments, first.payment_method_id))
     defaults = "SELECT id FROM payment_methods WHERE is_default AND detached_at IS NULL"
     assert await payments.rows(defaults) == [{"id": second.payment_method_id}]
     with pytest.raises(ApplicationError) as refused:
-        await run_activity(payments.method_activities.detach, _removal(payments, second.payment_method_id))
+        await run_activity(payments.method_activities.remove, _removal(payments, second.payment_method_id))
     assert refused.value.type == ErrorCode.PAYMENT_METHOD_IN_USE
 
 

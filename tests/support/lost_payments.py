@@ -72,7 +72,9 @@ class LostPayments:
 
     async def remove_card(self, payment_method_id: str) -> None:
         command = RemovePaymentMethod(payment_method_id=payment_method_id, organization_id=ORGANIZATION, actor=USER)
-        await run_activity(self.methods.detach, DetachPaymentMethod(command=command, now=datetime.now(UTC)))
+        removal = DetachPaymentMethod(command=command, now=datetime.now(UTC))
+        await run_activity(self.methods.remove, removal)
+        await run_activity(self.methods.detach, removal)
 
     def stall_gateway(self, path: str = "/v1/payment_intents", *, seconds: float = STALL_SECONDS) -> None:
         """Let the gateway execute the next request without responding for a while."""

@@ -95,12 +95,27 @@ class SubscriptionFixture:
         await self.wait_for_status(subscription_id, "active", "trialing", "past_due")
         return subscription_id
 
+    async def status(self, subscription_id: str) -> str:
+        return str((await self.subscription(subscription_id))["status"])
+
     async def wait_for_status(self, subscription_id: str, *statuses: str) -> None:
         async def has_status() -> bool:
             row = await self.subscription(subscription_id)
             return row["status"] in statuses and await self._idle(subscription_id)
 
         await wait_until(has_status)
+
+    async def start_charged_renewal(self) -> str:
+        """Return a subscription whose renewal waits for its card, with 100 of the wallet held."""
+        await self.top_up(600)
+        await self.add_card()
+        subscription_id = await self.create_active_subscription("starter")
+        end = (await self.subscription(subscription_id))["current_period_end"]
+        self.external.gateway_responses.clear()
+        await self.advance_to(subscription_id, end - timedelta(seconds=1))
+        await self.wait_for_charges(1)
+        assert await self.balance("held") == 100
+        return subscription_id
 
     async def wait_until_idle(self, subscription_id: str) -> None:
         """Wait until the workflow is idle."""

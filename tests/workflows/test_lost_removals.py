@@ -26,6 +26,7 @@ from workflows.payment_methods import PaymentMethodRemoval
 from workflows.ports.payments import AddPaymentMethod, AttachPaymentMethod, DetachPaymentMethod, RemovePaymentMethod
 from workflows.ports.reconciliation import ReconciliationInput, ReconciliationOutcome
 from workflows.reconciliation import Reconciliation
+from workflows.rpc_errors import TemporalUnavailable
 
 DETACH = "/v1/payment_methods/*/detach"
 
@@ -143,7 +144,23 @@ async def test_a_card_that_was_saved_again_is_not_removed_by_a_lost_removal(remo
     await removals.lose_removal(card)
     assert await removals.add_card((await removals.row(card))["gateway_reference"]) == card
     finish = DetachPaymentMethod(command=removals.command(card, only_at_gateway=True), now=datetime.now(UTC))
-    assert await run_activity(removals.payments.method_activities.detach, finish) == []
+    await run_activity(removals.payments.method_activities.detach, finish)
     assert await removals.is_attached(card)
     assert (await removals.row(card))["detached_at"] is None
+    assert await removals.reconcile() == ReconciliationOutcome()
+
+
+async def test_a_card_that_is_saved_again_while_its_removal_is_retried_stays_on_file(removals: LostRemovals) -> None:
+    card = await removals.add_card()
+    removals.payments.inject_fault("reset", count=None, path=DETACH)
+    with pytest.raises(TemporalUnavailable):
+        await removals.workflows.remove_payment_method(removals.command(card))
+    removed = await removals.row(card)
+    assert removed["detached_at"] is not None
+    assert await removals.add_card(removed["gateway_reference"]) == card
+    httpx.delete(f"{removals.payments.stripe.url}/sandbox/faults").raise_for_status()
+    workflow_id = names.payment_method_removal_workflow_id(card)
+    await removals.temporal.client.get_workflow_handle(workflow_id).result()
+    assert (await removals.row(card))["detached_at"] is None
+    assert await removals.is_attached(card)
     assert await removals.reconcile() == ReconciliationOutcome()

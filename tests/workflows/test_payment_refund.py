@@ -104,11 +104,15 @@ class FakeRefundsAndMethods(RefundActivities, PaymentMethodActivities):
     async def set_default(self, command: SetDefault) -> list[str]:
         return self.past_due_subscription_ids
 
-    @activity.defn(name="payment_methods.detach")
-    async def detach(self, command: DetachPaymentMethod) -> list[str]:
+    @activity.defn(name="payment_methods.remove")
+    async def remove(self, command: DetachPaymentMethod) -> list[str]:
         if self.make_error is not None:
             raise self.make_error()
         return self.past_due_subscription_ids
+
+    @activity.defn(name="payment_methods.detach")
+    async def detach(self, command: DetachPaymentMethod) -> None:
+        return None
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""Commands that arrive during a renewal, during another command, or with an operator's cancellation."""
+"""Commands that arrive during a renewal or during another command."""
 
 from __future__ import annotations
 
@@ -20,45 +20,28 @@ from tests.support.subscription_fixture import CancelAt, SubscriptionFixture
 from tests.support.temporal import TemporalFixture
 from tests.support.wait import wait_until
 from workflows.client import RESULT_TIMEOUT
-from workflows.ports.subscription import CancelSubscription, CustomerOperation, FundsArrived, StartOperation
+from workflows.ports.subscription import CancelSubscription, FundsArrived
 from workflows.rules.dunning import FundsKind
 from workflows.rules.errors import RuleViolation
 
 DAY = timedelta(days=1)
 
 
-async def _charging_renewal(subscriptions: SubscriptionFixture) -> str:
-    """Return a subscription whose renewal waits for its card, with 100 of the wallet held."""
-    await subscriptions.top_up(600)
-    await subscriptions.add_card()
-    subscription = await subscriptions.create_active_subscription("starter")
-    end = (await subscriptions.subscription(subscription))["current_period_end"]
-    subscriptions.external.gateway_responses.clear()
-    await subscriptions.advance_to(subscription, end - timedelta(seconds=1))
-    await subscriptions.wait_for_charges(1)
-    assert await subscriptions.balance("held") == 100
-    return subscription
-
-
-async def _state(subscriptions: SubscriptionFixture, subscription: str) -> str:
-    return str((await subscriptions.subscription(subscription))["status"])
-
-
 async def test_a_pause_during_a_card_payment_is_rejected_and_possible_afterwards(
     subscriptions: SubscriptionFixture,
 ) -> None:
-    subscription = await _charging_renewal(subscriptions)
+    subscription = await subscriptions.start_charged_renewal()
     with pytest.raises(RuleViolation) as refused:
         await subscriptions.workflows.pause(subscription, subscriptions.lifecycle_command("pause"))
     assert refused.value.code == "CONFLICT"
-    assert await _state(subscriptions, subscription) == "active"
+    assert await subscriptions.status(subscription) == "active"
     subscriptions.external.gateway_responses.set()
     await subscriptions.wait_until_idle(subscription)
     await subscriptions.workflows.pause(subscription, subscriptions.lifecycle_command("pause"))
     await subscriptions.wait_for_status(subscription, "paused")
     assert [row["status"] for row in await subscriptions.invoices(subscription)] == ["paid", "paid"]
     await subscriptions.advance(subscription, 40 * DAY)
-    assert await _state(subscriptions, subscription) == "paused"
+    assert await subscriptions.status(subscription) == "paused"
 
 
 @asynccontextmanager
@@ -116,7 +99,7 @@ async def test_a_cancellation_at_the_periods_end_while_its_payment_is_being_writ
     subscription = await subscriptions.create_active_subscription("starter")
     end = (await subscriptions.subscription(subscription))["current_period_end"]
     await subscriptions.advance_to(subscription, end + timedelta(seconds=1))
-    assert await _state(subscriptions, subscription) == "past_due"
+    assert await subscriptions.status(subscription) == "past_due"
     await subscriptions.top_up(5_000)
     command = CancelSubscription(update_id="cancel", actor=USER, at=CancelAt.PERIOD_END)
     async with _row_locked(subscriptions, subscription) as wait_for_change:
@@ -215,7 +198,7 @@ async def test_during_an_unknown_payment_retries_are_rejected_and_a_cancellation
 
 
 async def test_a_pause_during_a_declined_renewal_is_rejected(subscriptions: SubscriptionFixture) -> None:
-    subscription = await _charging_renewal(subscriptions)
+    subscription = await subscriptions.start_charged_renewal()
     handle = subscriptions.handle(subscription)
     order = subscriptions.lifecycle_command("pause")
     pausing = asyncio.create_task(handle.execute_update("pause", order, id=order.update_id))
@@ -233,7 +216,7 @@ async def test_a_pause_during_a_declined_renewal_is_rejected(subscriptions: Subs
 async def test_a_cancellation_during_a_declined_charge_returns_the_wallets_part(
     subscriptions: SubscriptionFixture,
 ) -> None:
-    subscription = await _charging_renewal(subscriptions)
+    subscription = await subscriptions.start_charged_renewal()
     await subscriptions.cancel(subscription)
     subscriptions.external.decline_code = "generic_decline"
     subscriptions.external.gateway_responses.set()
@@ -247,7 +230,7 @@ async def test_a_cancellation_during_a_declined_charge_returns_the_wallets_part(
 
 
 async def test_a_top_up_during_a_charge_collects_when_the_card_is_declined(subscriptions: SubscriptionFixture) -> None:
-    subscription = await _charging_renewal(subscriptions)
+    subscription = await subscriptions.start_charged_renewal()
     await subscriptions.top_up(500, subscription)
     subscriptions.external.decline_code = "generic_decline"
     subscriptions.external.gateway_responses.set()
@@ -265,7 +248,7 @@ async def test_a_pause_withdraws_the_cancellation_at_period_end(subscriptions: S
     await subscriptions.workflows.resume(subscription, subscriptions.lifecycle_command("resume"))
     await subscriptions.wait_for_status(subscription, "active")
     await subscriptions.advance(subscription, 32 * DAY)
-    assert await _state(subscriptions, subscription) == "active"
+    assert await subscriptions.status(subscription) == "active"
     assert len(await subscriptions.invoices(subscription)) == 3
 
 
@@ -297,7 +280,7 @@ async def test_a_cancellation_during_the_charge_of_a_resumption(subscriptions: S
     subscriptions.external.gateway_responses.set()
     with pytest.raises(WorkflowUpdateFailedError):
         await resuming
-    assert await _state(subscriptions, subscription) == "cancelled"
+    assert await subscriptions.status(subscription) == "cancelled"
     assert [row["status"] for row in await subscriptions.invoices(subscription)] == ["paid", "void"]
     assert (await subscriptions.balance(), await subscriptions.balance("held")) == (500, 0)
 
@@ -318,85 +301,6 @@ async def test_of_two_plan_changes_at_once_one_is_refused(subscriptions: Subscri
     assert subscriptions.external.operations() == ["resize"]
 
 
-async def test_of_two_operations_at_once_one_is_refused(subscriptions: SubscriptionFixture) -> None:
-    await subscriptions.top_up(5000)
-    subscription = await subscriptions.create_active_subscription("starter")
-    subscriptions.external.operations_allowed.clear()
-    orders = [
-        StartOperation(update_id=f"o{n}", actor="usr", operation_id=f"op_{n}", kind=CustomerOperation.RESTART)
-        for n in (1, 2)
-    ]
-    results = await asyncio.gather(
-        *(subscriptions.workflows.start_operation(subscription, order) for order in orders), return_exceptions=True
-    )
-    refused = [result for result in results if isinstance(result, RuleViolation)]
-    assert [(violation.code, violation.is_retryable) for violation in refused] == [("CONFLICT", True)]
-    subscriptions.external.operations_allowed.set()
-    await subscriptions.wait_until_idle(subscription)
-    assert subscriptions.external.operations() == ["restart"]
-
-
-async def test_an_operation_that_arrives_as_another_ends_is_accepted(subscriptions: SubscriptionFixture) -> None:
-    """The end of the first operation is stored, and readable, before the subscription receives it."""
-    await subscriptions.top_up(5000)
-    subscription = await subscriptions.create_active_subscription("starter")
-    subscriptions.external.operations_allowed.clear()
-    first, second = (
-        StartOperation(update_id=f"o{n}", actor="usr", operation_id=f"op_{n}", kind=CustomerOperation.RESTART)
-        for n in (1, 2)
-    )
-    await subscriptions.workflows.start_operation(subscription, first)
-    await wait_until(lambda: subscriptions.external.operations() == ["restart"])
-    coming = asyncio.create_task(subscriptions.workflows.start_operation(subscription, second))
-    accepted = subscriptions.handle(subscription)
-    await wait_until(lambda: _updates(accepted, 2))
-    subscriptions.external.operations_allowed.set()
-    assert (await coming).result is not None
-    await subscriptions.wait_until_idle(subscription)
-    assert subscriptions.external.operations() == ["restart", "restart"]
-
-
-async def _updates(handle: WorkflowHandle[Any, Any], count: int) -> bool:
-    """Return whether the workflow has accepted `count` updates after the first."""
-    kinds = [event.event_type async for event in handle.fetch_history_events()]
-    return kinds.count(EventType.EVENT_TYPE_WORKFLOW_EXECUTION_UPDATE_ACCEPTED) >= count + 1
-
-
-async def test_an_instance_is_operated_while_a_cards_outcome_is_open(subscriptions: SubscriptionFixture) -> None:
-    subscription = await _charging_renewal(subscriptions)
-    order = StartOperation(update_id="o1", actor="usr", operation_id="op_1", kind=CustomerOperation.RESTART)
-    await subscriptions.workflows.start_operation(subscription, order)
-    await wait_until(lambda: subscriptions.external.operations() == ["restart"])
-    subscriptions.external.gateway_responses.set()
-    await subscriptions.wait_until_idle(subscription)
-
-
-async def test_a_cancelled_instance_stops_while_a_cards_outcome_is_open(subscriptions: SubscriptionFixture) -> None:
-    subscription = await _charging_renewal(subscriptions)
-    await subscriptions.cancel(subscription)
-    await wait_until(lambda: subscriptions.external.operations() == ["suspend"])
-    subscriptions.external.gateway_responses.set()
-    await subscriptions.wait_until_idle(subscription)
-    assert await _state(subscriptions, subscription) == "cancelled"
-
-
-async def test_a_manually_terminated_operation_is_started_again(subscriptions: SubscriptionFixture) -> None:
-    await subscriptions.top_up(5000)
-    subscription = await subscriptions.create_active_subscription("starter")
-    subscriptions.external.operations_allowed.clear()
-    await subscriptions.workflows.pause(subscription, subscriptions.lifecycle_command("pause"))
-    await wait_until(lambda: "suspend" in subscriptions.external.operations())
-    async for operation in subscriptions.temporal.client.list_workflows(
-        f"BerthSubscription = '{subscription}' AND BerthWorkflowKind = 'operation'"
-    ):
-        await subscriptions.temporal.client.get_workflow_handle(operation.id).terminate()
-    subscriptions.external.operations_allowed.set()
-    await subscriptions.wait_until_idle(subscription)
-    await subscriptions.advance(subscription, timedelta(minutes=5))
-    assert subscriptions.external.operations() == ["suspend", "suspend"]
-    assert await _state(subscriptions, subscription) == "paused"
-
-
 @pytest.mark.parametrize(("at", "status"), [(CancelAt.NOW, "cancelled"), (CancelAt.PERIOD_END, "active")])
 async def test_a_cancellation_that_was_answered_before_the_first_period_began_is_executed(
     subscriptions: SubscriptionFixture, at: CancelAt, status: str
@@ -412,7 +316,7 @@ async def test_a_cancellation_that_was_answered_before_the_first_period_began_is
         assert await subscriptions.cancel(subscription, at) is None
         update = subscriptions.handle(subscription).get_update_handle(f"cancel/{subscription}")
         assert (await update.result())["state"] == "provisioning"
-    await wait_until(lambda: _has_state(subscriptions, subscription, status), timeout=20)
+    await subscriptions.wait_for_status(subscription, status)
 
     async def is_cancelled_or_will_be() -> bool:
         row = await subscriptions.subscription(subscription)
@@ -453,46 +357,3 @@ async def test_a_command_is_answered_in_time_when_the_server_ends_the_poll_for_i
 async def _is_scheduled(subscriptions: SubscriptionFixture, subscription: str, activity: str) -> bool:
     history = await subscriptions.handle(subscription).fetch_history()
     return activity in {event.activity_task_scheduled_event_attributes.activity_type.name for event in history.events}
-
-
-# An operator cancels the workflow.
-
-
-async def test_an_operators_cancellation_during_provisioning_is_compensated(subscriptions: SubscriptionFixture) -> None:
-    await subscriptions.top_up(800)
-    subscription = await subscriptions.create_subscription("starter")
-    await wait_until(lambda: "provision" in dict(subscriptions.external.calls))
-    await subscriptions.handle(subscription).cancel()
-    await wait_until(lambda: _has_state(subscriptions, subscription, "cancelled"))
-    await subscriptions.handle(subscription).result()
-    assert (await subscriptions.balance(), await subscriptions.balance("held")) == (800, 0)
-    assert [verb for verb, _ in subscriptions.external.calls].count("compensate_provision") == 1
-
-
-async def test_an_operators_cancellation_during_a_charge_leaves_no_hold(
-    subscriptions: SubscriptionFixture,
-) -> None:
-    subscription = await _charging_renewal(subscriptions)
-    await subscriptions.handle(subscription).cancel()
-    subscriptions.external.gateway_responses.set()
-    await subscriptions.wait_for_status(subscription, "cancelled")
-    await subscriptions.wait_until_idle(subscription)
-    assert (await subscriptions.balance("held"), await subscriptions.balance("receivable")) == (0, 0)
-    assert subscriptions.external.operations() == ["suspend"]
-    await subscriptions.advance(subscription, 31 * DAY)
-    assert await _state(subscriptions, subscription) == "terminated"
-
-
-async def test_an_operators_cancellation_of_an_idle_workflow_cancels_the_subscription(
-    subscriptions: SubscriptionFixture,
-) -> None:
-    await subscriptions.top_up(800)
-    subscription = await subscriptions.create_active_subscription("starter")
-    await subscriptions.handle(subscription).cancel()
-    await subscriptions.wait_for_status(subscription, "cancelled")
-    changes = await subscriptions.rows("SELECT actor FROM subscription_changes WHERE after = 'cancelled'")
-    assert [row["actor"] for row in changes] == ["operator"]
-
-
-async def _has_state(subscriptions: SubscriptionFixture, subscription: str, status: str) -> bool:
-    return await _state(subscriptions, subscription) == status

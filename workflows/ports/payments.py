@@ -326,12 +326,20 @@ class PaymentMethodActivities(Protocol):
         """
         ...
 
-    @activity.defn(name="payment_methods.detach")
-    async def detach(self, command: DetachPaymentMethod) -> list[str]:
-        """Take a card off file, then forget it at its gateway.
+    @activity.defn(name="payment_methods.remove")
+    async def remove(self, command: DetachPaymentMethod) -> list[str]:
+        """Take a card off file.
 
         Returns the account's subscriptions that the new default may pay, the oldest debt first; none for a backup.
 
         Raises (non-retryable): ``NOT_FOUND``, ``PAYMENT_METHOD_IN_USE`` for the last one while a debt is open.
+        """
+        ...
+
+    @activity.defn(name="payment_methods.detach")
+    async def detach(self, command: DetachPaymentMethod) -> None:
+        """Forget a removed card at its gateway. One that was saved again since then stays.
+
+        Raises (non-retryable): ``NOT_FOUND``.
         """
         ...
