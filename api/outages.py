@@ -21,8 +21,12 @@ def describe_outage(error: BaseException) -> dict[str, str]:
     """
     fields = {"error": type(error).__name__}
     cause: BaseException = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
-    if isinstance(cause, psycopg.Error) and cause.sqlstate:
-        fields["sqlstate"] = cause.sqlstate
+    if isinstance(cause, psycopg.Error):
+        if cause.sqlstate:
+            fields["sqlstate"] = cause.sqlstate
+    elif isinstance(error, DBAPIError):
+        # The statement of an error that is not the driver's is unknown, and so is what its message quotes.
+        return fields
     if not str(cause) and cause.__cause__ is not None:
         cause = cause.__cause__
     reason = mask_text(" ".join(str(cause).split()))[:MAX_REASON_LENGTH]

@@ -91,6 +91,7 @@ def _fill_every_table(changes: ChangeSet) -> None:
     organization, subscription = changes.organization_id, changes.subscription_id
     changes.update_subscription(status="active")
     changes.record_change("status", "pending", "active")
+    changes.add_timeline_event("subscription.resumed", "Resumed.")
     changes.enqueue_notification(NotificationKind.SUBSCRIPTION_RESUMED, {})
     transaction_id = changes.add_ledger_transaction(
         ledger.paid_invoice_transaction(promotional=zero, wallet=amount, held=zero, tax=zero),
