@@ -71,12 +71,18 @@ class LostRemovals:
         self.payments.inject_fault("reset", count=None, path=DETACH)
         removing = asyncio.create_task(self.workflows.remove_payment_method(self.command(card)))
 
-        async def is_recorded() -> bool:
-            return (await self.row(card))["detached_at"] is not None
-
-        await wait_until(is_recorded)
         workflow_id = names.payment_method_removal_workflow_id(card)
-        await self.temporal.client.get_workflow_handle(workflow_id).terminate()
+        handle = self.temporal.client.get_workflow_handle(workflow_id)
+
+        async def was_refused() -> bool:
+            """Whether the gateway has reset a request: an attempt that begins later could reach it."""
+            if (await self.row(card))["detached_at"] is None:
+                return False
+            pending = (await handle.describe()).raw_description.pending_activities
+            return any(activity.attempt > 1 for activity in pending)
+
+        await wait_until(was_refused)
+        await handle.terminate()
         await asyncio.gather(removing, return_exceptions=True)
 
         async def is_listed() -> bool:
