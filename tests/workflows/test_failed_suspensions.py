@@ -13,6 +13,20 @@ from workflows import policies
 from workflows.ports.subscription import CustomerOperation, StartOperation
 
 
+async def _fail_resumption(subscriptions: SubscriptionFixture) -> str:
+    """Return a subscription that was paused and resumed, and whose instance could not be started again."""
+    await subscriptions.top_up(10_000)
+    subscription = await subscriptions.create_active_subscription("starter")
+    await subscriptions.workflows.pause(subscription, subscriptions.lifecycle_command("pause"))
+    await wait_until(lambda: subscriptions.external.operations() == ["suspend"])
+    await subscriptions.wait_until_idle(subscription)
+    subscriptions.external.failing_operations = {"resume"}
+    await subscriptions.workflows.resume(subscription, subscriptions.lifecycle_command("resume"))
+    await wait_until(lambda: subscriptions.external.operations() == ["suspend", "resume"])
+    await subscriptions.wait_until_idle(subscription)
+    return subscription
+
+
 @pytest.mark.parametrize("failures", [1, 3])
 async def test_a_service_whose_suspension_failed_is_started_again_when_it_is_resumed(
     subscriptions: SubscriptionFixture, failures: int
@@ -39,15 +53,7 @@ async def test_a_service_whose_suspension_failed_is_started_again_when_it_is_res
 async def test_a_service_whose_resumption_failed_is_suspended_again_when_it_is_paused(
     subscriptions: SubscriptionFixture,
 ) -> None:
-    await subscriptions.top_up(10_000)
-    subscription = await subscriptions.create_active_subscription("starter")
-    await subscriptions.workflows.pause(subscription, subscriptions.lifecycle_command("pause"))
-    await wait_until(lambda: subscriptions.external.operations() == ["suspend"])
-    await subscriptions.wait_until_idle(subscription)
-    subscriptions.external.failing_operations = {"resume"}
-    await subscriptions.workflows.resume(subscription, subscriptions.lifecycle_command("resume"))
-    await wait_until(lambda: subscriptions.external.operations() == ["suspend", "resume"])
-    await subscriptions.wait_until_idle(subscription)
+    subscription = await _fail_resumption(subscriptions)
     await subscriptions.workflows.pause(subscription, subscriptions.lifecycle_command("pause again"))
     await wait_until(lambda: subscriptions.external.operations() == ["suspend", "resume", "suspend"])
 
@@ -113,15 +119,7 @@ async def test_an_instance_that_the_customer_stopped_after_a_failed_resumption_s
     subscriptions: SubscriptionFixture,
 ) -> None:
     """A suspension would take it from the customer, who cannot start what the platform has suspended."""
-    await subscriptions.top_up(10_000)
-    subscription = await subscriptions.create_active_subscription("starter")
-    await subscriptions.workflows.pause(subscription, subscriptions.lifecycle_command("pause"))
-    await wait_until(lambda: subscriptions.external.operations() == ["suspend"])
-    await subscriptions.wait_until_idle(subscription)
-    subscriptions.external.failing_operations = {"resume"}
-    await subscriptions.workflows.resume(subscription, subscriptions.lifecycle_command("resume"))
-    await wait_until(lambda: subscriptions.external.operations() == ["suspend", "resume"])
-    await subscriptions.wait_until_idle(subscription)
+    subscription = await _fail_resumption(subscriptions)
     await _operate(subscriptions, subscription, CustomerOperation.STOP)
     await subscriptions.workflows.pause(subscription, subscriptions.lifecycle_command("pause again"))
     await subscriptions.wait_for_status(subscription, "paused")

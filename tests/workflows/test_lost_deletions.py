@@ -16,6 +16,7 @@ from tests.support.databases import DatabaseFixture
 from tests.support.instance_fixture import InstanceFixture, create_instance_fixture
 from tests.support.instance_workers import infrastructure_worker, start_provisioning
 from tests.support.payment_fixture import run_activity
+from tests.support.reconciliation import reconcile
 from tests.support.sandboxes import ClusterEndpoint
 from tests.support.temporal import TemporalFixture
 from tests.support.wait import wait_until
@@ -24,7 +25,6 @@ from workflows import names
 from workflows.instance_operation import InstanceOperation
 from workflows.ports.instances import OperationKind, RecordProvisioningRollback
 from workflows.ports.reconciliation import (
-    ReconciliationInput,
     ReconciliationOutcome,
     RestartLostWorkflows,
     RestartOutcome,
@@ -52,18 +52,6 @@ async def instances(
         infrastructure_worker(temporal, fixture),
     ):
         yield fixture
-
-
-async def _reconcile(temporal: TemporalFixture) -> ReconciliationOutcome:
-    outcome: ReconciliationOutcome = await temporal.client.execute_workflow(
-        names.RECONCILIATION,
-        ReconciliationInput(audit_ledger=False, restart_lost_workflows=True),
-        id=temporal.unique_id("reconciliation"),
-        task_queue=names.PLATFORM_QUEUE,
-        result_type=ReconciliationOutcome,
-        execution_timeout=timedelta(seconds=30),
-    )
-    return outcome
 
 
 async def _insert_failed_order(instances: InstanceFixture, **columns: Any) -> str:
@@ -97,17 +85,17 @@ async def test_a_lost_cleanup_of_a_failed_provisioning_is_finished(
     await instances.hold(instance_id)
     assert not (await provisioning.result()).rollback_verified
     await _make_old(instances, instance_id)
-    assert await _reconcile(temporal) == ReconciliationOutcome(), "its workflow runs"
+    assert await reconcile(temporal) == ReconciliationOutcome(), "its workflow runs"
     await cleanup.terminate()
     await instances.release(instance_id)
-    assert await _reconcile(temporal) == ReconciliationOutcome(deletions_restarted=1)
+    assert await reconcile(temporal) == ReconciliationOutcome(deletions_restarted=1)
     await cleanup.result()
     assert (await instances.row(instance_id))["status"] == "deleted"
     assert (await instances.operation(f"{instance_id}-cleanup"))["status"] == "succeeded"
     assert await instances.get_live_object("Namespace", instance_id, instances.namespace(instance_id)) is None
     (alert,) = await instances.alerts()
     assert f"{instance_id}-cleanup" in alert["details"]
-    assert await _reconcile(temporal) == ReconciliationOutcome()
+    assert await reconcile(temporal) == ReconciliationOutcome()
 
 
 async def test_a_cleanup_whose_workflow_never_started_is_found(
@@ -123,9 +111,9 @@ async def test_a_cleanup_whose_workflow_never_started_is_found(
         now=datetime.now(UTC),
     )
     await run_activity(instances.instance_activities.record_provisioning_rollback, rollback)
-    assert await _reconcile(temporal) == ReconciliationOutcome(), "its workflow may be about to start"
+    assert await reconcile(temporal) == ReconciliationOutcome(), "its workflow may be about to start"
     await _make_old(instances, instance_id)
-    assert await _reconcile(temporal) == ReconciliationOutcome(deletions_restarted=1)
+    assert await reconcile(temporal) == ReconciliationOutcome(deletions_restarted=1)
     operation_id = names.operation_workflow_id(instance_id, f"{instance_id}-cleanup")
     await temporal.client.get_workflow_handle(operation_id).result()
     assert (await instances.row(instance_id))["status"] == "deleted"

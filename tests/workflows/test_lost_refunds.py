@@ -17,6 +17,7 @@ from activities.reconciliation import PostgresReconciliationActivities
 from tests.support.before_describe import BeforeDescribe
 from tests.support.databases import DatabaseFixture
 from tests.support.payment_fixture import PaymentFixture, create_payment_fixture, money, run_activity
+from tests.support.reconciliation import reconcile
 from tests.support.sandboxes import StripeEndpoint
 from tests.support.temporal import TemporalFixture
 from tests.support.wait import wait_until
@@ -26,7 +27,6 @@ from workflows.client import WorkflowClient
 from workflows.lost_workflows import find_lost
 from workflows.ports.payments import ChargePayment, PaymentInput
 from workflows.ports.reconciliation import (
-    ReconciliationInput,
     ReconciliationOutcome,
     RestartLostWorkflows,
     RestartOutcome,
@@ -69,15 +69,7 @@ class LostRefunds:
         await wait_until(listed, description="the server's list shows the termination")
 
     async def reconcile(self) -> ReconciliationOutcome:
-        outcome: ReconciliationOutcome = await self.temporal.client.execute_workflow(
-            names.RECONCILIATION,
-            ReconciliationInput(audit_ledger=False, restart_lost_workflows=True),
-            id=self.temporal.unique_id("reconciliation"),
-            task_queue=names.PLATFORM_QUEUE,
-            result_type=ReconciliationOutcome,
-            execution_timeout=timedelta(seconds=30),
-        )
-        return outcome
+        return await reconcile(self.temporal)
 
     async def restart(self, client: Client, *, max_restarts: int) -> int:
         """Check the first page, and return how many workflows were started again."""

@@ -15,6 +15,7 @@ import pytest_asyncio
 from activities.reconciliation import PostgresReconciliationActivities
 from tests.support.databases import DatabaseFixture
 from tests.support.payment_fixture import PaymentFixture, create_payment_fixture, run_activity
+from tests.support.reconciliation import reconcile
 from tests.support.sandboxes import StripeEndpoint
 from tests.support.temporal import TemporalFixture
 from tests.support.wait import wait_until
@@ -24,7 +25,7 @@ from workflows.client import WorkflowClient
 from workflows.lost_workflows import find_lost
 from workflows.payment_methods import PaymentMethodRemoval
 from workflows.ports.payments import AddPaymentMethod, AttachPaymentMethod, DetachPaymentMethod, RemovePaymentMethod
-from workflows.ports.reconciliation import ReconciliationInput, ReconciliationOutcome
+from workflows.ports.reconciliation import ReconciliationOutcome
 from workflows.reconciliation import Reconciliation
 from workflows.rpc_errors import TemporalUnavailable
 
@@ -92,15 +93,7 @@ class LostRemovals:
         httpx.delete(f"{self.payments.stripe.url}/sandbox/faults").raise_for_status()
 
     async def reconcile(self) -> ReconciliationOutcome:
-        outcome: ReconciliationOutcome = await self.temporal.client.execute_workflow(
-            names.RECONCILIATION,
-            ReconciliationInput(audit_ledger=False, restart_lost_workflows=True),
-            id=self.temporal.unique_id("reconciliation"),
-            task_queue=names.PLATFORM_QUEUE,
-            result_type=ReconciliationOutcome,
-            execution_timeout=timedelta(seconds=30),
-        )
-        return outcome
+        return await reconcile(self.temporal)
 
 
 @pytest_asyncio.fixture

@@ -9,6 +9,7 @@ from temporalio.client import WorkflowExecutionStatus
 
 from activities.reconciliation import PostgresReconciliationActivities
 from tests.support.payment_fixture import run_activity
+from tests.support.reconciliation import reconcile
 from tests.support.subscription_fixture import CancelAt, PlanChangeMode, SubscriptionFixture
 from tests.support.temporal import TemporalFixture
 from tests.support.wait import wait_until
@@ -16,7 +17,6 @@ from tests.support.workers import build_worker
 from workflows import names
 from workflows.lost_workflows import find_lost
 from workflows.ports.reconciliation import (
-    ReconciliationInput,
     ReconciliationOutcome,
     RestartLostWorkflows,
     RestartOutcome,
@@ -341,14 +341,7 @@ async def test_the_scheduled_reconciliation_restarts_a_lost_workflow(
     reconciliation = PostgresReconciliationActivities(subscriptions.sessions)
     queue = temporal.unique_id("reconciliation")
     async with build_worker(temporal, queue, reconciliation, workflows=[Reconciliation]):
-        outcome = await temporal.client.execute_workflow(
-            names.RECONCILIATION,
-            ReconciliationInput(audit_ledger=False, restart_lost_workflows=True),
-            id=queue,
-            task_queue=queue,
-            result_type=ReconciliationOutcome,
-            execution_timeout=timedelta(seconds=30),
-        )
+        outcome = await reconcile(temporal, queue=queue)
     assert outcome == ReconciliationOutcome(subscriptions_restarted=1)
     await subscriptions.wait_until_idle(subscription)
 

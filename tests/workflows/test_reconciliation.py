@@ -28,6 +28,7 @@ from db.session import session_factory
 from tests.support.databases import DatabaseFixture
 from tests.support.instance_fixture import create_instance_fixture
 from tests.support.payment_fixture import PaymentFixture, create_payment_fixture, run_activity
+from tests.support.reconciliation import reconcile
 from tests.support.sandboxes import ClusterEndpoint, StripeEndpoint
 from tests.support.temporal import TemporalFixture
 from tests.support.wait import wait_until
@@ -62,18 +63,6 @@ async def run_platform_worker(temporal: TemporalFixture, payments: PaymentFixtur
         workflows=[Reconciliation, Payment],
     ):
         yield
-
-
-async def reconcile(temporal: TemporalFixture, order: ReconciliationInput) -> ReconciliationOutcome:
-    result: ReconciliationOutcome = await temporal.client.execute_workflow(
-        names.RECONCILIATION,
-        order,
-        id=temporal.unique_id("reconciliation"),
-        task_queue=names.PLATFORM_QUEUE,
-        result_type=ReconciliationOutcome,
-        execution_timeout=timedelta(seconds=30),
-    )
-    return result
 
 
 async def insert_undelivered_webhook(payments: PaymentFixture, pay: PaymentInput, at: datetime) -> None:

@@ -9,7 +9,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -24,6 +24,7 @@ from tests.support.databases import DatabaseFixture
 from tests.support.fake_payments import PastDueSubscription
 from tests.support.inserts import insert_subscription
 from tests.support.payment_fixture import PaymentFixture, create_payment_fixture, money, run_activity
+from tests.support.reconciliation import reconcile
 from tests.support.sandboxes import StripeEndpoint
 from tests.support.temporal import TemporalFixture
 from tests.support.wait import wait_until
@@ -83,15 +84,7 @@ class SentRefund:
         return True
 
     async def reconcile(self) -> ReconciliationOutcome:
-        outcome: ReconciliationOutcome = await self.temporal.client.execute_workflow(
-            names.RECONCILIATION,
-            ReconciliationInput(),
-            id=self.temporal.unique_id("reconciliation"),
-            task_queue=names.PLATFORM_QUEUE,
-            result_type=ReconciliationOutcome,
-            execution_timeout=timedelta(seconds=30),
-        )
-        return outcome
+        return await reconcile(self.temporal, ReconciliationInput())
 
     async def outcome(self) -> RefundOutcome:
         handle: WorkflowHandle[Any, RefundOutcome] = self.temporal.client.get_workflow_handle(
