@@ -13,6 +13,7 @@ from tests.support.subscription_fixture import CancelAt, SubscriptionFixture
 from workflows.rules.errors import RuleViolation
 
 
+@pytest.mark.scenario("B17", "B49")
 @pytest.mark.parametrize("charged", ["resumption", "trial_end", "interval_change"])
 async def test_a_cancellation_at_the_period_end_during_a_charge_is_refused_and_holds_afterwards(
     subscriptions: SubscriptionFixture, charged: str

@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
 import pytest_asyncio
 from sqlalchemy import text
 
@@ -74,6 +75,7 @@ async def _make_old(instances: InstanceFixture, instance_id: str) -> None:
         )
 
 
+@pytest.mark.scenario("P17")
 async def test_a_lost_cleanup_of_a_failed_provisioning_is_finished(
     temporal: TemporalFixture, instances: InstanceFixture
 ) -> None:
