@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.support import schedule
+from tests.support import hangs, schedule
 from tests.support.failures import FailureReporter
 from tests.support.scenarios import ScenarioRecorder, attach_scenario_numbers
 
@@ -33,6 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # The same examples in every run; how long one takes depends on what else the machine does.
     settings.register_profile("berth", derandomize=True, deadline=None)
     settings.load_profile("berth")
+    config.pluginmanager.register(hangs, "berth-hangs")
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(ScenarioRecorder(config), "berth-scenarios")
         config.pluginmanager.register(FailureReporter(config), "berth-failures")
@@ -46,22 +47,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if any(item.path.is_relative_to(folder) for folder in IN_OTHER_PROCESSES):
             item.add_marker(pytest.mark.no_cover)
     items.sort(key=lambda item: schedule.rank(item.nodeid))
-
-
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_teardown() -> Iterator[None]:
-    """Do not trace what ends a test.
-
-    Hazard: when threads end, greenlet destroys their state in a pending call, which runs Python code (the callback of
-    a weak reference). CPython 3.11 then repeats the first instruction of a traced function while another such call
-    waits: for ever.
-    """
-    tracer = sys.gettrace()
-    sys.settrace(None)
-    try:
-        yield
-    finally:
-        sys.settrace(tracer)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
