@@ -1,13 +1,12 @@
-"""Change set of one fact of a subscription: everything that it writes, collected and then flushed in one statement.
+"""Change set of one fact of a subscription: everything that it writes, collected and then flushed in one round trip.
 
 A fact updates the subscription, moves money, writes an invoice, timeline events and change records, and enqueues mails:
-row by row these are ten round trips. The statement comes last in its transaction, because it locks the series that
-invoice numbers are drawn from until the commit. Its columns come from the models.
+row by row these are ten round trips. The invoice comes last in its transaction: the series that invoice numbers are
+drawn from is locked until the commit, and the next transaction that draws one waits. The columns come from the models.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -19,13 +18,24 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.base import Base
-from db.driver import DriverStatement, driver_sql, execute_together
+from db.driver import DriverStatement, execute_together
 from db.errors import is_overdraft
 from db.models.invoices import Invoice, InvoiceAllocation, InvoiceLine, PlanChangeCredit
 from db.models.ledger import LedgerEntryRow, LedgerTransactionRow
 from db.models.notifications import Notification
 from db.models.subscriptions import SubscriptionChange, TimelineEvent
-from db.queries.invoices import NEXT_INVOICE_NUMBER, number_parameters
+from db.queries.change_set_sql import (
+    CREDIT_INSERT,
+    INSERT_BY_TABLE,
+    INSERTS,
+    INVOICE_INSERTS,
+    UPDATABLE_COLUMNS,
+    VOID_REMINDERS,
+    WRITE,
+    WRITE_CREDITS,
+    WRITE_INVOICE,
+)
+from db.queries.invoices import number_parameters
 from db.queries.json_inserts import JsonInsert
 from db.queries.outbox import OutboxNotification, to_outbox_row
 from workflows.rules import ids
@@ -36,73 +46,6 @@ from workflows.rules.money import Money
 from workflows.rules.notifications import NotificationKind, reminder_times
 
 _LOCK_ORDER = {account: place for place, account in enumerate(ORGANIZATION_ACCOUNTS)}
-
-UPDATABLE_COLUMNS = (
-    "plan_id", "price_id", "status", "price_minor", "coupon_remaining_periods", "coupon_redeemed", "billing_anchor",
-    "current_period_start", "current_period_end", "trial_end", "cancel_at_period_end", "pending_plan_id",
-    "past_due_since", "cancelled_at", "data_deletion_at", "updated_at",
-)  # fmt: skip
-"""Columns of a subscription that its life changes; the others stand as it was ordered."""
-
-_UPDATED_COLUMNS = ",".join(UPDATABLE_COLUMNS)
-
-_AVAILABLE_AT = "now()+coalesce(scheduled_for-:now,'0')"
-
-_INSERTS = (
-    JsonInsert(SubscriptionChange),
-    JsonInsert(TimelineEvent, on_conflict_do_nothing=True),
-    JsonInsert(
-        Notification,
-        expressions={
-            "request_id": "request_id",
-            "priority": "priority",
-            "requires_render": "scheduled_for IS NOT NULL",
-            "available_at": _AVAILABLE_AT,
-            "next_attempt_at": _AVAILABLE_AT,
-        },
-        without=("recipient_addresses", "claim_id", "sent_at", "message_id", "error"),
-        on_conflict_do_nothing=True,
-    ),
-    JsonInsert(
-        Invoice,
-        expressions={"number": "(SELECT number FROM numbered)", "explanation": "explanation"},
-        without=("voided_at",),
-    ),
-    JsonInsert(InvoiceLine),
-    JsonInsert(InvoiceAllocation, without=("credit_note_id",)),
-    JsonInsert(LedgerTransactionRow, without=("sequence_number", "balance_after_minor")),
-    JsonInsert(LedgerEntryRow),
-)
-_CREDIT_INSERT = JsonInsert(PlanChangeCredit)
-_TRANSACTIONS, _ENTRIES = len(_INSERTS) - 2, len(_INSERTS) - 1
-_INSERT_BY_TABLE = {insert.table.name: insert for insert in (*_INSERTS, _CREDIT_INSERT)}
-
-_WRITTEN = "WITH written AS (SELECT CAST(:rows AS jsonb) AS rows)"
-
-_STATEMENT = f"""
-{_WRITTEN}, subscription AS (
-    UPDATE subscriptions AS s SET ({_UPDATED_COLUMNS}) =
-    (SELECT {_UPDATED_COLUMNS} FROM jsonb_populate_record(s, CAST(:columns AS jsonb)))
-    WHERE s.id = :updated_id
-), numbered AS (
-    {NEXT_INVOICE_NUMBER}
-), {", ".join(f"i{place} AS ({insert.sql(place)})" for place, insert in enumerate(_INSERTS[:_TRANSACTIONS]))},
-posted AS ({_INSERTS[_TRANSACTIONS].sql(_TRANSACTIONS)} RETURNING id)
-{_INSERTS[_ENTRIES].sql(_ENTRIES)} WHERE (SELECT count(*) FROM posted) >= 0
-"""
-# The entries' insert reads ``posted``. A CTE that it does not read runs after it, and then the accounts' rows would be
-# locked before the customer's balance, against the order of every other posting.
-
-_WRITE_STATEMENT = driver_sql(re.sub(r" ?([(),=|+]+) ?", r"\1", " ".join(_STATEMENT.split())))
-"""psycopg keeps what it has worked out about a statement only up to 4,096 characters: no space that is not needed."""
-
-_WRITE_CREDITS = driver_sql(f"{_WRITTEN} {_CREDIT_INSERT.sql(0)}")
-"""Credit of a plan change is rare, and would take the other statement past that limit."""
-
-_VOID_REMINDERS = driver_sql(
-    "UPDATE notifications SET status = 'voided' WHERE subscription_id = :subscription_id AND status = 'pending'"
-    " AND scheduled_for > :now AND id <> ALL(:keep)"
-)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -337,19 +280,23 @@ class ChangeSet:
                 "now": self.occurred_at,
                 "keep": [row["id"] for row in self._rows.get(Notification.__tablename__, ())],
             }
-            statements.append(DriverStatement(_VOID_REMINDERS, void_reminders))
-        rows = [self._rows.get(insert.table.name, []) for insert in _INSERTS]
+            statements.append(DriverStatement(VOID_REMINDERS, void_reminders))
         parameters = {
-            "rows": orjson.dumps(rows).decode(),
+            "rows": self._json_rows(INSERTS),
             "columns": orjson.dumps(self._columns).decode(),
             "updated_id": self.subscription_id if self._columns else "",
             "now": self.occurred_at,
-            **number_parameters(self.occurred_at, is_needed=self._needs_invoice_number),
         }
-        statements.append(DriverStatement(_WRITE_STATEMENT, parameters))
-        if credits := self._rows.get(_CREDIT_INSERT.table.name):
-            statements.append(DriverStatement(_WRITE_CREDITS, {"rows": orjson.dumps([credits]).decode()}))
+        statements.append(DriverStatement(WRITE, parameters))
+        if any(insert.table.name in self._rows for insert in INVOICE_INSERTS):
+            number = number_parameters(self.occurred_at, is_needed=self._needs_invoice_number)
+            statements.append(DriverStatement(WRITE_INVOICE, {"rows": self._json_rows(INVOICE_INSERTS), **number}))
+        if credits := self._rows.get(CREDIT_INSERT.table.name):
+            statements.append(DriverStatement(WRITE_CREDITS, {"rows": orjson.dumps([credits]).decode()}))
         return statements
+
+    def _json_rows(self, inserts: Sequence[JsonInsert]) -> str:
+        return orjson.dumps([self._rows.get(insert.table.name, []) for insert in inserts]).decode()
 
     def _add_allocation(
         self,
@@ -378,7 +325,7 @@ class ChangeSet:
 
     def _add(self, model: type[Base], **row: Any) -> None:
         table = model.__tablename__
-        if unknown := row.keys() - _INSERT_BY_TABLE[table].columns:
+        if unknown := row.keys() - INSERT_BY_TABLE[table].columns:
             raise ValueError(f"{table} has no column {', '.join(sorted(unknown))} that a change set writes")
         self._rows.setdefault(table, []).append(row)
 

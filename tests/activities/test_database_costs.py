@@ -40,8 +40,8 @@ async def test_a_renewal_is_one_transaction_of_two_round_trips(
         outcome = await PostgresBillingActivities(sessions, GATEWAYS).start_period(
             billing.start_period_command(ordered)
         )
-        # BEGIN and the locked subscription; the change set, COMMIT.
-        assert proxy.cost() == WireCost(statements=4, transactions=1, round_trips=2)
+        # BEGIN and the locked subscription; the change set, its invoice, COMMIT.
+        assert proxy.cost() == WireCost(statements=5, transactions=1, round_trips=2)
     assert outcome.paid
     await billing.assert_ledger_balanced()
     await billing.assert_allocations_match_invoices()

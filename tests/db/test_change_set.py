@@ -10,8 +10,9 @@ from psycopg._queries import MAX_CACHED_STATEMENT_LENGTH
 from db.models.invoices import Invoice
 from db.models.ledger import LedgerEntryRow
 from db.models.subscriptions import Subscription
-from db.queries import change_set
-from db.queries.change_set import UPDATABLE_COLUMNS, ChangeSet
+from db.queries import change_set_sql
+from db.queries.change_set import ChangeSet
+from db.queries.change_set_sql import UPDATABLE_COLUMNS
 from db.queries.json_inserts import JsonInsert
 from workflows.rules.ledger import promotional_credit_transaction
 from workflows.rules.money import Money
@@ -48,8 +49,9 @@ def test_a_change_set_takes_a_ledger_key_once() -> None:
         changes.add_ledger_transaction(credit, key="grant", description="credit")
 
 
-def test_the_driver_keeps_the_statement_of_a_change_set() -> None:
-    assert len(change_set._WRITE_STATEMENT.encode()) <= MAX_CACHED_STATEMENT_LENGTH
+@pytest.mark.parametrize("statement", ["WRITE", "WRITE_INVOICE", "WRITE_CREDITS"])
+def test_the_driver_keeps_the_statements_of_a_change_set(statement: str) -> None:
+    assert len(getattr(change_set_sql, statement).encode()) <= MAX_CACHED_STATEMENT_LENGTH
 
 
 def _change_set() -> ChangeSet:

@@ -8,12 +8,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
+import pytest
 from psycopg import sql
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from db.models.ledger import CustomerBalance
-from db.queries import change_set, orders
+from db.queries import change_set_sql, orders
 from db.queries.change_set import ChangeSet
+from db.queries.invoices import ISSUER
 from db.session import session_factory
 from tests.support.databases import DatabaseFixture
 from tests.support.inserts import insert_organization, insert_subscription
@@ -27,6 +29,10 @@ AT = datetime(2027, 1, 31, tzinfo=UTC)
 
 _LOCK_BALANCE = "SELECT FROM customer_balances WHERE organization_id = %s FOR NO KEY UPDATE"
 _LOCK_ACCOUNT = "SELECT FROM ledger_accounts WHERE organization_id = %s FOR UPDATE NOWAIT"
+_AWAIT_ADVISORY_LOCK = """
+CREATE FUNCTION await_advisory_lock() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN PERFORM pg_advisory_xact_lock_shared(1); RETURN NULL; END $$
+"""
 _LOCK_WAITERS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
 
@@ -42,6 +48,34 @@ async def test_a_change_set_locks_the_customers_balance_before_the_accounts(data
         holder.commit()
         await write
         assert _count(observer, "SELECT balance_minor FROM ledger_accounts WHERE account = 'wallet'") == 2000
+
+
+@pytest.mark.parametrize("table", ["timeline_events", "notifications", "ledger_transactions"])
+async def test_a_change_set_draws_its_invoice_number_after_it_has_waited_for_other_rows(
+    table: str, database: DatabaseFixture
+) -> None:
+    organization = await insert_organization(database.owner)
+    subscription = await insert_subscription(database.owner, organization)
+    await _adjust(database.worker, organization, "wallet")
+    with psycopg.connect(database.superuser_dsn()) as holder, psycopg.connect(database.superuser_dsn()) as observer:
+        observer.autocommit = True
+        observer.execute(
+            "INSERT INTO invoice_number_sequences (issuer, year, last_number) VALUES (%s, 2027, 41)", (ISSUER,)
+        )
+        observer.execute(_AWAIT_ADVISORY_LOCK)
+        observer.execute(
+            sql.SQL("CREATE TRIGGER waits AFTER INSERT ON {} EXECUTE FUNCTION await_advisory_lock()").format(
+                sql.Identifier(table)
+            )
+        )
+        holder.execute("SELECT pg_advisory_xact_lock(1)")
+        write = asyncio.create_task(_write(database.worker, organization, subscription, _fill_every_table))
+        await wait_until(lambda: _count(observer, _LOCK_WAITERS) == 1, description="the write waits for the lock")
+        # Raises when the waiting write has drawn its number.
+        observer.execute("SELECT FROM invoice_number_sequences FOR UPDATE NOWAIT")
+        holder.commit()
+        await write
+        assert _count(observer, "SELECT last_number FROM invoice_number_sequences") == 42
 
 
 async def test_every_posting_of_an_account_waits_for_the_others_without_a_deadlock(database: DatabaseFixture) -> None:
@@ -67,7 +101,7 @@ async def test_a_release_writes_into_tables_that_the_next_release_has_extended(d
     organization = await insert_organization(database.owner)
     subscription = await insert_subscription(database.owner, organization)
     await _adjust(database.worker, organization, "wallet")
-    tables = ["subscriptions", *change_set._INSERT_BY_TABLE]
+    tables = ["subscriptions", *change_set_sql.INSERT_BY_TABLE]
     with psycopg.connect(database.superuser_dsn(), autocommit=True) as superuser:
         for table in tables:
             superuser.execute(
