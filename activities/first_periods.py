@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from activities import coupons
+from activities.attempt_time import attempt_delay
 from activities.explanations import build_explanation
 from activities.formatting import format_date, timezone_or_utc
 from activities.holds import agreed_card_charge, capture_hold, held_credit
@@ -12,9 +15,8 @@ from activities.invoice_allocations import allocate, hold_parts
 from activities.invoicing import add_invoice, add_invoice_paid_events, line_description, post_invoice_transaction
 from activities.notification_context import notification_context, paid_fields
 from activities.outcomes import billing_outcome, replay_result
-from activities.periods import build_period_invoice
+from activities.periods import build_period_invoice, find_keyed_invoice
 from activities.subscription_transitions import new_change_set, transition_subscription
-from db.queries import invoices
 from db.queries.change_set import ChangeSet
 from db.queries.locked_subscriptions import LockedSubscription, begin_with_locked_subscription
 from workflows.ports.billing import BillingOutcome, StartFirstPeriod
@@ -30,30 +32,34 @@ from workflows.rules.subscription import SubscriptionStatus
 
 
 async def start_first_period(session: AsyncSession, command: StartFirstPeriod) -> BillingOutcome:
-    """Start the first period or the trial of an order whose instance is ready, and commit it."""
+    """Start the first period or the trial of an order whose instance is ready, and commit it.
+
+    Nothing says that the instance is ready before this is committed: a late attempt starts the period late.
+    """
     subscription = await begin_with_locked_subscription(session, command.subscription_id)
     if subscription.status is not SubscriptionStatus.PROVISIONING:
-        existing = await invoices.find_period_invoice(session, subscription.id, command.period_start)
+        existing = await find_keyed_invoice(session, subscription, command.period_start)
         return await replay_result(session, subscription, existing, captured_hold=ORDER_HOLD)
     changes = new_change_set(subscription, command.now, PLATFORM_ACTOR)
+    start = command.period_start + attempt_delay()
     message = f"{subscription.service_name} is ready: https://{subscription.hostname}"
     changes.add_timeline_event("instance.ready", message, ref=subscription.instance_id)
     if command.trial_days:
-        return await _start_trial(session, changes, subscription, command)
-    return await _invoice_first_period(session, changes, subscription, command)
+        return await _start_trial(session, changes, subscription, start, command.trial_days)
+    return await _invoice_first_period(session, changes, subscription, start, command)
 
 
 async def _start_trial(
-    session: AsyncSession, changes: ChangeSet, subscription: LockedSubscription, command: StartFirstPeriod
+    session: AsyncSession, changes: ChangeSet, subscription: LockedSubscription, start: datetime, trial_days: int
 ) -> BillingOutcome:
-    end = add_calendar_days(command.period_start, command.trial_days, subscription.timezone)
+    end = add_calendar_days(start, trial_days, subscription.timezone)
     subscription = transition_subscription(
         changes,
         subscription,
         SubscriptionStatus.TRIALING,
         "the instance is ready",
-        billing_anchor=command.period_start,
-        current_period_start=command.period_start,
+        billing_anchor=start,
+        current_period_start=start,
         current_period_end=end,
         trial_end=end,
     )
@@ -68,15 +74,19 @@ async def _start_trial(
 
 
 async def _invoice_first_period(
-    session: AsyncSession, changes: ChangeSet, subscription: LockedSubscription, command: StartFirstPeriod
+    session: AsyncSession,
+    changes: ChangeSet,
+    subscription: LockedSubscription,
+    start: datetime,
+    command: StartFirstPeriod,
 ) -> BillingOutcome:
     """Finalize the first invoice and pay it as agreed at the order.
 
     Held credit pays now, and the authorized card when it is captured. What neither was agreed to pay is below the
     minimum of the gateway and is carried.
     """
-    period = billing_period(command.period_start, 0, Interval(subscription.interval), subscription.timezone)
-    draft = build_period_invoice(subscription, period, BillingReason.ORDER)
+    period = billing_period(start, 0, Interval(subscription.interval), subscription.timezone)
+    draft = build_period_invoice(subscription, period, BillingReason.ORDER, keyed_at=command.period_start)
     held, zero = await capture_hold(session, subscription), zero_money(subscription.currency)
     card = agreed_card_charge(held)
     paid = min(held_credit(held, subscription.currency), draft.total)

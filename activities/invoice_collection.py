@@ -24,7 +24,7 @@ from db.queries.change_set import ChangeSet
 from db.queries.invoices import InvoiceSummary
 from db.queries.locked_subscriptions import LockedSubscription, begin_with_locked_subscription
 from workflows.ports.billing import BillingOutcome, CollectInvoice
-from workflows.rules import ledger
+from workflows.rules import dunning, ledger
 from workflows.rules.funding import FundingPurpose, GatewayTerms
 from workflows.rules.hold_keys import collection_hold
 from workflows.rules.invoice import InvoiceStatus
@@ -52,19 +52,20 @@ async def collect_invoice(
         return await pay_from_credit(session, changes, subscription, invoice, funding)
     card = None if command.credit_only else card_charge_for(funding)
     if card is not None:
-        await place_hold(session, changes, subscription, funding, collection_hold(invoice.id, command.now))
+        await place_hold(session, changes, subscription, funding, collection_hold(invoice.id, changes.keyed_at))
     else:
         changes.add_timeline_event(
             "payment.failed", "Payment failed: insufficient funds and no card to charge.", ref=invoice.id
         )
         if command.scheduled:
-            suspends_now = command.suspends_at is not None and command.suspends_at <= command.now
+            next_retry_at, suspends_at = dunning.postpone_dates(command.next_retry_at, command.suspends_at, command.now)
+            suspends_now = suspends_at is not None and suspends_at <= command.now
             context = notification_context(
                 subscription,
                 amount=invoice.due,
                 invoice_id=invoice.id,
-                next_retry_at=command.next_retry_at,
-                suspends_at=None if suspends_now else command.suspends_at,
+                next_retry_at=next_retry_at,
+                suspends_at=None if suspends_now else suspends_at,
                 suspends_now=suspends_now,
                 status=subscription.status,
             )

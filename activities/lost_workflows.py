@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from sqlalchemy.ext.asyncio import AsyncSession
 from temporalio import activity
 
+from activities.attempt_time import scheduled_at
 from activities.operator_alerts import daily_dedup_key, list_names
 from db.models.instances import InstanceOperation
 from db.models.payments import PaymentMethod
@@ -230,7 +231,7 @@ async def _alert(sessions: SessionFactory, kind: str, ids: Sequence[str], comman
     activity.logger.error("%s without a workflow: %s", kind, ", ".join(ids))
     restarted = min(len(ids), command.max_restarts)
     alert = outbox.build_operator_alert(
-        daily_dedup_key(f"{kind}/lost", ids, command.now),
+        daily_dedup_key(f"{kind}/lost", ids, scheduled_at(command.now)),
         command.now,
         f"Workflows of {kind} were lost",
         f"{len(ids)} {kind} had no running workflow: {list_names(ids)}. {restarted} of them are started again and go on"
@@ -244,7 +245,7 @@ async def _alert(sessions: SessionFactory, kind: str, ids: Sequence[str], comman
 
 def _build_operations_alert(ids: Sequence[str], now: datetime) -> OutboxNotification:
     return outbox.build_operator_alert(
-        daily_dedup_key("operations/lost", ids, now),
+        daily_dedup_key("operations/lost", ids, scheduled_at(now)),
         now,
         "Workflows of operations were lost",
         f"{len(ids)} operations on instances had no running workflow: {list_names(ids)}. They are cancelled and not"

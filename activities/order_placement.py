@@ -8,6 +8,7 @@ from dataclasses import replace
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from activities import coupons
+from activities.attempt_time import scheduled_at
 from activities.formatting import format_amount
 from activities.funding import InvoiceFunding, card_charge_for, split_funding
 from activities.holds import prepare_hold
@@ -53,6 +54,8 @@ async def place_order(
             ``INSUFFICIENT_FUNDS``.
         IntegrityError: a second trial of the service, or a host name in use.
     """
+    # The order counts from when it was placed: its price and its coupon are those of that time.
+    command = replace(command, now=scheduled_at(command.now))
     order = command.order
     facts = await orders.begin_order(
         session,
@@ -88,6 +91,7 @@ async def place_order(
         organization_id=order.organization_id,
         subscription_id=order.subscription_id,
         occurred_at=command.now,
+        keyed_at=command.now,
         actor=order.user_id,
         run_id=command.run_id,
     )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import datetime
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from activities.attempt_time import scheduled_at
 from activities.credit_arrivals import list_debtors, list_debtors_after_failure, list_debtors_if_credited
 from activities.formatting import describe_decline, format_amount
 from activities.funding import reserve_older_debts, split_funding_for, split_received
@@ -32,7 +34,7 @@ from db.queries.invoices import Hold, InvoiceSummary
 from db.queries.locked_subscriptions import LockedSubscription, begin_with_locked_subscription
 from workflows.ports.billing import ApplyCardPayment, BillingOutcome, RecordPaymentFailure
 from workflows.ports.subscription import PLATFORM_ACTOR
-from workflows.rules import ledger
+from workflows.rules import dunning, ledger
 from workflows.rules.allocations import AllocationSource, SourcePart
 from workflows.rules.funding import FundingPurpose, GatewayTerms
 from workflows.rules.invoice import BillingReason, InvoiceStatus
@@ -136,14 +138,15 @@ async def _record_failure(
     is_trial_end = (
         invoice.billing_reason is BillingReason.TRIAL_END and subscription.status is SubscriptionStatus.TRIALING
     )
-    suspends_now = not is_trial_end and command.suspends_at is not None and command.suspends_at <= command.now
+    next_retry_at, suspends_at = _dunning_dates(command, subscription, invoice)
+    suspends_now = not is_trial_end and suspends_at is not None and suspends_at <= command.now
     context = notification_context(
         subscription,
         amount=invoice.due,
         invoice_id=invoice.id,
         decline_code=command.decline_code,
-        next_retry_at=command.next_retry_at,
-        suspends_at=None if is_trial_end or suspends_now else command.suspends_at,
+        next_retry_at=next_retry_at,
+        suspends_at=None if is_trial_end or suspends_now else suspends_at,
         suspends_now=suspends_now,
         status=SubscriptionStatus.PAUSED if is_trial_end else subscription.status,
     )
@@ -160,6 +163,17 @@ async def _record_failure(
         changes.enqueue_notification(NotificationKind.PAYMENT_FAILED, context, dedup_key=fact)
     await changes.write(session)
     return await billing_outcome(session, subscription, invoice, changes)
+
+
+def _dunning_dates(
+    command: RecordPaymentFailure, subscription: LockedSubscription, invoice: InvoiceSummary
+) -> tuple[datetime | None, datetime | None]:
+    """Return the next retry and the suspension for the mail, moved on as far as the grace period is."""
+    if subscription.status in PAST_DUE_STATUSES:
+        return dunning.postpone_dates(command.next_retry_at, command.suspends_at, command.now)
+    expected = dunning.past_due_since(invoice.period_start, scheduled_at(command.now))
+    late = dunning.past_due_since(invoice.period_start, command.now) - expected
+    return command.next_retry_at and command.next_retry_at + late, command.suspends_at and command.suspends_at + late
 
 
 def payment_application_key(payment_id: str) -> str:

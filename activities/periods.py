@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -10,6 +12,7 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from activities import coupons
+from activities.attempt_time import attempt_delay
 from activities.explanations import build_explanation
 from activities.funding import InvoiceFunding, card_charge_for, split_funding_for
 from activities.holds import place_hold
@@ -34,6 +37,7 @@ from activities.subscription_transitions import (
 )
 from db.queries import invoices
 from db.queries.change_set import ChangeSet
+from db.queries.invoices import InvoiceSummary
 from db.queries.locked_subscriptions import LockedSubscription, begin_with_locked_subscription
 from workflows.errors import ORDINARY_ACTIVITY_REQUIRED
 from workflows.ports.billing import BillingOutcome, StartPeriod
@@ -69,11 +73,16 @@ async def start_period(
     earlier = await _find_earlier_outcome(session, subscription, command)
     if earlier is not None:
         return earlier
+    keyed_at = command.period_start
+    if command.kind is PeriodKind.RESUMPTION:
+        # The instance does not run until now. Other periods follow one in which it runs.
+        start = command.period_start + attempt_delay()
+        command = replace(command, period_start=start, anchor=start)
     changes = new_change_set(subscription, command.now, command.actor)
     as_billed = await with_period_terms(session, subscription, command.terms, command.now)
     terms = command.terms
     period = next_period(command.anchor, command.period_start, terms.interval, terms.timezone)
-    invoice_draft = build_period_invoice(as_billed, period, BILLING_REASONS[command.kind])
+    invoice_draft = build_period_invoice(as_billed, period, BILLING_REASONS[command.kind], keyed_at=keyed_at)
     funding = split_funding_for(subscription, invoice_draft.total, FUNDING_PURPOSES[command.kind], gateways)
     decision = decide_period(command.kind, funding.decision)
     if decision.outcome is PeriodOutcome.REFUSED:
@@ -131,9 +140,11 @@ async def _find_earlier_outcome(
     may_be_invoiced = (
         not is_renewal or subscription.period_start is None or subscription.period_start >= command.period_start
     )
-    invoice = (
-        await invoices.find_period_invoice(session, subscription.id, command.period_start) if may_be_invoiced else None
-    )
+    invoice = None
+    if command.kind is PeriodKind.RESUMPTION:
+        invoice = await find_keyed_invoice(session, subscription, command.period_start)
+    elif may_be_invoiced:
+        invoice = await invoices.find_period_invoice(session, subscription.id, command.period_start)
     if invoice is not None and invoice.status is InvoiceStatus.DRAFT:
         # The draft of a run that was lost with its payment, which a webhook completed since.
         changes = new_change_set(subscription, command.now, command.actor)
@@ -180,11 +191,24 @@ async def _refuse_period(
     return await unpaid_outcome(session, subscription, changes)
 
 
+async def find_keyed_invoice(
+    session: AsyncSession, subscription: LockedSubscription, keyed_at: datetime
+) -> InvoiceSummary | None:
+    """Return the invoice that an earlier attempt wrote for a period that was to start at ``keyed_at``, unless void."""
+    invoice = await invoices.lock_invoice(session, period_invoice_id(subscription, keyed_at))
+    return None if invoice is None or invoice.status is InvoiceStatus.VOID else invoice
+
+
 def build_period_invoice(
-    subscription: LockedSubscription, period: BillingPeriod, reason: BillingReason
+    subscription: LockedSubscription, period: BillingPeriod, reason: BillingReason, *, keyed_at: datetime
 ) -> InvoiceDraft:
+    """Return the invoice of a period.
+
+    Args:
+        keyed_at: When the period was to start, the same in each attempt: the invoice's id depends on it.
+    """
     return InvoiceDraft(
-        id=period_invoice_id(subscription, period.start),
+        id=period_invoice_id(subscription, keyed_at),
         billing_reason=reason,
         period=period,
         lines=(plan_line(line_description(subscription), subscription.price, period, subscription.discount),),

@@ -75,6 +75,7 @@ async def with_period_terms(
         plan_name=plan.name if plan is not None else terms.plan_code,
         price_id=terms.price_id,
         price=terms.price,
+        interval=terms.interval.value,
     )
 
 
@@ -92,7 +93,7 @@ def add_scheduled_change(
     """
     if as_billed.plan_id == subscription.plan_id:
         return {}
-    dedup_key = f"plan/{as_billed.plan_id}/{changes.occurred_at.isoformat()}"
+    dedup_key = f"plan/{as_billed.plan_id}/{changes.keyed_at.isoformat()}"
     _add_plan_changed_events(
         changes, subscription, as_billed.plan_id, as_billed.plan_name, dedup_key, price=as_billed.price
     )

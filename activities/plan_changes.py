@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from activities.attempt_time import scheduled_at
 from activities.credit_arrivals import list_debtors, list_debtors_if_credited
 from activities.explanations import build_explanation
 from activities.formatting import format_date, timezone_or_utc
@@ -45,7 +46,9 @@ async def change_plan(
     session: AsyncSession, command: ApplyPlanChange, gateways: Mapping[str, GatewayTerms]
 ) -> PlanChangeOutcome:
     subscription = await begin_with_locked_subscription(session, command.subscription_id)
-    plan = await locked_subscriptions.get_plan_with_price(session, command.plan_id, subscription.currency, command.now)
+    # The price is that of the time when the change was ordered; the period is prorated at the time of the attempt.
+    ordered_at = scheduled_at(command.now)
+    plan = await locked_subscriptions.get_plan_with_price(session, command.plan_id, subscription.currency, ordered_at)
     if plan is None:
         raise non_retryable_error(ErrorCode.PLAN_UNAVAILABLE, "This plan is not offered.")
     terms = build_plan_terms(plan, subscription.timezone)
@@ -76,7 +79,7 @@ async def _price(session: AsyncSession, command: ApplyPlanChange) -> PlanChangeQ
     plan = await catalogue.get_plan(session, command.plan_id)
     if plan is None:
         raise non_retryable_error(ErrorCode.PLAN_UNAVAILABLE, "This plan is not offered.")
-    facts = await load_plan_change_facts(session, subscription, plan, at=command.now)
+    facts = await load_plan_change_facts(session, subscription, plan, at=scheduled_at(command.now))
     return decide_plan_change(facts, at=command.now, mode=command.mode)
 
 
@@ -95,8 +98,8 @@ async def _replayed_outcome(
     if invoice is None:
         if not await timeline_event_exists(session, subscription.id, plan_change_dedup_key(command.plan_change_id)):
             return None
-        # The change was free, so it has no invoice. A period that starts at this instant was started by it.
-        is_new_anchor = subscription.period_start == command.now
+        # The change cost nothing and left the period as it was: one that starts a period has an invoice.
+        is_new_anchor = False
     elif invoice.status is InvoiceStatus.VOID:
         raise non_retryable_error(
             ErrorCode.PAYMENT_DECLINED, "Payment declined: the plan was not changed.", {"decline_code": "declined"}

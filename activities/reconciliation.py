@@ -14,6 +14,7 @@ from temporalio import activity
 from temporalio.client import Client
 
 from activities import lost_workflows
+from activities.attempt_time import scheduled_at
 from activities.rule_errors import converts_rule_violations
 from db.models.payments import Payment, Refund, WebhookEventRow
 from db.queries import ledger, outbox, webhooks
@@ -134,7 +135,7 @@ class PostgresReconciliationActivities(ReconciliationActivities):
         activity.logger.error("ledger reconciliation failed: %s", counts)
         async with self._sessions.begin() as session:
             alert = outbox.build_operator_alert(
-                f"ledger/{now.date().isoformat()}",
+                f"ledger/{scheduled_at(now).date().isoformat()}",
                 now,
                 "Ledger reconciliation failed",
                 f"{counts}. No data was changed; investigate {f'first: {where}' if where else 'the transactions'}.",

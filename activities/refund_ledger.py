@@ -8,6 +8,7 @@ from datetime import datetime
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from activities.attempt_time import scheduled_at
 from activities.subscription_transitions import run_id
 from db.models.ledger import LedgerTransactionRow
 from db.models.payments import Payment, Refund
@@ -171,6 +172,7 @@ def _new_change_set(refund: Refund, payment: Payment, now: datetime) -> ChangeSe
         organization_id=refund.organization_id,
         subscription_id=payment.subscription_id or "",
         occurred_at=now,
+        keyed_at=scheduled_at(now),
         actor=refund.actor,
         run_id=run_id(),
     )

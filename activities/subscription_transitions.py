@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from temporalio import activity
 
 from activities import coupons
+from activities.attempt_time import scheduled_at
 from activities.formatting import format_date, timezone_or_utc
 from activities.invoicing import add_invoice_paid_events
 from activities.notification_context import notification_context, paid_fields
@@ -25,6 +26,7 @@ from workflows.rules import dunning
 from workflows.rules.invoice import BillingReason, InvoiceStatus
 from workflows.rules.money import Money
 from workflows.rules.notifications import NotificationKind
+from workflows.rules.periods import Interval, billing_period
 from workflows.rules.renewal import PeriodOutcome
 from workflows.rules.subscription import (
     SubscriptionStatus,
@@ -39,6 +41,7 @@ def new_change_set(subscription: LockedSubscription, at: datetime, actor: str) -
         organization_id=subscription.organization_id,
         subscription_id=subscription.id,
         occurred_at=at,
+        keyed_at=scheduled_at(at),
         actor=actor,
         run_id=run_id(),
     )
@@ -129,6 +132,7 @@ async def record_period_paid(
     period_end = subscription.period_end
     if is_draft:
         as_billed = as_billed or subscription
+        invoice = await _move_late_resumption(session, changes, subscription, invoice, as_billed)
         columns |= await _drafted_period(session, changes, subscription, invoice, as_billed)
         subscription, period_end = as_billed, invoice.period_end
     subscription = transition_subscription(changes, subscription, SubscriptionStatus.ACTIVE, "invoice paid", **columns)
@@ -144,6 +148,22 @@ async def record_period_paid(
     return BillingOutcome(
         state=await committed_state(session, subscription, changes), result=PeriodOutcome.PAID, invoice_id=invoice.id
     )
+
+
+async def _move_late_resumption(
+    session: AsyncSession,
+    changes: ChangeSet,
+    subscription: LockedSubscription,
+    draft: InvoiceSummary,
+    as_billed: LockedSubscription,
+) -> InvoiceSummary:
+    """Return the draft. If it ends a pause and was paid late, its period starts now: the instance did not run."""
+    start = dunning.late_start(draft.period_start, changes.occurred_at)
+    if subscription.status is not SubscriptionStatus.PAUSED or start == draft.period_start:
+        return draft
+    period = billing_period(start, 0, Interval(as_billed.interval), as_billed.timezone)
+    await invoices.move_draft(session, draft.id, period)
+    return replace(draft, period_start=period.start, period_end=period.end)
 
 
 async def _drafted_period(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy.exc import IntegrityError
@@ -11,6 +12,7 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from activities import coupons, reminders
+from activities.attempt_time import attempt_delay, scheduled_at
 from activities.holds import release_hold
 from activities.invoice_allocations import reverse_all
 from activities.notification_context import ContextFields, notification_context
@@ -165,6 +167,9 @@ class PostgresSubscriptionActivities(SubscriptionActivities):
     @activity.defn(name="subscriptions.change_status")
     @converts_rule_violations
     async def change_status(self, command: ChangeStatus) -> StatusOutcome:
+        if command.data_deletion_at is not None:
+            # The retention counts from the cancellation, and so does the workflow's timer.
+            command = replace(command, data_deletion_at=command.data_deletion_at + attempt_delay())
         async with self._sessions.begin() as session:
             subscription = await begin_with_locked_subscription(session, command.subscription_id)
             if subscription.status is command.status:
@@ -210,7 +215,8 @@ class PostgresSubscriptionActivities(SubscriptionActivities):
             changes = new_change_set(subscription, command.now, command.actor)
             if subscription.cancel_at_period_end != command.cancel_at_period_end:
                 if command.cancel_at_period_end:
-                    require_paid_period(subscription, command.now)
+                    # As the customer asked for it: the renewal waits for this command.
+                    require_paid_period(subscription, scheduled_at(command.now))
                 before, after = str(subscription.cancel_at_period_end), str(command.cancel_at_period_end)
                 changes.record_change("cancel_at_period_end", before, after, command.reason)
                 if command.cancel_at_period_end:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from activities.attempt_time import scheduled_at
 from activities.credit_arrivals import list_debtors_if_credited
 from activities.notification_context import money_to_json
 from activities.subscription_transitions import run_id
@@ -20,6 +21,7 @@ async def adjust_wallet(session: AsyncSession, command: AdjustWallet) -> Adjuste
         organization_id=command.organization_id,
         subscription_id="",
         occurred_at=command.now,
+        keyed_at=scheduled_at(command.now),
         actor=command.actor,
         run_id=run_id(),
     )

@@ -17,6 +17,7 @@ from temporalio.runtime import Runtime
 from temporalio.service import RPCError
 from temporalio.worker import Interceptor, Worker
 
+from activities.attempt_time import AttemptTimeInterceptor
 from api.outages import describe_outage
 from api.schema_check import UnusableDatabase
 from api.startup_errors import CannotStart
@@ -72,7 +73,7 @@ async def run_workers(
                 task_queue=queue,
                 workflows=WORKFLOWS if platform else (),
                 activities=implemented,
-                interceptors=interceptors,
+                interceptors=[*interceptors, AttemptTimeInterceptor()],
                 workflow_runner=sandboxed_runner(),
                 max_cached_workflows=settings.max_cached_workflows if platform else 0,
                 max_concurrent_activities=limits[queue],

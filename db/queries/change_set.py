@@ -50,11 +50,17 @@ _LOCK_ORDER = {account: place for place, account in enumerate(ORGANIZATION_ACCOU
 
 @dataclass(slots=True, kw_only=True)
 class ChangeSet:
-    """Everything that one fact of one subscription writes. ``occurred_at`` is the subscription's own clock."""
+    """Everything that one fact of one subscription writes.
+
+    Attributes:
+        occurred_at: When it happens on the subscription's own clock.
+        keyed_at: Part of the keys that name the fact by its instant; the same in each attempt of an activity.
+    """
 
     organization_id: str
     subscription_id: str
     occurred_at: datetime
+    keyed_at: datetime
     actor: str
     run_id: str
     subscription_columns: dict[str, Any] = field(default_factory=dict)
@@ -92,7 +98,7 @@ class ChangeSet:
             kind=kind,
             message=message,
             reference_id=ref,
-            dedup_key=dedup_key or f"{kind}/{self.occurred_at.isoformat()}",
+            dedup_key=dedup_key or f"{kind}/{self.keyed_at.isoformat()}",
         )
 
     def enqueue_notification(
@@ -103,7 +109,7 @@ class ChangeSet:
         The dispatcher adds it to the timeline once it is sent.
         """
         notification = self._build_notification(
-            kind, context, dedup_key or f"{kind}/{self.occurred_at.isoformat()}", self.occurred_at
+            kind, context, dedup_key or f"{kind}/{self.keyed_at.isoformat()}", self.occurred_at
         )
         self._add(Notification, **to_outbox_row(notification), subscription_id=self.subscription_id)
 
@@ -119,7 +125,7 @@ class ChangeSet:
                 "days": days_before,
                 "due_at": period_end.isoformat(),
             }
-            dedup_key = f"expiring/{period_end.isoformat()}/{days_before}/{self.occurred_at.isoformat()}"
+            dedup_key = f"expiring/{period_end.isoformat()}/{days_before}/{self.keyed_at.isoformat()}"
             notification = self._build_notification(
                 NotificationKind.SUBSCRIPTION_EXPIRING, context, dedup_key, scheduled_for
             )

@@ -17,6 +17,7 @@ from workflows.rules.funding import CollectionMethod, PaymentMethodReference
 from workflows.rules.hold_keys import HoldKey, invoice_key_prefix, parse_hold_key
 from workflows.rules.invoice import BillingReason, InvoiceStatus
 from workflows.rules.money import Money
+from workflows.rules.periods import BillingPeriod
 
 ISSUER = "BERTH"
 
@@ -154,6 +155,22 @@ async def mark_void(session: AsyncSession, invoice_id: str, at: datetime) -> Non
     await session.execute(
         text("UPDATE invoices SET status = 'void', voided_at = :at, amount_due_minor = 0 WHERE id = :id"),
         {"id": invoice_id, "at": at},
+    )
+
+
+async def move_draft(session: AsyncSession, invoice_id: str, period: BillingPeriod) -> None:
+    """Give a draft of one period, and its one line, another period."""
+    parameters = {"id": invoice_id, "start": period.start, "end": period.end}
+    await session.execute(
+        text("UPDATE invoice_lines SET period_start = :start, period_end = :end WHERE invoice_id = :id"), parameters
+    )
+    explained = Jsonb({"start": period.start.isoformat(), "end": period.end.isoformat()})
+    await session.execute(
+        text(
+            "UPDATE invoices SET period_start = :start, period_end = :end,"
+            " explanation = jsonb_set(explanation, '{lines,0,period}', :explained) WHERE id = :id"
+        ),
+        parameters | {"explained": explained},
     )
 
 

@@ -44,6 +44,7 @@ async def paid_invoice(payments: PaymentFixture, amount: int = 10_000) -> Paymen
             organization_id=payments.organization,
             subscription_id=pay.subscription_id,
             occurred_at=NOW,
+            keyed_at=NOW,
             actor="platform",
             run_id="run",
         )

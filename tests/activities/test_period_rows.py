@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import pytest
@@ -64,7 +65,7 @@ async def test_a_period_after_a_trial_or_a_pause_is_anchored_at_its_start_and_sc
         billing.start_period_command(ordered, kind=kind, start=start)
     )
     if by_card:
-        paid = await card_payment_command(billing, ordered, outcome)
+        paid = replace(await card_payment_command(billing, ordered, outcome), now=start)
         outcome = await billing.billing_activities.apply_card_payment(paid)
     assert (outcome.paid, outcome.state.status) == (True, SubscriptionStatus.ACTIVE)
     written = await row(billing, ordered.id)

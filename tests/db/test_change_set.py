@@ -59,6 +59,7 @@ def _change_set() -> ChangeSet:
         organization_id="org",
         subscription_id="sub",
         occurred_at=datetime(2026, 1, 1, tzinfo=UTC),
+        keyed_at=datetime(2026, 1, 1, tzinfo=UTC),
         actor="platform",
         run_id="",
     )

@@ -186,7 +186,12 @@ async def _write(
     engine: AsyncEngine, organization_id: str, subscription_id: str, fill: Callable[[ChangeSet], None]
 ) -> None:
     changes = ChangeSet(
-        organization_id=organization_id, subscription_id=subscription_id, occurred_at=AT, actor="platform", run_id=""
+        organization_id=organization_id,
+        subscription_id=subscription_id,
+        occurred_at=AT,
+        keyed_at=AT,
+        actor="platform",
+        run_id="",
     )
     fill(changes)
     async with session_factory(engine).begin() as session:

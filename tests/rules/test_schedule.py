@@ -100,6 +100,28 @@ def test_grace_counts_from_the_due_time_or_from_now_after_a_long_platform_delay(
     assert dunning.past_due_since(END, now) == (END if counted_from == "due" else now)
 
 
+@pytest.mark.parametrize(
+    ("next_retry_day", "suspension_day", "today", "postponed"),
+    [
+        (3, 7, 3, (3, 7)),
+        (3, 7, 5, (5, 9)),
+        (3, 7, 10, (10, 14)),
+        (None, 7, 10, (None, 10)),
+        (None, 7, 5, (None, 7)),
+        (None, None, 10, (None, None)),
+        (3, None, 5, (5, None)),
+    ],
+)
+def test_a_late_retry_or_suspension_moves_the_dates_that_follow_it(
+    next_retry_day: int | None, suspension_day: int | None, today: int, postponed: tuple[int | None, int | None]
+) -> None:
+    def on_day(day: int | None) -> datetime | None:
+        return None if day is None else END + timedelta(days=day)
+
+    dates = dunning.postpone_dates(on_day(next_retry_day), on_day(suspension_day), END + timedelta(days=today))
+    assert dates == (on_day(postponed[0]), on_day(postponed[1]))
+
+
 @given(
     retry_days=st.lists(st.integers(0, 28), unique=True, max_size=6).map(lambda days: tuple(sorted(days))),
     state=st.sampled_from([SubscriptionStatus.ACTIVE, SubscriptionStatus.TRIALING]),

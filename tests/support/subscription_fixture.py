@@ -18,6 +18,7 @@ from sqlalchemy import text
 from temporalio.client import WorkflowHandle
 from temporalio.worker import Interceptor, Worker
 
+from activities.attempt_time import AttemptTimeInterceptor
 from activities.billing import PostgresBillingActivities
 from activities.gateways.protocol import PaymentGateway
 from activities.payments import GatewayPaymentActivities
@@ -293,7 +294,7 @@ async def run_subscription_fixture(
             *(getattr(subscriptions, name) for name in _SUBSCRIPTIONS),
             *(getattr(fakes, name) for name in _EXTERNAL_FAKES),
         ],
-        interceptors=interceptors,
+        interceptors=[*interceptors, AttemptTimeInterceptor()],
         graceful_shutdown_timeout=timedelta(seconds=1),
     )
     owner = session_factory(database.owner)

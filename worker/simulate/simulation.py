@@ -15,6 +15,7 @@ from temporalio.client import Client
 from temporalio.testing import TimeSkipper, TimeSkippingConfig
 from temporalio.worker import Worker
 
+from activities.attempt_time import AttemptTimeInterceptor
 from db.queries import identity
 from db.queries.catalogue import plan_id
 from db.queries.identity import NewAccount
@@ -313,6 +314,7 @@ async def _run_workers(dependencies: Dependencies, client: Client, calendar: Sim
                 task_queue=queue,
                 workflows=WORKFLOWS if queue == names.PLATFORM_QUEUE else (),
                 activities=by_queue[queue],
+                interceptors=[AttemptTimeInterceptor()],
                 workflow_runner=ShiftedTimeRunner(calendar),
                 # Otherwise the SDK reads and hashes every module that is loaded.
                 build_id="simulation",

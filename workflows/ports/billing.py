@@ -1,7 +1,7 @@
 """Activities of the subscription workflow: its row and its invoices. Implemented in ``activities/``.
 
 Each method is one transaction and may run any number of times: the second run finds what the first one wrote and
-answers the same. ``now`` is always the subscription's own clock.
+answers the same. ``now`` is always the subscription's own clock; a late attempt receives it moved on by its delay.
 """
 
 from __future__ import annotations

@@ -68,7 +68,26 @@ DOWNTIME_THRESHOLD = timedelta(hours=1)
 
 def past_due_since(due_at: datetime, now: datetime) -> datetime:
     """Return the start of the grace period: the due date, or ``now`` when the platform collected late."""
-    return due_at if now - due_at <= DOWNTIME_THRESHOLD else now
+    return late_start(due_at, now)
+
+
+def late_start(planned_at: datetime, now: datetime) -> datetime:
+    """Return when what was planned starts: then, or now if the platform is late by more than the threshold."""
+    return planned_at if now - planned_at <= DOWNTIME_THRESHOLD else now
+
+
+def postpone_dates(
+    next_retry_at: datetime | None, suspends_at: datetime | None, now: datetime
+) -> tuple[datetime | None, datetime | None]:
+    """Return both dates as they are after platform downtime until ``now``.
+
+    The first of them is late, extends the grace period by its delay, and happens at once.
+    """
+    first = next_retry_at or suspends_at
+    if first is None or now - first <= DOWNTIME_THRESHOLD:
+        return next_retry_at, suspends_at
+    late = now - first
+    return next_retry_at and next_retry_at + late, suspends_at and suspends_at + late
 
 
 def next_retry_at(policy: DunningPolicy, grace_started_at: datetime, attempts_made: int) -> datetime | None:
