@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+import pytest
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -25,6 +27,7 @@ REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 class ImpatientProtocol(HeaderTimeoutProtocol):
     header_timeout = 0.2
+    read_timeout = 0.2
 
 
 @dataclass(slots=True, kw_only=True)
@@ -32,6 +35,7 @@ class RunningServer:
     """A server whose only route responds once ``may_respond`` is set."""
 
     port: int
+    server: uvicorn.Server
     may_respond: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -41,11 +45,10 @@ class RunningServer:
 @asynccontextmanager
 async def running_server() -> AsyncIterator[RunningServer]:
     (port,) = free_ports(1)
-    running = RunningServer(port=port)
 
-    async def respond(_: Request) -> PlainTextResponse:
+    async def respond(request: Request) -> PlainTextResponse:
         await running.may_respond.wait()
-        return PlainTextResponse("answered")
+        return PlainTextResponse("answered" + "." * int(request.query_params.get("padding", "0")))
 
     server = uvicorn.Server(
         uvicorn.Config(
@@ -59,6 +62,7 @@ async def running_server() -> AsyncIterator[RunningServer]:
             timeout_graceful_shutdown=1,
         )
     )
+    running = RunningServer(port=port, server=server)
     serving = asyncio.create_task(server.serve())
     try:
         await wait_until(lambda: server.started, timeout=CLOSE_TIMEOUT, description="the server")
@@ -129,3 +133,28 @@ async def test_kept_alive_connections_serve_further_requests() -> None:
             writer.write(REQUEST)
             assert await read_response(reader)
         writer.close()
+
+
+async def test_a_body_that_stays_unfinished_after_the_response_is_closed() -> None:
+    async with running_server() as server:
+        server.may_respond.set()
+        reader, writer = await server.connect()
+        writer.write(REQUEST[:-2] + b"Content-Length: 1000\r\n\r\n")
+        assert await read_response(reader)
+        writer.write(b"x")
+        assert await is_closed(reader)
+        writer.close()
+
+
+@pytest.mark.parametrize("headers", [b"", b"Connection: close\r\n"])
+async def test_a_client_that_does_not_read_its_response_is_disconnected(headers: bytes) -> None:
+    async with running_server() as server:
+        server.may_respond.set()
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(client, (LOOPBACK, server.port))
+            request = REQUEST.replace(b"/ ", b"/?padding=20000000 ").replace(b"\r\n\r\n", b"\r\n" + headers + b"\r\n")
+            await asyncio.get_running_loop().sock_sendall(client, request)
+            await wait_until(lambda: server.server.server_state.total_requests == 1, timeout=CLOSE_TIMEOUT)
+            await wait_until(lambda: not server.server.server_state.connections, timeout=CLOSE_TIMEOUT)
