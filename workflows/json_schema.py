@@ -17,6 +17,10 @@ from workflows.time_zones import is_time_zone
 
 REFERENCES = ("$ref", "$dynamicRef")
 
+IDENTITIES = ("$schema", "$id")
+"""Keywords that make a part a separate document. By its ``$schema`` jsonschema chooses another validator, which matches
+patterns with ``re``; references within a part with an ``$id`` are fetched over HTTP."""
+
 MAX_PARTS = 1000
 """Objects, lists and values of a schema with its references followed. A reference to a part that it is in has no end,
 and references to references can multiply."""
@@ -87,7 +91,8 @@ def _is_email(value: object) -> bool:
     if not isinstance(value, str):
         return True
     try:
-        validate_email(value, check_deliverability=False)
+        # No application takes a name that is not ASCII; its domain is written in ASCII for them.
+        validate_email(value, check_deliverability=False, allow_smtputf8=False)
     except EmailNotValidError:
         return False
     return True
@@ -111,6 +116,8 @@ def find_schema_fault(schema: Mapping[str, Any]) -> str | None:
             pending += part
         if not isinstance(part, Mapping):
             continue
+        if any(isinstance(part.get(keyword), str) for keyword in IDENTITIES if part is not schema or keyword == "$id"):
+            return "`$id`, and `$schema` below the first level, are not supported: the schema is one document."
         if "patternProperties" in part:
             return "`patternProperties` is not supported."
         pending += part.values()

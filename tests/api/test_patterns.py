@@ -16,6 +16,7 @@ from workflows.json_schema import ParameterValidator, find_schema_fault
 
 ROOT = Path(__file__).resolve().parents[2]
 PRODUCT = ("activities", "api", "db", "deploy", "worker", "workflows")
+DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def anchored_patterns() -> Iterator[str]:
@@ -144,3 +145,25 @@ async def test_an_administrator_cannot_write_a_schema_that_refers_to_another_doc
     }  # fmt: skip
     response = await administrator.http.post("/admin/services", json=service)
     assert (response.status_code, parse_error(response)["details"]["field"]) == (422, "parameters_schema")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        # A part with a `$schema` would be validated without RE2.
+        {"properties": {"a": {"$schema": DRAFT, "pattern": "^(a+)+$"}}},
+        {"properties": {"a": {"$ref": "#/$defs/a"}}, "$defs": {"a": {"$schema": DRAFT, "pattern": "^(a+)+$"}}},
+        # The reference would be fetched.
+        {
+            "allOf": [{"$ref": "#/more/x"}],
+            "more": {"x": {"allOf": [{"$id": "http://127.0.0.1:9/x", "$ref": "#/y"}]}},
+            "y": {},
+        },
+    ],
+)
+def test_a_schema_with_another_document_in_it_is_refused(schema: dict[str, Any]) -> None:
+    assert "one document" in (find_schema_fault({"$schema": DRAFT} | schema) or "")
+
+
+def test_a_schema_may_name_its_draft_and_a_parameter_may_have_the_name_of_a_keyword() -> None:
+    assert find_schema_fault({"$schema": DRAFT, "properties": {"$id": {"type": "string"}}}) is None
