@@ -22,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from temporalio import activity
 
 from activities import reminders
+from activities.adapters.mail_addresses import with_ascii_domain
 from activities.adapters.smtp import SmtpClient, SmtpConnection, SmtpConnectionLost, SmtpRejected, SmtpUnavailable
 from activities.invoice_documents import PdfDocumentActivities
 from activities.mail_rendering import MailRenderer, Recipient, RenderedMail, RenderingError
@@ -122,7 +123,7 @@ class SmtpNotificationActivities(NotificationActivities):
             log.error("mail.faulty", notification=notification.id, kind=notification.kind, error=reason)
             return _failure_outcome(notification, DeliveryFailure.UNRENDERABLE, type(error).__name__)
         try:
-            await connection.send(message, sender=self._address, recipients=notification.recipient_addresses)
+            await connection.send(message, sender=self._address, recipients=_ascii_recipients(notification))
         except SmtpRejected as rejection:
             return _failure_outcome(
                 notification,
@@ -190,7 +191,7 @@ class SmtpNotificationActivities(NotificationActivities):
     def _build_message(self, notification: ClaimedNotification, mail: RenderedMail) -> EmailMessage:
         message = EmailMessage()
         message["From"] = self._sender
-        message["To"] = ", ".join(notification.recipient_addresses)
+        message["To"] = ", ".join(_ascii_recipients(notification))
         message["Subject"] = mail.subject
         message["Date"] = format_datetime(notification.occurred_at)
         message["Message-ID"] = f"<{notification.id}@{self._address.rpartition('@')[2]}>"
@@ -244,3 +245,8 @@ async def heartbeating() -> AsyncIterator[None]:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+
+
+def _ascii_recipients(notification: ClaimedNotification) -> list[str]:
+    """Return the addresses as a mail server takes them that does not offer SMTPUTF8."""
+    return [with_ascii_domain(address) for address in notification.recipient_addresses]

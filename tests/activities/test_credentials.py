@@ -87,6 +87,12 @@ async def test_what_is_kept_for_the_customer_is_what_the_application_starts_with
     assert (await stored_credentials(instances, instance_id))["password"] == values[password]
 
 
+async def test_an_owner_at_an_international_domain_is_named_in_ascii(instances: InstanceFixture) -> None:
+    instance_id = await instances.insert_instance("wordpress", email="Info@Müller.de")
+    await apply(instances, instance_id)
+    assert (await secret(instances, instance_id))["admin-email"] == "info@xn--mller-kva.de"
+
+
 @pytest.mark.scenario("P33")
 async def test_a_hash_that_is_missing_is_made_of_the_password_that_exists(instances: InstanceFixture) -> None:
     instance_id = await instances.insert_instance()

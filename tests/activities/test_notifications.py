@@ -342,3 +342,13 @@ async def test_a_password_reset_is_sent_before_a_backlog_of_renewals(
         "email_verification",
         "subscription_renewed",
     ]
+
+
+async def test_a_recipient_at_an_international_domain_is_named_in_ascii(
+    database: DatabaseFixture, mailbox: Mailbox
+) -> None:
+    notifications = NotificationFixture(database, mailbox.smtp_port)
+    notifications.insert_user("info@müller.de")
+    await notifications.enqueue(notifications.build_notification())
+    assert (await notifications.drain()).sent == 1
+    assert (await received(mailbox))["To"] == "info@xn--mller-kva.de"

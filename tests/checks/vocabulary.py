@@ -5,7 +5,7 @@
 - names that the code defines (modules, classes, functions, parameters, variables, attributes, columns);
 - prose: docstrings, comments and those string literals of the code that contain a space (the others are keys, column
   names or values of a contract);
-- documents: Markdown files and templates.
+- documents: Markdown files, templates, service definitions and `pyproject.toml`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(__file__).with_name("vocabulary.toml")
 PYTHON_FOLDERS = ("activities", "api", "db", "deploy", "tests", "worker", "workflows")
-DOCUMENTS = ("README.md", "docs/**/*.md", "*/**/README.md", "templates/**/*.j2", "templates/**/*.html")
+DOCUMENTS = (
+    "README.md", "docs/**/*.md", "*/**/README.md", "templates/**/*.j2", "templates/**/*.html", "templates/**/*.yaml",
+    "pyproject.toml",
+)  # fmt: skip
 WHITE_SPACE = re.compile(r"\s")
 WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 

@@ -14,6 +14,7 @@ import bcrypt
 from activities.adapters.kubernetes.client import KubernetesClient
 from activities.adapters.kubernetes.errors import AlreadyExists, ClusterError, ClusterUnavailable, Conflict
 from activities.adapters.kubernetes.ownership import require_owned
+from activities.adapters.mail_addresses import with_ascii_domain
 from activities.service_templates.definitions import BcryptHash, CustomerValue, GeneratedSecret, SecretValue
 from activities.service_templates.manifests import InstanceSpec, Manifest
 from activities.service_templates.registry import RenderedInstance
@@ -193,12 +194,15 @@ def _secret_values(spec: InstanceSpec, keys: Mapping[str, SecretValue], present:
 
 
 def _customer_value(spec: InstanceSpec, definition: CustomerValue) -> str:
-    """Return the address in lower case: some applications compare it case-sensitively at sign-in."""
+    """Return the address in lower case, which some applications compare case-sensitively at sign-in, and in ASCII.
+
+    Applications refuse an owner at ``müller.de``, and take one at ``xn--mller-kva.de``.
+    """
     chosen = spec.parameters.get(definition.parameter) if definition.parameter is not None else None
     value = str(chosen or spec.customer_email).lower()
     if not value:
         raise ClusterError(FailureReason.INVALID, f"The customer of instance {spec.instance_id} has no e-mail address.")
-    return value
+    return with_ascii_domain(value)
 
 
 def _encoded(values: Mapping[str, str]) -> dict[str, str]:
