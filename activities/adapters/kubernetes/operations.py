@@ -13,7 +13,7 @@ from activities.adapters.kubernetes.client import KubernetesClient
 from activities.adapters.kubernetes.diagnosis import WORKLOAD_LABEL, has_ended, job_succeeded
 from activities.adapters.kubernetes.errors import AlreadyExists, ClusterError
 from activities.adapters.kubernetes.ownership import owner_of
-from activities.adapters.kubernetes.redaction import redacted
+from activities.adapters.kubernetes.redaction import redacted_tail
 from activities.adapters.kubernetes.storage import fit_storage
 from activities.service_templates.manifests import FIELD_MANAGER, InstanceSpec, Manifest
 from activities.service_templates.registry import RenderedInstance
@@ -265,7 +265,7 @@ async def _job_logs(client: KubernetesClient, spec: InstanceSpec, job: str, line
         for name in _failed_first(pod):
             text = await client.logs(namespace, pod["metadata"]["name"], name, previous=False, lines=lines)
             if text.strip():
-                return f"Last lines:\n{await redacted(client, spec, text.strip()[-1500:])}"
+                return f"Last lines:\n{await redacted_tail(client, spec, text)}"
     return ""
 
 

@@ -21,7 +21,7 @@ from activities.adapters.kubernetes.errors import ClusterError, admission_failur
 from activities.adapters.kubernetes.informer import Informer
 from activities.adapters.kubernetes.ownership import owner_of
 from activities.adapters.kubernetes.probing import ServiceProbe
-from activities.adapters.kubernetes.redaction import redacted
+from activities.adapters.kubernetes.redaction import redacted_tail
 from activities.service_templates.manifests import Manifest
 from activities.service_templates.registry import RenderedInstance
 from workflows.rules.instance import FailureDebounce, FailureReason
@@ -33,7 +33,6 @@ PROBE_PAUSE_SECONDS = 1.0
 FAIL_FAST_REASONS = frozenset({FailureReason.POD_SECURITY, FailureReason.JOB_FAILED})
 """Failure reasons that end the wait immediately: they do not resolve without a change."""
 
-LOG_CHARACTERS = 1500
 
 OnFailureReason = Callable[[FailureReason, str], Awaitable[None]]
 
@@ -221,8 +220,7 @@ class ReadinessWaiter:
         text = text or await self._client.logs(self._namespace, name, container, previous=False)
         if not text.strip():
             return verdict.message
-        text = await redacted(self._client, self._rendered.spec, text.strip()[-LOG_CHARACTERS:])
-        return f"{verdict.message} Last lines:\n{text}"
+        return f"{verdict.message} Last lines:\n{await redacted_tail(self._client, self._rendered.spec, text)}"
 
     async def _diagnose_volumes(self, verdict: Diagnosis) -> Diagnosis:
         """Change the reason to ``PVC_PENDING`` if the unschedulable pod waits for a volume, not for a node."""
