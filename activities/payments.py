@@ -179,6 +179,10 @@ class GatewayPaymentActivities(PaymentActivities):
         customer = await get_or_create_gateway_customer(self._sessions, gateway, payment.organization_id)
         method = await self._resolve_payment_method(payment_input)
         if method is None:
+            # Removed since the payment was recorded: an attempt whose response was lost may have charged it.
+            charged = await gateway.find_charge(payment.id, customer)
+            if charged is not None:
+                return await self._apply(payment, charged, is_abandoned=is_abandoned, now=now)
             return await self._close_payment(payment.id, PaymentStatus.FAILED, "payment_method_unavailable", now)
         request = ChargeRequest(
             idempotency_key=payment.idempotency_key,

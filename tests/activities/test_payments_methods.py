@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 from temporalio.exceptions import ApplicationError
 
+from activities.gateways.protocol import GatewayUnavailable
 from tests.support.inserts import NOW, insert_organization, insert_subscription
 from tests.support.payment_fixture import FIVE_MINUTES_LATER, PaymentFixture, run_activity
 from tests.support.temporal import TemporalFixture
@@ -153,3 +154,27 @@ async def test_another_accounts_card_is_not_found(payments: PaymentFixture) -> N
         await run_activity(payments.payment_activities.charge, ChargePayment(input=pay, now=NOW))
     assert refused.value.type == ErrorCode.NOT_FOUND
     assert await payments.rows("SELECT id FROM payments") == []
+
+
+@pytest.mark.scenario("B22", "B23")
+@pytest.mark.parametrize(
+    ("fault", "status", "charges"), [("lost_reply", S.SUCCEEDED, 1), ("reset", S.FAILED, 0)], ids=["charged", "never"]
+)
+async def test_a_card_that_was_charged_and_then_removed_has_paid(
+    payments: PaymentFixture, fault: str, status: PaymentStatus, charges: int
+) -> None:
+    """The response was lost. A failure would charge the backup, and dun for what the customer has paid."""
+    order = _card(payments.organization)
+    added = await run_activity(payments.method_activities.attach, AttachPaymentMethod(command=order, now=NOW))
+    method_id = added.added.payment_method_id
+    pay = await payments.invoice_payment_input(gateway_token=None, payment_method_id=method_id)
+    payments.inject_fault(fault)
+    with pytest.raises(GatewayUnavailable):
+        await run_activity(payments.payment_activities.charge, ChargePayment(input=pay, now=NOW))
+    removal = RemovePaymentMethod(payment_method_id=method_id, organization_id=payments.organization, actor="usr_1")
+    detach = DetachPaymentMethod(command=removal, now=FIVE_MINUTES_LATER)
+    await run_activity(payments.method_activities.remove, detach)
+    await run_activity(payments.method_activities.detach, detach)
+    repeated = await run_activity(payments.payment_activities.charge, ChargePayment(input=pay, now=NOW))
+    assert repeated.outcome.status is status
+    assert len(payments.charges(pay)) == charges
