@@ -181,10 +181,13 @@ class GatewayRefundActivities(RefundActivities):
 async def _request_refund(
     gateway: PaymentGateway | None, refund: Refund, payment: Payment, *, is_key_retained: bool
 ) -> GatewayRefund:
-    """Request the refund, or read one that was requested before. A rejection for good is a failed refund.
+    """Request the refund, or read one that was requested before. A request rejected for good is a failed refund.
 
     A request whose response was lost is repeated under its key while the gateway remembers it, and looked for
     afterwards: under a key that the gateway has forgotten it would give back a second time.
+
+    A refund that was requested and cannot be read stays pending: the gateway does not know it, or the API key is that
+    of another account. Its bank may still pay it.
     """
     failed = GatewayRefund(reference="", status=RefundStatus.FAILED, failure_code="not_refundable")
     if gateway is None or not gateway.capabilities.refund or payment.gateway_reference is None:
@@ -192,10 +195,13 @@ async def _request_refund(
     try:
         if refund.gateway_reference is not None:
             return await gateway.retrieve_refund(refund.gateway_reference)
-        if not is_key_retained:
-            existing = await gateway.find_refund(payment.gateway_reference, refund.id)
-            if existing is not None:
-                return existing
+        existing = None if is_key_retained else await gateway.find_refund(payment.gateway_reference, refund.id)
+    except GatewayRejected as rejected:
+        activity.logger.error("refund %s could not be read at the gateway: %s", refund.id, rejected.code)
+        return GatewayRefund(reference=refund.gateway_reference or "", status=RefundStatus.PENDING)
+    if existing is not None:
+        return existing
+    try:
         return await gateway.refund(
             payment.gateway_reference, _amount(refund), refund_id=refund.id, key=refund.idempotency_key
         )

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from temporalio.exceptions import ApplicationError
 
-from activities.gateways.protocol import GatewayRefund, GatewayUnavailable
+from activities.gateways.protocol import GatewayRefund, GatewayRejected, GatewayUnavailable
 from activities.gateways.stripe import StripeGateway
 from activities.refunds import GatewayRefundActivities
 from db.queries import invoices, ledger
@@ -291,6 +291,38 @@ async def test_a_refund_on_its_way_is_pending_until_the_gateway_says_more(paymen
     # The next poll asks the gateway for this refund instead of making another one.
     (row,) = await payments.rows("SELECT gateway_reference FROM refunds")
     assert row["gateway_reference"]
+
+
+class OtherAccountStripeGateway(StripeGateway):
+    """Stripe with the API key of another account, which knows none of the refunds."""
+
+    async def retrieve_refund(self, reference: str) -> GatewayRefund:
+        raise GatewayRejected("resource_missing")
+
+    async def find_refund(self, reference: str, refund_id: str) -> GatewayRefund | None:
+        raise GatewayRejected("resource_missing")
+
+
+@pytest.mark.scenario("B35")
+@pytest.mark.parametrize("is_reference_known", [True, False])
+async def test_a_refund_on_its_way_that_cannot_be_read_is_not_given_back_a_second_time(
+    payments: PaymentFixture, is_reference_known: bool
+) -> None:
+    pay = await paid(payments, token="pm_card_pendingRefund")
+    request = order(payments, pay, None)
+    if is_reference_known:
+        assert (await refund(payments, request)).status == "pending"
+    else:
+        await run_activity(payments.refund_activities.reserve, ReserveRefund(command=request, now=FIVE_MINUTES_LATER))
+        await payments.rows("UPDATE refunds SET gateway_requested_at = now() - interval '2 days' RETURNING id")
+    (before,) = await payments.rows("SELECT * FROM refunds")
+    gateway = OtherAccountStripeGateway(api_key=payments.stripe.api_key, base_url=payments.stripe.url)
+    refunds = GatewayRefundActivities(payments.sessions, {gateway.name: gateway})
+    sent = await run_activity(refunds.send, SendRefund(refund_id=request.refund_id, now=FIVE_MINUTES_LATER))
+    await gateway.close()
+    assert sent.status == "pending"
+    assert await payments.balances() == (0, 10_000), "held until the gateway has decided"
+    assert await payments.rows("SELECT * FROM refunds") == [before]
 
 
 @pytest.mark.parametrize(
