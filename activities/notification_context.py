@@ -31,9 +31,12 @@ class ContextFields(TypedDict, total=False):
     next_charge_at: datetime | None
     next_retry_at: datetime | None
     old_plan_name: str
+    pending_plan_name: str | None
     period_end: datetime | None
     period_start: datetime | None
     price: Money
+    promotional_credit: Money | None
+    promotional_credit_reversed: Money | None
     reason: str
     status: str
     suspends_at: datetime | None

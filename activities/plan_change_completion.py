@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -21,7 +22,7 @@ from activities.payment_application import (
     is_payment_applied,
     payment_application_key,
 )
-from activities.plan_change_records import apply_plan_change, plan_changed_context
+from activities.plan_change_records import add_plan_change_scheduled, apply_plan_change, plan_changed_context
 from activities.scheduled_cancellation import restore_cancellation
 from activities.subscription_transitions import new_change_set
 from db.queries import invoices, locked_subscriptions
@@ -29,10 +30,10 @@ from db.queries.change_set import ChangeSet
 from db.queries.invoice_allocations import list_plan_change_credits
 from db.queries.locked_subscriptions import LockedSubscription, begin_with_locked_subscription
 from workflows.ports.billing import BillingOutcome, CompletePlanChange, RollbackPlanChange
-from workflows.ports.subscription import PLATFORM_ACTOR, StatusOutcome
+from workflows.ports.subscription import PLATFORM_ACTOR, PlanTerms, StatusOutcome
 from workflows.rules import ledger
 from workflows.rules.invoice import InvoiceStatus
-from workflows.rules.money import Money, zero_money
+from workflows.rules.money import zero_money
 from workflows.rules.notifications import NotificationKind
 from workflows.rules.periods import BillingPeriod
 from workflows.rules.renewal import PeriodOutcome
@@ -51,10 +52,7 @@ async def complete_plan_change(session: AsyncSession, command: CompletePlanChang
     if invoice is None or invoice.status is not InvoiceStatus.DRAFT or subscription.status not in LIVE_STATUSES:
         return await credit_unneeded_payment(session, changes, subscription, invoice, received, command.payment_id)
     # The plan may have left the catalogue, or its price may have changed, while the card was charged.
-    plan = await locked_subscriptions.get_plan_with_price(
-        session, command.terms.plan_id, subscription.currency, command.now
-    )
-    name = plan.name if plan is not None else command.terms.plan_code
+    name = await _plan_name(session, command.terms, command.now)
     held = await capture_hold(session, subscription)
     parts = split_received(subscription, invoice.due, received + held_credit(held, subscription.currency))
     posting = ledger.paid_invoice_transaction(
@@ -126,19 +124,24 @@ async def rollback_plan_change(session: AsyncSession, command: RollbackPlanChang
         changes.add_timeline_event("invoice.voided", "Invoice of the plan change voided.", ref=invoice.id)
         if returned.total:
             changes.add_timeline_event("refund.succeeded", _returned_message(returned), ref=invoice.id)
-    taken_back = await _reverse_credit(session, changes, subscription, command.plan_change_id, returned)
-    refunded = returned.wallet + returned.promotional - taken_back
+    reversed_credit = await _reverse_credit(session, changes, subscription, command.plan_change_id, returned)
+    to_wallet = returned.wallet - reversed_credit.wallet
+    to_promotional = returned.promotional - reversed_credit.promotional
     changes.record_change("plan", subscription.plan_id, old.plan_id, command.reason)
     message = "Plan change rolled back: the instance could not be resized."
-    if taken_back:
-        message += f" Its credit for unused time was taken back: {format_amount(taken_back)}."
+    if reversed_credit.total:
+        message += f" Its credit for unused time was taken back: {format_amount(reversed_credit.total)}."
     changes.add_timeline_event("subscription.plan_changed", message)
-    plan = await locked_subscriptions.get_plan_with_price(session, old.plan_id, subscription.currency, command.now)
-    name = plan.name if plan is not None else old.plan_code
+    name = await _plan_name(session, old, command.now)
     restored = await restore_cancellation(
         session, changes, subscription, command.plan_change_id, command.fallback.period_end
     )
     is_cancelling = subscription.cancel_at_period_end or bool(restored)
+    pending = _restored_change(subscription, command.fallback.pending_terms)
+    pending_plan_name = None
+    if pending is not None:
+        pending_plan_name = await _plan_name(session, pending, command.now)
+        add_plan_change_scheduled(changes, subscription, pending_plan_name, command.fallback.period_end)
     renews = subscription.status in RENEWING_STATUSES and not is_cancelling
     changes.enqueue_notification(
         NotificationKind.PLAN_CHANGED,
@@ -146,9 +149,12 @@ async def rollback_plan_change(session: AsyncSession, command: RollbackPlanChang
             subscription,
             name,
             reason="undone",
-            credit=max(refunded, zero) or None,
-            credit_reversed=max(-refunded, zero) or None,
-            price=old.price,
+            credit=max(to_wallet, zero) or None,
+            credit_reversed=max(-to_wallet, zero) or None,
+            promotional_credit=max(to_promotional, zero) or None,
+            promotional_credit_reversed=max(-to_promotional, zero) or None,
+            pending_plan_name=pending_plan_name,
+            price=pending.price if pending is not None else old.price,
             next_charge_at=command.fallback.period_end if renews else None,
             cancel_at_period_end=is_cancelling,
             period_end=command.fallback.period_end,
@@ -161,6 +167,7 @@ async def rollback_plan_change(session: AsyncSession, command: RollbackPlanChang
         billing_anchor=command.fallback.anchor,
         current_period_start=command.fallback.period_start,
         current_period_end=command.fallback.period_end,
+        pending_plan_id=pending.plan_id if pending is not None else subscription.pending_plan_id,
         **restored,
         **await coupons.restore_period(session, changes, subscription, command.plan_change_id),
     )
@@ -171,26 +178,42 @@ async def rollback_plan_change(session: AsyncSession, command: RollbackPlanChang
     return await status_outcome(session, subscription, changes)
 
 
+def _restored_change(subscription: LockedSubscription, pending: PlanTerms | None) -> PlanTerms | None:
+    """Return the terms of the scheduled change that is restored; None if the customer has cancelled meanwhile."""
+    is_continuing = subscription.status in LIVE_STATUSES and not subscription.cancel_at_period_end
+    return pending if is_continuing else None
+
+
+async def _plan_name(session: AsyncSession, terms: PlanTerms, at: datetime) -> str:
+    """Return the plan's name; its code if the plan has no price at ``at``."""
+    plan = await locked_subscriptions.get_plan_with_price(session, terms.plan_id, terms.price.currency, at)
+    return plan.name if plan is not None else terms.plan_code
+
+
 async def _reverse_credit(
     session: AsyncSession,
     changes: ChangeSet,
     subscription: LockedSubscription,
     plan_change_id: str,
     returned: ReturnedAmounts,
-) -> Money:
-    """Reverse the credit that the plan change granted, up to the unspent balance, and return the amount.
+) -> ReturnedAmounts:
+    """Reverse the credit that the plan change granted, up to the unspent balance.
 
     Args:
         returned: What the same transaction returns to the wallet and to promotional credit.
+
+    Returns:
+        What was taken from promotional credit and, where that is spent, from the wallet.
     """
     zero = zero_money(subscription.currency)
     granted = await list_plan_change_credits(session, plan_change_id)
     granted_total = sum((amount for _, amount in granted), start=zero)
     promotional = min(granted_total, subscription.funds.promotional + returned.promotional)
     wallet = min(granted_total - promotional, subscription.funds.wallet + returned.wallet)
-    reversed_total = remaining = promotional + wallet
+    reversed_credit = ReturnedAmounts(wallet=wallet, promotional=promotional, debt=zero)
+    remaining = reversed_credit.total
     if not remaining:
-        return zero
+        return reversed_credit
     transaction_id = changes.add_ledger_transaction(
         ledger.paid_invoice_transaction(promotional=promotional, wallet=wallet, held=zero, tax=zero),
         key=f"plan_change/{plan_change_id}/credit_reversal",
@@ -202,7 +225,7 @@ async def _reverse_credit(
         if part:
             changes.credit_invoice(invoice_id, plan_change_id, -part, transaction_id=transaction_id)
         remaining -= part
-    return reversed_total
+    return reversed_credit
 
 
 def _returned_message(returned: ReturnedAmounts) -> str:

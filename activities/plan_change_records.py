@@ -9,6 +9,7 @@ from typing import Any, Unpack
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from activities import coupons
+from activities.formatting import format_date, timezone_or_utc
 from activities.notification_context import ContextFields, notification_context
 from activities.scheduled_cancellation import CANCELLATION_WITHDRAWN_BY_PLAN_CHANGE, drop_cancellation
 from db.queries import locked_subscriptions
@@ -30,12 +31,16 @@ async def apply_plan_change(
     period: BillingPeriod | None,
     **extra: Unpack[ContextFields],
 ) -> None:
-    """Add the new plan to ``changes``. It withdraws a scheduled cancellation, as a scheduled plan change does.
+    """Add the new plan to ``changes``. It withdraws a scheduled cancellation or plan change.
 
     Args:
         period: The period that the change starts; None if the current one continues.
         extra: Amounts and the invoice for the context of the notification.
     """
+    if subscription.pending_plan_id is not None:
+        changes.add_timeline_event(
+            "subscription.plan_change_withdrawn", f"Scheduled plan change withdrawn: the plan changes to {name} now."
+        )
     columns: dict[str, Any] = {
         "plan_id": terms.plan_id,
         "price_id": terms.price_id,
@@ -103,6 +108,17 @@ def add_scheduled_change(
         "price_minor": as_billed.price.amount_minor,
         "pending_plan_id": None,
     }
+
+
+def add_plan_change_scheduled(
+    changes: ChangeSet, subscription: LockedSubscription, plan_name: str, at: datetime | None
+) -> None:
+    """Add the timeline event of a plan change at the end of the period; None is a period without an end on record."""
+    day = "the end of the billing period"
+    if at is not None:
+        day = format_date(at, timezone_or_utc(subscription.timezone))
+    message = f"Plan change to {plan_name} scheduled for {day}."
+    changes.add_timeline_event("subscription.plan_change_scheduled", message)
 
 
 def plan_change_dedup_key(plan_change_id: str) -> str:

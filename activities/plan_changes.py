@@ -10,13 +10,17 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from activities.attempt_time import scheduled_at
 from activities.credit_arrivals import list_debtors, list_debtors_if_credited
 from activities.explanations import build_explanation
-from activities.formatting import format_date, timezone_or_utc
 from activities.funding import InvoiceFunding, card_charge_for, split_funding_for
 from activities.holds import agreed_card_charge, place_hold
 from activities.invoicing import InvoiceDraft, add_invoice, add_invoice_paid_events, post_invoice_transaction
 from activities.notification_context import paid_fields
 from activities.outcomes import committed_state
-from activities.plan_change_records import apply_plan_change, plan_change_dedup_key, plan_changed_context
+from activities.plan_change_records import (
+    add_plan_change_scheduled,
+    apply_plan_change,
+    plan_change_dedup_key,
+    plan_changed_context,
+)
 from activities.plan_terms import build_plan_terms
 from activities.scheduled_cancellation import CANCELLATION_WITHDRAWN_BY_SCHEDULED_CHANGE, drop_cancellation
 from activities.subscription_transitions import new_change_set
@@ -134,11 +138,7 @@ async def _schedule_change(
         columns = drop_cancellation(
             changes, subscription, "plan change scheduled", CANCELLATION_WITHDRAWN_BY_SCHEDULED_CHANGE
         )
-        message = f"Plan change to {plan.name} scheduled for the end of the billing period."
-        if subscription.period_end is not None:
-            day = format_date(subscription.period_end, timezone_or_utc(subscription.timezone))
-            message = f"Plan change to {plan.name} scheduled for {day}."
-        changes.add_timeline_event("subscription.plan_change_scheduled", message)
+        add_plan_change_scheduled(changes, subscription, plan.name, subscription.period_end)
         changes.enqueue_notification(
             NotificationKind.PLAN_CHANGED,
             plan_changed_context(
@@ -254,7 +254,7 @@ async def _credit_change(
         plan.name,
         command.plan_change_id,
         period,
-        credit=quote.credit or None,
+        promotional_credit=quote.credit or None,
     )
     await _grant_credit(session, changes, subscription, quote.granted, command.plan_change_id)
     if period is None:

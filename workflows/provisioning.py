@@ -7,7 +7,7 @@ from temporalio.exceptions import ActivityError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
     from workflows import names, policies
-    from workflows.cancellation import raise_if_cancelled
+    from workflows.cancellation import is_cancelled, raise_if_cancelled
     from workflows.failure_reasons import failure_reason
     from workflows.namespace_deletion import delete_namespace
     from workflows.ports.instances import (
@@ -51,6 +51,8 @@ class Provisioning:
         except ActivityError as error:
             if is_cancelled_exception(error):
                 raise
+            # Its last activity failed when it was cancelled: a failure is not retried then.
+            raise_if_cancelled()
             reason, message = failure_reason(error)
             return ProvisioningOutcome(
                 ready=False, reason=reason, message=message, rollback_verified=self._rollback_verified
@@ -85,7 +87,7 @@ class Provisioning:
         """Delete the namespace, which holds every object of the instance, and record the result."""
         removed = await delete_namespace(self._input.instance_id)
         self._rollback_verified = removed.is_verified
-        cancelled = self._saga.cause is None or is_cancelled_exception(self._saga.cause)
+        cancelled = self._saga.cause is None or is_cancelled_exception(self._saga.cause) or is_cancelled()
         reason, message = (None, None) if cancelled else failure_reason(self._saga.cause)
         if not removed.is_verified:
             message = ", ".join(removed.blockers) or message

@@ -233,8 +233,8 @@ async def test_a_rolled_back_change_tells_the_credit_that_it_took_back(billing: 
     (mail,) = await billing.query(
         "SELECT template_context FROM notifications WHERE template_context ->> 'reason' = 'undone'"
     )
-    assert mail["template_context"]["credit"] is None
-    assert mail["template_context"]["credit_reversed"] == {"amount_minor": spendable, "currency": "USD"}
+    assert mail["template_context"]["promotional_credit"] is None
+    assert mail["template_context"]["promotional_credit_reversed"] == {"amount_minor": spendable, "currency": "USD"}
 
 
 async def order_by_card(billing: BillingFixture, plan: str = "pro") -> tuple[OpenedSubscription, str]:

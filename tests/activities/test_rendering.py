@@ -35,6 +35,8 @@ EXAMPLES: dict[str, Any] = {
     "credit": {"amount_minor": 725, "currency": "USD"},
     "credited": USD_15,
     "credit_reversed": {"amount_minor": 725, "currency": "USD"},
+    "promotional_credit": {"amount_minor": 725, "currency": "USD"},
+    "promotional_credit_reversed": {"amount_minor": 725, "currency": "USD"},
     "price": {"amount_minor": 2000, "currency": "USD"},
     "carried": {"amount_minor": 5, "currency": "USD"},
     "carried_debt": {"amount_minor": 20, "currency": "USD"},

@@ -209,3 +209,28 @@ async def test_a_change_that_is_scheduled_again_keeps_its_price(subscriptions: S
     await subscriptions.change_plan(subscription, "starter", PlanChangeMode.PERIOD_END, "second")
     await subscriptions.advance(subscription, timedelta(days=32))
     assert [row["total_minor"] for row in await subscriptions.invoices(subscription)] == [2000, 500]
+
+
+async def test_a_scheduled_change_that_a_rolled_back_upgrade_withdrew_takes_effect(
+    subscriptions: SubscriptionFixture,
+) -> None:
+    await subscriptions.top_up(100_000)
+    subscription = await subscriptions.create_active_subscription("pro")
+    await subscriptions.change_plan(subscription, "starter", PlanChangeMode.PERIOD_END, "first")
+    subscriptions.external.failing_operations = {"resize"}
+    await subscriptions.change_plan(subscription, "pro-yearly", PlanChangeMode.IMMEDIATE, "second")
+
+    async def is_rolled_back() -> bool:
+        row = await subscriptions.subscription(subscription)
+        return bool(
+            row["plan_id"] == subscriptions.plan("pro") and row["pending_plan_id"] == subscriptions.plan("starter")
+        )
+
+    await wait_until(is_rolled_back)
+    subscriptions.external.failing_operations = set()
+    await subscriptions.advance(subscription, 32 * DAY)
+    assert (await subscriptions.subscription(subscription))["plan_id"] == subscriptions.plan("starter")
+    assert [row["total_minor"] for row in await subscriptions.invoices(subscription) if row["status"] == "paid"] == [
+        2000,
+        500,
+    ]

@@ -242,6 +242,29 @@ async def test_a_cancellation_during_an_apply_waits_for_it_before_it_deletes(
     assert (await instances.row(instance_id))["status"] == "deleted"
 
 
+@pytest.mark.scenario("P14")
+async def test_a_cancellation_during_an_apply_that_fails_is_no_failed_provisioning(
+    temporal: TemporalFixture, instances: InstanceFixture
+) -> None:
+    instance_id = await instances.insert_instance()
+    namespace = instances.namespace(instance_id)
+    await instances.gateway.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
+    async with workers(temporal, instances):
+        async with instances.database.owner.begin() as blocking:
+            await blocking.execute(text("SELECT FROM instances WHERE id = :id FOR UPDATE"), {"id": instance_id})
+            handle = await start_provisioning(temporal, instances, instance_id)
+            await wait_until(lambda: _has_started(handle, "cluster.apply"))
+            await handle.cancel()
+            await wait_until(lambda: _has_event(handle, "activity_task_cancel_requested_event_attributes"))
+            # Before a heartbeat delivers the cancellation to the activity.
+        with pytest.raises(WorkflowFailureError) as failure:
+            await handle.result()
+    assert isinstance(failure.value.cause, CancelledError)
+    assert await _has_event(handle, "activity_task_failed_event_attributes")
+    row = await instances.row(instance_id)
+    assert (row["status"], row["failure_reason"]) == ("deleted", None)
+
+
 async def _has_started(handle: WorkflowHandle[Any, Any], activity: str) -> bool:
     pending = (await handle.describe()).raw_description.pending_activities
     return any(each.activity_type.name == activity and each.HasField("last_started_time") for each in pending)

@@ -132,11 +132,14 @@ async def test_a_command_that_waits_for_the_locks_across_the_end_of_the_period_s
     async def is_over() -> bool:
         return bool(await subscriptions.now(subscription) >= end)
 
-    await subscriptions.advance_to(subscription, end - timedelta(seconds=1))
+    handle = subscriptions.handle(subscription)
+    await subscriptions.advance_to(subscription, end - timedelta(seconds=3))
     async with _row_locked(subscriptions, subscription) as wait_for_change:
         resume = await _accepted(subscriptions, subscription, "resume")
         await wait_for_change()
+        accepted = await _accepted_updates(handle)
         executing = asyncio.create_task(execute())
+        await wait_until(lambda: _has_accepted(handle, accepted + 1), description="the command is accepted")
         await wait_until(is_over)
     await resume.result()
     with pytest.raises(RuleViolation) as refused:
@@ -147,6 +150,10 @@ async def test_a_command_that_waits_for_the_locks_across_the_end_of_the_period_s
     assert (row["status"], row["current_period_start"]) == ("active", end)
     assert [invoice["status"] for invoice in await subscriptions.invoices(subscription)] == ["paid", "paid"]
     await execute()
+
+
+async def _has_accepted(handle: WorkflowHandle[Any, Any], updates: int) -> bool:
+    return await _accepted_updates(handle) >= updates
 
 
 async def _accepted_updates(handle: WorkflowHandle[Any, Any]) -> int:

@@ -67,13 +67,18 @@ class PlanTerms:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanChangeRollback:
-    """What a plan change replaced; it is restored when the instance cannot be resized."""
+    """What a plan change replaced; it is restored when the instance cannot be resized.
+
+    Attributes:
+        pending_terms: What was agreed for the plan change that was scheduled; None without one.
+    """
 
     plan_change_id: str
     terms: PlanTerms
     anchor: datetime
     period_start: datetime
     period_end: datetime
+    pending_terms: PlanTerms | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

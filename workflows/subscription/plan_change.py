@@ -119,6 +119,7 @@ async def rollback_plan_change(context: SubscriptionContext, reason: str) -> Non
             **policies.DATABASE,
         )
         # In every status: a subscription that was paused meanwhile resumes with these terms.
+        state.pending_terms = rollback.pending_terms
         context.store_committed(outcome.state, rollback.terms)
         state.plan_change_rollback = None
         await context.signal_past_due(outcome.past_due_subscription_ids)
@@ -147,7 +148,7 @@ def _commit_plan_change(
 ) -> None:
     """Store the row after an applied change, and what the change replaced until the instance is resized."""
     state = context.require_state()
-    before, replaced_terms = state.committed, state.terms
+    before, replaced_terms, replaced_pending = state.committed, state.terms, state.pending_terms
     context.store_committed(committed, terms)
     # Nothing to roll back where no resize follows now: the instance has these resources already (an earlier change was
     # not carried out), or it is stopped and is resized when the customer starts it, possibly periods later.
@@ -161,4 +162,5 @@ def _commit_plan_change(
         anchor=before.billing_anchor,
         period_start=before.period_start,
         period_end=before.period_end,
+        pending_terms=replaced_pending,
     )

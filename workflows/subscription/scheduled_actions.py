@@ -34,7 +34,9 @@ async def execute(context: SubscriptionContext, reconciler: InstanceReconciler, 
         case ActionKind.RETRY_PAYMENT:
             await billing_cycle.collect(context, scheduled=True, actor=PLATFORM_ACTOR, action=action)
         case ActionKind.CANCEL_AT_PERIOD_END:
-            await _cancel_if_still_due(context, action, "the billing period ended")
+            # After a charge in progress: a resumption or a plan change that it pays withdraws the cancellation.
+            async with context.collection_lock:
+                await _cancel_if_still_due(context, action, "the billing period ended")
         case ActionKind.CANCEL_UNPAID:
             await billing_cycle.collect(context, scheduled=False, actor=PLATFORM_ACTOR, action=action)
             await _cancel_if_still_due(context, action, "the invoice is unpaid")
