@@ -16,7 +16,7 @@ from api import logs
 from api.app import create_app
 from api.environment import ConfigurationError, report_faults
 from api.garbage_collection import tune_garbage_collection
-from api.http_protocol import HeaderTimeoutProtocol
+from api.http_protocol import KEEP_ALIVE_SECONDS, HeaderTimeoutProtocol
 from api.redaction import mask_text
 from api.schema_check import is_schema_usable
 from api.settings import load_settings
@@ -57,6 +57,7 @@ def main() -> int:
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_SECONDS,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
             proxy_headers=bool(settings.trusted_proxies),
             forwarded_allow_ips=list(settings.trusted_proxies),
             backlog=2048,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import sys
 from collections.abc import Mapping
 from email.utils import getaddresses, parseaddr
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import SplitResult, urlsplit
@@ -334,19 +335,15 @@ def check_distinct_names(public_url: str | None, base_domain: str | None) -> Non
 
 def check_host(value: str) -> str:
     """Require the name or the address of a host, without a scheme or a port."""
-    try:
-        ip_address(value.strip("[]"))
-    except ValueError:
-        if not DOMAIN.fullmatch(value.rstrip(".")):
-            raise ValueError("is not a host. Set its name or address alone, such as smtp.company.com") from None
+    if parse_address(value) is None and not DOMAIN.fullmatch(value.rstrip(".")):
+        raise ValueError("is not a host. Set its name or address alone, such as smtp.company.com")
     return value
 
 
 def check_metrics_host(value: str, info: ValidationInfo) -> str:
     """Refuse to serve metrics on every address, or on one of the Internet, where customers are real."""
-    try:
-        address = ip_address(value.strip("[]"))
-    except ValueError:
+    address = parse_address(value)
+    if address is None:
         return value
     address = getattr(address, "ipv4_mapped", None) or address
     if is_deployed(info) and info.data.get("metrics_port") and (address.is_unspecified or address.is_global):
@@ -371,8 +368,20 @@ def is_loopback(host: str) -> bool:
     name = host.rstrip(".").lower()
     if name in ("", "localhost") or name.endswith(".localhost"):
         return True
+    address = parse_address(name)
+    return address is not None and (address.is_loopback or address.is_unspecified)
+
+
+def parse_address(host: str) -> IPv4Address | IPv6Address | None:
+    """Return the address that ``host`` is, or None for a name.
+
+    Programs that resolve names take other spellings of IPv4 addresses as well: ``0``, ``127.1``, ``0x7f000001``.
+    """
     try:
-        address = ip_address(name)
+        return ip_address(host.strip("[]"))
     except ValueError:
-        return False
-    return address.is_loopback or address.is_unspecified
+        pass
+    try:
+        return IPv4Address(socket.inet_aton(host))
+    except OSError:
+        return None

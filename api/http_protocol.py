@@ -8,6 +8,10 @@ from typing import ClassVar
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+KEEP_ALIVE_SECONDS = 75
+"""How long an idle connection is kept: longer than a proxy keeps it (60 s), which would otherwise send a request into a
+connection that is being closed, and return 502."""
+
 
 class HeaderTimeoutProtocol(H11Protocol):
     """Closes connections whose next request's headers are not complete in time, or whose client does not read.
@@ -40,7 +44,7 @@ class HeaderTimeoutProtocol(H11Protocol):
         super().on_response_complete()
         if self.transport.is_closing():
             self._abort_later()
-        else:
+        elif self.conn.their_state is h11.SEND_BODY or self.conn.trailing_data[0]:
             self._await_headers()
 
     def pause_writing(self) -> None:
@@ -60,6 +64,8 @@ class HeaderTimeoutProtocol(H11Protocol):
         self._stop_waiting()
         self._stop_aborting()
         super().connection_lost(exc)
+        # uvicorn leaves it running when the client has reset the connection.
+        self._unset_keepalive_if_required()
 
     def _await_headers(self) -> None:
         """Close the connection later if headers are expected; a client that sends slowly does not defer it."""

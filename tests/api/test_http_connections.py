@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from api.http_protocol import HeaderTimeoutProtocol
+from api.http_protocol import KEEP_ALIVE_SECONDS, HeaderTimeoutProtocol
 from deploy.ports import LOOPBACK, free_ports
 from tests.support.wait import wait_until
 
@@ -133,6 +133,36 @@ async def test_kept_alive_connections_serve_further_requests() -> None:
             writer.write(REQUEST)
             assert await read_response(reader)
         writer.close()
+
+
+async def test_an_idle_connection_is_kept_for_longer_than_headers_may_take() -> None:
+    async with running_server() as server:
+        server.may_respond.set()
+        reader, writer = await server.connect()
+        writer.write(REQUEST)
+        assert await read_response(reader)
+        # Opened later and closed by its timeout: so that of the first connection has passed as well.
+        silent_reader, silent_writer = await server.connect()
+        assert await is_closed(silent_reader)
+        writer.write(REQUEST)
+        assert await read_response(reader)
+        for each in (writer, silent_writer):
+            each.close()
+
+
+async def test_a_request_that_was_half_sent_behind_another_is_closed() -> None:
+    async with running_server() as server:
+        reader, writer = await server.connect()
+        writer.write(REQUEST + REQUEST[:20])
+        server.may_respond.set()
+        assert await read_response(reader)
+        assert await is_closed(reader)
+        writer.close()
+
+
+def test_the_api_keeps_idle_connections_for_longer_than_proxies_do() -> None:
+    # ingress-nginx (`upstream-keepalive-timeout`) and the load balancers of AWS reuse a connection for 60 s.
+    assert KEEP_ALIVE_SECONDS > 60
 
 
 async def test_a_body_that_stays_unfinished_after_the_response_is_closed() -> None:

@@ -138,6 +138,7 @@ def test_a_malformed_setting_of_the_worker_is_one_fault(name: str, value: str, e
     ("host", "is_open"),
     [
         ("0.0.0.0", True), ("::", True), ("[::]", True), ("::ffff:0.0.0.0", True), ("8.8.8.8", True),  # noqa: S104
+        ("0", True), ("0x0", True), ("134744072", True), ("127.1", False),
         ("127.0.0.1", False), ("10.1.2.3", False), ("fd00::1", False), ("worker-1.internal", False),
     ],
 )  # fmt: skip
@@ -163,6 +164,7 @@ def test_a_sender_may_have_a_name_in_quotes() -> None:
         (WorkerSettings, "BERTH_STRIPE_API_KEY", "pk_live_0123456789", "is not a secret key of Stripe"),
         (WorkerSettings, "BERTH_STRIPE_URL", "http://127.0.0.1:9", "is http://127.0.0.1:9: keys and payments would"),
         (WorkerSettings, "BERTH_STRIPE_URL", "https://localhost:9/", "is https://localhost:9, a stand-in"),
+        (WorkerSettings, "BERTH_STRIPE_URL", "https://127.1/", "is https://127.1, a stand-in"),
         (ApiSettings, "BERTH_STRIPE_WEBHOOK_SECRET", "0123456789abcdef", "is not a signing secret of Stripe"),
         (ApiSettings, "BERTH_MIDTRANS_SERVER_KEY", "Mid-server", "is too short: webhooks could be forged"),
         (ApiSettings, "BERTH_RAZORPAY_WEBHOOK_SECRET", "secret", "is too short: webhooks could be forged"),
