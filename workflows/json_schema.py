@@ -45,6 +45,24 @@ def _check_pattern(_: Validator, pattern: str, instance: object, __: Mapping[str
         yield ValidationError(f"does not match {pattern!r}")
 
 
+def _check_unique_items(
+    _: Validator, unique: object, instance: object, __: Mapping[str, Any]
+) -> Iterator[ValidationError]:
+    if unique and isinstance(instance, list) and len({_comparable(item) for item in instance}) < len(instance):
+        yield ValidationError("has non-unique elements")
+
+
+def _comparable(value: object) -> object:
+    """Return what equal values of JSON have in common: ``1`` and ``1.0`` are equal, ``1`` and ``true`` are not."""
+    if isinstance(value, bool) or value is None:
+        return (type(value), value)
+    if isinstance(value, list):
+        return (list, tuple(_comparable(item) for item in value))
+    if isinstance(value, Mapping):
+        return (dict, frozenset((name, _comparable(item)) for name, item in value.items()))
+    return value
+
+
 def _refuse(_: Validator, __: object, ___: object, ____: Mapping[str, Any]) -> Iterator[ValidationError]:
     yield ValidationError("uses a keyword that is not supported")
 
@@ -64,14 +82,16 @@ ParameterValidator: type[Validator] = extend(  # type: ignore[no-untyped-call] #
     Draft202012Validator,
     {
         "pattern": _check_pattern,
+        "uniqueItems": _check_unique_items,
         "patternProperties": _refuse,
         **{keyword: _check_reference(keyword) for keyword in REFERENCES},
     },
 )
 """Validates a customer's parameters by the schema of a service.
 
-Hazards of jsonschema itself: it matches patterns with ``re``, whose time can double with each character, and fetches
-``http:`` and ``file:`` references, and waits for them.
+Hazards of jsonschema itself: it matches patterns with ``re``, whose time can double with each character, compares each
+object of a list with unique items with each other one, and fetches ``http:`` and ``file:`` references, and waits for
+them.
 """
 
 

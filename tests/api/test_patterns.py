@@ -49,6 +49,27 @@ def test_a_pattern_takes_time_in_proportion_to_the_text(pattern: str) -> None:
     assert not ParameterValidator({"pattern": pattern}).is_valid("a" * 10_000 + "!")
 
 
+@pytest.mark.parametrize(
+    ("items", "are_unique"),
+    [
+        ([], True), ([1, True, "1", None, [1], {"a": 1}], True), ([0, False], True), ([[0], [False]], True),
+        ([1, 1.0], False), ([{"a": 1, "b": [2]}, {"b": [2.0], "a": 1}], False), ([[1, 2], [2, 1]], True),
+        ([None, None], False), ([[], {}], True), (["", ""], False),
+    ],
+)  # fmt: skip
+def test_unique_items_are_compared_as_json(items: list[Any], are_unique: bool) -> None:
+    assert ParameterValidator({"uniqueItems": True}).is_valid(items) is are_unique
+    assert ParameterValidator({"uniqueItems": False}).is_valid(items)
+
+
+def test_unique_items_are_counted_in_proportion_to_the_list() -> None:
+    """Compared with each other, these are fifty million comparisons of objects."""
+    items: list[Any] = [{"name": str(number), "tags": [number]} for number in range(10_000)]
+    validator = ParameterValidator({"uniqueItems": True})
+    assert validator.is_valid(items)
+    assert not validator.is_valid([*items, items[0]])
+
+
 @pytest.mark.parametrize("name", ["subdomain", "timezone"])
 async def test_an_order_with_a_line_break_after_a_parameter_is_refused(seeded_api: ApiWithCatalogue, name: str) -> None:
     customer = seeded_api.customer
