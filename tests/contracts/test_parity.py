@@ -146,10 +146,10 @@ def example_of(hint: Any) -> Any:
         return next(iter(hint))
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (UnionType, Union):
-        return example_of(next(one for one in inner if one is not type(None)))
+        return example_of(next(member for member in inner if member is not type(None)))
     if origin in (dict, Mapping):
         return {example_of(inner[0]): example_of(inner[1])}
-    return origin(example_of(one) for one in inner if one is not Ellipsis)
+    return origin(example_of(element) for element in inner if element is not Ellipsis)
 
 
 RETRIED = {
