@@ -130,7 +130,7 @@ class GatewayPaymentMethodActivities(PaymentMethodActivities):
                 # The old default must be detached before the new one stands: the database allows one.
                 await session.flush()
                 if method.is_default and others:
-                    others[0].is_default, others[0].offered_at = True, func.now()
+                    others[0].is_default, others[0].promoted_at = True, func.now()
             # A detached default stays marked, so that a repetition returns the same subscriptions.
             return await list_debtors(session, order.organization_id) if method.is_default else []
 

@@ -23,7 +23,7 @@ from workflows.ports.billing import BillingOutcome
 from workflows.ports.payments import payment_input_from_record
 from workflows.ports.recovery import LoadRecovery, Recovery, RecoveryActivities, ResumeCollection, UnsettledPayment
 from workflows.ports.subscription import PLATFORM_ACTOR
-from workflows.rules.dunning import FRAUD_DECLINES, is_hard_decline
+from workflows.rules.dunning import all_hard_declined, is_hard_decline
 from workflows.rules.funding import FundingPurpose, GatewayTerms
 from workflows.rules.hold_keys import ORDER_HOLD
 from workflows.rules.instance import SCALED_DOWN_STATUSES, InstanceStatus
@@ -82,26 +82,25 @@ async def _with_dunning(
     if subscription.status not in PAST_DUE_STATUSES or subscription.past_due_since is None or invoice_id is None:
         return recovery
     attempts = await workflow_recovery.count_failed_attempts(session, subscription.id, subscription.past_due_since)
-    declined = {
-        payment.payment_method_id: payment.decline_code
+    failed = [
+        payment
         for payment in await workflow_recovery.list_invoice_payments(session, invoice_id)
         if payment.status is PaymentStatus.FAILED and payment.payment_method_id is not None
-    }
-    hard_declined = [method_id for method_id, code in declined.items() if is_hard_decline(code)]
-    method_ids = recovery.payment_method_ids
-    is_fraud_suspected = not FRAUD_DECLINES.isdisjoint(code for code in declined.values() if code is not None)
-    # A default that was not charged yet has come after the decline.
-    is_hard_declined = bool(method_ids) and (
-        all(method_id in hard_declined for method_id in method_ids)
-        or (is_fraud_suspected and method_ids[0] in declined)
+    ]
+    last_codes = {payment.payment_method_id: payment.decline_code for payment in failed}
+    hard_declined = [method_id for method_id, code in last_codes.items() if method_id and is_hard_decline(code)]
+    is_hard_declined = bool(failed) and all_hard_declined(
+        failed[-1].decline_code, hard_declined, recovery.payment_method_ids
+    )
+    untried = await workflow_recovery.find_untried_payment_methods(
+        session, subscription.id, subscription.organization_id
     )
     return replace(
         recovery,
         has_untried_credit=not is_hard_declined
         and await _has_untried_credit(session, subscription, invoice_id, gateways),
-        has_untried_payment_method=await workflow_recovery.has_untried_payment_method(
-            session, subscription.id, subscription.organization_id
-        ),
+        has_untried_payment_method=untried.offered,
+        has_promoted_payment_method=untried.promoted,
         failed_attempts=attempts.count,
         last_attempt_at=attempts.last_at,
         hard_declined=is_hard_declined,

@@ -86,7 +86,7 @@ class PaymentMethodRemoval:
                     PaymentMethodActivities.remove, detach, **policies.DATABASE
                 )
                 await signal_past_due_subscriptions(
-                    past_due_subscription_ids, command.payment_method_id, FundsKind.PAYMENT_METHOD
+                    past_due_subscription_ids, command.payment_method_id, FundsKind.PROMOTED_PAYMENT_METHOD
                 )
             await workflow.execute_activity_method(PaymentMethodActivities.detach, detach, **policies.GATEWAY)
         except ActivityError as error:

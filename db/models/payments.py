@@ -87,10 +87,11 @@ class PaymentMethod(Base):
     """A card on file: the gateway's name of it, and what a person recognizes it by. Never card data.
 
     ``charge_order`` orders the backups; a detached method stays for the history of what it paid, and has
-    ``gateway_detached_at`` once its gateway has forgotten it too. ``offered_at`` is when
-    open debts were last signaled to try this method: when it was saved or became the default. It is an instant of the
-    database's clock, to be compared with ``Payment.gateway_requested_at``; None for one that was saved before the
-    instant was recorded.
+    ``gateway_detached_at`` once its gateway has forgotten it too.
+
+    ``offered_at`` is when the customer saved this method or made it the default, and ``promoted_at`` when it became the
+    default because the one before was removed: open debts were signaled to try it. Both are instants of the database's
+    clock, to be compared with ``Payment.gateway_requested_at``; None for what was not recorded then.
     """
 
     __tablename__ = "payment_methods"
@@ -130,6 +131,7 @@ class PaymentMethod(Base):
     detached_at: Mapped[datetime | None]
     gateway_detached_at: Mapped[datetime | None]
     offered_at: Mapped[datetime | None] = mapped_column(server_default=func.now())
+    promoted_at: Mapped[datetime | None]
 
     @property
     def expires(self) -> str | None:

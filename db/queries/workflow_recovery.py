@@ -121,6 +121,19 @@ async def count_failed_attempts(session: AsyncSession, subscription_id: str, sin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UntriedPaymentMethods:
+    """Whether a payment method is on file that no card payment of a subscription could try yet.
+
+    Attributes:
+        offered: The customer saved it or made it the default.
+        promoted: It became the default because the default was removed.
+    """
+
+    offered: bool
+    promoted: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InvoicePayment:
     status: PaymentStatus
     decline_code: str | None
@@ -139,19 +152,22 @@ async def list_invoice_payments(session: AsyncSession, invoice_id: str) -> list[
     ]
 
 
-async def has_untried_payment_method(session: AsyncSession, subscription_id: str, organization_id: str) -> bool:
-    """Return whether a payment method was saved or became the default after the subscription's last card payment."""
+async def find_untried_payment_methods(
+    session: AsyncSession, subscription_id: str, organization_id: str
+) -> UntriedPaymentMethods:
+    """Return which kinds of payment methods are on file since the subscription's last card payment."""
     last_requested_at = (
         select(func.max(Payment.gateway_requested_at))
         .where(Payment.subscription_id == subscription_id, Payment.purpose != "top_up")
         .scalar_subquery()
     )
-    query = select(PaymentMethod.id).where(
-        PaymentMethod.organization_id == organization_id,
-        PaymentMethod.detached_at.is_(None),
-        PaymentMethod.offered_at > func.coalesce(last_requested_at, text("'-infinity'::timestamptz")),
-    )
-    return (await session.scalars(query.limit(1))).first() is not None
+    since = func.coalesce(last_requested_at, text("'-infinity'::timestamptz"))
+    query = select(
+        func.coalesce(func.bool_or(PaymentMethod.offered_at > since), False),
+        func.coalesce(func.bool_or(PaymentMethod.promoted_at > since), False),
+    ).where(PaymentMethod.organization_id == organization_id, PaymentMethod.detached_at.is_(None))
+    offered, promoted = (await session.execute(query)).one()
+    return UntriedPaymentMethods(offered=offered, promoted=promoted)
 
 
 async def was_payment_credited(session: AsyncSession, invoice_id: str) -> bool:

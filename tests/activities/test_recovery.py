@@ -191,7 +191,7 @@ async def test_a_payment_that_succeeded_and_was_not_applied_is_found_with_its_in
 
 @pytest.mark.parametrize(
     ("decline_code", "charged_first", "hard_declined"),
-    [("stolen_card", True, True), ("stolen_card", False, False), ("insufficient_funds", True, False)],
+    [("stolen_card", True, True), ("stolen_card", False, True), ("insufficient_funds", True, False)],
 )
 async def test_a_debt_remembers_its_attempts_and_whether_its_card_was_declined_for_good(
     billing: BillingFixture, decline_code: str, charged_first: bool, hard_declined: bool

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from activities.payment_methods import GatewayPaymentMethodActivities
 from tests.support import billing_commands
 from tests.support.billing_commands import (
     DAY,
@@ -17,11 +18,10 @@ from tests.support.billing_commands import (
     top_up,
     usd,
 )
-from tests.support.billing_fixture import (
-    BillingFixture,
-    insert_payment_method,
-)
+from tests.support.billing_fixture import ORGANIZATION, USER, BillingFixture, insert_payment_method
+from tests.support.payment_fixture import run_activity
 from tests.support.recovery_rows import insert_payment, recovery_activities
+from workflows.ports.payments import DetachPaymentMethod, RemovePaymentMethod
 from workflows.ports.recovery import LoadRecovery
 
 
@@ -43,6 +43,32 @@ async def test_a_payment_method_is_untried_until_a_payment_follows_its_offer(
     await billing.execute("UPDATE payment_methods SET is_default = false, detached_at = now()")
     loaded = await recovery_activities(billing).load(LoadRecovery(subscription_id=ordered.id))
     assert not loaded.has_untried_payment_method
+
+
+@pytest.mark.parametrize("is_tried", [True, False])
+async def test_a_backup_is_untried_from_its_promotion_until_a_payment_follows(
+    billing: BillingFixture, is_tried: bool
+) -> None:
+    ordered, _ = await billing.create_past_due_subscription()
+    default = await insert_payment_method(billing.sessions)
+    await insert_payment_method(billing.sessions, default=False, charge_order=1)
+    await billing.execute("UPDATE payment_methods SET offered_at = now() - interval '1 hour'")
+    await insert_payment(billing, ordered.id, 500, status="failed", gateway_requested_at=datetime.now(UTC))
+    command = RemovePaymentMethod(payment_method_id=default, organization_id=ORGANIZATION, actor=USER)
+    removal = DetachPaymentMethod(command=command, now=ordered.period.end)
+    await run_activity(GatewayPaymentMethodActivities(billing.sessions, {}).remove, removal)
+    if is_tried:
+        await insert_payment(
+            billing,
+            ordered.id,
+            500,
+            id="pay_2",
+            idempotency_key="pay_2:1",
+            status="failed",
+            gateway_requested_at=datetime.now(UTC),
+        )
+    loaded = await recovery_activities(billing).load(LoadRecovery(subscription_id=ordered.id))
+    assert (loaded.has_untried_payment_method, loaded.has_promoted_payment_method) == (False, not is_tried)
 
 
 @pytest.mark.parametrize("later", [0, 200])

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.wait import wait_until
+
 HISTORIES_DIRECTORY_VARIABLE = "BERTH_RECORD_HISTORIES"
 
 SUBSCRIPTION_RECIPES = {
@@ -111,15 +113,22 @@ def _recipes_for(item: pytest.Item) -> list[str]:
 
 
 async def _histories(address: str, namespace: str, kind: str, recorded_run_ids: set[str]) -> list[Any]:
+    """Return the histories of the runs that are not recorded yet, at least one: visibility lags behind the runs."""
     from temporalio.client import Client
 
     client = await Client.connect(address, namespace=namespace)
-    histories = []
-    async for execution in client.list_workflows(f"WorkflowType = '{kind}'"):
-        if execution.run_id not in recorded_run_ids:
-            handle = client.get_workflow_handle(execution.id, run_id=execution.run_id)
-            histories.append((execution.run_id, await handle.fetch_history()))
-    return histories
+
+    async def list_new() -> list[Any]:
+        return [
+            (
+                execution.run_id,
+                await client.get_workflow_handle(execution.id, run_id=execution.run_id).fetch_history(),
+            )
+            async for execution in client.list_workflows(f"WorkflowType = '{kind}'")
+            if execution.run_id not in recorded_run_ids
+        ]
+
+    return await wait_until(list_new, description=f"a {kind} is visible")
 
 
 @pytest.hookimpl(trylast=True)
@@ -138,7 +147,6 @@ def pytest_runtest_call(item: pytest.Item) -> None:
             histories = pool.submit(
                 asyncio.run, _histories(temporal.address, temporal.namespace, kind, recorded_run_ids)
             ).result()
-        assert histories, f"{item.nodeid} ran no {kind}"
         recorded_run_ids.update(run_id for run_id, _ in histories)
         _, longest = max(histories, key=lambda pair: len(pair[1].events))
         (folder / f"{name}.json").write_text(longest.to_json())

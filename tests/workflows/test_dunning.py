@@ -134,6 +134,34 @@ async def test_a_hard_decline_is_not_retried_and_a_new_card_is_tried_at_once(
 
 
 @pytest.mark.scenario("B42")
+@pytest.mark.parametrize(
+    ("default_code", "backup_code", "charges"),
+    [
+        ("insufficient_funds", "stolen_card", 2),
+        ("insufficient_funds", "stop_payment_order", 2),
+        ("stolen_card", "insufficient_funds", 1),
+        ("stop_payment_order", "insufficient_funds", 3),
+    ],
+)
+async def test_a_promoted_backup_is_charged_unless_it_was_hard_declined_or_fraud_is_suspected(
+    subscriptions: SubscriptionFixture, default_code: str, backup_code: str, charges: int
+) -> None:
+    await subscriptions.top_up(500)
+    default, backup = await subscriptions.add_card(), await subscriptions.add_card(default=False, charge_order=1)
+    subscription = await subscriptions.create_active_subscription("starter")
+    subscriptions.external.decline_codes = {default: default_code, backup: backup_code}
+    end = (await subscriptions.subscription(subscription))["current_period_end"]
+    await subscriptions.advance_to(subscription, end + timedelta(minutes=1))
+    await subscriptions.execute("UPDATE payment_methods SET detached_at = now() WHERE id = :id", id=default)
+    await subscriptions.execute("UPDATE payment_methods SET is_default = true WHERE id = :id", id=backup)
+    await subscriptions.workflows.signal_funds_arrived(
+        subscription, FundsArrived(source=default, kind=FundsKind.PROMOTED_PAYMENT_METHOD)
+    )
+    await subscriptions.wait_until_idle(subscription)
+    assert subscriptions.external.charged_methods == [default, backup, backup][:charges]
+
+
+@pytest.mark.scenario("B42")
 async def test_credit_pays_after_a_hard_decline_and_the_declined_card_is_not_charged_again(
     subscriptions: SubscriptionFixture,
 ) -> None:

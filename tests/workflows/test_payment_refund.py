@@ -287,7 +287,7 @@ async def test_the_backup_of_a_removed_default_card_is_tried_at_once(temporal: T
         await temporal.client.execute_workflow(
             PaymentMethodRemoval.run, order, id=TemporalFixture.unique_id("removal"), task_queue=queue
         )
-        assert await subscription.result() == FundsArrived(source="pm_1", kind=FundsKind.PAYMENT_METHOD)
+        assert await subscription.result() == FundsArrived(source="pm_1", kind=FundsKind.PROMOTED_PAYMENT_METHOD)
 
 
 @pytest.mark.scenario("B45")

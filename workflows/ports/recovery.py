@@ -42,8 +42,10 @@ class Recovery:
         hard_declined: No card is charged again for the open invoice by itself: each was declined for good, or the last
             one for suspected fraud.
         hard_declined_payment_method_ids: The cards that were declined for good for the open invoice.
-        has_untried_payment_method: Whether a payment method was saved, or became the default, that the open invoice was
-            not tried with; False unless the subscription is past due.
+        has_untried_payment_method: Whether the customer saved a payment method, or made it the default, that the open
+            invoice was not tried with; False unless the subscription is past due.
+        has_promoted_payment_method: Whether a backup became the default after the open invoice was last tried, because
+            the default was removed; False unless the subscription is past due.
         has_untried_credit: Whether credit arrived that pays a part of the open invoice, so that a card has to pay less
             than at the last attempt; False unless the subscription is past due.
         is_instance_running: Whether the instance is not scaled to zero.
@@ -59,6 +61,7 @@ class Recovery:
     hard_declined: bool = False
     hard_declined_payment_method_ids: list[str] = field(default_factory=list)
     has_untried_payment_method: bool = False
+    has_promoted_payment_method: bool = False
     has_untried_credit: bool = False
     is_instance_running: bool = True
     is_instance_degraded: bool = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Collection, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -41,12 +41,15 @@ class FundsKind(StrEnum):
         CREDIT: Money was added: credit, and the card for the remainder unless it was hard-declined.
         RELEASED_CREDIT: A failed card payment released its hold: credit alone. If this charged a card, two past-due
             subscriptions whose cards are declined would release and hold the same credit for ever.
-        PAYMENT_METHOD: Another card is charged first: it is tried even after a hard decline of the previous one.
+        PAYMENT_METHOD: The customer saved a card or chose another default: it is tried even after a hard decline.
+        PROMOTED_PAYMENT_METHOD: A backup became the default because the default was removed. It is tried unless it had
+            a hard decline itself, or a card was declined for suspected fraud: by a removal the customer offers none.
     """
 
     CREDIT = "credit"
     RELEASED_CREDIT = "released_credit"
     PAYMENT_METHOD = "payment_method"
+    PROMOTED_PAYMENT_METHOD = "promoted_payment_method"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +132,21 @@ def deletes_at(policy: DunningPolicy, cancelled_at: datetime) -> datetime:
 
 def is_hard_decline(decline_code: str | None) -> bool:
     return decline_code in HARD_DECLINES
+
+
+def all_hard_declined(
+    decline_code: str | None, hard_declined_method_ids: Collection[str], method_ids: Sequence[str]
+) -> bool:
+    """Return whether no card is charged for an invoice by itself any more.
+
+    Args:
+        decline_code: Of the last charge. Suspected fraud rules out every card, until the customer offers one.
+        hard_declined_method_ids: The cards with a hard decline while the invoice was collected.
+        method_ids: The cards that may pay it.
+    """
+    return decline_code in FRAUD_DECLINES or (
+        bool(method_ids) and all(method_id in hard_declined_method_ids for method_id in method_ids)
+    )
 
 
 def may_charge_backup(status: PaymentStatus, decline_code: str | None) -> bool:

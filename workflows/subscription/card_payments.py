@@ -135,10 +135,8 @@ def judge_payment(
     """
     context.record_decline(payment_method_id or "", is_hard_decline=dunning.is_hard_decline(payment.decline_code))
     excluded = context.require_state().hard_declined_payment_method_ids
-    is_fraud_suspected = payment.decline_code in dunning.FRAUD_DECLINES
     return ChargeResult(
-        payment=payment,
-        hard_declined=is_fraud_suspected or all(method_id in excluded for method_id in method_ids),
+        payment=payment, hard_declined=dunning.all_hard_declined(payment.decline_code, excluded, method_ids)
     )
 
 

@@ -306,7 +306,7 @@ class SubscriptionContext:
         await signal_past_due_subscriptions([other for other in subscription_ids if other != own], own, kind)
 
     def take_pending_funds(self) -> frozenset[FundsKind]:
-        """Return what has arrived since the last attempt; a payment method lets every card be charged again.
+        """Return what has arrived since the last attempt; a card that the customer offers admits every card again.
 
         Only the collection calls it, under its lock: the charge of the previous card may be declined after the signal.
         """

@@ -66,6 +66,8 @@ async def settle(context: SubscriptionContext) -> None:
     if context.recovery is not None and context.recovery.has_untried_payment_method:
         # What arrived was signaled to no workflow. The loop collects from it, unless the invoice is paid.
         context.pending_funds.add(FundsKind.PAYMENT_METHOD)
+    if context.recovery is not None and context.recovery.has_promoted_payment_method:
+        context.pending_funds.add(FundsKind.PROMOTED_PAYMENT_METHOD)
     if context.recovery is not None and context.recovery.has_untried_credit:
         context.pending_funds.add(FundsKind.CREDIT)
     context.recovery = None
