@@ -7,17 +7,19 @@ import hashlib
 import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Annotated, Any, Generic, TypeVar
 
+import structlog
 from fastapi import Depends, Header, Request
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.responses import Response
 
 from api.app_context import AppContext
 from api.dependencies.authentication import AuthenticatedCaller
-from api.dependencies.context import AppContextDep, RequestId
+from api.dependencies.context import app_context
 from api.dependencies.transactions import transaction, transaction_starting_with
 from api.errors import ApiError, conflict_error, error_response, forbidden_error, to_api_error
 from api.ids import generate_id
@@ -28,6 +30,8 @@ from db.queries.idempotency import KeyClaim, StoredResponse
 from db.reads import PreparedRead, SessionReader
 from workflows.rules.errors import RuleViolation
 from workflows.rules.ids import derive_id
+
+log = structlog.get_logger("api.idempotency")
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -57,6 +61,9 @@ class IdempotentRequest:
     Routes call ``run`` if the work builds its response, and ``run_and_present`` if the response is read after the work.
     Both claim the key, prepare, do the work and store the response; ``_claim_and_respond`` is what they share.
 
+    The claim is committed beside the work. Until then other requests under the key wait for its lock, and a claim that
+    cannot be committed is as one that a power failure took (``db.queries.idempotency.claim_key``).
+
     ``key`` is None only on a route that does not require one; then every request does the work.
 
     Attributes:
@@ -74,6 +81,7 @@ class IdempotentRequest:
     attempt: int = field(default=1, init=False)
     is_retry: bool = field(default=False, init=False)
     rows: Sequence[Any] = field(default=(), init=False)
+    _committing: asyncio.Task[None] | None = field(default=None, init=False)
 
     def derive_id(self, prefix: str) -> str:
         """Return an id with this prefix: the same for each retry under the key, a fresh one without a key."""
@@ -145,6 +153,7 @@ class IdempotentRequest:
             if isinstance(result, JsonResponse):
                 self._store_after_response(claimed_key, result)
                 return result
+            await self._wait_for_claim()
             async with transaction(self.ctx, self.caller, as_administrator=as_administrator) as session:
                 response = await present(session, prepared, result)
                 if claimed_key is not None:
@@ -232,10 +241,15 @@ class IdempotentRequest:
             )
 
         while True:
-            async with transaction_starting_with(self.ctx, claim) as (session, (state, rows)):
+            async with AsyncExitStack() as transaction_stack:
+                session, (state, rows) = await transaction_stack.enter_async_context(
+                    transaction_starting_with(self.ctx, claim)
+                )
                 if state.acquired:
                     self.attempt, self.is_retry, self.rows = state.attempt, state.is_retry, rows
-                    return _PreparedWork(await prepare(session))
+                    prepared = await prepare(session)
+                    self._committing = asyncio.create_task(transaction_stack.pop_all().aclose())
+                    return _PreparedWork(prepared)
             if not state.is_same_request:
                 raise ApiError(
                     422,
@@ -248,7 +262,17 @@ class IdempotentRequest:
                 raise conflict_error("A request with this Idempotency-Key is still in progress. Retry later.")
             await asyncio.sleep(POLL_INTERVAL_SECONDS)
 
+    async def _wait_for_claim(self) -> None:
+        """Wait until the claim is committed, or could not be; that is logged."""
+        if self._committing is not None:
+            await asyncio.wait({self._committing})
+            if not self._committing.cancelled() and (error := self._committing.exception()) is not None:
+                log.warning("idempotency.claim_not_committed", error=type(error).__name__)
+            self._committing = None
+
     async def _store(self, response: StoredResponse) -> None:
+        await self._wait_for_claim()
+
         async def store(session: AsyncSession) -> None:
             await idempotency.store_alone(session, response)
 
@@ -298,22 +322,22 @@ def canonical_body_hash(body: bytes) -> str:
     return hashlib.sha256(body).hexdigest()
 
 
+IdempotencyKey = Annotated[
+    str | None, Header(description="Idempotency key: a retry with the same key returns the first result.")
+]
+
+
+# Neither has more dependencies than it must: FastAPI takes longer to solve one than to verify an access token.
 async def get_idempotent_request(
-    request: Request,
-    ctx: AppContextDep,
-    caller: AuthenticatedCaller,
-    request_id: RequestId,
-    idempotency_key: Annotated[
-        str | None, Header(description="Idempotency key: a retry with the same key returns the first result.")
-    ] = None,
+    request: Request, caller: AuthenticatedCaller, idempotency_key: IdempotencyKey = None
 ) -> IdempotentRequest:
     return IdempotentRequest(
-        ctx=ctx,
+        ctx=app_context(request),
         caller=caller,
         key=validate_key(idempotency_key),
         route=f"{request.method} {request.url.path}",
         body_hash=canonical_body_hash(await request.body()),
-        request_id=request_id,
+        request_id=str(request.state.request_id),
     )
 
 
@@ -321,10 +345,13 @@ OptionalIdempotency = Annotated[IdempotentRequest, Depends(get_idempotent_reques
 """The key is optional."""
 
 
-async def require_idempotency_key(request: OptionalIdempotency) -> IdempotentRequest:
-    if request.key is None:
+async def require_idempotency_key(
+    request: Request, caller: AuthenticatedCaller, idempotency_key: IdempotencyKey = None
+) -> IdempotentRequest:
+    once = await get_idempotent_request(request, caller, idempotency_key)
+    if once.key is None:
         raise ApiError(400, "IDEMPOTENCY_KEY_REQUIRED", "The Idempotency-Key header is required.")
-    return request
+    return once
 
 
 RequiredIdempotency = Annotated[IdempotentRequest, Depends(require_idempotency_key)]

@@ -73,7 +73,7 @@ class _PlannedOrder:
     "", response_model=Envelope[SubscriptionOut], status_code=201, responses=PAYMENT_RESPONSES | ACCEPTED_RESPONSE
 )
 async def create_subscription(
-    body: CreateSubscriptionIn, once: RequiredIdempotency, caller: VerifiedCaller, workflows: Workflows
+    body: CreateSubscriptionIn, once: RequiredIdempotency, caller: VerifiedCaller
 ) -> Response:
     """Order a plan. 201 with the subscription; 202 if the order was accepted but not created within 3 s."""
 
@@ -85,7 +85,7 @@ async def create_subscription(
         return _PlannedOrder(command=_create_command(once, caller, plan, body), plan=plan)
 
     async def send(order: _PlannedOrder) -> JsonResponse | UpdateResult[SubscriptionResult]:
-        accepted = await workflows.create_subscription(order.command)
+        accepted = await once.ctx.workflows.create_subscription(order.command)
         if accepted.result is None or accepted.result.order is None:
             return accepted
         return _created_response(_accepted_subscription(order, accepted))

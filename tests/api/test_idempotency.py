@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import httpx
 import pytest
+import structlog
 from fastapi import APIRouter
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -19,13 +20,20 @@ from db.queries import identity
 from tests.support.api import ApiFixture, parse_error
 from tests.support.databases import DatabaseFixture
 from tests.support.fake_workflow_client import PRO, STARTER, ApiWithCatalogue, insert_payment_method
-from tests.support.wait import DEFAULT_TIMEOUT, scale_timeout
+from tests.support.wait import DEFAULT_TIMEOUT, scale_timeout, wait_until
 from workflows.rules.errors import ErrorCode, RuleViolation
 
 
 class OrderBody(RequestModel):
     amount: int = 1
     note: str = ""
+
+
+async def wait_for_claim(api: ApiFixture) -> None:
+    """Wait until the claim of the only key is committed: that happens beside the work."""
+    await wait_until(
+        lambda: api.query_as_superuser("SELECT 1 FROM idempotency_records"), description="the claim is committed"
+    )
 
 
 async def prepare_nothing(_: AsyncSession) -> None:
@@ -57,6 +65,17 @@ class OrderRoutes:
                 return success({"number": self.done})
 
             return await once.run(prepare_nothing, lambda _: work())
+
+        @router.post("/api/v1/disconnected", status_code=201)
+        async def disconnected(body: OrderBody, once: RequiredIdempotency) -> Response:
+            async def lose_the_connection(session: AsyncSession) -> None:
+                pid = (await session.execute(text("SELECT pg_backend_pid()"))).scalar_one()
+                api.query_as_superuser("SELECT pg_terminate_backend(%s, 10000)", pid)
+
+            async def work() -> JsonResponse:
+                return success({"id": once.derive_id("ord")}, status=201)
+
+            return await once.run(lose_the_connection, lambda _: work())
 
         @router.post("/api/v1/prepared", status_code=201)
         async def prepared(body: OrderBody, once: RequiredIdempotency) -> Response:
@@ -225,6 +244,7 @@ async def test_a_claim_outlives_the_longest_request(api: ApiFixture, routes: Ord
     leases: list[float] = []
 
     async def read_lease() -> None:
+        await wait_for_claim(api)
         (row,) = api.query_as_superuser(
             "SELECT extract(epoch FROM claimed_until - now())::float AS seconds FROM idempotency_records"
         )
@@ -237,6 +257,18 @@ async def test_a_claim_outlives_the_longest_request(api: ApiFixture, routes: Ord
     timeout = api.context.settings.request_timeout_seconds
     # After a crash the key answers 409 until the lease ends.
     assert timeout < lease < 2 * timeout
+
+
+async def test_work_whose_claim_cannot_be_committed_is_found_by_its_ids(api: ApiFixture, routes: OrderRoutes) -> None:
+    ada = await api.register_verified_user()
+    with structlog.testing.capture_logs() as logs:
+        first, second = [await ada.http.post("/disconnected", json={}, headers=KEY) for _ in range(2)]
+        await api.context.wait_for_tasks_after_responses()
+    assert (first.status_code, second.status_code) == (201, 201)
+    assert first.json()["data"] == second.json()["data"]
+    reported = [log["error"] for log in logs if log["event"] == "idempotency.claim_not_committed"]
+    assert reported == 2 * ["OperationalError"]
+    assert api.query_as_superuser("SELECT 1 FROM idempotency_records") == []
 
 
 async def test_a_claim_whose_process_died_is_taken_over(api: ApiFixture, routes: OrderRoutes) -> None:
@@ -256,6 +288,7 @@ async def test_a_claim_that_was_taken_over_stores_nothing(api: ApiFixture, route
 
     async def outlive_the_claim() -> None:
         routes.work = routes._do_nothing
+        await wait_for_claim(api)
         api.execute("UPDATE idempotency_records SET claimed_until = now() - interval '1 s'")
         responses.append(await ada.http.post("/orders/a", json={}, headers=KEY))
 

@@ -15,11 +15,13 @@ from typing import Any
 import httpx
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
+from starlette.types import Message
 from temporalio.client import WithStartWorkflowOperation
 from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor, Worker
 
 from db.queries.catalogue import plan_id
+from deploy.ports import LOOPBACK
 from tests.bench import bare, renewals
 from tests.bench.driver import each_statement, recorded_statements
 from tests.bench.ground import API_ROLE, PLAN, WALLET_MINOR, WORKER_ROLE, Ground, Running
@@ -145,14 +147,15 @@ async def latency(ground: Ground, *, requests: int) -> list[Figure]:
             )
             reference.append(time.perf_counter() - began)
             await asyncio.sleep(SETTLING_SECONDS)
+            request = _order_request(customer)
             began = time.perf_counter()
-            response = await _post_order(customer)
+            status = await _handle(api, request)
             subject.append(time.perf_counter() - began)
             # 202 says that it took longer than the API waits; what that took is measured like everything else.
-            assert response.status_code in (201, 202), response.text
+            assert status in (201, 202)
         await api.context.wait_for_tasks_after_responses()
         with recorded_statements() as sent:
-            await _post_order(customer)
+            await _handle(api, _order_request(customer))
             await api.context.wait_for_tasks_after_responses()
     subject, reference = (
         [1000 * seconds for seconds in subject[_WARMUP:]],
@@ -200,10 +203,46 @@ async def latency(ground: Ground, *, requests: int) -> list[Figure]:
 _WARMUP = 10
 
 
-async def _post_order(customer: RegisteredUser) -> httpx.Response:
-    return await customer.http.post(
-        "/subscriptions", json={"plan_id": plan_id(PLAN)}, headers=customer.idempotency_header()
+def _order_request(customer: RegisteredUser) -> httpx.Request:
+    return customer.http.build_request(
+        "POST", "/subscriptions", json={"plan_id": plan_id(PLAN)}, headers=customer.idempotency_header()
     )
+
+
+async def _handle(api: ApiFixture, request: httpx.Request) -> int:
+    """Let the application handle a request, and return the status of its response once the body is complete.
+
+    What an HTTP client does for a request is not measured: the reference has none. httpx takes more than a millisecond.
+    """
+    body, statuses = request.read(), list[int]()
+    received = asyncio.Event()
+
+    async def receive() -> Message:
+        if not received.is_set():
+            received.set()
+            return {"type": "http.request", "body": body, "more_body": False}
+        return await asyncio.Future()  # the client stays connected
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            statuses.append(message["status"])
+
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": request.method,
+        "scheme": request.url.scheme,
+        "path": request.url.path,
+        "raw_path": request.url.raw_path,
+        "query_string": request.url.query,
+        "root_path": "",
+        "headers": [(name.lower(), value) for name, value in request.headers.raw],
+        "client": (LOOPBACK, 1),
+        "server": (request.url.host, request.url.port),
+    }
+    await api.app(scope, receive, send)
+    return statuses[0]
 
 
 async def _rich(ground: Ground, api: ApiFixture) -> RegisteredUser:
