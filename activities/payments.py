@@ -57,7 +57,7 @@ class GatewayPaymentActivities(PaymentActivities):
             return await self._close_payment(
                 payment_input.payment_id, PaymentStatus.FAILED, "gateway_unavailable", command.now
             )
-        return await self._charge(payment_input, payment, command.now, is_abandoned=False)
+        return await self._charge(payment_input, payment, command.now)
 
     @activity.defn(name="payments.poll")
     @converts_rule_violations
@@ -87,7 +87,7 @@ class GatewayPaymentActivities(PaymentActivities):
             return await self._close_payment(payment.id, PaymentStatus.FAILED, "never_reached_gateway", now)
         if payment_input.gateway_token is None and payment_input.payment_method_id is None:
             return progress
-        return await self._charge(payment_input, payment, now, is_abandoned=False)
+        return await self._charge(payment_input, payment, now)
 
     @activity.defn(name="payments.apply_gateway_event")
     @converts_rule_violations
@@ -172,9 +172,7 @@ class GatewayPaymentActivities(PaymentActivities):
             progress = await gateway_results.payment_progress(session, payment)
             return payment, progress, await payments.is_idempotency_key_retained(session, payment)
 
-    async def _charge(
-        self, payment_input: PaymentInput, payment: Payment, now: datetime, *, is_abandoned: bool
-    ) -> PaymentProgress:
+    async def _charge(self, payment_input: PaymentInput, payment: Payment, now: datetime) -> PaymentProgress:
         gateway = self._gateways[payment.gateway]
         customer = await get_or_create_gateway_customer(self._sessions, gateway, payment.organization_id)
         method = await self._resolve_payment_method(payment_input)
@@ -182,7 +180,7 @@ class GatewayPaymentActivities(PaymentActivities):
             # Removed since the payment was recorded: an attempt whose response was lost may have charged it.
             charged = await gateway.find_charge(payment.id, customer)
             if charged is not None:
-                return await self._apply(payment, charged, is_abandoned=is_abandoned, now=now)
+                return await self._apply(payment, charged, is_abandoned=False, now=now)
             return await self._close_payment(payment.id, PaymentStatus.FAILED, "payment_method_unavailable", now)
         request = ChargeRequest(
             idempotency_key=payment.idempotency_key,
@@ -200,7 +198,7 @@ class GatewayPaymentActivities(PaymentActivities):
         except GatewayRejected as rejected:
             activity.logger.warning("%s rejects payment %s: %s", payment.gateway, payment.id, rejected.code)
             return await self._close_payment(payment.id, PaymentStatus.FAILED, rejected.code, now)
-        return await self._apply(payment, gateway_payment, is_abandoned=is_abandoned, now=now)
+        return await self._apply(payment, gateway_payment, is_abandoned=False, now=now)
 
     async def _resolve_payment_method(self, payment_input: PaymentInput) -> str | None:
         if payment_input.payment_method_id is None:

@@ -72,7 +72,9 @@ class PostgresReconciliationActivities(ReconciliationActivities):
         _gauge("berth_ledger_unbalanced_transactions", "Unbalanced ledger transactions", audit.unbalanced_transactions)
         if not audit.is_balanced:
             where = ", ".join(
-                f"{mismatch.account} {mismatch.currency} of {mismatch.organization_id}" for mismatch in mismatches[:5]
+                f"{mismatch.account} of {mismatch.organization_id} ({mismatch.stored_minor} stored,"
+                f" {mismatch.computed_minor} posted, in minor units of {mismatch.currency})"
+                for mismatch in mismatches[:5]
             )
             await self._alert_administrators(audit, where, command.now)
         return audit

@@ -55,8 +55,6 @@ class GatewayCapabilities:
     off_session: bool = False
     authorization: bool = False
     refund: bool = False
-    partial_refund: bool = False
-    redirect: bool = False
     currencies: frozenset[str] = frozenset()
     minimum: Mapping[str, int] = field(default_factory=dict)
 

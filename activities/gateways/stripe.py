@@ -73,8 +73,6 @@ class StripeGateway:
         off_session=True,
         authorization=True,
         refund=True,
-        partial_refund=True,
-        redirect=True,
         minimum=MINIMUM_CHARGE,
     )
 

@@ -76,7 +76,7 @@ class AnsweringGateway:
     """Answers a refund as the test has set it."""
 
     name = "stripe"
-    capabilities = GatewayCapabilities(refund=True, partial_refund=True)
+    capabilities = GatewayCapabilities(refund=True)
     refund_status = RefundStatus.SUCCEEDED
 
     async def refund(self, reference: str, amount: Money, *, refund_id: str, key: str) -> GatewayRefund:

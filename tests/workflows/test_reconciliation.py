@@ -140,7 +140,8 @@ async def test_a_balance_mismatch_is_alerted_once_a_day_and_not_corrected(
         outcomes = [await reconcile(temporal, ReconciliationInput()) for _ in range(2)]
     assert outcomes == [ReconciliationOutcome(balance_mismatches=1), ReconciliationOutcome(balance_mismatches=1)]
     (mail,) = await payments.notifications("operator_alert")
-    assert payments.organization in mail["template_context"]["details"]
+    expected = f"wallet of {payments.organization} (1507 stored, 1500 posted, in minor units of USD)"
+    assert expected in mail["template_context"]["details"]
     (account,) = await payments.rows("SELECT balance_minor FROM ledger_accounts WHERE account = 'wallet'")
     assert account["balance_minor"] == 1507
 

@@ -38,7 +38,6 @@ class Request:
     namespace: str | None
     name: str
     subresource: str
-    path_tail: str
 
     @property
     def space(self) -> str:
@@ -278,12 +277,10 @@ def _parse(http: BaseRequest) -> Request:
     resource = BY_PATH.get((group, version, path[0])) if path else None
     if resource is None or (resource.namespaced and namespace is None and len(path) > 1):
         raise errors.no_such_path()
-    name, sub, *more = [*path[1:], "", ""][:2] + path[3:]
+    name, sub = [*path[1:], "", ""][:2]
     if not resource.namespaced:
         namespace = ""
-    return Request(
-        http=http, resource=resource, namespace=namespace, name=name, subresource=sub, path_tail="/".join(more)
-    )
+    return Request(http=http, resource=resource, namespace=namespace, name=name, subresource=sub)
 
 
 def _selector(request: Request) -> Match | None:
