@@ -122,7 +122,7 @@ async def upsert_catalogue(session: AsyncSession, offered: list[CatalogueEntry],
         for plan in offer.plans:
             plans += 1
             identifier = await catalogue.upsert_plan(
-                session, service, plan.definition, keep=("is_public", "is_retired")
+                session, service, plan.definition, preserve=("is_public", "is_retired")
             )
             prices += await _insert_changed_prices(session, identifier, plan.prices, now)
     await catalogue.add_coupon(session, WELCOME_COUPON)

@@ -1,6 +1,7 @@
-"""What gateways tell us. Verified, recorded once, handed to the payment; 2xx only when all of that is done.
+"""Webhooks of payment gateways: verified, recorded once, and delivered to the workflow of the payment or refund.
 
-A redelivery does the same and changes nothing, so whatever fails on the way is answered 503 and comes again.
+The response is 2xx only when all of that is done. After a 503 the gateway sends the webhook again, which changes
+nothing that was done.
 """
 
 from __future__ import annotations
@@ -37,39 +38,43 @@ _MIDTRANS_SIGNED_FIELDS = ("order_id", "status_code", "gross_amount", "signature
 
 
 class WebhookResult(ResponseModel):
-    """``outcome``: ``ignored`` says nothing about a payment or a refund of ours; ``known`` was dealt with before."""
+    """``outcome``: ``delivered``; ``ignored`` if it is about no payment or refund of ours; ``known`` if it was
+    delivered before.
+    """
 
     outcome: str
 
 
 @router.post("/webhooks/stripe", response_model=Envelope[WebhookResult])
 async def stripe(
-    request: Request, ctx: AppContextDep, orders: Workflows, stripe_signature: Signature = ""
+    request: Request, ctx: AppContextDep, workflows: Workflows, stripe_signature: Signature = ""
 ) -> JsonResponse:
     payload = await request.body()
     secret = _secret(ctx.settings.stripe_webhook_secret)
     if not webhook_signatures.verify_stripe(payload, stripe_signature, secret, now()):
         raise _bad_signature_error(ctx, "stripe")
-    return await _process(ctx, orders, "stripe", payload, webhook_events.parse_stripe_event)
+    return await _process(ctx, workflows, "stripe", payload, webhook_events.parse_stripe_event)
 
 
 @router.post("/webhooks/midtrans", response_model=Envelope[WebhookResult])
-async def midtrans(request: Request, ctx: AppContextDep, orders: Workflows) -> JsonResponse:
+async def midtrans(request: Request, ctx: AppContextDep, workflows: Workflows) -> JsonResponse:
     payload = await request.body()
-    body = _mapping(ctx, "midtrans", payload)
+    body = _parse_body(ctx, "midtrans", payload)
     secret = _secret(ctx.settings.midtrans_server_key)
-    order, code, amount, signed = (body.get(name) for name in _MIDTRANS_SIGNED_FIELDS)
-    texts = isinstance(order, str) and isinstance(code, str) and isinstance(amount, str) and isinstance(signed, str)
-    if not texts or not webhook_signatures.verify_midtrans(str(order), str(code), str(amount), str(signed), secret):
+    signed = [value for name in _MIDTRANS_SIGNED_FIELDS if isinstance(value := body.get(name), str)]
+    if len(signed) < len(_MIDTRANS_SIGNED_FIELDS):
         raise _bad_signature_error(ctx, "midtrans")
-    return await _process(ctx, orders, "midtrans", payload, webhook_events.parse_midtrans_notification)
+    midtrans_order_id, status_code, gross_amount, signature_key = signed
+    if not webhook_signatures.verify_midtrans(midtrans_order_id, status_code, gross_amount, signature_key, secret):
+        raise _bad_signature_error(ctx, "midtrans")
+    return await _process(ctx, workflows, "midtrans", payload, webhook_events.parse_midtrans_notification)
 
 
 @router.post("/webhooks/razorpay", response_model=Envelope[WebhookResult])
 async def razorpay(
     request: Request,
     ctx: AppContextDep,
-    orders: Workflows,
+    workflows: Workflows,
     x_razorpay_signature: Signature = "",
     x_razorpay_event_id: Signature = "",
 ) -> JsonResponse:
@@ -79,52 +84,52 @@ async def razorpay(
     ):
         raise _bad_signature_error(ctx, "razorpay")
     return await _process(
-        ctx, orders, "razorpay", payload, lambda body: webhook_events.parse_razorpay_event(body, x_razorpay_event_id)
+        ctx, workflows, "razorpay", payload, lambda body: webhook_events.parse_razorpay_event(body, x_razorpay_event_id)
     )
 
 
 @router.post("/payments/webhook", response_model=Envelope[WebhookResult])
-async def receive_any(request: Request, ctx: AppContextDep, orders: Workflows) -> JsonResponse:
-    """One address for all: the headers tell the gateway."""
+async def receive_any(request: Request, ctx: AppContextDep, workflows: Workflows) -> JsonResponse:
+    """One address for all gateways: the headers say which one sends."""
     if "stripe-signature" in request.headers:
-        return await stripe(request, ctx, orders, request.headers["stripe-signature"])
+        return await stripe(request, ctx, workflows, request.headers["stripe-signature"])
     if "x-razorpay-signature" in request.headers:
         return await razorpay(
             request,
             ctx,
-            orders,
+            workflows,
             request.headers["x-razorpay-signature"],
             request.headers.get("x-razorpay-event-id", ""),
         )
-    return await midtrans(request, ctx, orders)
+    return await midtrans(request, ctx, workflows)
 
 
 async def _process(
-    ctx: AppContext, orders: WorkflowClient, gateway: str, payload: bytes, read: WebhookParser
+    ctx: AppContext, workflows: WorkflowClient, gateway: str, payload: bytes, parse: WebhookParser
 ) -> JsonResponse:
     """Record the event, signal its payment or refund, record the delivery. No transaction is open meanwhile."""
     try:
-        message = read(_mapping(ctx, gateway, payload))
+        event = parse(_parse_body(ctx, gateway, payload))
     except MalformedWebhook as error:
         raise _malformed_error(ctx, gateway, str(error)) from error
     async with gateway_transaction(ctx) as session:
-        received = await webhooks.record_webhook(session, message, payload, at=now())
+        received = await webhooks.record_webhook(session, event, payload, at=now())
     if received.needs_no_delivery:
-        return _result(ctx, gateway, "known", message)
-    if received.payment is not None and isinstance(message, PaymentEvent):
-        await orders.deliver_gateway_event(to_gateway_event(message), payment_input_from_record(received.payment))
+        return _result(ctx, gateway, "known", event)
+    if received.payment is not None and isinstance(event, PaymentEvent):
+        await workflows.deliver_gateway_event(to_gateway_event(event), payment_input_from_record(received.payment))
     elif received.refund is not None:
-        await orders.deliver_refund_event(message.event_id, refund_input_from_record(received.refund))
+        await workflows.deliver_refund_event(event.event_id, refund_input_from_record(received.refund))
     else:
-        return _result(ctx, gateway, "ignored", message)
+        return _result(ctx, gateway, "ignored", event)
     async with gateway_transaction(ctx) as session:
-        await webhooks.mark_delivered(session, gateway, message.event_id, at=now())
-    return _result(ctx, gateway, "delivered", message)
+        await webhooks.mark_delivered(session, gateway, event.event_id, at=now())
+    return _result(ctx, gateway, "delivered", event)
 
 
-def _result(ctx: AppContext, gateway: str, outcome: str, message: WebhookEvent) -> JsonResponse:
+def _result(ctx: AppContext, gateway: str, outcome: str, event: WebhookEvent) -> JsonResponse:
     ctx.metrics.record_webhook(gateway, outcome)
-    log.info("webhook.processed", gateway=gateway, outcome=outcome, event_id=message.event_id, kind=message.event_type)
+    log.info("webhook.processed", gateway=gateway, outcome=outcome, event_id=event.event_id, kind=event.event_type)
     return success(WebhookResult(outcome=outcome))
 
 
@@ -142,7 +147,7 @@ def _malformed_error(ctx: AppContext, gateway: str, field: str) -> ApiError:
     )
 
 
-def _mapping(ctx: AppContext, gateway: str, payload: bytes) -> Mapping[str, Any]:
+def _parse_body(ctx: AppContext, gateway: str, payload: bytes) -> Mapping[str, Any]:
     try:
         body = orjson.loads(payload)
     except orjson.JSONDecodeError as error:
@@ -153,5 +158,5 @@ def _mapping(ctx: AppContext, gateway: str, payload: bytes) -> Mapping[str, Any]
 
 
 def _secret(value: SecretStr | None) -> str:
-    """Empty without one, and then no signature holds."""
+    """Return the secret; empty if none is set, with which no signature is valid."""
     return value.get_secret_value() if value is not None else ""

@@ -135,7 +135,7 @@ async def list_plans(
 
 
 async def get_plan(session: AsyncSession, identifier: str) -> Plan | None:
-    """The plan of that id or code whatever its standing, with service and prices."""
+    """Return the plan with this id or code, published or not, with its service and prices."""
     query = (
         select(Plan)
         .options(joinedload(Plan.service), joinedload(Plan.prices))
@@ -267,18 +267,20 @@ def _values(facts: ServiceDefinition | PlanDefinition) -> dict[str, Any]:
 
 
 async def upsert_service(session: AsyncSession, facts: ServiceDefinition, *, preserve: Collection[str] = ()) -> str:
-    """Write a service, whether or not it exists, and return its id. What ``keep`` names stays as it was."""
+    """Insert or update a service and return its id. An update leaves the columns in ``preserve`` unchanged."""
     values = _values(facts)
     row = insert(Service).values(id=service_id(facts.slug), **values)
     await session.execute(row.on_conflict_do_update(index_elements=[Service.slug], set_=_without(values, preserve)))
     return service_id(facts.slug)
 
 
-async def upsert_plan(session: AsyncSession, service: str, facts: PlanDefinition, *, keep: Collection[str] = ()) -> str:
-    """Write a plan of the service of id ``service``, whether or not it exists, and return its id."""
+async def upsert_plan(
+    session: AsyncSession, service: str, facts: PlanDefinition, *, preserve: Collection[str] = ()
+) -> str:
+    """Insert or update a plan of the service with the id ``service`` and return its id; ``preserve`` as above."""
     values = _values(facts) | {"service_id": service}
     row = insert(Plan).values(id=plan_id(facts.code), **values)
-    await session.execute(row.on_conflict_do_update(index_elements=[Plan.code], set_=_without(values, keep)))
+    await session.execute(row.on_conflict_do_update(index_elements=[Plan.code], set_=_without(values, preserve)))
     return plan_id(facts.code)
 
 

@@ -17,8 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from db.models.payments import Payment, Refund, WebhookEventRow
 from db.queries.payments import payment_amount, to_payment_record, to_refund_record
 from db.session import set_rls_context
-from workflows.rules.payment import PAID_STATUSES as MONEY_CAME
 from workflows.rules.payment import (
+    PAID_STATUSES,
     REFUND_TRANSITIONS,
     UNPAID_FINAL_STATUSES,
     GatewayPayment,
@@ -31,7 +31,7 @@ from workflows.rules.payment import (
 )
 from workflows.rules.webhook_events import PaymentEvent, RefundEvent, WebhookEvent
 
-FINAL_STATUSES = UNPAID_FINAL_STATUSES | MONEY_CAME
+FINAL_STATUSES = UNPAID_FINAL_STATUSES | PAID_STATUSES
 RECEIVED, DELIVERED, IGNORED, MISMATCH = "received", "delivered", "ignored", "mismatch"
 
 
