@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 from temporalio import activity
 
 from activities.credit_arrivals import list_debtors
 from activities.formatting import format_money
-from activities.gateways.protocol import GatewayRefund, GatewayRejected, PaymentGateway
+from activities.gateways.protocol import CHARGE_DISPUTED, GatewayRefund, GatewayRejected, PaymentGateway
 from activities.refund_ledger import (
-    credit_rejected_refund,
     load_invoices,
     pay_out_from_wallet,
     rejected_amount,
@@ -21,10 +19,18 @@ from activities.refund_ledger import (
     return_refund,
     take_refund,
 )
+from activities.refund_outcomes import (
+    alert_failure,
+    alert_rejected_while_disputed,
+    audit_outcome,
+    audit_refund,
+    audited_state,
+    mark_rejected,
+    mark_succeeded,
+)
 from activities.rule_errors import converts_rule_violations
 from db.models.payments import Payment, Refund
-from db.queries import audit, outbox, payments
-from db.queries.outbox import OutboxNotification
+from db.queries import payments
 from db.queries.payments import LockedRefund
 from db.session import SessionFactory
 from workflows.errors import non_retryable_error, to_application_error
@@ -40,13 +46,7 @@ from workflows.ports.refunds import (
 from workflows.rules.allocations import plan_refund
 from workflows.rules.errors import ErrorCode, RuleViolation
 from workflows.rules.money import Money
-from workflows.rules.notifications import NotificationKind
-from workflows.rules.payment import (
-    REFUNDABLE_STATUSES,
-    PaymentStatus,
-    RefundStatus,
-    status_after_refunds,
-)
+from workflows.rules.payment import REFUNDABLE_STATUSES, RefundStatus
 
 
 class GatewayRefundActivities(RefundActivities):
@@ -58,6 +58,7 @@ class GatewayRefundActivities(RefundActivities):
     async def reserve(self, command: ReserveRefund) -> RefundOutcome:
         request, now = command.command, command.now
         try:
+            await self._reject_disputed(request)
             async with self._sessions.begin() as session:
                 # A plan change computes its credit from the same invoices, under the same lock.
                 await payments.lock_subscription_of_payment(session, request.payment_id)
@@ -90,8 +91,8 @@ class GatewayRefundActivities(RefundActivities):
                 await session.flush()
                 await take_refund(session, refund, payment, parts, now)
                 if request.destination is RefundDestination.WALLET:
-                    await _mark_succeeded(session, LockedRefund(refund=refund, payment=payment), now)
-                await _audit(
+                    await mark_succeeded(session, LockedRefund(refund=refund, payment=payment), now)
+                await audit_refund(
                     session,
                     refund,
                     "billing.refund_created",
@@ -150,12 +151,40 @@ class GatewayRefundActivities(RefundActivities):
             return existing
         if gateway_refund.status is not RefundStatus.FAILED:
             return existing
+        is_disputed = await _is_disputed(gateway, locked.payment)
         async with self._sessions.begin() as session:
             locked = await payments.lock_refund(session, command.refund_id)
             assert locked is not None  # refunds are never deleted
-            if _can_be_rejected(locked.refund):
-                await _mark_rejected(session, locked, gateway_refund.failure_code, command.now)
+            if is_disputed:
+                await alert_rejected_while_disputed(session, locked, gateway_refund.failure_code, command.now)
+            elif _can_be_rejected(locked.refund):
+                await mark_rejected(session, locked, gateway_refund.failure_code, command.now)
             return await _outcome(session, locked.refund, locked.payment)
+
+    async def _reject_disputed(self, request: RefundInput) -> None:
+        """Raise if a payment is to be refunded to the wallet that the bank pays back by a dispute.
+
+        To its source the gateway rejects it itself. The gateway is asked before anything is locked.
+
+        Raises:
+            RuleViolation: ``CONFLICT``.
+            GatewayUnavailable: It is not known.
+        """
+        if request.destination is not RefundDestination.WALLET:
+            return
+        async with self._sessions.begin() as session:
+            if await session.get(Refund, request.refund_id) is not None:
+                return
+            payment = await session.get(Payment, request.payment_id)
+        if payment is None or payment.organization_id != request.organization_id:
+            return
+        if await _is_disputed(self._gateways.get(payment.gateway), payment):
+            raise RuleViolation(
+                ErrorCode.CONFLICT,
+                "The customer disputes this payment at the bank. Accept or contest the dispute at the gateway: a refund"
+                " would pay the amount twice.",
+                {"gateway_code": CHARGE_DISPUTED},
+            )
 
     async def _apply_gateway_refund(
         self, session: AsyncSession, locked: LockedRefund, gateway_refund: GatewayRefund, now: datetime
@@ -164,18 +193,18 @@ class GatewayRefundActivities(RefundActivities):
         if refund.status != RefundStatus.PENDING:
             return
         refund.gateway_reference = gateway_refund.reference or None
-        before = _audited_state(locked)
+        before = audited_state(locked)
         if gateway_refund.status is RefundStatus.SUCCEEDED:
             await pay_out_from_wallet(session, refund, payment.gateway, now)
-            await _mark_succeeded(session, locked, now)
+            await mark_succeeded(session, locked, now)
         elif gateway_refund.status is RefundStatus.FAILED:
             refund.status, refund.updated_at = RefundStatus.FAILED.value, now
             refund.failure_code = gateway_refund.failure_code
             payment.refunded_minor -= refund.amount_minor
             await return_refund(session, refund, payment, now)
-            await _alert_manual_payout(session, locked, now)
+            await alert_failure(session, locked, now)
         if refund.status != RefundStatus.PENDING:
-            await _audit_outcome(session, locked, now, before=before)
+            await audit_outcome(session, locked, now, before=before)
 
 
 async def _request_refund(
@@ -207,6 +236,21 @@ async def _request_refund(
         )
     except GatewayRejected as rejected:
         return GatewayRefund(reference="", status=RefundStatus.FAILED, failure_code=rejected.code)
+
+
+async def _is_disputed(gateway: PaymentGateway | None, payment: Payment) -> bool:
+    """Return whether the bank pays the customer back by a dispute; no dispute is known of a charge that is unknown.
+
+    Raises:
+        GatewayUnavailable: It is not known.
+    """
+    if gateway is None or payment.gateway_reference is None:
+        return False
+    try:
+        return await gateway.is_disputed(payment.gateway_reference)
+    except GatewayRejected as rejected:
+        activity.logger.error("disputes of payment %s could not be read: %s", payment.id, rejected.code)
+        return False
 
 
 def _refund_amount(payment: Payment, request: RefundInput) -> Money:
@@ -254,143 +298,9 @@ def _build_refund(request: RefundInput, amount: Money, from_wallet: Money, now: 
     )
 
 
-async def _audit(
-    session: AsyncSession,
-    refund: Refund,
-    action: str,
-    now: datetime,
-    *,
-    before: Mapping[str, Any],
-    after: Mapping[str, Any],
-    ip: str | None = None,
-) -> None:
-    """Append to the audit log in the transaction that moves the money. The actor is who requested the refund."""
-    await session.flush()
-    await audit.append_audit_entry(
-        session,
-        organization_id=refund.organization_id,
-        actor=refund.actor,
-        action=action,
-        at=now,
-        object=refund.id,
-        before=before,
-        after=after,
-        reason=refund.reason,
-        ip=ip,
-        request_id=refund.request_id,
-    )
-
-
-async def _audit_outcome(
-    session: AsyncSession, locked: LockedRefund, now: datetime, *, before: Mapping[str, Any]
-) -> None:
-    after = _audited_state(locked)
-    if locked.refund.failure_code is not None:
-        after["failure_code"] = locked.refund.failure_code
-    await _audit(session, locked.refund, f"billing.refund_{locked.refund.status}", now, before=before, after=after)
-
-
-def _audited_state(locked: LockedRefund) -> dict[str, Any]:
-    refund, payment = locked.refund, locked.payment
-    return {"status": refund.status, "payment_status": payment.status, "refunded_minor": payment.refunded_minor}
-
-
 def _can_be_rejected(refund: Refund) -> bool:
     """Return whether the refund was sent and did not fail: its bank may reject it, for some days."""
     return refund.destination == RefundDestination.SOURCE and refund.status == RefundStatus.SUCCEEDED
-
-
-async def _mark_rejected(session: AsyncSession, locked: LockedRefund, failure_code: str | None, now: datetime) -> None:
-    """Record that the bank rejected a refund that was sent: the customer has the money in the wallet."""
-    refund, payment = locked.refund, locked.payment
-    before = _audited_state(locked)
-    refund.status, refund.updated_at, refund.failure_code = RefundStatus.FAILED.value, now, failure_code
-    payment.refunded_minor -= refund.amount_minor
-    await session.flush()
-    await _update_payment_status(session, payment, now)
-    await credit_rejected_refund(session, refund, payment, now)
-    await _audit_outcome(session, locked, now, before=before)
-    activity.logger.warning("refund %s was rejected by the bank: %s", refund.id, failure_code)
-    amount = format_money(refund.amount_minor, refund.currency)
-    await payments.add_timeline_event(
-        session,
-        payment,
-        kind="refund.failed",
-        message=f"The bank rejected the refund of {amount}. The amount was credited to the wallet.",
-        at=now,
-        ref=refund.id,
-    )
-    await outbox.enqueue(session, _build_customer_mail(locked, NotificationKind.REFUND_FAILED, now))
-    alert = outbox.build_operator_alert(
-        f"refund:{refund.id}:failed",
-        now,
-        f"Refund {refund.id} was rejected by the bank",
-        f"{payment.gateway} reports {failure_code or 'no reason'} for a refund that it had sent. The customer was"
-        f" informed and has {amount} in the wallet. Nothing is to be done; the payment can be refunded again.",
-        severity="warning",
-        payment_id=payment.id,
-    )
-    await outbox.enqueue(session, alert)
-
-
-async def _update_payment_status(session: AsyncSession, payment: Payment, now: datetime) -> None:
-    """Set a payment's status by what of it was refunded for certain."""
-    payment.status = status_after_refunds(
-        PaymentStatus(payment.status),
-        captured_minor=payment.captured_minor,
-        refunded_minor=await payments.refunded_amount(session, payment.id),
-    ).value
-    payment.updated_at = max(now, payment.updated_at)
-
-
-def _build_customer_mail(locked: LockedRefund, kind: NotificationKind, now: datetime) -> OutboxNotification:
-    refund, payment = locked.refund, locked.payment
-    return OutboxNotification(
-        organization_id=refund.organization_id,
-        user_id=None,
-        kind=kind,
-        dedup_key=f"refund:{refund.id}:{refund.status}",
-        context={
-            "amount": {"amount_minor": refund.amount_minor, "currency": refund.currency},
-            "to": refund.destination,
-            "payment_id": payment.id,
-            "reason": refund.reason,
-        },
-        occurred_at=now,
-    )
-
-
-async def _mark_succeeded(session: AsyncSession, locked: LockedRefund, now: datetime) -> None:
-    refund, payment = locked.refund, locked.payment
-    refund.status, refund.updated_at = RefundStatus.SUCCEEDED.value, now
-    await session.flush()
-    await _update_payment_status(session, payment, now)
-    amount = format_money(refund.amount_minor, refund.currency)
-    destination = "wallet" if refund.destination == RefundDestination.WALLET else "original payment method"
-    await payments.add_timeline_event(
-        session,
-        payment,
-        kind="refund.succeeded",
-        message=f"{amount} refunded to the {destination}.",
-        at=now,
-        ref=refund.id,
-    )
-    await outbox.enqueue(session, _build_customer_mail(locked, NotificationKind.REFUND_SUCCEEDED, now))
-
-
-async def _alert_manual_payout(session: AsyncSession, locked: LockedRefund, now: datetime) -> None:
-    """Alert the operators that the gateway cannot return the money: they pay it out by hand or credit the wallet."""
-    refund, payment = locked.refund, locked.payment
-    activity.logger.error("refund %s failed: %s", refund.id, refund.failure_code)
-    alert = outbox.build_operator_alert(
-        f"refund:{refund.id}:failed",
-        now,
-        f"Refund {refund.id} failed at {payment.gateway}",
-        f"Gateway error {refund.failure_code}. Pay the amount out manually, or refund it to the wallet.",
-        severity="warning",
-        payment_id=payment.id,
-    )
-    await outbox.enqueue(session, alert)
 
 
 def _amount(refund: Refund) -> Money:

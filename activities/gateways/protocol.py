@@ -13,6 +13,9 @@ from typing import Protocol
 from workflows.rules.money import Money
 from workflows.rules.payment import GatewayPayment, RefundStatus
 
+CHARGE_DISPUTED = "charge_disputed"
+"""Code of the rejection of a refund whose charge the customer disputes: the bank has taken the money back, or asks."""
+
 
 class GatewayUnavailable(Exception):
     """The result is unknown: lost connection, timeout, rate limit, fault of the gateway. It may have taken effect."""
@@ -131,6 +134,10 @@ class PaymentGateway(Protocol):
 
     async def cancel_charge(self, reference: str, *, key: str) -> GatewayPayment:
         """Cancel a pending or authorized charge. A charge that can no longer be cancelled is returned unchanged."""
+        ...
+
+    async def is_disputed(self, reference: str) -> bool:
+        """Return whether the customer has the charge's money back by a dispute, or will unless it is won."""
         ...
 
     async def refund(self, reference: str, amount: Money, *, refund_id: str, key: str) -> GatewayRefund: ...

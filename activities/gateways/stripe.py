@@ -30,6 +30,8 @@ from workflows.rules.webhook_events import STRIPE_REFUND_STATUSES
 
 GATEWAY_NAME = "stripe"
 
+PAYING_DISPUTES = frozenset({"needs_response", "under_review", "lost"})
+"""Statuses of disputes in which the bank has taken the money back. An inquiry (``warning_…``) moves no money."""
 CONNECT_SECONDS, READ_SECONDS = 3.0, 8.0
 
 PAYMENT_STATUSES = {
@@ -189,6 +191,13 @@ class StripeGateway:
         except GatewayRejected:
             return await self.retrieve_charge(reference)
         return to_gateway_payment(intent)
+
+    async def is_disputed(self, reference: str) -> bool:
+        page = await _translate_errors(self._client.v1.disputes.list_async({"payment_intent": reference, "limit": 100}))
+        async for dispute in page.auto_paging_iter():
+            if dispute.status in PAYING_DISPUTES:
+                return True
+        return False
 
     async def refund(self, reference: str, amount: Money, *, refund_id: str, key: str) -> GatewayRefund:
         refund = await _translate_errors(

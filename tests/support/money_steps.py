@@ -82,6 +82,9 @@ class AnsweringGateway:
     async def refund(self, reference: str, amount: Money, *, refund_id: str, key: str) -> GatewayRefund:
         return GatewayRefund(reference=f"re_{refund_id}", status=self.refund_status)
 
+    async def is_disputed(self, reference: str) -> bool:
+        return False
+
     async def find_refund(self, reference: str, refund_id: str) -> GatewayRefund | None:
         return None
 

@@ -1,0 +1,105 @@
+"""Refunds of payments that the customer disputes at the bank: the bank pays the customer, nothing else does as well."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+from temporalio.exceptions import ApplicationError
+
+from activities.gateways.protocol import GatewayUnavailable
+from tests.activities.test_payments_refunds import order, paid, paid_invoice, refund
+from tests.activities.test_rejected_refunds import DAYS_LATER, recheck
+from tests.support.payment_fixture import PaymentFixture, run_activity
+from workflows.ports.payments import PaymentInput
+from workflows.ports.refunds import RefundDestination, ReserveRefund
+from workflows.rules.errors import ErrorCode
+
+
+def dispute(payments: PaymentFixture, pay: PaymentInput, status: str = "needs_response") -> None:
+    """Open a dispute of the payment's charge at the gateway, or bring it to this status."""
+    (charge,) = payments.charges(pay)
+    body = {"charge": charge["id"], "status": status}
+    httpx.post(f"{payments.stripe.url}/sandbox/disputes", json=body).raise_for_status()
+
+
+@pytest.mark.parametrize("status", ["needs_response", "under_review", "lost"])
+async def test_a_disputed_payment_is_not_refunded_to_the_wallet(payments: PaymentFixture, status: str) -> None:
+    pay = await paid_invoice(payments)
+    dispute(payments, pay, status)
+    with pytest.raises(ApplicationError) as refused:
+        await refund(payments, order(payments, pay, 4_000, RefundDestination.WALLET))
+    assert (refused.value.type, refused.value.non_retryable) == (ErrorCode.CONFLICT, True)
+    assert refused.value.details[0]["gateway_code"] == "charge_disputed"
+    assert await payments.balances() == (0, 0)
+    assert await payments.rows("SELECT 1 FROM refunds") == []
+    assert (await payments.payment(pay.payment_id))["refunded_minor"] == 0
+
+
+async def test_a_payment_whose_dispute_was_won_is_refunded_to_the_wallet(payments: PaymentFixture) -> None:
+    pay = await paid_invoice(payments)
+    dispute(payments, pay)
+    dispute(payments, pay, "won")
+    assert (await refund(payments, order(payments, pay, None, RefundDestination.WALLET))).status == "succeeded"
+    assert await payments.balances() == (10_000, 0)
+
+
+async def test_a_refund_to_the_wallet_waits_until_the_gateway_says_whether_the_payment_is_disputed(
+    payments: PaymentFixture,
+) -> None:
+    request = order(payments, await paid_invoice(payments), None, RefundDestination.WALLET)
+    payments.inject_fault("server_error", path="/v1/disputes", method="GET", count=2)
+    reserve = ReserveRefund(command=request, now=DAYS_LATER)
+    for _ in range(2):
+        with pytest.raises(GatewayUnavailable):
+            await run_activity(payments.refund_activities.reserve, reserve)
+    assert await payments.balances() == (0, 0)
+    assert (await run_activity(payments.refund_activities.reserve, reserve)).status == "succeeded"
+    # What is recorded is returned without another question.
+    payments.inject_fault("server_error", path="/v1/disputes", method="GET", count=1)
+    assert (await run_activity(payments.refund_activities.reserve, reserve)).status == "succeeded"
+    assert await payments.balances() == (10_000, 0)
+
+
+async def test_a_disputed_payment_is_not_paid_out_manually_either(payments: PaymentFixture) -> None:
+    pay = await paid(payments)
+    dispute(payments, pay)
+    outcome = await refund(payments, order(payments, pay, None))
+    assert (outcome.status, outcome.failure_code) == ("failed", "charge_disputed")
+    assert await payments.balances() == (10_000, 0)
+    (alert,) = await payments.notifications("operator_alert")
+    details = alert["template_context"]["details"]
+    assert "contest the dispute" in details
+    assert "Pay the amount out manually" not in details
+    assert "refund it to the wallet" not in details
+
+
+async def test_a_rejected_refund_of_a_payment_that_is_disputed_meanwhile_is_not_credited(
+    payments: PaymentFixture,
+) -> None:
+    pay = await paid_invoice(payments)
+    request = order(payments, pay, 4_000)
+    assert (await refund(payments, request)).status == "succeeded"
+    dispute(payments, pay)
+    payments.fail_refund(payments.refunds_at_gateway(pay)[0]["id"])
+    for _ in range(2):
+        assert (await recheck(payments, request.refund_id)).status == "succeeded"
+    assert await payments.balances() == (0, 0)
+    assert await payments.notifications("refund_failed") == []
+    (alert,) = await payments.notifications("operator_alert")
+    assert request.refund_id in alert["template_context"]["title"]
+    assert "if it is won, credit the amount" in alert["template_context"]["details"]
+
+
+async def test_a_rejected_refund_waits_until_the_gateway_says_whether_the_payment_is_disputed(
+    payments: PaymentFixture,
+) -> None:
+    pay = await paid_invoice(payments)
+    request = order(payments, pay, 4_000)
+    await refund(payments, request)
+    payments.fail_refund(payments.refunds_at_gateway(pay)[0]["id"])
+    payments.inject_fault("server_error", path="/v1/disputes", method="GET")
+    with pytest.raises(GatewayUnavailable):
+        await recheck(payments, request.refund_id)
+    assert await payments.balances() == (0, 0)
+    assert (await recheck(payments, request.refund_id)).status == "failed"
+    assert await payments.balances() == (4_000, 0)
