@@ -5,6 +5,7 @@ It changes no balance.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -13,8 +14,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from temporalio import activity
 from temporalio.client import Client
 
-from activities import lost_workflows
+from activities import lost_workflows, refund_rechecks
 from activities.attempt_time import scheduled_at
+from activities.gateways.protocol import PaymentGateway
 from activities.rule_errors import converts_rule_violations
 from db.models.payments import Payment, Refund, WebhookEventRow
 from db.queries import ledger, outbox, webhooks
@@ -26,6 +28,8 @@ from workflows.ports.reconciliation import (
     AuditLedger,
     DeliverPendingWebhooks,
     LedgerAudit,
+    RecheckOutcome,
+    RecheckRefunds,
     ReconciliationActivities,
     RestartLostWorkflows,
     RestartOutcome,
@@ -44,13 +48,20 @@ class PostgresReconciliationActivities(ReconciliationActivities):
 
     Args:
         client: Temporal client that delivers events and restarts workflows; None uses the worker's.
+        gateways: What reads refunds again, by name.
         audits: Connection pool of the ledger audit, whose statements take long; None uses ``sessions``.
     """
 
     def __init__(
-        self, sessions: SessionFactory, client: Client | None = None, *, audits: SessionFactory | None = None
+        self,
+        sessions: SessionFactory,
+        client: Client | None = None,
+        *,
+        gateways: Mapping[str, PaymentGateway] | None = None,
+        audits: SessionFactory | None = None,
     ) -> None:
         self._sessions = sessions
+        self._gateways = gateways or {}
         self._audits = audits or sessions
         self._client = client
 
@@ -96,6 +107,11 @@ class PostgresReconciliationActivities(ReconciliationActivities):
                 await webhooks.mark_delivered(session, event.gateway, event.event_id, at=datetime.now(UTC))
         # A batch in which nothing could be delivered would be read again.
         return WebhookDeliveryOutcome(events=len(pending), has_more=bool(pending) and len(events) == command.limit)
+
+    @activity.defn(name="reconciliation.recheck_refunds")
+    @converts_rule_violations
+    async def recheck_refunds(self, command: RecheckRefunds) -> RecheckOutcome:
+        return await refund_rechecks.recheck_refunds(self._sessions, self._gateways, self._workflows(), command)
 
     @activity.defn(name="reconciliation.restart_payments")
     @converts_rule_violations

@@ -161,7 +161,8 @@ async def alert_rejected_while_disputed(
         f"Refund {refund.id} was rejected by the bank and its charge is disputed",
         f"{payment.gateway} reports {failure_code or 'no reason'} for a refund of {amount} that it had sent. The"
         " customer disputes the charge and has the money by the dispute, so nothing was credited. Decide the dispute at"
-        " the gateway; if it is won, credit the amount to the wallet by an adjustment.",
+        " the gateway. If it is won within 30 days after the refund, the amount is credited to the wallet on the next"
+        " day; if it is won later, credit the amount to the wallet by an adjustment.",
         severity="warning",
         payment_id=payment.id,
     )

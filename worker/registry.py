@@ -166,7 +166,9 @@ def activities_by_queue(dependencies: Dependencies) -> dict[str, Sequence[Activi
             *activity_methods(GatewayRefundActivities(sessions, dependencies.gateways)),
             *activity_methods(PostgresInstanceActivities(sessions)),
             *activity_methods(PostgresRecoveryActivities(sessions, gateway_terms)),
-            *activity_methods(PostgresReconciliationActivities(sessions, audits=dependencies.audits)),
+            *activity_methods(
+                PostgresReconciliationActivities(sessions, gateways=dependencies.gateways, audits=dependencies.audits)
+            ),
         ],
         names.INFRASTRUCTURE_QUEUE: activity_methods(dependencies.cluster),
         names.NOTIFICATIONS_QUEUE: [*activity_methods(documents), *activity_methods(notifications)],

@@ -62,7 +62,7 @@ SCHEDULES = (
     ScheduleDefinition(
         id="reconciliation/ledger",
         workflow=names.RECONCILIATION,
-        input=ReconciliationInput(audit_ledger=True),
+        input=ReconciliationInput(audit_ledger=True, recheck_refunds=True),
         every=timedelta(days=1),
         offset=timedelta(hours=3),
     ),

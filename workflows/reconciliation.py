@@ -15,6 +15,7 @@ with workflow.unsafe.imports_passed_through():
         AuditLedger,
         DeliverPendingWebhooks,
         LedgerAudit,
+        RecheckRefunds,
         ReconciliationActivities,
         ReconciliationInput,
         ReconciliationOutcome,
@@ -24,6 +25,9 @@ with workflow.unsafe.imports_passed_through():
 
 WEBHOOK_DELIVERY_GRACE = timedelta(minutes=2)
 """Age at which reconciliation delivers a webhook that its own request has not delivered."""
+
+MAX_RECHECKED_PAGES = 500
+"""Bounds the refunds that one run reads again to 10,000, and its history."""
 
 MAX_BATCHES = 20
 """Bounds one sweep; the next one goes on."""
@@ -56,6 +60,7 @@ class Reconciliation:
             audit = await workflow.execute_activity_method(
                 ReconciliationActivities.audit_ledger, AuditLedger(now=workflow.now()), **policies.RECONCILIATION
             )
+        rejected = await self._recheck_refunds() if command.recheck_refunds else 0
         payments = refunds = removals = subscriptions = deletions = operations = 0
         if command.restart_lost_workflows:
             # Payments first: a subscription that is started below takes over its own.
@@ -74,6 +79,7 @@ class Reconciliation:
             balance_mismatches=audit.balance_mismatches,
             unbalanced_transactions=audit.unbalanced_transactions,
             webhooks_delivered=delivered,
+            refunds_rejected=rejected,
             payments_restarted=payments,
             refunds_restarted=refunds,
             payment_method_removals_restarted=removals,
@@ -94,6 +100,21 @@ class Reconciliation:
             if not step.has_more:
                 break
         return delivered
+
+    async def _recheck_refunds(self) -> int:
+        rejected, after = 0, ""
+        for _ in range(MAX_RECHECKED_PAGES):
+            page = await workflow.execute_activity_method(
+                ReconciliationActivities.recheck_refunds,
+                RecheckRefunds(after=after, now=workflow.now()),
+                **policies.RECONCILIATION,
+            )
+            rejected += page.rejected
+            if page.last_id is None:
+                return rejected
+            after = page.last_id
+        workflow.logger.warning("refunds after %s are not read again: there are too many", after)
+        return rejected
 
     async def _restart(
         self, restart: Callable[[Any, RestartLostWorkflows], Awaitable[RestartOutcome]], max_restarts: int

@@ -228,6 +228,36 @@ async def list_pending_refunds(session: AsyncSession, *, after: str, limit: int)
     return [to_refund_record(refund) for refund in await session.scalars(query.limit(limit))]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SentRefund:
+    """A refund to its source that the gateway has sent."""
+
+    refund: RecordedRefund
+    gateway: str
+    gateway_reference: str
+
+
+async def list_sent_refunds(session: AsyncSession, *, sent_after: datetime, after: str, limit: int) -> list[SentRefund]:
+    """Return refunds that a gateway has sent since ``sent_after``, by id, from the first id above ``after``."""
+    query = (
+        select(Refund, Payment.gateway, Refund.gateway_reference)
+        .join(Payment, Payment.id == Refund.payment_id)
+        .where(
+            Refund.id > after,
+            Refund.status == RefundStatus.SUCCEEDED,
+            Refund.destination == "source",
+            Refund.gateway_reference.is_not(None),
+            Refund.updated_at > sent_after,
+        )
+        .order_by(Refund.id)
+        .limit(limit)
+    )
+    return [
+        SentRefund(refund=to_refund_record(refund), gateway=gateway, gateway_reference=reference or "")
+        for refund, gateway, reference in await session.execute(query)
+    ]
+
+
 async def pending_refunds_among(session: AsyncSession, ids: Collection[str]) -> set[str]:
     """Return those of the refunds ``ids`` that the gateway has to answer."""
     query = select(Refund.id).where(Refund.id.in_(ids), Refund.status == RefundStatus.PENDING)

@@ -87,7 +87,10 @@ async def test_a_rejected_refund_of_a_payment_that_is_disputed_meanwhile_is_not_
     assert await payments.notifications("refund_failed") == []
     (alert,) = await payments.notifications("operator_alert")
     assert request.refund_id in alert["template_context"]["title"]
-    assert "if it is won, credit the amount" in alert["template_context"]["details"]
+    assert "nothing was credited" in alert["template_context"]["details"]
+    dispute(payments, pay, "won")
+    assert (await recheck(payments, request.refund_id)).status == "failed"
+    assert await payments.balances() == (4_000, 0)
 
 
 async def test_a_rejected_refund_waits_until_the_gateway_says_whether_the_payment_is_disputed(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -12,6 +12,7 @@ import httpx
 from sqlalchemy import text
 from temporalio.testing import ActivityEnvironment
 
+from activities.gateways.protocol import PaymentGateway
 from activities.gateways.stripe import StripeGateway
 from activities.payment_methods import GatewayPaymentMethodActivities
 from activities.payments import GatewayPaymentActivities
@@ -43,6 +44,7 @@ class PaymentFixture:
     sessions: SessionFactory
     organization: str
     payment_activities: GatewayPaymentActivities
+    gateways: Mapping[str, PaymentGateway]
     method_activities: GatewayPaymentMethodActivities
     refund_activities: GatewayRefundActivities
 
@@ -126,7 +128,7 @@ async def create_payment_fixture(
 ) -> AsyncIterator[PaymentFixture]:
     sessions = session_factory(database.worker)
     gateway = StripeGateway(api_key=stripe.api_key, base_url=stripe.url)
-    gateways = {gateway.name: gateway}
+    gateways: dict[str, PaymentGateway] = {gateway.name: gateway}
     try:
         yield PaymentFixture(
             database=database,
@@ -134,6 +136,7 @@ async def create_payment_fixture(
             sessions=sessions,
             organization=await insert_organization(database.owner, currency=currency),
             payment_activities=GatewayPaymentActivities(sessions, gateways),
+            gateways=gateways,
             method_activities=GatewayPaymentMethodActivities(sessions, gateways),
             refund_activities=GatewayRefundActivities(sessions, gateways),
         )

@@ -9,7 +9,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -29,10 +29,11 @@ from tests.support.sandboxes import StripeEndpoint
 from tests.support.temporal import TemporalFixture
 from tests.support.wait import wait_until
 from tests.support.workers import build_worker
+from worker import schedules
 from workflows import names
 from workflows.client import WorkflowClient
 from workflows.ports.payments import ChargePayment, PaymentInput
-from workflows.ports.reconciliation import ReconciliationInput, ReconciliationOutcome
+from workflows.ports.reconciliation import RecheckOutcome, RecheckRefunds, ReconciliationInput, ReconciliationOutcome
 from workflows.ports.refunds import RefundDestination, RefundInput, RefundOutcome, refund_input_from_record
 from workflows.ports.subscription import FundsArrived
 from workflows.reconciliation import Reconciliation
@@ -43,6 +44,18 @@ from workflows.rules.webhook_events import parse_stripe_event
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 
 
+def refund_input(payments: PaymentFixture, top_up: PaymentInput, amount: int) -> RefundInput:
+    return RefundInput(
+        refund_id=TemporalFixture.unique_id("re"),
+        payment_id=top_up.payment_id,
+        organization_id=payments.organization,
+        amount=money(amount),
+        destination=RefundDestination.SOURCE,
+        reason="goodwill",
+        actor="usr_admin",
+    )
+
+
 @dataclass
 class SentRefund:
     """A refund of 40.00 of a top-up of 100.00 that the gateway has sent, and whose workflow has ended."""
@@ -51,7 +64,7 @@ class SentRefund:
     payments: PaymentFixture
     workflows: WorkflowClient
     top_up: PaymentInput
-    refund_id: str
+    refund_id: str = ""
 
     def reject(self) -> None:
         self.payments.fail_refund(self.payments.refunds_at_gateway(self.top_up)[0]["id"])
@@ -86,6 +99,18 @@ class SentRefund:
     async def reconcile(self) -> ReconciliationOutcome:
         return await reconcile(self.temporal, ReconciliationInput())
 
+    async def is_failed(self) -> bool:
+        (row,) = await self.payments.rows("SELECT status FROM refunds WHERE id = :id", id=self.refund_id)
+        return bool(row["status"] == "failed")
+
+    async def refund(self, amount: int) -> str:
+        """Refund this much more of the top-up, and return the refund's id."""
+        command = refund_input(self.payments, self.top_up, amount)
+        answered = await self.workflows.refund_payment(command)
+        assert answered.result is not None
+        assert answered.result.status == "succeeded"
+        return command.refund_id
+
     async def outcome(self) -> RefundOutcome:
         handle: WorkflowHandle[Any, RefundOutcome] = self.temporal.client.get_workflow_handle(
             names.refund_workflow_id(self.refund_id), result_type=RefundOutcome
@@ -102,27 +127,15 @@ async def sent(
         build_worker(
             temporal,
             names.PLATFORM_QUEUE,
-            PostgresReconciliationActivities(payments.sessions),
+            PostgresReconciliationActivities(payments.sessions, gateways=payments.gateways),
             payments.refund_activities,
             workflows=[Reconciliation, Refund, PastDueSubscription],
         ),
     ):
         top_up = payments.payment_input(10_000)
         await run_activity(payments.payment_activities.charge, ChargePayment(input=top_up, now=datetime.now(UTC)))
-        command = RefundInput(
-            refund_id=TemporalFixture.unique_id("re"),
-            payment_id=top_up.payment_id,
-            organization_id=payments.organization,
-            amount=money(4_000),
-            destination=RefundDestination.SOURCE,
-            reason="goodwill",
-            actor="usr_admin",
-        )
-        workflows = WorkflowClient(temporal.client)
-        answered = await workflows.refund_payment(command)
-        assert answered.result is not None
-        assert answered.result.status == "succeeded"
-        fixture = SentRefund(temporal, payments, workflows, top_up, command.refund_id)
+        fixture = SentRefund(temporal, payments, WorkflowClient(temporal.client), top_up)
+        fixture.refund_id = await fixture.refund(4_000)
         await fixture.outcome()
         yield fixture
 
@@ -214,3 +227,54 @@ async def test_an_event_that_cannot_be_delivered_does_not_stop_the_others(sent: 
     assert await sent.receive(body, at=LONG_AGO, delivers=False)
     assert (await sent.reconcile()).webhooks_delivered == 1
     assert (await sent.outcome()).status == "failed"
+
+
+@pytest.mark.scenario("B35")
+async def test_a_rejection_whose_webhook_never_arrives_is_found_by_the_daily_reconciliation(sent: SentRefund) -> None:
+    (daily,) = [
+        definition.input
+        for definition in schedules.SCHEDULES
+        if isinstance(definition.input, ReconciliationInput) and definition.every == timedelta(days=1)
+    ]
+    assert isinstance(daily, ReconciliationInput)
+    assert (await reconcile(sent.temporal, daily)).refunds_rejected == 0
+    sent.reject()
+    assert (await reconcile(sent.temporal, ReconciliationInput())).refunds_rejected == 0
+    assert (await reconcile(sent.temporal, daily)).refunds_rejected == 1
+    await wait_until(sent.is_failed, description="the refund is read again")
+    assert await sent.payments.balances() == (10_000, 0)
+    assert (await reconcile(sent.temporal, daily)).refunds_rejected == 0
+
+
+async def test_refunds_that_cannot_be_read_today_are_read_the_next_day(sent: SentRefund) -> None:
+    daily = ReconciliationInput(recheck_refunds=True)
+    sent.reject()
+    sent.payments.inject_fault("server_error", path="/v1/refunds/*", method="GET")
+    assert (await reconcile(sent.temporal, daily)).refunds_rejected == 0
+    assert (await reconcile(sent.temporal, daily)).refunds_rejected == 1
+
+
+@pytest.mark.parametrize(("days", "rejected"), [(29, 1), (31, 0)])
+async def test_refunds_are_read_again_for_thirty_days(sent: SentRefund, days: int, rejected: int) -> None:
+    sent.reject()
+    command = RecheckRefunds(after="", now=datetime.now(UTC) + timedelta(days=days))
+    activities = PostgresReconciliationActivities(
+        sent.payments.sessions, sent.temporal.client, gateways=sent.payments.gateways
+    )
+    assert await activities.recheck_refunds(command) == RecheckOutcome(rejected=rejected, last_id=None)
+
+
+async def test_each_page_of_refunds_begins_after_the_one_before(sent: SentRefund) -> None:
+    others = [await sent.refund(100) for _ in range(3)]
+    activities = PostgresReconciliationActivities(
+        sent.payments.sessions, sent.temporal.client, gateways=sent.payments.gateways
+    )
+    last, pages = "", list[str | None]()
+    while len(pages) < 10:
+        page = await activities.recheck_refunds(RecheckRefunds(after=last, now=datetime.now(UTC), limit=2))
+        pages.append(page.last_id)
+        if page.last_id is None:
+            break
+        last = page.last_id
+    ids = sorted([sent.refund_id, *others])
+    assert pages == [ids[1], ids[3], None]

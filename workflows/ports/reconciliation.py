@@ -18,12 +18,14 @@ class ReconciliationInput:
         restart_lost_workflows: Start the workflows again that payments in flight, pending refunds, removals of
             cards, subscriptions and deletions of instances have lost, and cancel other operations on instances that
             have lost theirs.
+        recheck_refunds: Read refunds that were sent at their gateways again, for banks that rejected them.
         max_restarts: How many of each at most; the next one goes on. To restart more at once, start the workflow by
             hand with a larger number.
     """
 
     audit_ledger: bool = True
     restart_lost_workflows: bool = False
+    recheck_refunds: bool = False
     max_restarts: int = 1000
 
 
@@ -32,6 +34,7 @@ class ReconciliationOutcome:
     balance_mismatches: int = 0
     unbalanced_transactions: int = 0
     webhooks_delivered: int = 0
+    refunds_rejected: int = 0
     payments_restarted: int = 0
     refunds_restarted: int = 0
     payment_method_removals_restarted: int = 0
@@ -99,6 +102,23 @@ class RestartOutcome:
     last_id: str | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecheckRefunds:
+    """One page of refunds by id. ``after``: the last id of the page before; empty for the first page."""
+
+    after: str
+    now: datetime
+    limit: int = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecheckOutcome:
+    """How many refunds of a page were rejected. ``last_id``: where the next page begins; None after the last one."""
+
+    rejected: int
+    last_id: str | None
+
+
 class ReconciliationActivities(Protocol):
     @activity.defn(name="reconciliation.audit_ledger")
     async def audit_ledger(self, command: AuditLedger) -> LedgerAudit:
@@ -108,6 +128,11 @@ class ReconciliationActivities(Protocol):
     @activity.defn(name="reconciliation.deliver_pending_webhooks")
     async def deliver_pending_webhooks(self, command: DeliverPendingWebhooks) -> WebhookDeliveryOutcome:
         """Hand webhooks on that were recorded but never reached their payment or refund, the oldest first."""
+        ...
+
+    @activity.defn(name="reconciliation.recheck_refunds")
+    async def recheck_refunds(self, command: RecheckRefunds) -> RecheckOutcome:
+        """Read refunds of the last weeks at their gateways, and start the workflow of each that its bank rejected."""
         ...
 
     @activity.defn(name="reconciliation.restart_payments")
