@@ -245,7 +245,6 @@ async def list_sent_refunds(session: AsyncSession, *, sent_after: datetime, afte
         .where(
             Refund.id > after,
             Refund.status == RefundStatus.SUCCEEDED,
-            Refund.destination == "source",
             Refund.gateway_reference.is_not(None),
             Refund.updated_at > sent_after,
         )

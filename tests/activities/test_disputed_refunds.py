@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import timedelta
+
 import httpx
 import pytest
 from temporalio.exceptions import ApplicationError
@@ -9,9 +12,10 @@ from temporalio.exceptions import ApplicationError
 from activities.gateways.protocol import GatewayUnavailable
 from tests.activities.test_payments_refunds import order, paid, paid_invoice, refund
 from tests.activities.test_rejected_refunds import DAYS_LATER, recheck
+from tests.support.inserts import insert_organization
 from tests.support.payment_fixture import PaymentFixture, run_activity
 from workflows.ports.payments import PaymentInput
-from workflows.ports.refunds import RefundDestination, ReserveRefund
+from workflows.ports.refunds import RecheckRefund, RefundDestination, ReserveRefund
 from workflows.rules.errors import ErrorCode
 
 
@@ -33,6 +37,16 @@ async def test_a_disputed_payment_is_not_refunded_to_the_wallet(payments: Paymen
     assert await payments.balances() == (0, 0)
     assert await payments.rows("SELECT 1 FROM refunds") == []
     assert (await payments.payment(pay.payment_id))["refunded_minor"] == 0
+
+
+async def test_another_organization_does_not_learn_of_a_dispute(payments: PaymentFixture) -> None:
+    pay = await paid_invoice(payments)
+    dispute(payments, pay)
+    stranger = await insert_organization(payments.database.owner)
+    request = replace(order(payments, pay, None, RefundDestination.WALLET), organization_id=stranger)
+    with pytest.raises(ApplicationError) as refused:
+        await refund(payments, request)
+    assert refused.value.type == ErrorCode.NOT_FOUND
 
 
 async def test_a_payment_whose_dispute_was_won_is_refunded_to_the_wallet(payments: PaymentFixture) -> None:
@@ -81,8 +95,9 @@ async def test_a_rejected_refund_of_a_payment_that_is_disputed_meanwhile_is_not_
     assert (await refund(payments, request)).status == "succeeded"
     dispute(payments, pay)
     payments.fail_refund(payments.refunds_at_gateway(pay)[0]["id"])
-    for _ in range(2):
-        assert (await recheck(payments, request.refund_id)).status == "succeeded"
+    for days in range(2):
+        command = RecheckRefund(refund_id=request.refund_id, now=DAYS_LATER + timedelta(days=days))
+        assert (await run_activity(payments.refund_activities.recheck, command)).status == "succeeded"
     assert await payments.balances() == (0, 0)
     assert await payments.notifications("refund_failed") == []
     (alert,) = await payments.notifications("operator_alert")

@@ -35,6 +35,27 @@ async def test_a_secret_that_the_cut_divides_is_not_shown(instances: InstanceFix
     assert password[-divided_at:] not in tail
 
 
+@pytest.mark.parametrize(
+    ("values", "logs", "redacted"),
+    [
+        # The shortest that is replaced, and the longest that is not.
+        (["8letters"], "a 8letters b", f"a {MARK} b"),
+        (["seven77"], "a seven77 b", "a seven77 b"),
+        # A value that is a part of another must not leave the rest of it behind.
+        (["8letters", "8letters-and-more", "more-of-8letters"], "8letters-and-more", MARK),
+        (["8letters", "8letters-and-more", "more-of-8letters"], "more-of-8letters 8letters", f"{MARK} {MARK}"),
+    ],
+)
+async def test_secrets_are_replaced_whole(
+    instances: InstanceFixture, values: list[str], logs: str, redacted: str
+) -> None:
+    instance_id = await instances.insert_instance()
+    await instances.run_activity(instances.cluster_activities.apply, InstanceId(instance_id=instance_id))
+    data = {f"value-{place}": base64.b64encode(value.encode()).decode() for place, value in enumerate(values)}
+    await instances.gateway.patch("Secret", instances.namespace(instance_id), "app", {"data": data})
+    assert await redacted_tail(instances.gateway, _spec(instances, instance_id), logs) == redacted
+
+
 async def _password(instances: InstanceFixture, instance_id: str) -> str:
     secret = await instances.get_live_object("Secret", instance_id, "app")
     assert secret is not None
