@@ -87,6 +87,7 @@ async def complete_plan_change(session: AsyncSession, command: CompletePlanChang
         name,
         command.plan_change_id,
         period,
+        command.is_resized,
         amount=invoice.total,
         invoice_id=invoice.id,
     )

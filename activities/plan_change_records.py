@@ -29,12 +29,14 @@ async def apply_plan_change(
     name: str,
     plan_change_id: str,
     period: BillingPeriod | None,
+    is_resized: bool,
     **extra: Unpack[ContextFields],
 ) -> None:
     """Add the new plan to ``changes``. It withdraws a scheduled cancellation or plan change.
 
     Args:
         period: The period that the change starts; None if the current one continues.
+        is_resized: Whether a resize follows. What the change replaces is then recorded for its rollback.
         extra: Amounts and the invoice for the context of the notification.
     """
     if subscription.pending_plan_id is not None:
@@ -63,7 +65,29 @@ async def apply_plan_change(
     extra["price"] = terms.price
     extra["next_charge_at"] = subscription.period_end if period is None else period.end
     extra["cancellation_withdrawn"] = subscription.cancel_at_period_end
-    _add_plan_changed_events(changes, subscription, terms.plan_id, name, plan_change_dedup_key(plan_change_id), **extra)
+    reason = plan_change_reason(plan_change_id)
+    if is_resized:
+        _record_replaced(changes, subscription, terms, period, reason)
+    dedup_key = plan_change_dedup_key(plan_change_id)
+    _add_plan_changed_events(changes, subscription, terms.plan_id, name, dedup_key, reason, **extra)
+
+
+def _record_replaced(
+    changes: ChangeSet, subscription: LockedSubscription, terms: PlanTerms, period: BillingPeriod | None, reason: str
+) -> None:
+    """Record what a rollback restores beside the plan; ``find_replaced_terms`` reads it."""
+    anchor, start, end = subscription.billing_anchor, subscription.period_start, subscription.period_end
+    if anchor is None or start is None or end is None:
+        return
+    new_anchor, new_start, new_end = (
+        (anchor, start, end) if period is None else (period.start, period.start, period.end)
+    )
+    changes.record_change("price", subscription.price_id, terms.price_id, reason)
+    changes.record_change("billing_anchor", anchor.isoformat(), new_anchor.isoformat(), reason)
+    changes.record_change("current_period_start", start.isoformat(), new_start.isoformat(), reason)
+    changes.record_change("current_period_end", end.isoformat(), new_end.isoformat(), reason)
+    if subscription.pending_plan_id is not None:
+        changes.record_change("pending_plan", subscription.pending_plan_id, None, reason)
 
 
 async def with_period_terms(
@@ -100,7 +124,7 @@ def add_scheduled_change(
         return {}
     dedup_key = f"plan/{as_billed.plan_id}/{changes.keyed_at.isoformat()}"
     _add_plan_changed_events(
-        changes, subscription, as_billed.plan_id, as_billed.plan_name, dedup_key, price=as_billed.price
+        changes, subscription, as_billed.plan_id, as_billed.plan_name, dedup_key, "plan change", price=as_billed.price
     )
     return {
         "plan_id": as_billed.plan_id,
@@ -131,9 +155,10 @@ def _add_plan_changed_events(
     plan_id: str,
     name: str,
     dedup_key: str,
+    change_reason: str,
     **extra: Unpack[ContextFields],
 ) -> None:
-    changes.record_change("plan", subscription.plan_id, plan_id, "plan change")
+    changes.record_change("plan", subscription.plan_id, plan_id, change_reason)
     changes.add_timeline_event("subscription.plan_changed", f"Plan changed to {name}.", dedup_key=dedup_key)
     changes.enqueue_notification(NotificationKind.PLAN_CHANGED, plan_changed_context(subscription, name, **extra))
 

@@ -74,7 +74,9 @@ async def change_plan(
     if not quote.amount_due:
         return await _credit_change(session, changes, subscription, plan, quote, command, changed)
     draft = _change_invoice(subscription, plan, quote, command)
-    return await _invoice_change(session, changes, subscription, plan.name, quote, draft, changed, gateways)
+    return await _invoice_change(
+        session, changes, subscription, plan.name, quote, draft, changed, gateways, is_resized=command.is_resized
+    )
 
 
 async def _price(session: AsyncSession, command: ApplyPlanChange) -> PlanChangeQuote:
@@ -254,6 +256,7 @@ async def _credit_change(
         plan.name,
         command.plan_change_id,
         period,
+        command.is_resized,
         promotional_credit=quote.credit or None,
     )
     await _grant_credit(session, changes, subscription, quote.granted, command.plan_change_id)
@@ -302,6 +305,8 @@ async def _invoice_change(
     draft: InvoiceDraft,
     changed: PlanChangeOutcome,
     gateways: Mapping[str, GatewayTerms],
+    *,
+    is_resized: bool,
 ) -> PlanChangeOutcome:
     funding = split_funding_for(subscription, draft.total, FundingPurpose.PLAN_CHANGE, gateways)
     card = card_charge_for(funding)
@@ -329,6 +334,7 @@ async def _invoice_change(
         name,
         plan_change_id,
         period,
+        is_resized,
         **paid_fields(draft.total, funding.carried),
         invoice_id=draft.id,
     )

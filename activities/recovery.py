@@ -13,6 +13,7 @@ from activities.funding import reserve_older_debts, split_funding_for
 from activities.holds import agreed_card_charge, release_hold, with_released
 from activities.invoice_collection import pay_if_credit_covers, pay_with_credited_payment
 from activities.outcomes import billing_outcome
+from activities.plan_change_recovery import load_rollback
 from activities.rule_errors import converts_rule_violations
 from activities.subscription_transitions import new_change_set
 from db.queries import invoices, workflow_recovery
@@ -56,6 +57,7 @@ class PostgresRecoveryActivities(RecoveryActivities):
                 is_stopped_by_customer=instance.status is InstanceStatus.STOPPED,
                 has_plan_resources=instance.has_plan_resources,
             )
+            recovery = replace(recovery, plan_change_rollback=await load_rollback(session, subscription, instance))
             return await _with_dunning(session, subscription, recovery, self._gateways)
 
     @activity.defn(name="recovery.resume_collection")

@@ -8,17 +8,19 @@ from datetime import datetime
 from sqlalchemy import exists, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db.models.catalogue import Plan
+from db.models.catalogue import Plan, Price
 from db.models.invoices import Invoice, InvoiceLine
 from db.models.subscriptions import Subscription, SubscriptionChange
 from db.queries import catalogue
 from db.queries.invoice_allocations import list_invoice_balances
 from workflows.rules.invoice import InvoiceStatus
 from workflows.rules.money import Money
-from workflows.rules.periods import Interval
-from workflows.rules.plan_change import PlanChangeFacts, PlanPrice, plan_change_period
+from workflows.rules.periods import BillingPeriod, Interval
+from workflows.rules.plan_change import PlanChangeFacts, PlanPrice, ReplacedTerms, plan_change_period
 from workflows.rules.pricing import Discount
 from workflows.rules.subscription import SubscriptionStatus
+
+_REASON_PREFIX = "plan change "
 
 
 async def load_plan_change_facts(
@@ -95,7 +97,9 @@ async def find_scheduled_at(session: AsyncSession, subscription_id: str) -> date
     """Return when the subscription's plan change at the period's end was scheduled last."""
     scheduled_at: datetime | None = await session.scalar(
         select(func.max(SubscriptionChange.occurred_at)).where(
-            SubscriptionChange.subscription_id == subscription_id, SubscriptionChange.field == "pending_plan"
+            SubscriptionChange.subscription_id == subscription_id,
+            SubscriptionChange.field == "pending_plan",
+            SubscriptionChange.after.is_not(None),
         )
     )
     return scheduled_at
@@ -103,7 +107,51 @@ async def find_scheduled_at(session: AsyncSession, subscription_id: str) -> date
 
 def plan_change_reason(plan_change_id: str) -> str:
     """Return the reason of what a plan change changes beside the plan, by which its rollback finds it."""
-    return f"plan change {plan_change_id}"
+    return f"{_REASON_PREFIX}{plan_change_id}"
+
+
+async def find_replaced_terms(session: AsyncSession, subscription_id: str) -> ReplacedTerms | None:
+    """Return what the last change of the plan replaced; None unless that was a plan change that a resize followed."""
+    plan = await session.scalar(
+        select(SubscriptionChange)
+        .where(SubscriptionChange.subscription_id == subscription_id, SubscriptionChange.field == "plan")
+        .order_by(SubscriptionChange.id.desc())
+        .limit(1)
+    )
+    if plan is None or plan.before is None or plan.after is None:
+        return None
+    recorded = await session.scalars(
+        select(SubscriptionChange).where(
+            SubscriptionChange.subscription_id == subscription_id,
+            SubscriptionChange.reason == plan.reason,
+            SubscriptionChange.reason.startswith(_REASON_PREFIX),
+        )
+    )
+    before: dict[str, str] = {}
+    after: dict[str, str] = {}
+    for change in recorded:
+        before[change.field], after[change.field] = change.before or "", change.after or ""
+    if "price" not in before:
+        return None
+    return ReplacedTerms(
+        plan_change_id=plan.reason.removeprefix(_REASON_PREFIX),
+        plan_id=plan.before,
+        price_id=before["price"],
+        billing_anchor=datetime.fromisoformat(before["billing_anchor"]),
+        period=BillingPeriod(
+            start=datetime.fromisoformat(before["current_period_start"]),
+            end=datetime.fromisoformat(before["current_period_end"]),
+        ),
+        pending_plan_id=before.get("pending_plan"),
+        new_plan_id=plan.after,
+        new_period_start=datetime.fromisoformat(after["current_period_start"]),
+    )
+
+
+async def get_price_start(session: AsyncSession, price_id: str) -> datetime:
+    """Return the instant from which a price is in force."""
+    effective_from: datetime = (await session.scalars(select(Price.effective_from).where(Price.id == price_id))).one()
+    return effective_from
 
 
 async def is_last_change(session: AsyncSession, subscription_id: str, *, fields: Sequence[str], reason: str) -> bool:

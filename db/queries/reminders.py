@@ -40,7 +40,7 @@ LEFT JOIN LATERAL (
     SELECT n.name, r.amount_minor FROM plans n JOIN prices r ON r.plan_id = n.id AND r.currency = s.currency
     WHERE n.id = s.pending_plan_id AND r.effective_from <= (
         SELECT max(h.occurred_at) FROM subscription_changes h
-        WHERE h.subscription_id = s.id AND h.field = 'pending_plan')
+        WHERE h.subscription_id = s.id AND h.field = 'pending_plan' AND h.after IS NOT NULL)
     ORDER BY r.effective_from DESC LIMIT 1
 ) n ON true
 LEFT JOIN LATERAL (

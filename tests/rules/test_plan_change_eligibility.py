@@ -11,7 +11,14 @@ import pytest
 from workflows.rules.errors import ErrorCode, RuleViolation
 from workflows.rules.money import Money
 from workflows.rules.periods import BillingPeriod, Interval
-from workflows.rules.plan_change import PlanChangeFacts, PlanPrice, decide_plan_change, plan_change_period
+from workflows.rules.plan_change import (
+    PlanChangeFacts,
+    PlanPrice,
+    ReplacedTerms,
+    can_roll_back,
+    decide_plan_change,
+    plan_change_period,
+)
 from workflows.rules.proration import PlanChangeMode
 from workflows.rules.subscription import SubscriptionStatus
 
@@ -91,3 +98,32 @@ def test_the_period_of_a_trial_is_the_trial() -> None:
     assert plan_change_period(**none | {"billing_anchor": PERIOD.start, "trial_end": PERIOD.end}) == PERIOD
     current = {"period_start": PERIOD.start, "period_end": PERIOD.end, "billing_anchor": START - timedelta(days=90)}
     assert plan_change_period(**none | current | {"trial_end": START}) == PERIOD
+
+
+@pytest.mark.parametrize(
+    ("plan_id", "period_start", "has_plan_resources", "expected"),
+    [
+        ("pln_new", START, False, True),
+        ("pln_new", START, True, False),
+        ("pln_new", PERIOD.end, False, False),
+        ("pln_old", START, False, False),
+        ("pln_new", None, False, False),
+    ],
+)
+def test_a_recorded_plan_change_is_rolled_back_until_the_resize_or_the_next_period(
+    plan_id: str, period_start: datetime | None, has_plan_resources: bool, expected: bool
+) -> None:
+    replaced = ReplacedTerms(
+        plan_change_id="upd",
+        plan_id="pln_old",
+        price_id="prc_old",
+        billing_anchor=START,
+        period=PERIOD,
+        pending_plan_id=None,
+        new_plan_id="pln_new",
+        new_period_start=START,
+    )
+    assert (
+        can_roll_back(replaced, plan_id=plan_id, period_start=period_start, has_plan_resources=has_plan_resources)
+        is expected
+    )

@@ -157,12 +157,19 @@ class PlanChangeResult(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApplyPlanChange:
+    """Applies, schedules or prices a plan change.
+
+    Attributes:
+        is_resized: Whether a resize follows a change that is applied now: what the change replaces is then recorded.
+    """
+
     subscription_id: str
     plan_id: str
     mode: PlanChangeMode | None
     plan_change_id: str
     actor: str
     now: datetime
+    is_resized: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,6 +194,12 @@ class PlanChangeOutcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletePlanChange:
+    """Completes a plan change that a card paid for.
+
+    Attributes:
+        is_resized: As of ``ApplyPlanChange``.
+    """
+
     subscription_id: str
     invoice_id: str
     payment_id: str
@@ -195,6 +208,7 @@ class CompletePlanChange:
     terms: PlanTerms
     restarts: bool
     now: datetime
+    is_resized: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from temporalio import activity
 
 from workflows.ports.billing import BillingOutcome
 from workflows.ports.payments import PaymentInput
+from workflows.ports.subscription import PlanChangeRollback
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +53,7 @@ class Recovery:
         is_instance_degraded: Whether an operation may have left a part of the instance stopped.
         is_stopped_by_customer: Whether the customer stopped the instance.
         has_plan_resources: Whether the instance has the resources of the subscription's plan.
+        plan_change_rollback: What the last plan change replaced; None once the instance is resized.
     """
 
     payments: list[UnsettledPayment] = field(default_factory=list)
@@ -67,6 +69,7 @@ class Recovery:
     is_instance_degraded: bool = False
     is_stopped_by_customer: bool = False
     has_plan_resources: bool = True
+    plan_change_rollback: PlanChangeRollback | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

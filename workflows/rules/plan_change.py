@@ -90,6 +90,35 @@ class PlanChangeFacts:
     next_discount: Discount | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplacedTerms:
+    """What an applied plan change replaced, as recorded with it, and what it made of the plan and the period.
+
+    Attributes:
+        pending_plan_id: The plan of the scheduled change that it withdrew; None without one.
+    """
+
+    plan_change_id: str
+    plan_id: str
+    price_id: str
+    billing_anchor: datetime
+    period: BillingPeriod
+    pending_plan_id: str | None
+    new_plan_id: str
+    new_period_start: datetime
+
+
+def can_roll_back(
+    replaced: ReplacedTerms, *, plan_id: str, period_start: datetime | None, has_plan_resources: bool
+) -> bool:
+    """Return whether the last plan change of a subscription is rolled back when its resize fails.
+
+    Not once the instance has the resources, and not in a later period: its terms are final.
+    """
+    is_current = (plan_id, period_start) == (replaced.new_plan_id, replaced.new_period_start)
+    return is_current and not has_plan_resources
+
+
 def plan_change_period(
     *,
     period_start: datetime | None,

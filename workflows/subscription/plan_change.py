@@ -88,6 +88,7 @@ async def _charge_and_complete(
                 terms=outcome.terms,
                 restarts=outcome.is_new_anchor,
                 now=workflow.now(),
+                is_resized=_is_resized(context, outcome.terms.plan_id),
             ),
             **policies.DATABASE,
         )
@@ -136,11 +137,22 @@ async def _apply_or_price(context: SubscriptionContext, command: ChangePlan) -> 
                 plan_change_id=command.update_id,
                 actor=command.actor,
                 now=workflow.now(),
+                is_resized=_is_resized(context, command.plan_id),
             ),
             **policies.DATABASE,
         )
     except ActivityError as error:
         raise from_activity_error(error) from error
+
+
+def _is_resized(context: SubscriptionContext, plan_id: str) -> bool:
+    """Return whether a resize follows a change to the plan now; without one there is nothing to roll back.
+
+    None follows if the instance has these resources already (an earlier change was not carried out), or if it is
+    stopped: it is resized when the customer starts it, possibly periods later.
+    """
+    state = context.require_state()
+    return state.instance_plan_id != plan_id and not state.is_stopped_by_customer
 
 
 def _commit_plan_change(
@@ -150,9 +162,7 @@ def _commit_plan_change(
     state = context.require_state()
     before, replaced_terms, replaced_pending = state.committed, state.terms, state.pending_terms
     context.store_committed(committed, terms)
-    # Nothing to roll back where no resize follows now: the instance has these resources already (an earlier change was
-    # not carried out), or it is stopped and is resized when the customer starts it, possibly periods later.
-    is_resized = state.instance_plan_id != terms.plan_id and not state.is_stopped_by_customer
+    is_resized = _is_resized(context, terms.plan_id)
     if before.billing_anchor is None or before.period_start is None or before.period_end is None or not is_resized:
         state.plan_change_rollback = None
         return

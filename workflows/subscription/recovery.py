@@ -34,6 +34,7 @@ async def adopt(context: SubscriptionContext) -> bool:
     # As after a resumption that failed: resumed again, or suspended.
     state.failed_operation = OperationKind.RESUME if recovery.is_instance_degraded else None
     state.instance_plan_id = state.terms.plan_id if recovery.has_plan_resources else ""
+    state.plan_change_rollback = recovery.plan_change_rollback
     state.hard_declined = recovery.hard_declined
     state.hard_declined_payment_method_ids = recovery.hard_declined_payment_method_ids
     if state.committed.past_due_since is not None:
