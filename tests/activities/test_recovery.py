@@ -217,6 +217,31 @@ async def test_a_debt_remembers_its_attempts_and_whether_its_card_was_declined_f
     assert loaded.hard_declined is hard_declined
 
 
+@pytest.mark.parametrize(("first", "last", "hard_declined"), [(0, 1, False), (1, 0, True)])
+async def test_the_last_declined_card_decides_whether_fraud_is_suspected(
+    billing: BillingFixture, first: int, last: int, hard_declined: bool
+) -> None:
+    ordered, opened = await billing.create_past_due_subscription()
+    await billing.billing_activities.collect_invoice(collect_command(ordered, opened))
+    stolen = await insert_payment_method(billing.sessions, default=False)
+    other = await insert_payment_method(billing.sessions)
+    for place, (method, code) in ((first, (stolen, "stolen_card")), (last, (other, "insufficient_funds"))):
+        await insert_payment(
+            billing,
+            ordered.id,
+            500,
+            id=f"pay_{place}",
+            idempotency_key=f"pay_{place}:1",
+            invoice_id=opened.invoice_id,
+            status="failed",
+            decline_code=code,
+            payment_method_id=method,
+            created_at=ordered.period.end + place * DAY,
+        )
+    loaded = await recovery_activities(billing).load(LoadRecovery(subscription_id=ordered.id))
+    assert loaded.hard_declined is hard_declined
+
+
 @pytest.mark.parametrize(
     ("status", "expected"),
     [

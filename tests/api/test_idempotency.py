@@ -66,6 +66,17 @@ class OrderRoutes:
 
             return await once.run(prepare_nothing, lambda _: work())
 
+        @router.post("/api/v1/presented", status_code=201)
+        async def presented(body: OrderBody, once: RequiredIdempotency) -> Response:
+            async def work(_: None) -> int:
+                self.done += 1
+                return self.done
+
+            async def present(_: AsyncSession, __: None, number: int) -> JsonResponse:
+                return success({"number": number}, status=201)
+
+            return await once.run_and_present(prepare_nothing, work, present)
+
         @router.post("/api/v1/disconnected", status_code=201)
         async def disconnected(body: OrderBody, once: RequiredIdempotency) -> Response:
             async def lose_the_connection(session: AsyncSession) -> None:
@@ -269,6 +280,21 @@ async def test_work_whose_claim_cannot_be_committed_is_found_by_its_ids(api: Api
     reported = [log["error"] for log in logs if log["event"] == "idempotency.claim_not_committed"]
     assert reported == 2 * ["OperationalError"]
     assert api.query_as_superuser("SELECT 1 FROM idempotency_records") == []
+
+
+async def test_a_response_is_stored_after_a_claim_that_is_slow_to_commit(
+    api: ApiFixture, routes: OrderRoutes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada = await api.register_verified_user()
+    commit, delays = AsyncSession.commit, iter([0.3])
+
+    async def commit_slowly(session: AsyncSession) -> None:
+        await asyncio.sleep(next(delays, 0.0))
+        await commit(session)
+
+    monkeypatch.setattr(AsyncSession, "commit", commit_slowly)
+    first, second = [await ada.http.post("/presented", json={}, headers=KEY) for _ in range(2)]
+    assert (first.status_code, second.content, routes.done) == (201, first.content, 1)
 
 
 async def test_a_claim_whose_process_died_is_taken_over(api: ApiFixture, routes: OrderRoutes) -> None:

@@ -81,6 +81,22 @@ async def test_the_backup_of_a_default_that_was_removed_meanwhile_is_tried(lost:
     assert [row["payment_method_id"] for row in await _charges_after(lost, subscription, before)] == [backup]
 
 
+@pytest.mark.parametrize("decline_code", ["stop_payment_order", "stolen_card"])
+async def test_a_backup_with_a_hard_decline_is_not_tried_when_the_default_was_removed_meanwhile(
+    lost: LostPayments, decline_code: str
+) -> None:
+    default, backup = await lost.add_card(DECLINED), await lost.add_card(DECLINED, default=False)
+    subscription = await _create_debt(lost, days=8)
+    before = await _count_charges(lost, subscription)
+    await lost.lose(subscription)
+    await lost.subscriptions.execute(
+        "UPDATE payments SET decline_code = :code WHERE payment_method_id = :id", code=decline_code, id=backup
+    )
+    await lost.remove_card(default)
+    await _restart(lost, subscription)
+    assert await _charges_after(lost, subscription, before) == []
+
+
 async def test_a_card_that_was_saved_again_meanwhile_is_tried(lost: LostPayments) -> None:
     card = await lost.add_card(DECLINED)
     subscription = await _create_debt(lost, days=8)
