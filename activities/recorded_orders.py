@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from activities.holds import agreed_card_charge
 from activities.outcomes import committed_state
 from activities.plan_terms import build_plan_terms
-from db.queries import invoices, locked_subscriptions
+from db.queries import invoices, locked_subscriptions, orders
 from db.queries.locked_subscriptions import LockedSubscription
 from db.queries.plan_changes import find_scheduled_at
 from workflows.errors import non_retryable_error
@@ -42,6 +42,7 @@ async def replay_creation(
         pending_terms=pending_terms,
         card_charge=await _agreed_card_charge(session, subscription),
         order=to_recorded_order(subscription),
+        cancellation_requested=await orders.is_cancellation_requested(session, subscription.id),
     )
 
 

@@ -61,7 +61,12 @@ from workflows.rules import ledger
 from workflows.rules.errors import ErrorCode, RuleViolation
 from workflows.rules.funding import GatewayTerms
 from workflows.rules.notifications import NotificationKind
-from workflows.rules.subscription import PAST_DUE_STATUSES, PRE_READY_STATUSES, SubscriptionStatus
+from workflows.rules.subscription import (
+    CANCELLATION_REQUESTED,
+    PAST_DUE_STATUSES,
+    PRE_READY_STATUSES,
+    SubscriptionStatus,
+)
 
 _CONSTRAINT_ERRORS = {
     "uq_subscriptions_one_trial_per_service": (
@@ -136,7 +141,7 @@ class PostgresSubscriptionActivities(SubscriptionActivities):
     @activity.defn(name="subscriptions.record_cancellation_request")
     @converts_rule_violations
     async def record_cancellation_request(self, command: RecordCancellationRequest) -> None:
-        kind, message = "subscription.cancellation_requested", "Cancellation requested. The order is being rolled back."
+        kind, message = CANCELLATION_REQUESTED, "Cancellation requested. The order is being rolled back."
         async with self._sessions.begin() as session:
             subscription = await begin_with_locked_subscription(session, command.subscription_id)
             changes = new_change_set(subscription, command.now, command.actor)

@@ -8,12 +8,12 @@ from datetime import datetime
 from typing import Any
 
 import orjson
-from sqlalchemy import text
+from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.driver import DriverStatement, begin_and_fetch_one, driver_sql, fetch_one
 from db.models.instances import Instance
-from db.models.subscriptions import Subscription
+from db.models.subscriptions import Subscription, TimelineEvent
 from db.queries.json_inserts import JsonInsert
 from db.queries.locked_subscriptions import (
     FUNDS_COLUMNS,
@@ -25,6 +25,7 @@ from db.queries.locked_subscriptions import (
     to_funds,
     to_plan_with_price,
 )
+from workflows.rules.subscription import CANCELLATION_REQUESTED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,3 +133,11 @@ def order_insert(subscription: Mapping[str, Any], instance: Mapping[str, Any]) -
         if unknown := row.keys() - insert.columns:
             raise ValueError(f"{insert.table.name} has no column {', '.join(sorted(unknown))} that an order writes")
     return DriverStatement(_INSERT, {"rows": orjson.dumps([[subscription], [instance]]).decode()})
+
+
+async def is_cancellation_requested(session: AsyncSession, subscription_id: str) -> bool:
+    """Return whether an accepted cancellation of the order is recorded."""
+    recorded = select(TimelineEvent.id).where(
+        TimelineEvent.subscription_id == subscription_id, TimelineEvent.dedup_key == CANCELLATION_REQUESTED
+    )
+    return await session.scalar(recorded) is not None

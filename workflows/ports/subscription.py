@@ -310,13 +310,17 @@ class CardCharge:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreateSubscriptionOutcome:
-    """``card_charge`` is None when credit (or a trial) secures the first period by itself."""
+    """``card_charge`` is None when credit (or a trial) secures the first period by itself.
+
+    ``cancellation_requested``: a lost run accepted the cancellation of this order, and had not compensated all of it.
+    """
 
     state: CommittedState
     terms: PlanTerms
     card_charge: CardCharge | None
     order: RecordedOrder
     pending_terms: PlanTerms | None = None
+    cancellation_requested: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -77,6 +77,9 @@ RUNNING_STATUSES = RENEWING_STATUSES | {SubscriptionStatus.PAST_DUE}
 STOPPED_STATUSES = frozenset({SubscriptionStatus.SUSPENDED, SubscriptionStatus.PAUSED, SubscriptionStatus.CANCELLED})
 """Statuses in which the instance is stopped by the platform and its data is kept."""
 
+CANCELLATION_REQUESTED = "subscription.cancellation_requested"
+"""Kind of the timeline event of an accepted cancellation of an order."""
+
 PRE_READY_STATUSES = frozenset({SubscriptionStatus.PENDING, SubscriptionStatus.PROVISIONING})
 PAST_DUE_STATUSES = frozenset({SubscriptionStatus.PAST_DUE, SubscriptionStatus.SUSPENDED})
 TERMINAL_STATUSES = frozenset(state for state, targets in TRANSITIONS.items() if not targets)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from temporalio import workflow
 from temporalio.exceptions import ChildWorkflowError
 from temporalio.workflow import ParentClosePolicy
@@ -13,6 +15,7 @@ from workflows.ports.payments import PaymentInput, PaymentOutcome
 from workflows.ports.subscription import (
     PLATFORM_ACTOR,
     AbortOrder,
+    CancelAt,
     CancelSubscription,
     CardCharge,
     CreateSubscriptionOutcome,
@@ -29,6 +32,11 @@ from workflows.subscription.card_payments import PaymentHandle
 from workflows.subscription.context import SubscriptionContext
 
 UNSETTLED_STATUSES = tuple(IN_FLIGHT_STATUSES - {PaymentStatus.AUTHORIZED})
+
+RECORDED_CANCELLATION = CancelSubscription(
+    update_id="", actor=PLATFORM_ACTOR, at=CancelAt.NOW, reason="cancelled by the customer"
+)
+"""The accepted cancellation of a lost run: the timeline keeps that it was requested, not by whom."""
 
 
 class OrderAborted(Exception):
@@ -68,10 +76,13 @@ class OrderFulfillment:
                 # is released, once its instance is deleted and its authorization is voided.
                 saga.add_compensation(self._record_abort)
                 try:
+                    if opened.cancellation_requested:
+                        await self._take_over_cancellation(saga, opened)
                     if opened.card_charge is not None:
                         saga.add_compensation(self._cancel_authorization)
                         await self._authorize_card(opened.card_charge)
                     saga.add_compensation(self._delete_instance)
+                    self._raise_if_cancel_requested()
                     await self._provision()
                 except OrderAborted as ending:
                     self._abort = ending
@@ -91,6 +102,21 @@ class OrderFulfillment:
         )
         self._context.store_created(opened)
         return opened
+
+    async def _take_over_cancellation(self, saga: Saga, opened: CreateSubscriptionOutcome) -> None:
+        """Take over what a lost run began for an order whose cancellation it accepted, and abort the order.
+
+        Raises:
+            OrderAborted: always.
+        """
+        if self._context.cancel_request is None:
+            self._context.cancel_request = RECORDED_CANCELLATION
+        if opened.card_charge is not None:
+            saga.add_compensation(functools.partial(self._void_authorizations, opened.card_charge))
+        if opened.state.status is SubscriptionStatus.PROVISIONING:
+            saga.add_compensation(self._delete_instance)
+            await self._provision()
+        self._raise_if_cancel_requested()
 
     async def _authorize_card(self, card: CardCharge) -> None:
         """Authorize the amount that credit does not cover, at the first card that does not decline."""
@@ -133,7 +159,6 @@ class OrderFulfillment:
             return None
 
     async def _provision(self) -> None:
-        self._raise_if_cancel_requested()
         command = self._context.command
         child: workflow.ChildWorkflowHandle[object, ProvisioningOutcome] = await workflow.start_child_workflow(
             names.PROVISIONING,
@@ -232,6 +257,19 @@ class OrderFulfillment:
         if self._payment is not None:
             await card_payments.signal_payment(self._payment, "cancel_authorization")
             await workflow.wait_condition(self._payment.done)
+
+    async def _void_authorizations(self, card: CardCharge) -> None:
+        """Take over the payments that a lost run started, and void the authorization of the one that has it."""
+        for method in card.payment_methods:
+            payment = card_payments.build_payment(self._context, card.amount, method, None)
+            handle = await card_payments.start_payment(payment)
+            await card_payments.signal_payment(handle, "cancel_authorization")
+            try:
+                outcome = await handle
+            except ChildWorkflowError:
+                return
+            if not dunning.may_charge_backup(outcome.status, outcome.decline_code):
+                break
 
     async def _delete_instance(self) -> None:
         """Delete an instance that became ready just before the cancellation; provisioning rolls back by itself."""
