@@ -30,8 +30,9 @@ from workflows.rules.webhook_events import STRIPE_REFUND_STATUSES
 
 GATEWAY_NAME = "stripe"
 
-PAYING_DISPUTES = frozenset({"needs_response", "under_review", "lost"})
-"""Statuses of disputes in which the bank has taken the money back. An inquiry (``warning_…``) moves no money."""
+INQUIRY_PREFIX, WON = "warning_", "won"
+"""Disputes in which the platform has the money: an inquiry moves none. In any other the bank has taken it back, also in
+those whose status Stripe adds later."""
 CONNECT_SECONDS, READ_SECONDS = 3.0, 8.0
 
 PAYMENT_STATUSES = {
@@ -195,7 +196,7 @@ class StripeGateway:
     async def is_disputed(self, reference: str) -> bool:
         page = await _translate_errors(self._client.v1.disputes.list_async({"payment_intent": reference, "limit": 100}))
         async for dispute in page.auto_paging_iter():
-            if dispute.status in PAYING_DISPUTES:
+            if has_taken_money_back(dispute.status):
                 return True
         return False
 
@@ -221,6 +222,11 @@ class StripeGateway:
 
     async def retrieve_refund(self, reference: str) -> GatewayRefund:
         return to_gateway_refund(await _translate_errors(self._client.v1.refunds.retrieve_async(reference)))
+
+
+def has_taken_money_back(dispute_status: str) -> bool:
+    """Return whether the customer has the money of a charge by a dispute with this status."""
+    return dispute_status != WON and not dispute_status.startswith(INQUIRY_PREFIX)
 
 
 def to_gateway_payment(intent: PaymentIntent) -> GatewayPayment:

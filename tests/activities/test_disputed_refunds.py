@@ -10,6 +10,7 @@ import pytest
 from temporalio.exceptions import ApplicationError
 
 from activities.gateways.protocol import GatewayUnavailable
+from activities.gateways.stripe import has_taken_money_back
 from tests.activities.test_payments_refunds import order, paid, paid_invoice, refund
 from tests.activities.test_rejected_refunds import DAYS_LATER, recheck
 from tests.support.inserts import insert_organization
@@ -24,6 +25,28 @@ def dispute(payments: PaymentFixture, pay: PaymentInput, status: str = "needs_re
     (charge,) = payments.charges(pay)
     body = {"charge": charge["id"], "status": status}
     httpx.post(f"{payments.stripe.url}/sandbox/disputes", json=body).raise_for_status()
+
+
+@pytest.mark.parametrize(
+    ("status", "is_taken"),
+    [
+        ("needs_response", True),
+        ("under_review", True),
+        ("lost", True),
+        ("prevented", True),
+        ("appeal_needs_response", True),
+        ("appeal_under_review", True),
+        ("a_status_of_the_future", True),
+        ("won", False),
+        ("warning_needs_response", False),
+        ("warning_under_review", False),
+        ("warning_closed", False),
+    ],
+)
+def test_only_an_inquiry_and_a_dispute_that_was_won_leave_the_money_with_the_platform(
+    status: str, is_taken: bool
+) -> None:
+    assert has_taken_money_back(status) is is_taken
 
 
 @pytest.mark.parametrize("status", ["needs_response", "under_review", "lost"])
