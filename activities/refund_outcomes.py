@@ -10,7 +10,6 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from temporalio import activity
 
 from activities.formatting import format_money
-from activities.gateways.protocol import CHARGE_DISPUTED
 from activities.refund_ledger import credit_rejected_refund
 from db.models.payments import Payment, Refund
 from db.queries import audit, outbox, payments
@@ -169,8 +168,8 @@ async def alert_rejected_while_disputed(
     await outbox.enqueue(session, alert)
 
 
-def _next_step(refund: Refund) -> str:
-    if refund.failure_code == CHARGE_DISPUTED:
+def _next_step(*, is_disputed: bool) -> str:
+    if is_disputed:
         return (
             "The customer disputes the charge at the bank: accept or contest the dispute at the gateway. Do not pay the"
             " amount out otherwise, the customer would have it twice."
@@ -178,7 +177,7 @@ def _next_step(refund: Refund) -> str:
     return "Pay the amount out manually, or refund it to the wallet."
 
 
-async def alert_failure(session: AsyncSession, locked: LockedRefund, now: datetime) -> None:
+async def alert_failure(session: AsyncSession, locked: LockedRefund, now: datetime, *, is_disputed: bool) -> None:
     """Alert the operators that the gateway cannot return the money, and say what is left to do."""
     refund, payment = locked.refund, locked.payment
     activity.logger.error("refund %s failed: %s", refund.id, refund.failure_code)
@@ -186,7 +185,7 @@ async def alert_failure(session: AsyncSession, locked: LockedRefund, now: dateti
         f"refund:{refund.id}:failed",
         now,
         f"Refund {refund.id} failed at {payment.gateway}",
-        f"Gateway error {refund.failure_code}. {_next_step(refund)}",
+        f"Gateway error {refund.failure_code}. {_next_step(is_disputed=is_disputed)}",
         severity="warning",
         payment_id=payment.id,
     )

@@ -10,7 +10,13 @@ from temporalio import activity
 
 from activities.credit_arrivals import list_debtors
 from activities.formatting import format_money
-from activities.gateways.protocol import CHARGE_DISPUTED, GatewayRefund, GatewayRejected, PaymentGateway
+from activities.gateways.protocol import (
+    CHARGE_DISPUTED,
+    DISPUTE_FAILURES,
+    GatewayRefund,
+    GatewayRejected,
+    PaymentGateway,
+)
 from activities.refund_ledger import (
     load_invoices,
     pay_out_from_wallet,
@@ -126,10 +132,15 @@ class GatewayRefundActivities(RefundActivities):
             return existing
         gateway = self._gateways.get(payment.gateway)
         gateway_refund = await _request_refund(gateway, refund, payment, is_key_retained=is_key_retained)
+        has_failed = gateway_refund.status is RefundStatus.FAILED
+        # A pending refund may fail for another reason while the charge is disputed.
+        is_disputed = has_failed and (
+            gateway_refund.failure_code in DISPUTE_FAILURES or await _is_disputed(gateway, payment)
+        )
         async with self._sessions.begin() as session:
             locked = await payments.lock_refund(session, command.refund_id)
             assert locked is not None  # refunds are never deleted
-            await self._apply_gateway_refund(session, locked, gateway_refund, command.now)
+            await self._apply_gateway_refund(session, locked, gateway_refund, command.now, is_disputed=is_disputed)
             return await _outcome(session, locked.refund, locked.payment)
 
     @activity.defn(name="refunds.recheck")
@@ -187,7 +198,13 @@ class GatewayRefundActivities(RefundActivities):
             )
 
     async def _apply_gateway_refund(
-        self, session: AsyncSession, locked: LockedRefund, gateway_refund: GatewayRefund, now: datetime
+        self,
+        session: AsyncSession,
+        locked: LockedRefund,
+        gateway_refund: GatewayRefund,
+        now: datetime,
+        *,
+        is_disputed: bool,
     ) -> None:
         refund, payment = locked.refund, locked.payment
         if refund.status != RefundStatus.PENDING:
@@ -202,7 +219,7 @@ class GatewayRefundActivities(RefundActivities):
             refund.failure_code = gateway_refund.failure_code
             payment.refunded_minor -= refund.amount_minor
             await return_refund(session, refund, payment, now)
-            await alert_failure(session, locked, now)
+            await alert_failure(session, locked, now, is_disputed=is_disputed)
         if refund.status != RefundStatus.PENDING:
             await audit_outcome(session, locked, now, before=before)
 

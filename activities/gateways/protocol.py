@@ -15,6 +15,8 @@ from workflows.rules.payment import GatewayPayment, RefundStatus
 
 CHARGE_DISPUTED = "charge_disputed"
 """Code of the rejection of a refund whose charge the customer disputes: the bank has taken the money back, or asks."""
+DISPUTE_FAILURES = frozenset({CHARGE_DISPUTED, "charge_for_pending_refund_disputed"})
+"""Failure codes of refunds whose charge is disputed: of one that is rejected at once, and of one that was pending."""
 
 
 class GatewayUnavailable(Exception):

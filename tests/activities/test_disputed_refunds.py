@@ -16,7 +16,7 @@ from tests.activities.test_rejected_refunds import DAYS_LATER, recheck
 from tests.support.inserts import insert_organization
 from tests.support.payment_fixture import PaymentFixture, run_activity
 from workflows.ports.payments import PaymentInput
-from workflows.ports.refunds import RecheckRefund, RefundDestination, ReserveRefund
+from workflows.ports.refunds import RecheckRefund, RefundDestination, ReserveRefund, SendRefund
 from workflows.rules.errors import ErrorCode
 
 
@@ -108,6 +108,34 @@ async def test_a_disputed_payment_is_not_paid_out_manually_either(payments: Paym
     assert "contest the dispute" in details
     assert "Pay the amount out manually" not in details
     assert "refund it to the wallet" not in details
+
+
+@pytest.mark.parametrize(
+    ("failure_reason", "is_disputed", "is_paid_manually"),
+    [
+        ("charge_for_pending_refund_disputed", True, False),
+        ("charge_for_pending_refund_disputed", False, False),
+        ("expired_or_canceled_card", True, False),
+        ("expired_or_canceled_card", False, True),
+    ],
+)
+async def test_a_pending_refund_that_fails_is_not_paid_out_manually_while_the_payment_is_disputed(
+    payments: PaymentFixture, failure_reason: str, is_disputed: bool, is_paid_manually: bool
+) -> None:
+    pay = await paid(payments, token="pm_card_pendingRefund")
+    request = order(payments, pay, None)
+    assert (await refund(payments, request)).status == "pending"
+    if is_disputed:
+        dispute(payments, pay)
+    payments.fail_refund(payments.refunds_at_gateway(pay)[0]["id"], failure_reason)
+    command = SendRefund(refund_id=request.refund_id, now=DAYS_LATER)
+    outcome = await run_activity(payments.refund_activities.send, command)
+    assert (outcome.status, outcome.failure_code) == ("failed", failure_reason)
+    assert await payments.balances() == (10_000, 0)
+    (alert,) = await payments.notifications("operator_alert")
+    details = alert["template_context"]["details"]
+    assert ("Pay the amount out manually" in details) is is_paid_manually
+    assert ("contest the dispute" in details) is not is_paid_manually
 
 
 async def test_a_rejected_refund_of_a_payment_that_is_disputed_meanwhile_is_not_credited(
