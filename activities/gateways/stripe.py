@@ -30,9 +30,9 @@ from workflows.rules.webhook_events import STRIPE_REFUND_STATUSES
 
 GATEWAY_NAME = "stripe"
 
-INQUIRY_PREFIX, WON = "warning_", "won"
-"""Disputes in which the platform has the money: an inquiry moves none. In any other the bank has taken it back, also in
-those whose status Stripe adds later."""
+ENDED_FOR_PLATFORM = frozenset({"won", "warning_closed"})
+"""Statuses of disputes that ended with the money at the platform. In any other, also one that Stripe adds later, the
+bank has taken it back or may: an inquiry that is open becomes a dispute."""
 CONNECT_SECONDS, READ_SECONDS = 3.0, 8.0
 
 PAYMENT_STATUSES = {
@@ -196,7 +196,7 @@ class StripeGateway:
     async def is_disputed(self, reference: str) -> bool:
         page = await _translate_errors(self._client.v1.disputes.list_async({"payment_intent": reference, "limit": 100}))
         async for dispute in page.auto_paging_iter():
-            if has_taken_money_back(dispute.status):
+            if may_take_money_back(dispute.status):
                 return True
         return False
 
@@ -224,9 +224,9 @@ class StripeGateway:
         return to_gateway_refund(await _translate_errors(self._client.v1.refunds.retrieve_async(reference)))
 
 
-def has_taken_money_back(dispute_status: str) -> bool:
-    """Return whether the customer has the money of a charge by a dispute with this status."""
-    return dispute_status != WON and not dispute_status.startswith(INQUIRY_PREFIX)
+def may_take_money_back(dispute_status: str) -> bool:
+    """Return whether the customer has, or may get, the money of a charge by a dispute with this status."""
+    return dispute_status not in ENDED_FOR_PLATFORM
 
 
 def to_gateway_payment(intent: PaymentIntent) -> GatewayPayment:
