@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from activities.plan_terms import build_plan_terms
-from db.queries import locked_subscriptions
+from activities.plan_terms import load_plan_terms
 from db.queries.locked_subscriptions import LockedSubscription
 from db.queries.plan_changes import find_replaced_terms, find_scheduled_at, get_price_start
 from db.queries.workflow_recovery import InstanceFacts
-from workflows.errors import non_retryable_error
-from workflows.ports.subscription import PlanChangeRollback, PlanTerms
-from workflows.rules.errors import ErrorCode
+from workflows.ports.subscription import PlanChangeRollback
 from workflows.rules.plan_change import can_roll_back
 
 
@@ -33,7 +29,7 @@ async def load_rollback(
     price_start = await get_price_start(session, replaced.price_id)
     rollback = PlanChangeRollback(
         plan_change_id=replaced.plan_change_id,
-        terms=await _load_terms(session, subscription, replaced.plan_id, price_start),
+        terms=await load_plan_terms(session, subscription, replaced.plan_id, price_start),
         anchor=replaced.billing_anchor,
         period_start=replaced.period.start,
         period_end=replaced.period.end,
@@ -42,12 +38,5 @@ async def load_rollback(
     if replaced.pending_plan_id is None or scheduled_at is None:
         return rollback
     # The price that was in force when the change was scheduled is agreed.
-    pending = await _load_terms(session, subscription, replaced.pending_plan_id, scheduled_at)
+    pending = await load_plan_terms(session, subscription, replaced.pending_plan_id, scheduled_at)
     return replace(rollback, pending_terms=pending)
-
-
-async def _load_terms(session: AsyncSession, subscription: LockedSubscription, plan_id: str, at: datetime) -> PlanTerms:
-    plan = await locked_subscriptions.get_plan_with_price(session, plan_id, subscription.currency, at)
-    if plan is None:
-        raise non_retryable_error(ErrorCode.NOT_FOUND, "Plan not found, or it had no price at that time.")
-    return build_plan_terms(plan, subscription.timezone)

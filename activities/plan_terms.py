@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
-from db.queries.locked_subscriptions import PlanWithPrice
+from datetime import datetime
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from db.queries.locked_subscriptions import LockedSubscription, PlanWithPrice, get_plan_with_price
+from workflows.errors import non_retryable_error
 from workflows.ports.subscription import PlanTerms, Resources
 from workflows.rules.dunning import DunningPolicy
+from workflows.rules.errors import ErrorCode
 from workflows.rules.periods import Interval
+
+
+async def load_plan_terms(
+    session: AsyncSession, subscription: LockedSubscription, plan_id: str, at: datetime
+) -> PlanTerms:
+    """Return the terms of a plan with the price that is in force at ``at``.
+
+    Raises:
+        ApplicationError: ``NOT_FOUND``: there is no such plan, or no price in the subscription's currency.
+    """
+    plan = await get_plan_with_price(session, plan_id, subscription.currency, at)
+    if plan is None:
+        raise non_retryable_error(
+            ErrorCode.NOT_FOUND, "Plan not found, or it has no price in the currency of the organization."
+        )
+    return build_plan_terms(plan, subscription.timezone)
 
 
 def build_plan_terms(plan: PlanWithPrice, timezone: str) -> PlanTerms:

@@ -9,13 +9,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from activities.holds import agreed_card_charge
 from activities.outcomes import committed_state
-from activities.plan_terms import build_plan_terms
-from db.queries import invoices, locked_subscriptions, orders
+from activities.plan_terms import load_plan_terms
+from db.queries import invoices, orders
 from db.queries.locked_subscriptions import LockedSubscription
 from db.queries.plan_changes import find_scheduled_at
-from workflows.errors import non_retryable_error
-from workflows.ports.subscription import CardCharge, CreateSubscriptionOutcome, PlanTerms, RecordedOrder
-from workflows.rules.errors import ErrorCode
+from workflows.ports.subscription import CardCharge, CreateSubscriptionOutcome, RecordedOrder
 from workflows.rules.subscription import PRE_READY_STATUSES
 
 
@@ -31,11 +29,11 @@ async def replay_creation(
     if subscription.pending_plan_id is not None:
         # The price that was in force when the change was scheduled is agreed.
         scheduled_at = await find_scheduled_at(session, subscription.id)
-        pending_terms = await _load_terms(session, subscription, subscription.pending_plan_id, scheduled_at or now)
+        pending_terms = await load_plan_terms(session, subscription, subscription.pending_plan_id, scheduled_at or now)
     return CreateSubscriptionOutcome(
         state=await committed_state(session, subscription, None),
         terms=replace(
-            await _load_terms(session, subscription, subscription.plan_id, now),
+            await load_plan_terms(session, subscription, subscription.plan_id, now),
             price_id=subscription.price_id,
             price=subscription.price,
         ),
@@ -50,15 +48,6 @@ def to_recorded_order(subscription: LockedSubscription) -> RecordedOrder:
     return RecordedOrder(
         hostname=subscription.hostname or "", price=subscription.price, created_at=subscription.created_at
     )
-
-
-async def _load_terms(session: AsyncSession, subscription: LockedSubscription, plan_id: str, at: datetime) -> PlanTerms:
-    plan = await locked_subscriptions.get_plan_with_price(session, plan_id, subscription.currency, at)
-    if plan is None:
-        raise non_retryable_error(
-            ErrorCode.NOT_FOUND, "Plan not found, or it has no price in the currency of the organization."
-        )
-    return build_plan_terms(plan, subscription.timezone)
 
 
 async def _agreed_card_charge(session: AsyncSession, subscription: LockedSubscription) -> CardCharge | None:

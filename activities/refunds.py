@@ -166,10 +166,9 @@ class GatewayRefundActivities(RefundActivities):
         async with self._sessions.begin() as session:
             locked = await payments.lock_refund(session, command.refund_id)
             assert locked is not None  # refunds are never deleted
-            if is_disputed:
-                await alert_rejected_while_disputed(session, locked, gateway_refund.failure_code, command.now)
-            elif _can_be_rejected(locked.refund):
-                await mark_rejected(session, locked, gateway_refund.failure_code, command.now)
+            if _can_be_rejected(locked.refund):
+                conclude = alert_rejected_while_disputed if is_disputed else mark_rejected
+                await conclude(session, locked, gateway_refund.failure_code, command.now)
             return await _outcome(session, locked.refund, locked.payment)
 
     async def _reject_disputed(self, request: RefundInput) -> None:

@@ -129,7 +129,7 @@ EXAMPLES = {
     float: 1.0,
     bool: True,
     Any: "1",
-    datetime: datetime.now(UTC),
+    datetime: datetime(2026, 1, 31, tzinfo=UTC),
     Money: Money(amount_minor=1, currency="USD"),
 }
 
